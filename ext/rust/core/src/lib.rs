@@ -1,0 +1,2 @@
+//! The data path of Postmill, with no Python in it.
+pub mod types;

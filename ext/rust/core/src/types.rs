@@ -1,0 +1,107 @@
+//! The records that pass between the parts of the data path: bytes -> [`Json`] -> [`Row`] -> [`Rendered`] -> tokens.
+//!
+//! Each part lives in a module of its own and knows only these types.
+
+use std::ops::Range;
+
+/// A JSON value that keeps what Python would keep: the order of keys and the text of numbers.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Json {
+    /// `null`
+    Null,
+    /// `true`, `false`
+    Bool(bool),
+    /// The number as written (`1e-5`, `0.10`, any number of digits).
+    Number(Box<str>),
+    /// Unescaped text.
+    String(Box<str>),
+    /// A list.
+    Array(Vec<Json>),
+    /// Members in file order; no key twice.
+    Object(Vec<(Box<str>, Json)>),
+}
+
+/// Who speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u8)]
+pub enum Role {
+    /// Instructions before the conversation (`developer` too).
+    System = 0,
+    /// The person, or the query.
+    User = 1,
+    /// The model: the only role that is ever trained on by the `default` rule.
+    Assistant = 2,
+    /// What a tool answered.
+    Tool = 3,
+}
+
+/// One message as the chat template sees it, with the training marks that it must not see.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Message {
+    /// Whose turn it is.
+    pub role: Role,
+    /// The members handed to the template, in Hugging Face form: `role`, `content`, and where present `tool_calls`
+    /// (`[{type, function: {name, arguments}}]`), `reasoning_content`, `name`, `tool_call_id`, and unknown members.
+    pub fields: Vec<(Box<str>, Json)>,
+    /// `loss` of the row: overrides the base strategy for this message. One value, or one a content piece.
+    pub loss: Vec<bool>,
+    /// `loss_scale` of the row: replaces the weight strategies for this message. One value, or one a content piece.
+    pub loss_scale: Vec<f32>,
+    /// Byte lengths of the content's pieces, when `content` was a list of several texts that were joined.
+    pub pieces: Vec<usize>,
+}
+
+/// What a row asks of training.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Body {
+    /// A conversation.
+    Chat(Vec<Message>),
+    /// A conversation with a worse ending: chosen, then rejected; each is whole.
+    Pair(Vec<Message>, Vec<Message>),
+    /// Text to continue, with no chat framing.
+    Text(Box<str>),
+}
+
+/// One row after every format and alias has been resolved.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Row {
+    /// The conversation or text.
+    pub body: Body,
+    /// Tool schemas, as given (a JSON text is parsed).
+    pub tools: Option<Json>,
+    /// `chat_template_kwargs` of the row.
+    pub template_kwargs: Vec<(Box<str>, Json)>,
+    /// For loss by source.
+    pub channel: Option<Box<str>>,
+    /// KTO label, classification target or score.
+    pub label: Option<f64>,
+    /// Preference margin.
+    pub margin: Option<f64>,
+    /// Every other column as one canonical JSON object (keys sorted, no spaces), or empty when there is none.
+    pub extra: Box<str>,
+}
+
+/// A rendered conversation and where each turn came to lie in it.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Rendered {
+    /// Exactly what `apply_chat_template(tokenize=False)` gives.
+    pub text: String,
+    /// Turns in the order of the text; they do not overlap; text between them is nobody's.
+    pub turns: Vec<Turn>,
+}
+
+/// The text one message produced.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Turn {
+    /// Whose.
+    pub role: Role,
+    /// Index of the message in the conversation.
+    pub message: usize,
+    /// All bytes the message produced, framing included.
+    pub all: Range<usize>,
+    /// For an assistant: the bytes the model itself must generate, from the first after the generation prompt to the end
+    /// of the closing token, if there is one. Empty for other roles.
+    pub generated: Range<usize>,
+    /// Where in `generated` the closing suffix (`<|im_end|>`) starts; equals `generated.end` if there is none.
+    pub closing: usize,
+}

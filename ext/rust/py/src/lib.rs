@@ -1,0 +1,8 @@
+//! Python face of `postmill-core`.
+use pyo3::prelude::*;
+
+/// The module `postmill._native` (and `postmill_rs._native` in the Rust-only wheel).
+#[pymodule]
+fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add("__version__", env!("CARGO_PKG_VERSION"))
+}
