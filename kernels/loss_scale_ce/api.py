@@ -1,0 +1,100 @@
+"""Cross-entropy of `hidden @ weight^T` with a real-valued weight per token, without the (T, V) logits.
+
+    output = loss_scale_ce(hidden_TH, weight_VH, targets_T, token_weights_T, denominator=num_tokens)
+    output.loss.backward()
+
+Rows whose target is negative or whose weight is 0 are left out before the matmul: they cost nothing, and nothing in
+them, NaN included, reaches the result. Any other weight is legal, negative ones too. The denominator is an argument
+because only the caller knows it: the number of trained tokens of the whole accumulated batch, the sum of weights, or 1.
+The formula is in `terms.py`. One meaning, three backends:
+
+- `reference`: plain torch, any device and dtype (`reference.py`);
+- `cpp`: CPU; torch's BLAS on row-block by vocabulary tiles, one arena, fused passes between the products;
+- `triton`: CUDA; compaction on the device without a host sync.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from postmill.kernels.loss_scale_ce import reference
+from postmill.kernels.loss_scale_ce.terms import Head, LossOutput, active_rows, weighted_loss
+
+Backend = Literal["auto", "reference", "cpp", "triton"]
+
+
+def loss_scale_ce(
+    hidden_TH: Tensor,
+    weight_VH: Tensor,
+    targets_T: Tensor,
+    token_weights_T: Tensor,
+    *,
+    denominator: float | Tensor,
+    bias_V: Tensor | None = None,
+    logit_scale: float = 1.0,
+    softcap: float | None = None,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    backend: Backend = "auto",
+    return_logp: bool = False,
+    return_entropy: bool = False,
+    return_correct: bool = False,
+) -> LossOutput:
+    """Weighted cross-entropy of next-token logits, and what else was asked for.
+
+    hidden_TH, weight_VH and bias_V share one floating dtype; targets_T is int64, already shifted (row t is scored
+    against targets_T[t]); token_weights_T is floating and constant. Sums are float32 (float64 for float64 inputs), and
+    so are the loss, `logp_T` and `entropy_T`. Differentiable in hidden, weight and bias, through the loss, `logp_T` and
+    `entropy_T`; the denominator is a constant. No active row: the loss is 0 and so is every gradient.
+
+    Training on the loss alone is the cheap path (the gradient is made in the forward pass, three matrix products);
+    asking for `logp_T` or `entropy_T` makes the backward recompute the logits (four).
+    Raises ValueError for shapes or dtypes that do not fit, a target of V or more, or a backend that cannot run here.
+    """
+    if softcap is not None and not softcap > 0:
+        raise ValueError(f"softcap: {softcap} is not above 0; pass None for no cap")
+    if not 0 <= label_smoothing <= 1:
+        raise ValueError(f"label_smoothing: {label_smoothing} is not in [0, 1]")
+    head = Head(weight_VH, bias_V, logit_scale, softcap)
+    _check_tensors(hidden_TH, head, targets_T, token_weights_T)
+    active_T = active_rows(targets_T, token_weights_T)
+    stats = reference.row_stats(
+        hidden_TH, head, targets_T, active_T, want_mean=label_smoothing != 0, want_expected=return_entropy
+    )
+    return LossOutput(
+        weighted_loss(stats, active_T, token_weights_T, denominator, label_smoothing=label_smoothing, z_loss=z_loss),
+        stats.target_T - stats.lse_T if return_logp else None,
+        stats.lse_T - stats.expected_T if return_entropy else None,
+        active_T & (stats.target_T >= stats.max_T) if return_correct else None,
+    )
+
+
+def _check_tensors(hidden_TH: Tensor, head: Head, targets_T: Tensor, token_weights_T: Tensor) -> None:
+    weight_VH, bias_V = head.weight_VH, head.bias_V
+    if hidden_TH.ndim != 2 or weight_VH.ndim != 2 or hidden_TH.shape[1] != weight_VH.shape[1]:
+        raise ValueError(
+            f"hidden_TH {tuple(hidden_TH.shape)} and weight_VH {tuple(weight_VH.shape)}: expected (T, H) and (V, H); "
+            "flatten batch and sequence first"
+        )
+    num_tokens, vocab_size = len(hidden_TH), len(weight_VH)
+    for name, tensor, length in (
+        ("targets_T", targets_T, num_tokens),
+        ("token_weights_T", token_weights_T, num_tokens),
+        ("bias_V", bias_V, vocab_size),
+    ):
+        if tensor is not None and tensor.shape != (length,):
+            raise ValueError(f"{name}: shape is {tuple(tensor.shape)}, expected ({length},)")
+    if not hidden_TH.is_floating_point() or any(
+        t.dtype != hidden_TH.dtype for t in (weight_VH, bias_V) if t is not None
+    ):
+        raise ValueError(
+            f"hidden_TH is {hidden_TH.dtype}, weight_VH {weight_VH.dtype}, bias_V {getattr(bias_V, 'dtype', None)}: "
+            "expected one floating dtype; convert hidden_TH to the head's"
+        )
+    if targets_T.dtype != torch.int64:
+        raise ValueError(f"targets_T: dtype is {targets_T.dtype}, expected torch.int64")
+    if token_weights_T.requires_grad:
+        raise ValueError("token_weights_T: requires grad, but weights are constants here; use return_logp instead")
