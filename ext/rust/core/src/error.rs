@@ -11,6 +11,8 @@ pub enum Error {
         /// Value, rule, remedy.
         message: Box<str>,
     },
+    /// A fault inside one row of raw data, which the caller knows the file and line of.
+    Row(RowError),
     /// A chat template cannot be used, or refuses a row. `place` is `template:line` or empty.
     Template {
         /// Where.
@@ -25,9 +27,41 @@ pub enum Error {
     },
 }
 
+/// What is wrong inside a row. Whoever reads the file puts `file:line:column` before it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RowError {
+    /// A stable word for the ledger: `utf8`, `json`, `truncated`, `depth`, `duplicate_key`, `column`, `role`, ...
+    pub reason: &'static str,
+    /// Byte column in the line, from 1, where it is known.
+    pub column: Option<usize>,
+    /// JSON path of the value at fault (`$.messages[2].content`), or empty.
+    pub path: String,
+    /// Value, rule, remedy.
+    pub message: String,
+}
+
+/// `path: message`; the column is left to the caller, since it belongs to the file's place.
+impl fmt::Display for RowError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if !self.path.is_empty() {
+            write!(f, "{}: ", self.path)?;
+        }
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for RowError {}
+
+impl From<RowError> for Error {
+    fn from(fault: RowError) -> Self {
+        Self::Row(fault)
+    }
+}
+
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::Row(fault) => fault.fmt(f),
             Self::Data { place, message } | Self::Template { place, message } if !place.is_empty() => {
                 write!(f, "{place}: {message}")
             }

@@ -1,4 +1,6 @@
 //! The data path of Postmill, with no Python in it.
 pub mod error;
+pub mod json;
+pub mod lines;
 pub mod template;
 pub mod types;
