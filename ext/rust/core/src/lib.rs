@@ -2,5 +2,6 @@
 pub mod error;
 pub mod json;
 pub mod lines;
+pub mod pack;
 pub mod template;
 pub mod types;

@@ -1,8 +1,11 @@
 //! Python face of `postmill-core`.
+mod pack;
+
 use pyo3::prelude::*;
 
 /// The module `postmill._native` (and `postmill_rs._native` in the Rust-only wheel).
 #[pymodule]
 fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
-    module.add("__version__", env!("CARGO_PKG_VERSION"))
+    module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+    pack::register(module)
 }
