@@ -1,0 +1,93 @@
+"""The Arrow schemas of Postmill's tables; `docs/formats.md` says the same in prose. Kept in step with ext/rust/core."""
+
+from typing import Any, Final
+
+import pyarrow as pa
+
+from postmill.io.errors import MISMATCH, ArtifactError
+
+ROW_ID: Final = pa.binary(16)
+
+TURN: Final = pa.struct(
+    [
+        pa.field("start", pa.int32(), nullable=False),
+        pa.field("end", pa.int32(), nullable=False),
+        pa.field("generated_start", pa.int32(), nullable=False),
+        pa.field("generated_end", pa.int32(), nullable=False),
+        pa.field("closing", pa.int32(), nullable=False),
+        pa.field("role", pa.int8(), nullable=False),
+        pa.field("message", pa.int32(), nullable=False),
+        pa.field("loss", pa.int8(), nullable=False),
+        pa.field("loss_scale", pa.float32()),
+    ]
+)
+"""One turn, in token indices. `role` is 0 system, 1 user, 2 assistant, 3 tool; `loss` is -1 unset, 0 or 1."""
+
+SPAN: Final = pa.struct(
+    [
+        pa.field("start", pa.int32(), nullable=False),
+        pa.field("end", pa.int32(), nullable=False),
+        pa.field("weight", pa.float32(), nullable=False),
+    ]
+)
+"""A run of tokens with one weight other than zero, as targets: the token itself is what is to be predicted."""
+
+TOKENS_V1: Final = pa.schema(
+    [
+        pa.field("row_id", ROW_ID, nullable=False),
+        pa.field("source", pa.int32(), nullable=False),
+        pa.field("line", pa.int64(), nullable=False),
+        pa.field("input_ids", pa.large_list(pa.field("item", pa.int32(), nullable=False)), nullable=False),
+        pa.field("turns", pa.list_(pa.field("item", TURN, nullable=False)), nullable=False),
+        pa.field("spans", pa.list_(pa.field("item", SPAN, nullable=False)), nullable=False),
+        pa.field("length", pa.int32(), nullable=False),
+        pa.field("trained_tokens", pa.int32(), nullable=False),
+        pa.field("weight_sum", pa.float64(), nullable=False),
+        pa.field("channel", pa.utf8()),
+        pa.field("pair_id", ROW_ID),
+        pa.field("side", pa.int8()),
+        pa.field("margin", pa.float64()),
+        pa.field("label", pa.float64()),
+        pa.field("extra", pa.utf8()),
+    ]
+)
+"""One tokenized row. `side` is 0 for the chosen and 1 for the rejected half of `pair_id`."""
+
+BINS_V1: Final = pa.schema(
+    [
+        pa.field("rows", pa.list_(pa.field("item", pa.int64(), nullable=False)), nullable=False),
+        pa.field("starts", pa.list_(pa.field("item", pa.int32(), nullable=False)), nullable=False),
+        pa.field("length", pa.int32(), nullable=False),
+        pa.field("trained_tokens", pa.int64(), nullable=False),
+        pa.field("weight_sum", pa.float64(), nullable=False),
+        pa.field("num_rows", pa.int32(), nullable=False),
+        pa.field("cost", pa.float64(), nullable=False),
+    ]
+)
+"""One bin of a packing plan: ordinals into the concatenated token tables, and where each row starts in the bin."""
+
+LEDGER_V1: Final = pa.schema(
+    [
+        pa.field("row_id", ROW_ID),
+        pa.field("source", pa.int32(), nullable=False),
+        pa.field("line", pa.int64(), nullable=False),
+        pa.field("action", pa.utf8(), nullable=False),
+        pa.field("reason", pa.utf8(), nullable=False),
+        pa.field("tokens_before", pa.int32()),
+        pa.field("tokens_after", pa.int32()),
+    ]
+)
+"""One row that was not passed on as it came: `action` is dropped, truncated or masked."""
+
+
+def check_schema(found: pa.Schema, expected: pa.Schema, place: Any) -> None:
+    """Raises ArtifactError (78) naming the first column of `found` that differs from `expected`."""
+    for field in expected:
+        index = found.get_field_index(field.name)
+        if index < 0:
+            raise ArtifactError(f'{place}: no column "{field.name}"; make it again with this version', MISMATCH)
+        if found.field(index).type != field.type:
+            raise ArtifactError(
+                f'{place}: column "{field.name}" is {found.field(index).type}, expected {field.type}; make it again',
+                MISMATCH,
+            )
