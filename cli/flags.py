@@ -1,0 +1,206 @@
+"""Flags from config structs: a field is a flag in kebab-case, its type is the check, its docstring is the help.
+
+Sources, later wins: defaults, recipes left to right (`@ file.toml`), flags. All faults are reported at once, each with
+where it was said.
+"""
+
+import ast
+import difflib
+import inspect
+import types
+import typing
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from postmill.io.errors import ConfigError
+
+
+class Said(msgspec.Struct, frozen=True):
+    """A value with the place it was given at: `--lr` or `sft.toml:3: lr`. Text from a flag is still to be converted."""
+
+    value: Any
+    place: str
+    from_flag: bool
+
+
+def closest(word: str, known: list[str]) -> str:
+    """`; did you mean X?` for the known word nearest to `word`, or nothing."""
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def flag_name(field: str) -> str:
+    return "--" + field.replace("_", "-")
+
+
+def strip_optional(kind: Any) -> Any:
+    """`T` for `Annotated[T, ...]`, `T | None` and both."""
+    if typing.get_origin(kind) is typing.Annotated:
+        return strip_optional(typing.get_args(kind)[0])
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        some = [arg for arg in typing.get_args(kind) if arg is not type(None)]
+        return strip_optional(some[0]) if len(some) == 1 else kind
+    return kind
+
+
+def is_nested(kind: Any) -> bool:
+    bare = strip_optional(kind)
+    return isinstance(bare, type) and issubclass(bare, msgspec.Struct)
+
+
+def config_fields(config: type[Any], prefix: str = "") -> dict[str, tuple[Any, Any]]:
+    """Field path -> (type, default) of a struct, one nested level deep (`adapter.rank`). Default NODEFAULT if required."""
+    hints = typing.get_type_hints(config, include_extras=True)
+    fields: dict[str, tuple[Any, Any]] = {}
+    for field in msgspec.structs.fields(config):
+        kind = hints[field.name]
+        if is_nested(kind):
+            fields |= config_fields(strip_optional(kind), f"{field.name}.")
+            continue
+        default = field.default_factory() if field.default_factory is not msgspec.NODEFAULT else field.default
+        fields[prefix + field.name] = (kind, default)
+    return fields
+
+
+def field_docs(config: type[Any], prefix: str = "") -> dict[str, str]:
+    """Field path -> the string below the field in the source, on one line."""
+    docs: dict[str, str] = {}
+    tree = ast.parse(Path(inspect.getfile(config)).read_text(encoding="utf-8"))
+    body = next(n.body for n in tree.body if isinstance(n, ast.ClassDef) and n.name == config.__name__)
+    for node, after in zip(body, [*body[1:], None], strict=True):
+        if not isinstance(node, ast.AnnAssign) or not isinstance(node.target, ast.Name):
+            continue
+        kind = typing.get_type_hints(config)[node.target.id]
+        if is_nested(kind):
+            docs |= field_docs(strip_optional(kind), f"{node.target.id}.")
+        elif (
+            isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) and isinstance(after.value.value, str)
+        ):
+            docs[prefix + node.target.id] = " ".join(after.value.value.split())
+    return docs
+
+
+def from_text(text: str, kind: Any) -> Any:
+    """What the text of a flag stands for, as far as its type tells: numbers and lists are left to msgspec to judge."""
+    bare = strip_optional(kind)
+    if bare is str or typing.get_origin(bare) is typing.Literal:
+        return text
+    if typing.get_origin(bare) is dict or bare is dict:
+        return msgspec.json.decode(text.encode())
+    if bare is float and text.endswith("%"):
+        return float(text[:-1]) / 100
+    return text
+
+
+def resolve(config: type[Any], said: dict[str, list[Said]], command: str) -> Any:
+    """The config from everything that was said. Raises ConfigError (2) listing every fault, one a line."""
+    fields = config_fields(config)
+    faults: list[str] = []
+    values: dict[str, Any] = {}
+    for path, givens in said.items():
+        if path not in fields:
+            faults.append(f"{givens[-1].place}: no such option of {command}{closest(path, list(fields))}")
+            continue
+        value = _one_value(path, fields[path][0], givens, faults)
+        if value is not msgspec.UNSET:
+            values[path] = value
+    for path, (_, default) in fields.items():
+        if default is msgspec.NODEFAULT and path not in said:
+            faults.append(f"{command}: {flag_name(path)} is required")
+    if faults:
+        raise ConfigError("\n".join(faults))
+    nested: dict[str, Any] = {}
+    for path, value in values.items():
+        head, _, tail = path.partition(".")
+        if tail:
+            nested.setdefault(head, {})[tail] = value
+        else:
+            nested[head] = value
+    try:
+        return msgspec.convert(nested, config, strict=False)
+    except (msgspec.ValidationError, ValueError) as error:
+        raise ConfigError(f"{command}: {_in_flags(str(error))}") from error
+
+
+def _one_value(path: str, kind: Any, givens: list[Said], faults: list[str]) -> Any:
+    """The value of one field: the last one said; flags of a list field add up. Faults are appended."""
+    flags = [given for given in givens if given.from_flag]
+    is_list = typing.get_origin(strip_optional(kind)) in (list, tuple)
+    try:
+        if flags and is_list:
+            value: Any = [given.value for given in flags]
+        else:
+            last = givens[-1]
+            value = from_text(last.value, kind) if last.from_flag else last.value
+        return msgspec.to_builtins(msgspec.convert(value, kind, strict=not flags))
+    except (msgspec.ValidationError, msgspec.DecodeError, ValueError) as error:
+        shown = givens[-1].value
+        faults.append(f"{givens[-1].place}: {shown!r}: {_in_flags(str(error))}")
+        return msgspec.UNSET
+
+
+def _in_flags(message: str) -> str:
+    """msgspec's message with the path as people write it, in lower case."""
+    text, _, path = message.partition(" - at `$")
+    text = text[:1].lower() + text[1:]
+    path = path.strip("`.")
+    return f"{text} (at {path})" if path else text
+
+
+def read_recipe(path: Path, command: str, fields: Collection[str]) -> dict[str, list[Said]]:
+    """Fields of a TOML, YAML 1.2 or JSON recipe. A table named after the command holds that command's fields only.
+
+    `fields` are the command's field paths; a table that is no field itself is taken for a nested struct.
+    Raises ConfigError (2) when it cannot be read, naming the line.
+    """
+    root = _parse_recipe(path)
+    section = root.get(command, root)
+    if not isinstance(section, dict):
+        raise ConfigError(f"{path}: {command} is a {type(section).__name__}, expected a table")
+    if section is root:
+        stages = {"tokenize", "pack", "train", "score", "rollout", "reward", "merge", "quantize", "serve", "eval"}
+        section = {key: value for key, value in root.items() if key not in stages}
+    said: dict[str, list[Said]] = {}
+    for key, value in section.items():
+        nested = isinstance(value, dict) and key.replace("-", "_") not in fields
+        items = {f"{key}.{k}": v for k, v in value.items()} if nested else {key: value}
+        for name, item in items.items():
+            field = name.replace("-", "_")
+            said[field] = [Said(item, f"{path}{_line_of(path, name.rpartition('.')[2])}: {name}", False)]
+    return said
+
+
+def _parse_recipe(path: Path) -> dict[str, Any]:
+    import tomllib
+
+    try:
+        raw = path.read_bytes()
+        if path.suffix == ".toml":
+            return tomllib.loads(raw.decode())
+        if path.suffix in (".yaml", ".yml"):
+            from ruamel.yaml import YAML
+            from ruamel.yaml.error import YAMLError
+
+            try:
+                value = YAML(typ="safe", pure=True).load(raw.decode())
+            except YAMLError as error:
+                raise ConfigError(f"{path}: {' '.join(str(error).split())}") from error
+            return value if isinstance(value, dict) else {}
+        value = msgspec.json.decode(raw)
+        return value if isinstance(value, dict) else {}
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}; give a recipe that exists") from error
+    except (tomllib.TOMLDecodeError, msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def _line_of(path: Path, key: str) -> str:
+    """`:LINE` where `key` is set in a recipe, if it can be told."""
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        word = line.strip().lstrip("\"'{")
+        if word.startswith(key) and word[len(key) :].lstrip("\"' ")[:1] in ("=", ":"):
+            return f":{number}"
+    return ""

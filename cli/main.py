@@ -1,0 +1,124 @@
+"""The command line of Postmill: `postmill STAGE ...`, or `postmill-STAGE ...`. Nothing heavy is imported to say help."""
+
+import importlib
+import os
+import sys
+from pathlib import Path
+
+from postmill.io.errors import INTERNAL, IO_ERROR, USAGE, ArtifactError, ConfigError, StageError
+
+STAGES = {
+    "tokenize": "chats and texts to token rows with weights",
+    "pack": "token rows to bins",
+    "train": "bins and a model to an adapter or a model",
+    "merge": "an adapter into its model",
+    "eval": "a model against questions",
+}
+"""Stage -> what it does. A new stage is a folder under stages/ and a line here."""
+
+TOOLS = {
+    "show": "what is trained on, coloured by weight, at every stage",
+    "verify": "check an artifact against its manifest",
+    "inspect": "what an artifact is",
+    "lineage": "every ancestor of an artifact",
+    "diff": "the first stage and option in which two artifacts differ",
+    "ledger": "what became of a row",
+    "doctor": "what this machine and installation can do",
+    "completion": "shell completion",
+}
+"""Tool -> what it does. Each is a module of cli/ with a `run(argv) -> int`."""
+
+
+def _overview() -> str:
+    lines = [
+        "Post-training for language models, milled in stages.",
+        "",
+        "usage: postmill COMMAND ...   (COMMAND --help)",
+        "",
+    ]
+    for title, commands in (("stages", STAGES), ("tools", TOOLS)):
+        lines.append(f"{title}:")
+        lines += [f"  {name:<12}{text}" for name, text in commands.items()]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def dispatch(command: str, argv: list[str]) -> int:
+    """Run one command. Raises what it raises."""
+    if command in STAGES:
+        from postmill.cli.stage_command import run
+
+        return run(importlib.import_module(f"postmill.stages.{command}.config").STAGE, argv)
+    if command in TOOLS:
+        code: int = importlib.import_module(f"postmill.cli.{command}").run(argv)
+        return code
+    from postmill.cli.flags import closest
+
+    raise ConfigError(f"{command}: no such command{closest(command, [*STAGES, *TOOLS])}; see postmill --help")
+
+
+def main() -> None:
+    """Entry point of every console script; leaves through the exit code."""
+    program = Path(sys.argv[0]).name
+    argv = sys.argv[1:]
+    if program.startswith("postmill-"):
+        argv = [program.removeprefix("postmill-"), *argv]
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        sys.stdout.write(_overview())
+        sys.exit(0 if argv else USAGE)
+    if argv[0] in ("-V", "--version"):
+        from importlib.metadata import version
+
+        sys.stdout.write(f"postmill {version('postmill')}\n")
+        sys.exit(0)
+    sys.exit(_guarded(argv[0], argv[1:]))
+
+
+def _guarded(command: str, argv: list[str]) -> int:
+    """The program's edge: every error becomes one line and an exit code."""
+    debug = "--debug" in argv
+    try:
+        code = dispatch(command, argv)
+        sys.stdout.flush()
+        return code
+    except (ConfigError, ArtifactError, StageError) as error:
+        if debug:
+            raise
+        hint = f"\nhint: {error.hint}" if error.hint else ""
+        lines = str(error).split("\n")
+        sys.stderr.write("".join(f"postmill {command}: error: {line}\n" for line in lines) + hint.removeprefix("\n"))
+        return error.code
+    except BrokenPipeError:
+        # whoever read us has seen enough; keep the interpreter from complaining while it flushes
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 141
+    except OSError as error:
+        if debug:
+            raise
+        sys.stderr.write(f"postmill {command}: error: {error.filename or 'i/o'}: {error.strerror or error}\n")
+        return IO_ERROR
+    except BaseException as error:
+        code = getattr(error, "code", None)
+        if isinstance(code, int) and type(error).__name__ == "Interrupted":
+            return code
+        if isinstance(error, (SystemExit, KeyboardInterrupt)) or debug:
+            raise
+        return _bug(command, error)
+
+
+def _bug(command: str, error: BaseException) -> int:
+    """A fault of ours: the traceback goes to a file, its path to stderr."""
+    import tempfile
+    import traceback
+
+    with tempfile.NamedTemporaryFile("w", prefix="postmill-", suffix=".txt", delete=False) as file:
+        file.write("".join(traceback.format_exception(error)))
+    what = str(error).split("\n", maxsplit=1)[0]
+    sys.stderr.write(
+        f"postmill {command}: error: {type(error).__name__}: {what}; this is a bug of ours, traceback in {file.name}\n"
+    )
+    return INTERNAL
+
+
+if __name__ == "__main__":
+    main()

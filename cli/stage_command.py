@@ -1,0 +1,184 @@
+"""`postmill STAGE ...`: argv in, exit code out, for any stage."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from postmill.cli.flags import Said, closest, config_fields, flag_name, read_recipe, resolve, strip_optional
+from postmill.io.errors import ConfigError
+from postmill.stages.spec import Stage
+
+COMMON = {
+    "--output": "where to put the artifact; `-` is stdout (-o)",
+    "--dry-run": "print the resolved config, the inputs found and the output planned; do nothing",
+    "--json": "print one object about the run at the end",
+    "--quiet": "no progress (-q)",
+    "--force": "make the output again, in place of what is there (-f)",
+    "--threads": "threads to use; never changes the result (default: all cores)",
+    "--max-dropped": "fail if more than this share of rows is dropped, like 1% (default: 100%)",
+    "--debug": "show a traceback with an error",
+    "--help": "this text (-h)",
+}
+_SHORT = {"-o": "--output", "-q": "--quiet", "-h": "--help", "-f": "--force"}
+_SWITCHES = {"--dry-run", "--json", "--quiet", "--force", "--debug", "--help"}
+
+
+class Call(msgspec.Struct):
+    """A parsed command line: inputs by port, what was said of the config, and the common flags."""
+
+    inputs: dict[str, list[str]]
+    said: dict[str, list[Said]]
+    common: dict[str, str]
+
+
+def parse(stage: Stage, argv: list[str]) -> Call:
+    """Split argv into inputs, config and common flags. Raises ConfigError (2) at the first word it cannot place."""
+    call = Call({name: [] for name in stage.inputs}, {}, {})
+    fields = config_fields(stage.config)
+    by_flag = {port.flag: name for name, port in stage.inputs.items() if port.flag}
+    positional = [name for name, port in stage.inputs.items() if not port.flag]
+    words: list[str] = []
+    rest = list(argv)
+    while rest:
+        word = rest.pop(0)
+        if word == "--":
+            words += rest
+            break
+        if word.startswith("@"):
+            recipe = word[1:] or _value(rest, "@")
+            call.said |= read_recipe(Path(recipe), stage.name, fields)
+        elif word.startswith("-") and word != "-":
+            name, has_value, value = word.partition("=")
+            name = _SHORT.get(name, name)
+            if has_value:
+                rest.insert(0, value)
+            if name in by_flag:
+                call.inputs[by_flag[name]].append(_value(rest, name))
+            elif name in COMMON:
+                call.common[name] = "" if name in _SWITCHES else _value(rest, name)
+            else:
+                _config_flag(stage, fields, name, rest, call.said)
+        else:
+            words.append(word)
+    _place(stage, positional, words, call)
+    return call
+
+
+def _value(rest: list[str], name: str) -> str:
+    if not rest:
+        raise ConfigError(f"{name}: needs a value")
+    return rest.pop(0)
+
+
+def _config_flag(stage: Stage, fields: dict[str, Any], name: str, rest: list[str], said: dict[str, list[Said]]) -> None:
+    path = name.removeprefix("--").replace("-", "_")
+    negated = path.removeprefix("no_")
+    if path not in fields and negated in fields and strip_optional(fields[negated][0]) is bool:
+        said.setdefault(negated, []).append(Said("false", name, True))
+    elif path not in fields:
+        flags = [flag_name(p) for p in fields] + list(COMMON) + [p.flag for p in stage.inputs.values() if p.flag]
+        raise ConfigError(f"{name}: no such flag of {stage.name}{closest(name, flags)}")
+    elif strip_optional(fields[path][0]) is bool:
+        is_value = bool(rest) and rest[0] in ("true", "false")
+        said.setdefault(path, []).append(Said(rest.pop(0) if is_value else "true", name, True))
+    else:
+        said.setdefault(path, []).append(Said(_value(rest, name), name, True))
+
+
+def _place(stage: Stage, positional: list[str], words: list[str], call: Call) -> None:
+    """Give positional words to ports: one each, the rest to the port that takes many."""
+    for name in positional:
+        if stage.inputs[name].many:
+            call.inputs[name] += words
+            words = []
+        elif words:
+            call.inputs[name].append(words.pop(0))
+    if words:
+        raise ConfigError(f"{words[0]}: one input too many for {stage.name}")
+    for name in positional:
+        # in a pipe, an input that can come from stdin need not be named
+        if stage.inputs[name].stream and not call.inputs[name] and not sys.stdin.isatty():
+            call.inputs[name].append("-")
+
+
+def run(stage: Stage, argv: list[str]) -> int:
+    """Parse, run, report. Returns the exit code; errors are raised for `main` to show."""
+    if not {"-h", "--help"}.isdisjoint(argv):
+        from postmill.cli.help import stage_help
+
+        sys.stdout.write(stage_help(stage))
+        return 0
+    call = parse(stage, argv)
+    config = resolve(stage.config, call.said, stage.name)
+    output = call.common.get("--output", "-" if stage.stream else "")
+    if not output:
+        raise ConfigError(f"{stage.name}: no output; pass -o DIR")
+    target = None if output == "-" else Path(output)
+    from postmill.stages.runner import Options, run_stage
+
+    options = Options(
+        force="--force" in call.common,
+        threads=_number("--threads", call.common.get("--threads", "0")),
+        max_dropped=_share("--max-dropped", call.common.get("--max-dropped", "100%")),
+    )
+    if "--dry-run" in call.common:
+        return _dry_run(stage, config, call, target)
+    from postmill.stages.progress import Progress
+
+    with Progress.install(quiet="--quiet" in call.common):
+        outcome = run_stage(stage, config, call.inputs, target, options)
+    if "--json" in call.common:
+        report = {
+            "version": 1,
+            "status": outcome.status,
+            "output": str(outcome.path) if outcome.path else None,
+            "digest": outcome.manifest.digest(),
+            "counts": outcome.manifest.counts,
+            "metrics": outcome.manifest.metrics,
+            "seconds": round(outcome.seconds, 3),
+        }
+        stream = sys.stdout if target else sys.stderr
+        stream.write(msgspec.json.encode(report).decode() + "\n")
+    elif target is not None:
+        if outcome.status == "up-to-date" and "--quiet" not in call.common:
+            sys.stderr.write(f"{stage.name}: up to date\n")
+        sys.stdout.write(f"{target}\n")
+    return 0
+
+
+def _dry_run(stage: Stage, config: Any, call: Call, target: Path | None) -> int:
+    from postmill.stages.runner import find_inputs, name_work
+
+    if any("-" in given for given in call.inputs.values()):
+        raise ConfigError("--dry-run: would have to read stdin; give paths")
+    inputs = find_inputs(stage, call.inputs)
+    key, resolved, entries = name_work(stage, config, inputs)
+    plan = {
+        "stage": stage.name,
+        "config": resolved,
+        "inputs": entries,
+        "output": str(target) if target else "-",
+        "kind": stage.output,
+        "key": key,
+    }
+    sys.stdout.write(msgspec.json.format(msgspec.json.encode(plan), indent=2).decode() + "\n")
+    return 0
+
+
+def _number(name: str, text: str) -> int:
+    if not text.isdecimal():
+        raise ConfigError(f"{name}: {text!r}: expected a number from 0 up")
+    return int(text)
+
+
+def _share(name: str, text: str) -> float:
+    """`1%` or `0.01` as a fraction."""
+    try:
+        share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise ConfigError(f"{name}: {text!r}: expected a share like 1% or 0.01")
+    return share

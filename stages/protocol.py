@@ -1,0 +1,105 @@
+"""What a stage is: a name, a version, a config, ports for its inputs, and the kind of artifact it makes.
+
+A stage is a folder: `config.py` holds its config struct and its `STAGE`, costs milliseconds to import and loads no heavy
+library; `run.py` holds `run(cfg, inputs, out) -> Result`. The runner joins the two.
+"""
+
+import signal
+import threading
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import msgspec
+import pyarrow as pa
+
+from postmill.io.errors import STOPPED, StageError
+from postmill.io.ledger import Ledger
+from postmill.io.manifest import Artifact, InputEntry
+from postmill.io.table import StreamReader, TableWriter
+from postmill.stages.spec import Stage
+
+
+class Input(msgspec.Struct, frozen=True):
+    """One input, found and digested. `stream` is set for stdin, `artifact` for an artifact, `path` for what is on disk."""
+
+    port: str
+    kind: str
+    digest: str
+    name: str
+    path: Path | None = None
+    artifact: Artifact | None = None
+    stream: StreamReader | None = None
+
+    def entry(self) -> InputEntry:
+        return InputEntry(self.port, self.kind, self.digest)
+
+
+Inputs = dict[str, list[Input]]
+"""Inputs by port, in the order given."""
+
+
+class Result(msgspec.Struct, frozen=True, kw_only=True):
+    """What `run` reports for the manifest. Nothing in it may differ between two equal runs: times go to `seconds`."""
+
+    metrics: dict[str, Any] = {}
+    digests: dict[str, str] = {}
+    versions: dict[str, str] = {}
+    seconds: dict[str, float] = {}
+
+
+class Stop:
+    """A request to stop, from SIGTERM or SIGINT. A stage that can save its state looks at it between units of work."""
+
+    def __init__(self) -> None:
+        self.signal = 0
+        self.graceful = False
+        """Set by a stage that will look at `requested`; otherwise a signal ends the work at once."""
+
+    @property
+    def requested(self) -> bool:
+        return self.signal != 0
+
+    def stopped(self, saved: str) -> StageError:
+        """The error to raise once what is promised has been saved."""
+        name = signal.Signals(self.signal).name
+        return StageError(f"stopped by {name}; {saved}; run the same command again to go on", STOPPED)
+
+
+class Out:
+    """Where a stage writes. `dir` is the artifact being made (unset for a stream), `work` outlives a stopped run."""
+
+    def __init__(
+        self, stage: Stage, key: str, target: Path | None, sink: BinaryIO | None, directory: Path | None
+    ) -> None:
+        self.stage, self.key, self.target = stage, key, target
+        self.sink, self.directory = sink, directory
+        self.ledger = Ledger(directory / "ledger.arrow" if directory else None)
+        self.threads = 1
+        self.force = False
+        self.stop = Stop()
+        self.inputs: list[InputEntry] = []
+        self.config: dict[str, Any] = {}
+        self.stream_writer: TableWriter | None = None
+        self._say = threading.Lock()
+
+    @property
+    def dir(self) -> Path:
+        """The folder to put files in."""
+        assert self.directory is not None, f"{self.stage.name} writes a stream"
+        return self.directory
+
+    @property
+    def work(self) -> Path:
+        """A folder beside the output for state that must survive a stop: checkpoints. Not made until used."""
+        assert self.target is not None, f"{self.stage.name} writes a stream"
+        return self.target.parent / f"{self.target.name}.checkpoints"
+
+    def table(self, name: str, schema: pa.Schema) -> TableWriter:
+        """A table of the artifact, or the stream itself when the output is one."""
+        if self.sink is None:
+            return TableWriter(self.dir / name, schema)
+        from postmill.io.table import StreamHeader
+
+        header = StreamHeader(kind=self.stage.output, stage=self.stage.name, key=self.key)
+        self.stream_writer = TableWriter(self.sink, schema, header)
+        return self.stream_writer

