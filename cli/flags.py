@@ -52,7 +52,7 @@ def is_nested(kind: Any) -> bool:
 
 
 def config_fields(config: type[Any], prefix: str = "") -> dict[str, tuple[Any, Any]]:
-    """Field path -> (type, default) of a struct, one nested level deep (`adapter.rank`). Default NODEFAULT if required."""
+    """Field path -> (type, default) of a struct, one nested level deep (`adapter.rank`); NODEFAULT if required."""
     hints = typing.get_type_hints(config, include_extras=True)
     fields: dict[str, tuple[Any, Any]] = {}
     for field in msgspec.structs.fields(config):

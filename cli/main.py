@@ -1,4 +1,4 @@
-"""The command line of Postmill: `postmill STAGE ...`, or `postmill-STAGE ...`. Nothing heavy is imported to say help."""
+"""The command line: `postmill STAGE ...`, or `postmill-STAGE ...`. Nothing heavy is imported to say help."""
 
 import importlib
 import os
@@ -98,9 +98,8 @@ def _guarded(command: str, argv: list[str]) -> int:
         sys.stderr.write(f"postmill {command}: error: {error.filename or 'i/o'}: {error.strerror or error}\n")
         return IO_ERROR
     except BaseException as error:
-        code = getattr(error, "code", None)
-        if isinstance(code, int) and type(error).__name__ == "Interrupted":
-            return code
+        if type(error).__name__ == "Interrupted":  # its module is heavy, and this one must not import it
+            return int(getattr(error, "code", INTERNAL))
         if isinstance(error, (SystemExit, KeyboardInterrupt)) or debug:
             raise
         return _bug(command, error)

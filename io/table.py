@@ -1,8 +1,8 @@
 """Arrow tables on disk and in pipes, checked on every open.
 
-Damaged Arrow crashes or lies when it is read without validation, and a cut stream looks complete. So each batch carries
-its number and the XXH3 of its bytes, every batch read is validated and compared, and a stream ends in a trailer: a batch
-of no rows whose metadata holds the row count and the digest of all before. A stream without a trailer was cut.
+Damaged Arrow crashes or lies when it is read without validation, and a cut stream looks complete. So each batch
+carries its number and the XXH3 of its bytes, every batch read is validated and compared, and a stream ends in a trailer:
+a batch of no rows whose metadata holds the row count and the digest of all before. A stream without one was cut.
 """
 
 import os
@@ -47,7 +47,7 @@ def batch_digest(batch: pa.RecordBatch) -> bytes:
 
 
 class TableWriter:
-    """Writes record batches to an Arrow IPC file or stream, numbering and digesting each. Rows are counted in `rows`."""
+    """Writes record batches to an Arrow IPC file or stream, numbering and digesting each; counts `rows`."""
 
     def __init__(self, sink: Path | BinaryIO, schema: pa.Schema, header: StreamHeader | None = None) -> None:
         self.schema, self.rows = schema, 0
@@ -146,7 +146,7 @@ class TableReader:
 
 
 class StreamReader:
-    """Rows from a pipe. Iterate to the end; then `trailer` is set. A stream that ends before its trailer raises (76)."""
+    """Rows from a pipe. Iterate to the end; then `trailer` is set. A stream that ends without one raises (76)."""
 
     def __init__(self, source: BinaryIO, schema: pa.Schema | None = None, place: str = "stdin") -> None:
         self.place, self.rows = place, 0

@@ -1,7 +1,7 @@
 """What a stage is: a name, a version, a config, ports for its inputs, and the kind of artifact it makes.
 
-A stage is a folder: `config.py` holds its config struct and its `STAGE`, costs milliseconds to import and loads no heavy
-library; `run.py` holds `run(cfg, inputs, out) -> Result`. The runner joins the two.
+A stage is a folder: `config.py` holds its config struct and its `STAGE`, costs milliseconds to import and loads no
+heavy library; `run.py` holds `run(cfg, inputs, out) -> Result`. The runner joins the two.
 """
 
 import signal
@@ -20,7 +20,7 @@ from postmill.stages.spec import Stage
 
 
 class Input(msgspec.Struct, frozen=True):
-    """One input, found and digested. `stream` is set for stdin, `artifact` for an artifact, `path` for what is on disk."""
+    """One input, found and digested: from stdin (`stream`), an artifact (`artifact`), or anything on disk (`path`)."""
 
     port: str
     kind: str
