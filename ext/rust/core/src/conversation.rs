@@ -1,0 +1,347 @@
+//! One conversation or text: rendered, encoded, weighed and cut to length.
+use crate::encode::{Engine, Tokens, encode_parts};
+use crate::error::{Error, RowError};
+use crate::seams::{self, Segments};
+use crate::sequence::{Scratch, Span, TokenTurn, totals, weigh};
+use crate::template::Template;
+use crate::thinking::{self, Thinking};
+use crate::truncate::{Truncation, clip_spans, clip_turns};
+use crate::types::{Json, Message, Role};
+use crate::vocabulary::Vocabulary;
+use crate::weights::{Base, Semantics, Spec};
+use regex::Regex;
+
+/// What to do with text in a message that looks like a special token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SpecialText {
+    /// Encode it as transformers does: as the special token. It is counted.
+    Keep,
+    /// Leave the row out.
+    Drop,
+    /// Refuse the row.
+    Error,
+}
+
+/// How conversations become tokens.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Where the text is cut before encoding.
+    pub segments: Segments,
+    /// Longest row in tokens.
+    pub max_length: Option<usize>,
+    /// What happens to longer ones.
+    pub truncation: Truncation,
+    /// Text that looks like a special token.
+    pub special_text: SpecialText,
+    /// Changes to thinking.
+    pub thinking: Thinking,
+    /// System message of conversations without one.
+    pub system: Option<Box<str>>,
+    /// Template arguments; those of the row win.
+    pub template_kwargs: Vec<(Box<str>, Json)>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            segments: Segments::Whole,
+            max_length: None,
+            truncation: Truncation::Drop,
+            special_text: SpecialText::Keep,
+            thinking: Thinking::Template,
+            system: None,
+            template_kwargs: vec![],
+        }
+    }
+}
+
+/// Everything that turns a conversation into tokens; shared by threads.
+pub struct Encoder {
+    engine: Box<dyn Engine>,
+    vocabulary: Vocabulary,
+    template: Option<Template>,
+    spec: Spec,
+    options: Options,
+    special: Option<Regex>,
+}
+
+/// One row on its way. Kept between rows to save allocations.
+#[derive(Debug, Default)]
+pub struct Conversation {
+    /// Ids, with ends in the rendered text.
+    pub tokens: Tokens,
+    /// Turns as tokens.
+    pub turns: Vec<TokenTurn>,
+    /// Weights.
+    pub spans: Vec<Span>,
+    /// Calls to the engine.
+    pub encode_calls: usize,
+    /// Length of the rendered text.
+    pub rendered_bytes: usize,
+    /// Tokens over a seam.
+    pub straddles: usize,
+    /// Special tokens written as text in messages.
+    pub look_alikes: usize,
+    is_text: bool,
+}
+
+/// What a conversation shares with the other side of its pair.
+#[derive(Debug, Clone, Copy)]
+pub struct Side<'a> {
+    /// Tool schemas.
+    pub tools: Option<&'a Json>,
+    /// The row's template arguments.
+    pub kwargs: &'a [(Box<str>, Json)],
+}
+
+/// What became of a row at the length limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// Nothing.
+    Whole,
+    /// It was cut, and this many turns are no longer trained on.
+    Cut {
+        /// Turns that lost generated tokens.
+        masked: usize,
+    },
+    /// It is to be cut into blocks of this many tokens.
+    Blocks(usize),
+    /// It is left out, for this reason.
+    Dropped(&'static str),
+}
+
+fn row_error(reason: &'static str, message: String) -> Error {
+    Error::Row(RowError { reason, column: None, path: String::new(), message })
+}
+
+impl Encoder {
+    /// Put the parts together. Without a template only text rows can be encoded.
+    ///
+    /// # Errors
+    /// `Error::Config` for options that contradict each other.
+    pub fn new(
+        engine: Box<dyn Engine>,
+        vocabulary: Vocabulary,
+        template: Option<Template>,
+        spec: Spec,
+        options: Options,
+    ) -> Result<Self, Error> {
+        if options.segments == Segments::MsSwift && spec.semantics != Semantics::MsSwift {
+            let message = "segments ms-swift cuts where ms-swift's weights change; set loss_rules to ms-swift too";
+            return Err(Error::Config { message: message.into() });
+        }
+        if options.max_length == Some(0) {
+            return Err(Error::Config { message: "max_length is 0, expected at least 1".into() });
+        }
+        let texts: Vec<String> = vocabulary.specials.iter().map(|text| regex::escape(text)).collect();
+        let special = if texts.is_empty() { None } else { Regex::new(&texts.join("|")).ok() };
+        Ok(Self { engine, vocabulary, template, spec, options, special })
+    }
+
+    /// Tables of the vocabulary.
+    #[must_use]
+    pub fn vocabulary(&self) -> &Vocabulary {
+        &self.vocabulary
+    }
+
+    /// The engine.
+    #[must_use]
+    pub fn engine(&self) -> &dyn Engine {
+        &*self.engine
+    }
+
+    /// The loss-scale specification.
+    #[must_use]
+    pub fn spec(&self) -> &Spec {
+        &self.spec
+    }
+
+    /// Encode pre-training text: what the tokenizer puts before a text, the text, the end of sequence.
+    ///
+    /// # Errors
+    /// As the engine.
+    pub fn text(&self, text: &str, out: &mut Conversation) -> Result<(), Error> {
+        out.reset(true);
+        self.look_alikes(text, out)?;
+        self.engine.encode(text, &mut out.tokens)?;
+        out.encode_calls = 1;
+        out.rendered_bytes = text.len();
+        if !self.vocabulary.text_prefix.is_empty() && !out.tokens.ids.starts_with(&self.vocabulary.text_prefix) {
+            let prefix = &self.vocabulary.text_prefix;
+            out.tokens.ids.splice(0..0, prefix.iter().copied());
+            out.tokens.ends.splice(0..0, prefix.iter().map(|_| 0));
+        }
+        if let Some(eos) = self.vocabulary.eos {
+            out.tokens.ids.push(eos);
+            out.tokens.ends.push(text.len() as u32);
+        }
+        Ok(())
+    }
+
+    /// Render and encode a conversation and find its turns among the tokens.
+    ///
+    /// # Errors
+    /// `Error::Template` as the template; `Error::Row` for a row against a rule here; `Error::Config` without a template.
+    pub fn chat(
+        &self,
+        mut messages: Vec<Message>,
+        side: Side,
+        scratch: &mut Scratch,
+        out: &mut Conversation,
+    ) -> Result<(), Error> {
+        let _ = scratch;
+        out.reset(false);
+        let template = self.template.as_ref().ok_or_else(|| Error::Config {
+            message: "the model has no chat template; give one with --chat-template".into(),
+        })?;
+        let mut first_message = 0;
+        if let Some(system) = &self.options.system
+            && messages.first().is_none_or(|message| message.role != Role::System)
+        {
+            messages.insert(0, system_message(system));
+            first_message = -1;
+        }
+        thinking::apply(self.options.thinking, &mut messages, self.spec.base == Base::LastRound);
+        for message in &messages {
+            for (name, value) in &message.fields {
+                if &**name != "role" {
+                    self.look_alikes_in(value, out)?;
+                }
+            }
+        }
+        let kwargs = merged(&self.options.template_kwargs, side.kwargs);
+        let rendered = template.render(&messages, side.tools, &kwargs, false)?;
+        if rendered.text.len() > i32::MAX as usize {
+            return Err(row_error("too_large", format!("the conversation renders to {} bytes", rendered.text.len())));
+        }
+        let cuts = seams::cuts(self.options.segments, &rendered, &messages, &self.spec)?;
+        out.encode_calls = encode_parts(&*self.engine, &rendered.text, &cuts, &mut out.tokens)?;
+        out.rendered_bytes = rendered.text.len();
+        if let (Some(bos), [first, second, ..]) = (self.vocabulary.bos, &out.tokens.ids[..])
+            && *first == bos
+            && *second == bos
+        {
+            let why = "the template writes the beginning-of-sequence token and so does the first message; remove one";
+            return Err(row_error("doubled_bos", why.to_owned()));
+        }
+        out.straddles = seams::token_turns(&rendered, &messages, &out.tokens, first_message, &mut out.turns)?;
+        Ok(())
+    }
+
+    /// Cut a row to the length limit and weigh what is left.
+    ///
+    /// # Errors
+    /// As [`weigh`]; `Error::Row` for a row that is too long when that is an error.
+    pub fn fit(&self, row: &mut Conversation, scratch: &mut Scratch) -> Result<Outcome, Error> {
+        if row.look_alikes > 0 && self.options.special_text == SpecialText::Drop {
+            return Ok(Outcome::Dropped("special_text"));
+        }
+        let length = row.tokens.ids.len();
+        let mut outcome = Outcome::Whole;
+        let mut keep = 0..length;
+        if let Some(limit) = self.options.max_length.filter(|limit| length > *limit) {
+            keep = match self.options.truncation {
+                Truncation::Drop => return Ok(Outcome::Dropped("too_long")),
+                Truncation::Split if row.is_text => {
+                    self.weigh(row, scratch)?;
+                    return Ok(Outcome::Blocks(limit));
+                }
+                Truncation::Split => return Ok(Outcome::Dropped("too_long")),
+                Truncation::Error => {
+                    let why = format!("the row has {length} tokens, --max-length is {limit}; shorten it or truncate");
+                    return Err(row_error("too_long", why));
+                }
+                Truncation::Right => 0..limit,
+                Truncation::Left => length - limit..length,
+            };
+        }
+        let is_cut = keep.len() < length;
+        // ms-swift's cut strings are weighed before they are cut; ours are weighed as they will be stored.
+        let weigh_first = self.options.segments == Segments::MsSwift;
+        if weigh_first {
+            self.weigh(row, scratch)?;
+        }
+        if is_cut {
+            let masked = clip_turns(&mut row.turns, keep.clone(), self.spec.semantics == Semantics::Spans);
+            clip_spans(&mut row.spans, keep.clone());
+            row.tokens.ids.truncate(keep.end);
+            row.tokens.ids.drain(..keep.start);
+            outcome = Outcome::Cut { masked };
+            if row.turns.is_empty() && !row.is_text {
+                // only framing is left; a stored row without turns would read as text
+                return Ok(Outcome::Dropped("nothing_left_to_train"));
+            }
+        }
+        if !weigh_first {
+            self.weigh(row, scratch)?;
+        }
+        if totals(&row.spans).0 == 0 {
+            return Ok(Outcome::Dropped(if is_cut { "nothing_left_to_train" } else { "nothing_to_train" }));
+        }
+        Ok(outcome)
+    }
+
+    fn weigh(&self, row: &mut Conversation, scratch: &mut Scratch) -> Result<(), Error> {
+        if row.is_text {
+            row.spans.clear();
+            crate::sequence::push_span(&mut row.spans, 0, row.tokens.ids.len(), 1.0);
+            return Ok(());
+        }
+        weigh(&self.spec, &row.tokens.ids, &row.turns, &self.vocabulary, scratch, &mut row.spans)
+    }
+
+    fn look_alikes_in(&self, value: &Json, out: &mut Conversation) -> Result<(), Error> {
+        match value {
+            Json::String(text) => self.look_alikes(text, out),
+            Json::Array(items) => items.iter().try_for_each(|item| self.look_alikes_in(item, out)),
+            Json::Object(members) => members.iter().try_for_each(|(_, value)| self.look_alikes_in(value, out)),
+            _ => Ok(()),
+        }
+    }
+
+    fn look_alikes(&self, text: &str, out: &mut Conversation) -> Result<(), Error> {
+        let Some(special) = &self.special else { return Ok(()) };
+        for found in special.find_iter(text) {
+            out.look_alikes += 1;
+            if self.options.special_text == SpecialText::Error {
+                let found = found.as_str();
+                let why = format!("a message contains the special token {found} as text; remove it, or --special-text keep");
+                return Err(row_error("special_text", why));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Conversation {
+    fn reset(&mut self, is_text: bool) {
+        self.tokens.clear();
+        self.turns.clear();
+        self.spans.clear();
+        self.encode_calls = 0;
+        self.rendered_bytes = 0;
+        self.straddles = 0;
+        self.look_alikes = 0;
+        self.is_text = is_text;
+    }
+}
+
+fn system_message(text: &str) -> Message {
+    Message {
+        role: Role::System,
+        fields: vec![
+            ("role".into(), Json::String("system".into())),
+            ("content".into(), Json::String(text.into())),
+        ],
+        loss: vec![],
+        loss_scale: vec![],
+        pieces: vec![],
+    }
+}
+
+fn merged(default: &[(Box<str>, Json)], row: &[(Box<str>, Json)]) -> Vec<(Box<str>, Json)> {
+    let mut out: Vec<(Box<str>, Json)> =
+        default.iter().filter(|(name, _)| !row.iter().any(|(other, _)| other == name)).cloned().collect();
+    out.extend_from_slice(row);
+    out
+}

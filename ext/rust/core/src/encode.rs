@@ -1,0 +1,112 @@
+//! Text to token ids with the byte at which each token ends, behind one trait, so that engines can be exchanged.
+//!
+//! The contract of every engine: the ids are those of transformers' `tokenizer(text, add_special_tokens=False)`, and
+//! tokens tile the text (token i starts where token i-1 ends; the first starts at 0).
+use crate::error::Error;
+use tokenizers::Tokenizer;
+
+/// Token ids and, for each, the byte of the text after its last. Kept between rows to save allocations.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Tokens {
+    /// Vocabulary ids.
+    pub ids: Vec<i32>,
+    /// Where each token ends; never descending.
+    pub ends: Vec<u32>,
+}
+
+impl Tokens {
+    /// Forget all tokens, keep the memory.
+    pub fn clear(&mut self) {
+        self.ids.clear();
+        self.ends.clear();
+    }
+
+    /// Index of the first token that starts at byte `at` or later, and whether the token before it reaches over `at`.
+    #[must_use]
+    pub fn index_at(&self, at: usize) -> (usize, bool) {
+        if at == 0 {
+            return (0, false);
+        }
+        let before = self.ends.partition_point(|end| (*end as usize) < at);
+        let index = (before + 1).min(self.ids.len());
+        (index, self.ends.get(before).is_some_and(|end| *end as usize > at))
+    }
+}
+
+/// Something that encodes text.
+pub trait Engine: Send + Sync {
+    /// Name and version, for the manifest.
+    fn name(&self) -> String;
+
+    /// Append the tokens of `text`; ends count from the start of `text`. Special tokens in the text are recognised,
+    /// none are added.
+    ///
+    /// # Errors
+    /// `Error::Config` when the tokenizer itself is at fault.
+    fn encode(&self, text: &str, out: &mut Tokens) -> Result<(), Error>;
+}
+
+/// Encode each stretch of `text` that ends at one of `cuts` (ascending, the last may be the text's end) on its own.
+///
+/// # Errors
+/// As [`Engine::encode`].
+pub fn encode_parts(engine: &dyn Engine, text: &str, cuts: &[usize], out: &mut Tokens) -> Result<usize, Error> {
+    let (mut start, mut calls) = (0, 0);
+    for cut in cuts.iter().copied().chain([text.len()]) {
+        if cut > start {
+            let first = out.ends.len();
+            engine.encode(&text[start..cut], out)?;
+            for end in &mut out.ends[first..] {
+                *end += start as u32;
+            }
+            start = cut;
+            calls += 1;
+        }
+    }
+    Ok(calls)
+}
+
+/// The `tokenizers` crate.
+#[derive(Debug)]
+pub struct HfEngine {
+    tokenizer: Tokenizer,
+    version: String,
+}
+
+impl HfEngine {
+    /// Wrap `tokenizer`. Its post-processor is dropped: it adds what a chat template already wrote, and trims offsets.
+    #[must_use]
+    pub fn new(mut tokenizer: Tokenizer) -> Self {
+        tokenizer.with_post_processor(None::<tokenizers::PostProcessorWrapper>);
+        tokenizer.with_padding(None);
+        // with no parameters this cannot fail
+        let _ = tokenizer.with_truncation(None);
+        Self { tokenizer, version: "tokenizers 0.23".to_owned() }
+    }
+}
+
+impl Engine for HfEngine {
+    fn name(&self) -> String {
+        self.version.clone()
+    }
+
+    fn encode(&self, text: &str, out: &mut Tokens) -> Result<(), Error> {
+        let encoding = self
+            .tokenizer
+            .encode(text, false)
+            .map_err(|error| Error::Config { message: format!("tokenizer: {error}").into() })?;
+        out.ids.extend(encoding.get_ids().iter().map(|id| *id as i32));
+        let offsets = encoding.get_offsets();
+        let mut last = 0;
+        for (index, &(start, end)) in offsets.iter().enumerate() {
+            // Tokens that share a character all report the whole of it: end all but the last inside it.
+            let end = match offsets.get(index + 1) {
+                Some(&(next, _)) if next < end => (next.max(last).max(start) + 1).min(end.saturating_sub(1)),
+                _ => end,
+            };
+            last = end.max(last);
+            out.ends.push(last as u32);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,313 @@
+//! A chunk of JSON Lines in, a batch of tokens out.
+//!
+//! One call is single-threaded and depends on nothing but its arguments; whoever maps it over chunks in order gets the
+//! same bytes with any number of threads.
+use crate::conversation::{Conversation, Encoder, Outcome, Side};
+use crate::error::{Error, RowError};
+use crate::lines::{self, Lines, Record};
+use crate::rows::{self, RowOptions};
+use crate::sequence::{Scratch, weigh};
+use crate::tokens::{LedgerLine, RowId, RowMeta, TokensBuilder, TokensReader, ledger_batch};
+use crate::types::{Body, Row};
+use crate::weights::Spec;
+use arrow_array::RecordBatch;
+use std::collections::BTreeMap;
+use xxhash_rust::xxh3::xxh3_128;
+
+/// A chunk and where it stands in its source.
+#[derive(Debug, Clone, Copy)]
+pub struct Chunk<'a> {
+    /// Whole lines.
+    pub data: &'a [u8],
+    /// What errors call the file.
+    pub file: &'a str,
+    /// Ordinal of the source.
+    pub source: i32,
+    /// Number of the first line, from 1.
+    pub first_line: u64,
+    /// Number of the first record in the source, from 0.
+    pub first_record: u64,
+    /// Which time the source is read, for sources that repeat.
+    pub copy: u32,
+    /// Record numbers to take, ascending; none: all.
+    pub selection: Option<&'a [u64]>,
+}
+
+/// What a chunk became.
+#[derive(Debug)]
+pub struct Encoded {
+    /// Rows of the tokens table.
+    pub rows: RecordBatch,
+    /// Lines of the ledger.
+    pub ledger: RecordBatch,
+    /// Sums over the chunk.
+    pub counts: Counts,
+}
+
+/// Sums that the manifest reports. Every one adds up over chunks.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Counts {
+    /// By name: `rows_in`, `kept`, `rows`, `tokens`, `trained_tokens`, `rendered_bytes`, `encode_calls`, `straddles`,
+    /// `special_look_alikes`, `rows_with_look_alikes`, `masked_turns`.
+    pub sums: BTreeMap<&'static str, i64>,
+    /// Rows with at least 2^k and under 2^(k+1) tokens, at k.
+    pub length_histogram: Vec<i64>,
+}
+
+impl Counts {
+    /// Add to a sum.
+    pub fn add(&mut self, name: &'static str, by: usize) {
+        *self.sums.entry(name).or_insert(0) += by as i64;
+    }
+
+    fn length(&mut self, tokens: usize) {
+        let bucket = tokens.max(1).ilog2() as usize;
+        if self.length_histogram.len() <= bucket {
+            self.length_histogram.resize(bucket + 1, 0);
+        }
+        self.length_histogram[bucket] += 1;
+    }
+}
+
+/// How rows are read and what happens to bad ones.
+#[derive(Debug, Clone, Default)]
+pub struct ReadOptions {
+    /// Columns and names.
+    pub rows: RowOptions,
+    /// Leave bad rows out, with a ledger line, instead of stopping.
+    pub skip_bad_rows: bool,
+    /// Longest line; 0: the default.
+    pub max_line_bytes: usize,
+}
+
+/// Identity of record `number` of source `source`.
+fn row_id(record: &[u8], source: i32, number: u64, copy: u32, part: u32, buffer: &mut Vec<u8>) -> RowId {
+    buffer.clear();
+    buffer.extend_from_slice(record);
+    buffer.extend_from_slice(&source.to_le_bytes());
+    buffer.extend_from_slice(&number.to_le_bytes());
+    buffer.extend_from_slice(&copy.to_le_bytes());
+    if part > 0 {
+        buffer.extend_from_slice(&part.to_le_bytes());
+    }
+    xxh3_128(buffer).to_be_bytes()
+}
+
+/// Encode the records of a chunk.
+///
+/// # Errors
+/// `Error::Data` with `file:line:column` at the first bad row, unless bad rows are skipped; `Error::Config` always.
+pub fn encode_chunk(encoder: &Encoder, read: &ReadOptions, chunk: &Chunk) -> Result<Encoded, Error> {
+    let mut run = Run {
+        encoder,
+        chunk,
+        rows: TokensBuilder::default(),
+        ledger: vec![],
+        counts: Counts::default(),
+        scratch: Scratch::default(),
+        buffer: vec![],
+        sides: [Conversation::default(), Conversation::default()],
+    };
+    let limit = if read.max_line_bytes == 0 { lines::MAX_LINE_BYTES } else { read.max_line_bytes };
+    let mut records = Lines::new(chunk.data, chunk.first_line, limit);
+    let mut number = chunk.first_record;
+    let mut selection = chunk.selection.map(|numbers| numbers.iter().copied().peekable());
+    loop {
+        let line = records.next_line();
+        let Some(record) = records.next() else { break };
+        let wanted = selection.as_mut().is_none_or(|numbers| numbers.next_if_eq(&number).is_some());
+        if wanted {
+            run.record(record, line, number, read)?;
+        }
+        number += 1;
+    }
+    Ok(Encoded { rows: run.rows.finish()?, ledger: ledger_batch(&run.ledger)?, counts: run.counts })
+}
+
+struct Run<'a> {
+    encoder: &'a Encoder,
+    chunk: &'a Chunk<'a>,
+    rows: TokensBuilder,
+    ledger: Vec<LedgerLine>,
+    counts: Counts,
+    scratch: Scratch,
+    buffer: Vec<u8>,
+    sides: [Conversation; 2],
+}
+
+impl Run<'_> {
+    fn record(
+        &mut self,
+        record: Result<Record, RowError>,
+        line: u64,
+        number: u64,
+        read: &ReadOptions,
+    ) -> Result<(), Error> {
+        self.counts.add("rows_in", 1);
+        let line = record.as_ref().map_or(line, |record| record.line);
+        let bytes = record.as_ref().map_or(&[][..], |record| &self.chunk.data[record.range.clone()]);
+        let id = row_id(bytes, self.chunk.source, number, self.chunk.copy, 0, &mut self.buffer);
+        let parsed = record.and_then(|record| {
+            let value = lines::parse_record(self.chunk.data, &record)?;
+            rows::normalize(value, &read.rows)
+        });
+        let outcome = match parsed {
+            Ok(row) => self.row(row, id, line),
+            Err(fault) => Err(fault.into()),
+        };
+        match outcome {
+            Ok(()) => Ok(()),
+            Err(error @ Error::Config { .. }) => Err(error),
+            Err(error) if !read.skip_bad_rows => Err(self.placed(error, line)),
+            Err(error) => {
+                let reason = match &error {
+                    Error::Row(fault) => fault.reason,
+                    Error::Template { .. } => "template",
+                    _ => "data",
+                };
+                self.drop_row(id, line, reason, 0);
+                Ok(())
+            }
+        }
+    }
+
+    /// An error with the place of its row.
+    fn placed(&self, error: Error, line: u64) -> Error {
+        let file = self.chunk.file;
+        let (column, message) = match &error {
+            Error::Row(fault) => (fault.column, fault.to_string()),
+            Error::Template { place, message } if !place.is_empty() => (None, format!("{place}: {message}")),
+            Error::Data { message, .. } | Error::Template { message, .. } => (None, message.to_string()),
+            Error::Config { .. } => return error,
+        };
+        let place = match column {
+            Some(column) => format!("{file}:{line}:{column}"),
+            None => format!("{file}:{line}"),
+        };
+        Error::Data { place: place.into(), message: message.into() }
+    }
+
+    fn drop_row(&mut self, id: RowId, line: u64, reason: &str, tokens: usize) {
+        self.note(id, line, "dropped", reason, (tokens, 0));
+    }
+
+    fn note(&mut self, id: RowId, line: u64, action: &'static str, reason: &str, tokens: (usize, usize)) {
+        let source = self.chunk.source;
+        self.ledger.push(LedgerLine { id, source, line: line as i64, action, reason: reason.into(), tokens });
+    }
+
+    fn row(&mut self, row: Row, id: RowId, line: u64) -> Result<(), Error> {
+        let Row { body, tools, template_kwargs, channel, label, margin, extra } = row;
+        let side = Side { tools: tools.as_ref(), kwargs: &template_kwargs };
+        let mut sides = std::mem::take(&mut self.sides);
+        let used = match body {
+            Body::Text(text) => self.encoder.text(&text, &mut sides[0]).map(|()| 1),
+            Body::Chat(messages) => self.encoder.chat(messages, side, &mut self.scratch, &mut sides[0]).map(|()| 1),
+            Body::Pair(chosen, rejected) => self
+                .encoder
+                .chat(chosen, side, &mut self.scratch, &mut sides[0])
+                .and_then(|()| self.encoder.chat(rejected, side, &mut self.scratch, &mut sides[1]))
+                .map(|()| 2),
+        };
+        let meta = RowMeta {
+            id,
+            source: self.chunk.source,
+            line: line as i64,
+            channel: channel.as_deref(),
+            pair: None,
+            margin,
+            label,
+            extra: Some(&*extra).filter(|extra| !extra.is_empty()),
+        };
+        let result = used.and_then(|used| self.commit(&mut sides[..used], &meta, line));
+        self.sides = sides;
+        result
+    }
+
+    /// Add the sides of a record (one, or two of a pair), or drop them together.
+    fn commit(&mut self, sides: &mut [Conversation], meta: &RowMeta, line: u64) -> Result<(), Error> {
+        let mut before = 0;
+        let mut look_alikes = 0;
+        for side in sides.iter() {
+            self.counts.add("encode_calls", side.encode_calls);
+            self.counts.add("rendered_bytes", side.rendered_bytes);
+            look_alikes += side.look_alikes;
+            before += side.tokens.ids.len();
+        }
+        self.counts.add("special_look_alikes", look_alikes);
+        self.counts.add("rows_with_look_alikes", usize::from(look_alikes > 0));
+        let (mut truncated, mut masked) = (false, 0);
+        for side in sides.iter_mut() {
+            match self.encoder.fit(side, &mut self.scratch)? {
+                Outcome::Whole => {}
+                Outcome::Cut { masked: turns } => {
+                    truncated = true;
+                    masked += turns;
+                }
+                Outcome::Blocks(size) => return self.blocks(side, size, meta, line),
+                Outcome::Dropped(reason) => {
+                    self.drop_row(meta.id, line, reason, before);
+                    return Ok(());
+                }
+            }
+        }
+        let after: usize = sides.iter().map(|side| side.tokens.ids.len()).sum();
+        if truncated {
+            self.note(meta.id, line, "truncated", "max_length", (before, after));
+        } else {
+            self.counts.add("kept", 1);
+        }
+        if masked > 0 {
+            self.counts.add("masked_turns", masked);
+            self.note(meta.id, line, "masked", "cut_turn", (before, after));
+        }
+        let is_pair = sides.len() == 2;
+        for (index, side) in sides.iter().enumerate() {
+            let pair = is_pair.then_some((meta.id, index as i8));
+            let id = if index == 0 { meta.id } else { self.part_id(meta.id, index as u32) };
+            self.counts.add("straddles", side.straddles);
+            self.push(&RowMeta { id, pair, ..*meta }, side, 0..side.tokens.ids.len())?;
+        }
+        Ok(())
+    }
+
+    /// A text row cut into blocks of `size` tokens.
+    fn blocks(&mut self, side: &Conversation, size: usize, meta: &RowMeta, line: u64) -> Result<(), Error> {
+        let length = side.tokens.ids.len();
+        self.note(meta.id, line, "truncated", "split", (length, length));
+        for (part, start) in (0..length).step_by(size).enumerate() {
+            let id = if part == 0 { meta.id } else { self.part_id(meta.id, part as u32) };
+            self.push(&RowMeta { id, ..*meta }, side, start..length.min(start + size))?;
+        }
+        Ok(())
+    }
+
+    /// Identity of a further row made from the record with identity `id`.
+    fn part_id(&mut self, id: RowId, part: u32) -> RowId {
+        row_id(&id, self.chunk.source, 0, self.chunk.copy, part, &mut self.buffer)
+    }
+
+    fn push(&mut self, meta: &RowMeta, side: &Conversation, keep: std::ops::Range<usize>) -> Result<(), Error> {
+        let ids = &side.tokens.ids[keep.clone()];
+        let mut spans = side.spans.clone();
+        if keep.len() < side.tokens.ids.len() {
+            crate::truncate::clip_spans(&mut spans, keep);
+        }
+        let (trained, _) = crate::sequence::totals(&spans);
+        self.counts.add("rows", 1);
+        self.counts.add("tokens", ids.len());
+        self.counts.add("trained_tokens", trained as usize);
+        self.counts.length(ids.len());
+        self.rows.push(meta, ids, &side.turns, &spans)
+    }
+}
+
+/// The rows of a tokens batch with the weights of another specification. No text is encoded.
+///
+/// # Errors
+/// `Error::Data` for a batch that is no tokens batch; as [`weigh`].
+pub fn reweight(batch: &RecordBatch, spec: &Spec, vocabulary: &crate::vocabulary::Vocabulary) -> Result<RecordBatch, Error> {
+    let mut scratch = Scratch::default();
+    TokensReader::new(batch)?
+        .with_spans(|ids, turns, spans| weigh(spec, ids, turns, vocabulary, &mut scratch, spans))
+}

@@ -1,0 +1,206 @@
+//! From turns as bytes of the rendered text to turns as tokens, and where the text is cut before it is encoded.
+use crate::encode::Tokens;
+use crate::error::{Error, RowError};
+use crate::sequence::TokenTurn;
+use crate::types::{Json, Message, Rendered, Role, Turn};
+use crate::weights::{Base, Spec};
+use std::ops::Range;
+
+/// How the rendered text is cut before encoding.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Segments {
+    /// Not at all: the ids are those of `apply_chat_template(tokenize=True)`.
+    Whole,
+    /// At the start of what the model generates, as when it generates it.
+    Turn,
+    /// Wherever the weight changes, as ms-swift does.
+    MsSwift,
+}
+
+/// A stretch of a turn with marks of its own.
+struct Piece {
+    generated: Range<usize>,
+    loss: Option<bool>,
+    loss_scale: Option<f32>,
+}
+
+/// Where to cut `rendered` before encoding, ascending.
+///
+/// # Errors
+/// As [`Spec::segments`].
+pub fn cuts(segments: Segments, rendered: &Rendered, messages: &[Message], spec: &Spec) -> Result<Vec<usize>, Error> {
+    let generating = rendered.turns.iter().filter(|turn| !turn.generated.is_empty());
+    match segments {
+        Segments::Whole => Ok(vec![]),
+        Segments::Turn => Ok(generating.map(|turn| turn.generated.start).collect()),
+        Segments::MsSwift => ms_swift_cuts(rendered, messages, spec),
+    }
+}
+
+/// Ends of the runs of equal weight: prompts, replies by the rules, the last closing suffix.
+fn ms_swift_cuts(rendered: &Rendered, messages: &[Message], spec: &Spec) -> Result<Vec<usize>, Error> {
+    let text = &rendered.text;
+    let mut runs: Vec<(usize, f64)> = Vec::new();
+    let mut push = |end: usize, weight: f64| match runs.last_mut() {
+        Some(last) if last.1.to_bits() == weight.to_bits() => last.0 = end,
+        Some(last) if last.0 == end => {}
+        _ => runs.push((end, weight)),
+    };
+    let last_prompt = rendered.turns.iter().rposition(|turn| matches!(turn.role, Role::User | Role::Tool));
+    let (mut done, mut query) = (0, "");
+    for (index, turn) in rendered.turns.iter().enumerate() {
+        if turn.role != Role::Assistant {
+            query = if turn.role == Role::System { query } else { &text[turn.all.clone()] };
+            continue;
+        }
+        let base = spec.base != Base::LastRound || last_prompt.is_none_or(|last| index > last);
+        other(spec, text, done..turn.generated.start, &mut push)?;
+        for piece in pieces(turn, messages.get(turn.message), text)? {
+            let start = piece.generated.start;
+            let reply = start..piece.generated.end.min(turn.closing).max(start);
+            match (piece.loss.unwrap_or(base), piece.loss_scale) {
+                (false, _) => push(reply.end, 0.0),
+                (true, Some(weight)) => push(reply.end, f64::from(weight)),
+                (true, None) => {
+                    for segment in spec.segments(&text[reply], query)? {
+                        push(start + segment.end, segment.weight);
+                    }
+                }
+            }
+        }
+        let is_final = index + 1 == rendered.turns.len();
+        push(turn.generated.end, if is_final && base || spec.base == Base::All { 1.0 } else { 0.0 });
+        done = turn.generated.end;
+    }
+    other(spec, text, done..text.len(), &mut push)?;
+    Ok(runs.into_iter().map(|(end, _)| end).collect())
+}
+
+fn other(spec: &Spec, text: &str, range: Range<usize>, push: &mut impl FnMut(usize, f64)) -> Result<(), Error> {
+    if range.is_empty() {
+        return Ok(());
+    }
+    if spec.base != Base::All {
+        push(range.end, 0.0);
+        return Ok(());
+    }
+    for segment in spec.segments(&text[range.clone()], "")? {
+        push(range.start + segment.end, segment.weight);
+    }
+    Ok(())
+}
+
+/// Turns as tokens, into `out`; returns how many tokens straddle a seam of a generated range. A token belongs to the
+/// side of its first byte. A message whose marks are lists gives a turn for each piece.
+///
+/// # Errors
+/// `Error::Row` when the pieces of a message with lists of marks cannot be found in the rendered text.
+pub fn token_turns(
+    rendered: &Rendered,
+    messages: &[Message],
+    tokens: &Tokens,
+    first_message: i32,
+    out: &mut Vec<TokenTurn>,
+) -> Result<usize, Error> {
+    out.clear();
+    let mut straddles = 0;
+    for turn in &rendered.turns {
+        let (start, end) = (tokens.index_at(turn.all.start).0, tokens.index_at(turn.all.end).0);
+        let plain = |out: &mut Vec<TokenTurn>, at: usize, loss, loss_scale| {
+            out.push(TokenTurn {
+                start: start as i32,
+                end: end as i32,
+                generated_start: at as i32,
+                generated_end: at as i32,
+                closing: at as i32,
+                role: turn.role,
+                message: turn.message as i32 + first_message,
+                loss,
+                loss_scale,
+            });
+        };
+        if turn.generated.is_empty() {
+            plain(out, start, None, None);
+            continue;
+        }
+        let mut from = start;
+        let parts = pieces(turn, messages.get(turn.message), &rendered.text)?;
+        for (index, piece) in parts.iter().enumerate() {
+            let mut index_at = |at: usize| {
+                let (token, straddle) = tokens.index_at(at);
+                straddles += usize::from(straddle);
+                token
+            };
+            let is_last = index + 1 == parts.len();
+            let generated_start = index_at(piece.generated.start);
+            let generated_end = index_at(piece.generated.end);
+            let closing = if is_last { index_at(turn.closing) } else { generated_end };
+            plain(out, from, piece.loss, piece.loss_scale);
+            if let Some(turn) = out.last_mut() {
+                turn.generated_start = generated_start as i32;
+                turn.generated_end = generated_end as i32;
+                turn.closing = closing as i32;
+                if !is_last {
+                    turn.end = generated_end as i32;
+                }
+            }
+            from = generated_end;
+        }
+    }
+    Ok(straddles)
+}
+
+/// The stretches of a generated range that have marks of their own; one, if the message's marks are single.
+fn pieces(turn: &Turn, message: Option<&Message>, text: &str) -> Result<Vec<Piece>, Error> {
+    let (losses, scales) = message.map_or((&[][..], &[][..]), |message| (&message.loss[..], &message.loss_scale[..]));
+    let mark = |index: usize| {
+        let loss = losses.get(index).or(if losses.len() == 1 { losses.first() } else { None });
+        let scale = scales.get(index).or(if scales.len() == 1 { scales.first() } else { None });
+        (loss.copied(), scale.copied())
+    };
+    let Some(message) = message.filter(|_| losses.len() > 1 || scales.len() > 1) else {
+        let (loss, loss_scale) = mark(0);
+        return Ok(vec![Piece { generated: turn.generated.clone(), loss, loss_scale }]);
+    };
+    let fault = |why: &str| {
+        Error::Row(RowError {
+            reason: "pieces",
+            column: None,
+            path: format!("$.messages[{}]", turn.message),
+            message: format!("{why}; give the message one loss and loss_scale, or split it"),
+        })
+    };
+    let content = message.fields.iter().find_map(|(name, value)| match value {
+        Json::String(text) if &**name == "content" => Some(&**text),
+        _ => None,
+    });
+    let content = content.filter(|content| message.pieces.iter().sum::<usize>() == content.len());
+    let content = content.ok_or_else(|| fault("lists of loss or loss_scale need a content that is a list of texts"))?;
+    let reply = &text[turn.generated.start..turn.closing];
+    let (at, skipped) = locate(reply, content)
+        .ok_or_else(|| fault("the template does not write the content as it is, so its pieces cannot be found"))?;
+    let (mut out, mut piece_end) = (Vec::new(), 0);
+    let mut start = turn.generated.start;
+    for (index, length) in message.pieces.iter().enumerate() {
+        piece_end += length;
+        let end = if index + 1 == message.pieces.len() {
+            turn.generated.end
+        } else {
+            (turn.generated.start + at + piece_end.saturating_sub(skipped)).clamp(start, turn.closing)
+        };
+        let (loss, loss_scale) = mark(index);
+        out.push(Piece { generated: start..end, loss, loss_scale });
+        start = end;
+    }
+    Ok(out)
+}
+
+/// The only place of `content`, as it is or trimmed, in `reply`, and how many of its first bytes were trimmed off.
+fn locate(reply: &str, content: &str) -> Option<(usize, usize)> {
+    let trimmed = content.trim();
+    let skipped = content.len() - content.trim_start().len();
+    [(content, 0), (trimmed, skipped)].into_iter().find_map(|(needle, skipped)| {
+        let at = reply.find(needle)?;
+        (!needle.is_empty() && reply.rfind(needle) == Some(at)).then_some((at, skipped))
+    })
+}

@@ -1,0 +1,228 @@
+//! One row as tokens: ids, the turns in them, and the weights of the loss as spans.
+//!
+//! Weights are a function of the tokens alone: the text that rules look at is read back from the ids. So weighing a
+//! stored row again, with any specification, gives what fresh tokenisation would have given.
+use crate::error::Error;
+use crate::types::Role;
+use crate::vocabulary::Vocabulary;
+use crate::weights::{Base, Segment, Semantics, Spec};
+
+/// A turn, in token indices. `start..end` holds the framing too.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TokenTurn {
+    /// First token of everything the message produced.
+    pub start: i32,
+    /// Behind its last.
+    pub end: i32,
+    /// First token the model must generate.
+    pub generated_start: i32,
+    /// Behind the last.
+    pub generated_end: i32,
+    /// First token of the closing suffix; `generated_end` when there is none.
+    pub closing: i32,
+    /// Whose turn.
+    pub role: Role,
+    /// Index of the message.
+    pub message: i32,
+    /// The message's `loss`.
+    pub loss: Option<bool>,
+    /// The message's `loss_scale`.
+    pub loss_scale: Option<f32>,
+}
+
+/// A run of tokens of one weight, not zero.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Span {
+    /// First token.
+    pub start: i32,
+    /// Behind the last.
+    pub end: i32,
+    /// Factor of the loss of predicting each token of the run.
+    pub weight: f32,
+}
+
+/// Memory that weighing rows shares.
+#[derive(Debug, Default)]
+pub struct Scratch {
+    text: String,
+    starts: Vec<u32>,
+    query: String,
+    query_starts: Vec<u32>,
+}
+
+/// Append a run to spans that are ascending and merged.
+pub fn push_span(spans: &mut Vec<Span>, start: usize, end: usize, weight: f32) {
+    if start >= end || weight == 0.0 {
+        return;
+    }
+    let (start, end) = (start as i32, end as i32);
+    match spans.last_mut() {
+        Some(last) if last.end == start && last.weight.to_bits() == weight.to_bits() => last.end = end,
+        _ => spans.push(Span { start, end, weight }),
+    }
+}
+
+/// Number of trained tokens and sum of their weights. Token 0 predicts nothing and is never a target.
+#[must_use]
+pub fn totals(spans: &[Span]) -> (i32, f64) {
+    let mut trained = 0;
+    let mut sum = 0.0;
+    for span in spans {
+        let tokens = span.end - span.start.max(1);
+        if tokens > 0 {
+            trained += tokens;
+            sum += f64::from(tokens) * f64::from(span.weight);
+        }
+    }
+    (trained, sum)
+}
+
+/// The weights of a row under `spec`, into `spans`. A row without turns is text, and all of it is trained on.
+///
+/// # Errors
+/// `Error::Config` when rules read text and the vocabulary cannot be turned back into text; `Error::Row` when a pattern
+/// exceeds its limit.
+pub fn weigh(
+    spec: &Spec,
+    ids: &[i32],
+    turns: &[TokenTurn],
+    vocabulary: &Vocabulary,
+    scratch: &mut Scratch,
+    spans: &mut Vec<Span>,
+) -> Result<(), Error> {
+    spans.clear();
+    if turns.is_empty() {
+        push_span(spans, 0, ids.len(), 1.0);
+        return Ok(());
+    }
+    if spec.reads_text() && !vocabulary.is_readable() {
+        return Err(Error::Config {
+            message: "loss_scale: this tokenizer's tokens cannot be turned back into text for rules to read; \
+                      use default, last_round or all alone"
+                .into(),
+        });
+    }
+    let mut weigher = Weigher { spec, ids, vocabulary, scratch, spans, query: 0..0 };
+    let last_prompt = turns.iter().rposition(|turn| matches!(turn.role, Role::User | Role::Tool));
+    let mut done = 0;
+    for (index, turn) in turns.iter().enumerate() {
+        if turn.role != Role::Assistant {
+            if matches!(turn.role, Role::User | Role::Tool) {
+                weigher.query = turn.start as usize..turn.end as usize;
+            }
+            continue;
+        }
+        let generated = turn.generated_start as usize..turn.generated_end as usize;
+        if generated.is_empty() {
+            continue;
+        }
+        weigher.other(done..generated.start)?;
+        let base = match spec.base {
+            Base::Default | Base::All => true,
+            Base::LastRound => last_prompt.is_none_or(|last| index > last),
+        };
+        weigher.turn(turn, base, index + 1 == turns.len())?;
+        done = generated.end;
+    }
+    weigher.other(done..ids.len())
+}
+
+struct Weigher<'a> {
+    spec: &'a Spec,
+    ids: &'a [i32],
+    vocabulary: &'a Vocabulary,
+    scratch: &'a mut Scratch,
+    spans: &'a mut Vec<Span>,
+    query: std::ops::Range<usize>,
+}
+
+impl Weigher<'_> {
+    /// Tokens no model turn generated: trained only by the base `all`.
+    fn other(&mut self, range: std::ops::Range<usize>) -> Result<(), Error> {
+        if self.spec.base != Base::All {
+            return Ok(());
+        }
+        if self.spec.semantics == Semantics::MsSwift && self.spec.reads_text() {
+            return self.by_rules(range).map(|_| ());
+        }
+        push_span(self.spans, range.start, range.end, 1.0);
+        Ok(())
+    }
+
+    fn turn(&mut self, turn: &TokenTurn, base: bool, is_final: bool) -> Result<(), Error> {
+        let ms_swift = self.spec.semantics == Semantics::MsSwift;
+        let (start, closing, end) = (turn.generated_start as usize, turn.closing as usize, turn.generated_end as usize);
+        let selected = turn.loss.unwrap_or(base);
+        let (any, last) = match (selected, turn.loss_scale) {
+            (false, _) => (false, false),
+            (true, Some(weight)) => {
+                let weight = if ms_swift { weight.max(0.0) } else { weight };
+                push_span(self.spans, start, closing, weight);
+                (weight != 0.0, weight != 0.0 && closing > start)
+            }
+            (true, None) if self.spec.reads_text() => self.by_rules(start..closing)?,
+            (true, None) => {
+                push_span(self.spans, start, closing, 1.0);
+                (true, closing > start)
+            }
+        };
+        // Ours: whoever learns a turn learns to end it. ms-swift: the last suffix follows the base, the others are
+        // switched on where the token before them is trained.
+        let close = match (ms_swift, is_final) {
+            (true, true) => base,
+            (true, false) => last,
+            (false, _) => selected && (any || closing == start),
+        };
+        if close {
+            push_span(self.spans, closing, end, 1.0);
+        }
+        Ok(())
+    }
+
+    /// Weigh tokens by the strategies: a token takes the weight at its first byte. Returns whether any token, and
+    /// whether the last token, has a weight.
+    fn by_rules(&mut self, range: std::ops::Range<usize>) -> Result<(bool, bool), Error> {
+        let scratch = &mut *self.scratch;
+        if self.spec.reads_query() {
+            self.vocabulary.read(self.ids, self.query.clone(), &mut scratch.query, &mut scratch.query_starts);
+        }
+        self.vocabulary.read(self.ids, range.clone(), &mut scratch.text, &mut scratch.starts);
+        let segments = self.spec.segments(&scratch.text, &scratch.query)?;
+        let weights = TokenWeights { starts: &scratch.starts, segments: &segments };
+        let (mut any, mut last) = (false, false);
+        let mut at = 0;
+        while at < scratch.starts.len() {
+            let (next, mut weight) = weights.run_from(at);
+            if self.spec.semantics == Semantics::MsSwift {
+                weight = weight.max(0.0);
+            }
+            push_span(self.spans, range.start + at, range.start + next, weight);
+            last = weight != 0.0;
+            any |= last;
+            at = next;
+        }
+        Ok((any, last))
+    }
+}
+
+struct TokenWeights<'a> {
+    starts: &'a [u32],
+    segments: &'a [Segment],
+}
+
+impl TokenWeights<'_> {
+    /// The weight of token `at`, and the first token behind it that starts in another segment.
+    fn run_from(&self, at: usize) -> (usize, f32) {
+        let start = self.starts[at] as usize;
+        let index = self.segments.partition_point(|segment| segment.end <= start);
+        let Some(segment) = self.segments.get(index).or(self.segments.last()) else {
+            return (self.starts.len(), 1.0);
+        };
+        let next = if index < self.segments.len() {
+            self.starts.partition_point(|other| (*other as usize) < segment.end)
+        } else {
+            self.starts.len()
+        };
+        (next.max(at + 1), segment.weight as f32)
+    }
+}

@@ -1,0 +1,295 @@
+//! What is known about a vocabulary besides how to encode with it: the bytes of every id, and the special tokens.
+use crate::encode::HfEngine;
+use crate::error::Error;
+use crate::json;
+use crate::types::Json;
+use tokenizers::{AddedToken, Tokenizer};
+
+type Result<T> = std::result::Result<T, Error>;
+
+/// Where the tokenizer puts a space that the text does not have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum DummySpace {
+    Never,
+    AtStart,
+    AfterEachAddedToken,
+}
+
+/// Tables by token id.
+#[derive(Debug)]
+pub struct Vocabulary {
+    bytes: Vec<u8>,
+    starts: Vec<u32>,
+    added: Vec<bool>,
+    dummy: DummySpace,
+    readable: bool,
+    /// Texts of the tokens marked special.
+    pub specials: Vec<Box<str>>,
+    /// Texts of every added token.
+    pub added_texts: Vec<Box<str>>,
+    /// Ids the tokenizer itself puts before a text.
+    pub text_prefix: Vec<i32>,
+    /// Beginning of sequence.
+    pub bos: Option<i32>,
+    /// End of sequence.
+    pub eos: Option<i32>,
+}
+
+/// Names from the tokenizer's configuration.
+#[derive(Debug, Clone, Default)]
+pub struct TokenNames {
+    /// `bos_token`.
+    pub bos: Option<String>,
+    /// `eos_token`.
+    pub eos: Option<String>,
+    /// Special tokens of `tokenizer_config.json` that `tokenizer.json` may lack; they are added in this order.
+    pub extra: Vec<String>,
+}
+
+/// Read a `tokenizer.json` into an engine and its tables.
+///
+/// # Errors
+/// `Error::Config` when it is not a tokenizer, or names a token it does not have.
+pub fn load(tokenizer_json: &[u8], names: &TokenNames) -> Result<(HfEngine, Vocabulary)> {
+    let fault = |why: String| Error::Config { message: format!("tokenizer.json: {why}").into() };
+    let mut tokenizer = Tokenizer::from_bytes(tokenizer_json).map_err(|error| fault(error.to_string()))?;
+    let missing: Vec<AddedToken> = names
+        .extra
+        .iter()
+        .filter(|text| tokenizer.token_to_id(text).is_none())
+        .map(|text| AddedToken::from(text.clone(), true))
+        .collect();
+    tokenizer.add_special_tokens(missing).map_err(|error| fault(error.to_string()))?;
+    let layout = json::parse(tokenizer_json).map_err(|error| fault(error.to_string()))?;
+    let vocabulary = Vocabulary::new(&tokenizer, &layout, names)?;
+    Ok((HfEngine::new(tokenizer), vocabulary))
+}
+
+impl Vocabulary {
+    fn new(tokenizer: &Tokenizer, layout: &Json, names: &TokenNames) -> Result<Self> {
+        let mut kinds = Vec::new();
+        collect_types(member(layout, "decoder"), &mut kinds);
+        let byte_level = kinds.contains(&"ByteLevel");
+        let metaspace = kinds.contains(&"Metaspace") || kinds.contains(&"Replace");
+        let byte_fallback = kinds.contains(&"ByteFallback");
+        let added_tokens = tokenizer.get_added_tokens_decoder();
+        let size = tokenizer.get_vocab(true).values().max().map_or(0, |id| *id as usize + 1);
+        let unicode_to_byte = byte_level_table();
+        let (mut bytes, mut starts, mut added) = (Vec::new(), vec![0_u32], vec![false; size]);
+        for id in 0..size as u32 {
+            if let Some(token) = added_tokens.get(&id) {
+                added[id as usize] = true;
+                bytes.extend_from_slice(token.content.as_bytes());
+            } else if let Some(token) = tokenizer.id_to_token(id) {
+                append_surface(&mut bytes, &token, byte_level.then_some(&unicode_to_byte), metaspace, byte_fallback);
+            }
+            starts.push(bytes.len() as u32);
+        }
+        let id_of = |name: &Option<String>| name.as_deref().and_then(|text| tokenizer.token_to_id(text));
+        let eos = id_of(&names.eos).map(|id| id as i32);
+        let mut text_prefix = match tokenizer.encode("", true) {
+            Ok(encoding) => encoding.get_ids().iter().map(|id| *id as i32).collect(),
+            Err(_) => vec![],
+        };
+        if text_prefix.last().copied() == eos {
+            text_prefix.pop();
+        }
+        let mut order: Vec<_> = added_tokens.iter().collect();
+        order.sort_by_key(|(id, _)| **id);
+        Ok(Self {
+            bytes,
+            starts,
+            added,
+            dummy: dummy_space(layout, byte_level),
+            readable: byte_level || metaspace || byte_fallback,
+            specials: order.iter().filter(|(_, t)| t.special).map(|(_, t)| t.content.as_str().into()).collect(),
+            added_texts: order.iter().map(|(_, token)| token.content.as_str().into()).collect(),
+            text_prefix,
+            bos: id_of(&names.bos).map(|id| id as i32),
+            eos,
+        })
+    }
+
+    /// Number of ids.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.added.len()
+    }
+
+    /// Whether there are no ids.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.added.is_empty()
+    }
+
+    /// Whether ids can be turned back into the text they came from.
+    #[must_use]
+    pub fn is_readable(&self) -> bool {
+        self.readable
+    }
+
+    /// The bytes of one id; none for an id out of range.
+    #[must_use]
+    pub fn surface(&self, id: i32) -> &[u8] {
+        let Ok(id) = usize::try_from(id) else { return &[] };
+        match (self.starts.get(id), self.starts.get(id + 1)) {
+            (Some(start), Some(end)) => &self.bytes[*start as usize..*end as usize],
+            _ => &[],
+        }
+    }
+
+    /// Append the text of `ids[range]` and, for each token, where it starts in what was appended.
+    ///
+    /// A space that the tokenizer itself put in is taken out again. Bytes that are not UTF-8 (a cut character) become
+    /// U+001A, one a byte, so that positions hold.
+    pub fn read(&self, ids: &[i32], range: std::ops::Range<usize>, text: &mut String, starts: &mut Vec<u32>) {
+        let mut bytes = std::mem::take(text).into_bytes();
+        bytes.clear();
+        starts.clear();
+        for index in range {
+            starts.push(bytes.len() as u32);
+            let mut surface = self.surface(ids[index]);
+            if self.dummy != DummySpace::Never && surface.first() == Some(&b' ') && self.is_dummy(ids, index) {
+                surface = &surface[1..];
+            }
+            bytes.extend_from_slice(surface);
+        }
+        *text = match String::from_utf8(bytes) {
+            Ok(text) => text,
+            Err(error) => replace_invalid(error.into_bytes()),
+        };
+    }
+
+    fn is_dummy(&self, ids: &[i32], index: usize) -> bool {
+        if self.is_added(ids[index]) {
+            return false;
+        }
+        index == 0 || (self.dummy == DummySpace::AfterEachAddedToken && self.is_added(ids[index - 1]))
+    }
+
+    fn is_added(&self, id: i32) -> bool {
+        usize::try_from(id).ok().and_then(|id| self.added.get(id)).copied().unwrap_or(false)
+    }
+}
+
+fn replace_invalid(mut bytes: Vec<u8>) -> String {
+    let mut at = 0;
+    while let Err(error) = std::str::from_utf8(&bytes[at..]) {
+        let bad = at + error.valid_up_to();
+        let length = error.error_len().unwrap_or(bytes.len() - bad);
+        bytes[bad..bad + length].fill(0x1a);
+        at = bad + length;
+    }
+    String::from_utf8(bytes).unwrap_or_default()
+}
+
+fn append_surface(out: &mut Vec<u8>, token: &str, byte_level: Option<&[u16; 512]>, metaspace: bool, fallback: bool) {
+    if let Some(table) = byte_level {
+        for character in token.chars() {
+            match table.get(character as usize).copied() {
+                Some(byte) if byte < 256 => out.push(byte as u8),
+                _ => out.extend_from_slice(character.encode_utf8(&mut [0; 4]).as_bytes()),
+            }
+        }
+    } else if let Some(byte) = fallback.then(|| hex_byte(token)).flatten() {
+        out.push(byte);
+    } else if metaspace {
+        out.extend_from_slice(token.replace('\u{2581}', " ").as_bytes());
+    } else {
+        out.extend_from_slice(token.as_bytes());
+    }
+}
+
+/// The byte of a byte-fallback token, `<0x0A>`.
+fn hex_byte(token: &str) -> Option<u8> {
+    let digits = token.strip_prefix("<0x")?.strip_suffix('>')?;
+    if digits.len() == 2 { u8::from_str_radix(digits, 16).ok() } else { None }
+}
+
+/// GPT-2's table from the printable character that stands for a byte to the byte; 256 where there is none.
+/// Source: `bytes_to_unicode` of the GPT-2 encoder, <https://github.com/openai/gpt-2/blob/master/src/encoder.py>.
+fn byte_level_table() -> [u16; 512] {
+    let mut table = [256_u16; 512];
+    let mut shifted = 256;
+    for byte in 0..256_u16 {
+        let printable = matches!(byte, 33..=126 | 161..=172 | 174..=255);
+        let character = if printable { byte } else { shifted };
+        shifted += u16::from(!printable);
+        table[character as usize] = byte;
+    }
+    table
+}
+
+fn member<'a>(value: &'a Json, key: &str) -> Option<&'a Json> {
+    let Json::Object(members) = value else { return None };
+    members.iter().find(|(name, _)| &**name == key).map(|(_, value)| value)
+}
+
+/// The `type` of a part of a tokenizer and of everything inside it.
+fn collect_types<'a>(value: Option<&'a Json>, out: &mut Vec<&'a str>) {
+    match value {
+        Some(Json::Object(members)) => {
+            for (key, value) in members {
+                match value {
+                    Json::String(text) if &**key == "type" => out.push(text),
+                    value => collect_types(Some(value), out),
+                }
+            }
+        }
+        Some(Json::Array(items)) => {
+            for item in items {
+                collect_types(Some(item), out);
+            }
+        }
+        _ => {}
+    }
+}
+
+fn dummy_space(layout: &Json, byte_level: bool) -> DummySpace {
+    let mut normalizers = Vec::new();
+    collect_types(member(layout, "normalizer"), &mut normalizers);
+    if normalizers.contains(&"Prepend") {
+        return DummySpace::AfterEachAddedToken;
+    }
+    let Some(scheme) = find_member(member(layout, "pre_tokenizer"), "prepend_scheme") else {
+        let add_prefix_space = find_member(member(layout, "pre_tokenizer"), "add_prefix_space");
+        let adds = byte_level && matches!(add_prefix_space, Some(Json::Bool(true)));
+        return if adds { DummySpace::AfterEachAddedToken } else { DummySpace::Never };
+    };
+    match scheme {
+        Json::String(text) if &**text == "always" => DummySpace::AfterEachAddedToken,
+        Json::String(text) if &**text == "first" => DummySpace::AtStart,
+        _ => DummySpace::Never,
+    }
+}
+
+fn find_member<'a>(value: Option<&'a Json>, key: &str) -> Option<&'a Json> {
+    match value? {
+        Json::Object(members) => members
+            .iter()
+            .find_map(|(name, inner)| if &**name == key { Some(inner) } else { find_member(Some(inner), key) }),
+        Json::Array(items) => items.iter().find_map(|item| find_member(Some(item), key)),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn byte_level_characters_stand_for_every_byte_once() {
+        let table = byte_level_table();
+        let mut seen: Vec<u16> = table.iter().copied().filter(|byte| *byte < 256).collect();
+        seen.sort_unstable();
+        assert_eq!(seen, (0..256).collect::<Vec<u16>>());
+        assert_eq!(table['Ġ' as usize], u16::from(b' '));
+        assert_eq!(table['Ċ' as usize], u16::from(b'\n'));
+    }
+
+    #[test]
+    fn a_cut_character_keeps_positions() {
+        assert_eq!(replace_invalid(b"ab\xe4\xbd".to_vec()), "ab\u{1a}\u{1a}");
+        assert_eq!(replace_invalid(b"\xffx\xe4".to_vec()), "\u{1a}x\u{1a}");
+    }
+}
