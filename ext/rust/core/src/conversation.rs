@@ -305,7 +305,8 @@ impl Encoder {
             out.look_alikes += 1;
             if self.options.special_text == SpecialText::Error {
                 let found = found.as_str();
-                let why = format!("a message contains the special token {found} as text; remove it, or --special-text keep");
+                let why =
+                    format!("a message contains the special token {found} as text; remove it, or --special-text keep");
                 return Err(row_error("special_text", why));
             }
         }
@@ -329,10 +330,7 @@ impl Conversation {
 fn system_message(text: &str) -> Message {
     Message {
         role: Role::System,
-        fields: vec![
-            ("role".into(), Json::String("system".into())),
-            ("content".into(), Json::String(text.into())),
-        ],
+        fields: vec![("role".into(), Json::String("system".into())), ("content".into(), Json::String(text.into()))],
         loss: vec![],
         loss_scale: vec![],
         pieces: vec![],
