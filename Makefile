@@ -1,0 +1,59 @@
+# Two commands do all their own set-up: `make demo` and `make test`.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+NATIVE := $(shell find ext -name '*.rs' -o -name '*.cpp' -o -name '*.h' -o -name Cargo.toml)
+# One thread a process: several processes compute at once in the tests, and results must not depend on the machine.
+RUN    := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
+
+.PHONY: setup demo test test-slow lint bench bench-smoke assets lock clean help
+.DELETE_ON_ERROR:
+
+help:
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
+
+setup: $(VENV)/.native ## make .venv with all that demo and tests need
+
+$(VENV)/.packages: requirements-dev.lock
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --disable-pip-version-check uv
+	$(BIN)/uv pip install -q --python $(BIN)/python --require-hashes -r requirements-dev.lock
+	touch $@
+
+$(VENV)/.native: $(VENV)/.packages pyproject.toml CMakeLists.txt Cargo.toml Cargo.lock $(NATIVE)
+	@command -v cargo >/dev/null || { echo "make: cargo not found; install Rust 1.88 or newer, then run make again" >&2; exit 2; }
+	$(BIN)/uv pip install -q --python $(BIN)/python --no-build-isolation --no-deps --reinstall-package postmill -e .
+	touch $@
+
+assets: setup ## fetch the real models and data that tests use, once
+	$(BIN)/python tests/assets.py all
+
+demo: setup ## the whole pipeline on a real small model, on the CPU
+	$(BIN)/python tests/assets.py smollm2
+	$(BIN)/python examples/demo/run.py
+
+test: assets ## everything that runs in minutes
+	$(RUN) cargo test --release --workspace --exclude postmill-py -q
+	$(RUN) $(BIN)/pytest -m "not slow and not gpu"
+
+test-slow: assets ## everything, hours of fuzzing aside
+	$(RUN) $(BIN)/pytest -m "not gpu"
+
+lint: setup ## style, types, Rust lints
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	cargo clippy -q --workspace --all-targets -- -D warnings
+	cargo fmt --check
+
+bench-smoke: setup ## every benchmark at toy size: they run, and their results are exact
+	$(RUN) $(BIN)/python bench/run.py --smoke
+
+bench: assets ## every benchmark; appends to bench/results/
+	$(BIN)/python bench/run.py
+
+lock: ## resolve requirements-dev.in again
+	$(BIN)/uv pip compile -q requirements-dev.in -o requirements-dev.lock --python-version 3.11 --no-emit-index-url --no-header --generate-hashes
+
+clean: ## remove what was built, not what was fetched
+	rm -rf build target postmill/*.so $(VENV)/.native
