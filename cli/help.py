@@ -55,10 +55,7 @@ def stage_help(stage: Stage) -> str:
 
 def _option(path: str, kind: Any, default: Any, doc: str) -> str:
     flag = flag_name(path)
-    if strip_optional(kind) is bool:
-        left = f"{flag}, --no-{flag[2:]}"
-    else:
-        left = f"{flag} {_type_name(kind)}"
+    left = f"{flag}, --no-{flag[2:]}" if strip_optional(kind) is bool else f"{flag} {_type_name(kind)}"
     if default is msgspec.NODEFAULT:
         return _entry(left, f"{doc} (required)")
     shown = {True: "on", False: "off"}.get(default, default) if isinstance(default, bool) else default

@@ -1,8 +1,8 @@
 """Arrow tables on disk and in pipes, checked on every open.
 
 Damaged Arrow crashes or lies when it is read without validation, and a cut stream looks complete. So each batch
-carries its number and the XXH3 of its bytes, every batch read is validated and compared, and a stream ends in a trailer:
-a batch of no rows whose metadata holds the row count and the digest of all before. A stream without one was cut.
+carries its number and the XXH3 of its bytes, every batch read is validated and compared, and a stream ends in a
+trailer: a batch of no rows whose metadata holds the row count and the digest of all before. Without one it was cut.
 """
 
 import os
