@@ -7,6 +7,7 @@ pub mod lines;
 pub mod pack;
 pub mod seams;
 pub mod sequence;
+pub mod rows;
 pub mod template;
 pub mod thinking;
 pub mod tokens;

@@ -5,9 +5,10 @@
 use std::ops::Range;
 
 /// A JSON value that keeps what Python would keep: the order of keys and the text of numbers.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub enum Json {
     /// `null`
+    #[default]
     Null,
     /// `true`, `false`
     Bool(bool),

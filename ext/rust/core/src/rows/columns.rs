@@ -1,0 +1,328 @@
+//! Which column of a row is what.
+use crate::error::RowError;
+use crate::json;
+use crate::rows::Source;
+use crate::rows::messages::is_whole_conversation;
+use crate::rows::place::{Place, did_you_mean, listed, quoted};
+use crate::types::Json;
+
+/// What a column can be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Column {
+    Messages,
+    System,
+    Query,
+    Response,
+    History,
+    Chosen,
+    RejectedResponse,
+    RejectedMessages,
+    Label,
+    Margin,
+    Channel,
+    Tools,
+    TemplateKwargs,
+    Media,
+}
+
+impl Column {
+    const ALL: [Self; 14] = [
+        Self::Messages,
+        Self::System,
+        Self::Query,
+        Self::Response,
+        Self::History,
+        Self::Chosen,
+        Self::RejectedResponse,
+        Self::RejectedMessages,
+        Self::Label,
+        Self::Margin,
+        Self::Channel,
+        Self::Tools,
+        Self::TemplateKwargs,
+        Self::Media,
+    ];
+
+    /// The canonical name, then its aliases. Those of query and response are ms-swift's.
+    const fn names(self) -> &'static [&'static str] {
+        match self {
+            Self::Messages => &["messages", "conversation", "conversations"],
+            Self::System => &["system", "system_prompt"],
+            Self::Query => &["query", "prompt", "input", "instruction", "question", "problem"],
+            Self::Response => &[
+                "response",
+                "answer",
+                "output",
+                "targets",
+                "target",
+                "answer_key",
+                "answers",
+                "solution",
+                "text",
+                "completion",
+                "content",
+            ],
+            Self::History => &["history"],
+            Self::Chosen => &["chosen", "chosen_messages"],
+            Self::RejectedResponse => &["rejected_response", "rejected"],
+            Self::RejectedMessages => &["rejected_messages"],
+            Self::Label => &["label"],
+            Self::Margin => &["margin"],
+            Self::Channel => &["channel"],
+            Self::Tools => &["tools"],
+            Self::TemplateKwargs => &["chat_template_kwargs"],
+            Self::Media => &["images", "image", "videos", "video", "audios", "audio", "objects"],
+        }
+    }
+
+    fn of(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|column| column.names().iter().any(|alias| alias.eq_ignore_ascii_case(name)))
+    }
+}
+
+/// Columns whose media or tools the data path cannot use yet, and would drop without a word if it let them pass.
+const PREFIXED: [&str; 5] = ["tools", "images", "videos", "audios", "objects"];
+
+/// Columns a row can do without, so that only their misspelt names give them away. Short names have too many neighbours.
+const GUARDED: [&str; 5] =
+    ["system_prompt", "rejected_response", "rejected", "rejected_messages", "chat_template_kwargs"];
+
+/// The columns of a row that nobody has taken yet.
+pub(super) struct Columns {
+    members: Vec<(Box<str>, Json, Option<Column>)>,
+}
+
+impl Columns {
+    /// Rename, then recognise.
+    pub(super) fn new(members: Vec<(Box<str>, Json)>, renames: &[(Box<str>, Box<str>)]) -> Result<Self, RowError> {
+        let mut sorted = Vec::with_capacity(members.len());
+        for (name, value) in members {
+            let name = renames.iter().find(|(old, _)| *old == name).map_or(name, |(_, new)| new.clone());
+            let column = Column::of(&name);
+            if !renames.is_empty() && sorted.iter().any(|(other, _, _)| *other == name) {
+                let message = format!("--columns makes a second column {}; rename the other one too", quoted(&name));
+                return Err(Place::Root.fault("ambiguous_column", message));
+            }
+            sorted.push((name, value, column));
+        }
+        Ok(Self { members: sorted })
+    }
+
+    fn position(&self, column: Column) -> Result<Option<usize>, RowError> {
+        let mut found = self.members.iter().enumerate().filter(|(_, member)| is_present(member, column));
+        let Some((first, _)) = found.next() else { return Ok(None) };
+        if found.next().is_none() {
+            return Ok(Some(first));
+        }
+        let canonical = column.names()[0];
+        let spelled = |index: &usize| *self.members[*index].0 == *canonical;
+        if let Some(index) = (0..self.members.len()).find(spelled) {
+            return Ok(Some(index));
+        }
+        Err(self.ambiguous(column))
+    }
+
+    fn ambiguous(&self, column: Column) -> RowError {
+        let candidates: Vec<&str> = self.present(column).collect();
+        let canonical = column.names()[0];
+        let message = format!(
+            "{} could each be the {canonical}; choose with --columns {}={canonical}",
+            candidates.join(", "),
+            candidates[0]
+        );
+        Place::Root.fault("ambiguous_column", message)
+    }
+
+    fn present(&self, column: Column) -> impl Iterator<Item = &str> {
+        self.members.iter().filter(move |member| is_present(member, column)).map(|(name, _, _)| &**name)
+    }
+
+    /// The column and the name it has in this row. Null is as good as absent.
+    pub(super) fn take(&mut self, column: Column) -> Result<Option<(Box<str>, Json)>, RowError> {
+        Ok(self.position(column)?.map(|index| self.take_at(index)))
+    }
+
+    fn take_at(&mut self, index: usize) -> (Box<str>, Json) {
+        let (name, value, _) = self.members.remove(index);
+        (name, value)
+    }
+
+    fn find(&self, name: &str) -> Option<usize> {
+        self.members.iter().position(|(other, value, _)| other.eq_ignore_ascii_case(name) && *value != Json::Null)
+    }
+
+    /// The query: its column, or `instruction` and `input` joined by a newline as Alpaca has them.
+    pub(super) fn take_query(&mut self) -> Result<Option<(Box<str>, Json)>, RowError> {
+        let (Some(instruction), Some(input)) = (self.find("instruction"), self.find("input")) else {
+            return self.take(Column::Query);
+        };
+        if self.find("query").is_some() {
+            return self.take(Column::Query);
+        }
+        if self.present(Column::Query).count() > 2 {
+            return Err(self.ambiguous(Column::Query));
+        }
+        let text = |index: usize| match &self.members[index].1 {
+            Json::String(text) => Ok(&**text),
+            other => {
+                let message = format!("expected a text, got {}", super::kind(other));
+                Err(Place::Key(&Place::Root, &self.members[index].0).fault("content", message))
+            }
+        };
+        let (first, second) = (text(instruction)?, text(input)?);
+        let between = if first.is_empty() || second.is_empty() { "" } else { "\n" };
+        let joined = Json::String([first, between, second].concat().into());
+        let name = self.members[instruction].0.clone();
+        self.members[instruction.max(input)].2 = None;
+        self.take_at(instruction.max(input));
+        self.take_at(instruction.min(input));
+        Ok(Some((name, joined)))
+    }
+
+    /// `chosen`, if a rejected side gives it its meaning.
+    pub(super) fn take_chosen(&mut self) -> Result<Option<(Box<str>, Json)>, RowError> {
+        if !self.has_pair_columns() {
+            return Ok(None);
+        }
+        if self.find("response").is_some() && self.find("messages").is_none() {
+            let message = "the row has both chosen and response; rename one of them with --columns";
+            return Err(Place::Root.fault("ambiguous_column", message.to_owned()));
+        }
+        self.take(Column::Chosen)
+    }
+
+    fn has_pair_columns(&self) -> bool {
+        let has = |column| self.present(column).next().is_some();
+        has(Column::Chosen) && (has(Column::RejectedResponse) || has(Column::RejectedMessages))
+    }
+
+    /// Which columns hold the conversation.
+    pub(super) fn conversation_source(&self) -> Result<Source, RowError> {
+        if self.position(Column::Messages)?.is_some() {
+            return Ok(Source::Messages);
+        }
+        let chosen = self.members.iter().find(|member| is_present(member, Column::Chosen));
+        if self.has_pair_columns() && chosen.is_some_and(|(_, value, _)| is_whole_conversation(value)) {
+            return Ok(Source::Chosen);
+        }
+        Ok(Source::Query)
+    }
+
+    /// Media are not read yet, so a row that has some cannot be trained on as it was meant.
+    pub(super) fn refuse_media(&self) -> Result<(), RowError> {
+        for (name, value, column) in &self.members {
+            let empty = match value {
+                Json::Null => true,
+                Json::String(text) => text.is_empty(),
+                Json::Array(items) => items.is_empty(),
+                Json::Object(members) => members.is_empty(),
+                _ => false,
+            };
+            if empty {
+                continue;
+            }
+            let place = Place::Key(&Place::Root, name);
+            if *column == Some(Column::Media) {
+                let message =
+                    "images, videos, audios and objects are not supported yet; remove the column or these rows";
+                return Err(place.fault("media", message.to_owned()));
+            }
+            let rest = ["rejected_", "positive_", "negative_"].iter().find_map(|prefix| name.strip_prefix(prefix));
+            if rest.is_some_and(|rest| PREFIXED.contains(&rest)) {
+                let message =
+                    "tools and media of one side alone are not supported yet; remove the column or these rows";
+                return Err(place.fault("media", message.to_owned()));
+            }
+        }
+        Ok(())
+    }
+
+    /// The label as a number: `true` is 1. A list or a word is left to travel in `extra`.
+    pub(super) fn take_label(&mut self) -> Option<f64> {
+        let index = self.members.iter().position(|member| is_present(member, Column::Label))?;
+        let number = as_number(&self.members[index].1)?;
+        self.members.remove(index);
+        Some(number)
+    }
+
+    /// No column for `column`: what there is, and which of it may be misspelt.
+    pub(super) fn missing(&self, column: Column) -> RowError {
+        let names = || self.members.iter().map(|(name, _, _)| &**name);
+        let wanted = match column {
+            Column::Query => "history needs a query column",
+            _ => "no column holds a conversation or a text",
+        };
+        let all = || {
+            [Column::Messages, Column::Query, Column::Response].iter().flat_map(|column| column.names().iter().copied())
+        };
+        let hint = names().find_map(|name| did_you_mean(name, all()).map(|meant| (name, meant)));
+        let found = if self.members.is_empty() { "none".to_owned() } else { listed(names()) };
+        let message = match hint {
+            Some((name, meant)) => {
+                format!("{wanted}; did you mean {meant} by {}? --columns {name}={meant}", quoted(name))
+            }
+            None => {
+                format!("{wanted} (columns: {found}); name one with --columns OLD=messages, OLD=query or OLD=response")
+            }
+        };
+        Place::Root.fault("no_conversation", message)
+    }
+
+    /// An error if a column left over looks like a misspelt name of `column`.
+    pub(super) fn refuse_typo(&self, column: Column) -> Result<(), RowError> {
+        for (name, _, known) in &self.members {
+            let meant = did_you_mean(name, column.names().iter().copied()).filter(|_| known.is_none());
+            if let Some(meant) = meant {
+                return Err(typo(name, meant));
+            }
+        }
+        Ok(())
+    }
+
+    /// Every column that was not used, as one canonical JSON object.
+    ///
+    /// A name close to one that would have changed the row's meaning is an error: `rejected_respons` must not travel along
+    /// as a mere passenger.
+    pub(super) fn into_extra(self) -> Result<Box<str>, RowError> {
+        let mut left = Vec::with_capacity(self.members.len());
+        for (name, value, column) in self.members {
+            if column.is_none()
+                && let Some(meant) = did_you_mean(&name, GUARDED)
+            {
+                return Err(typo(&name, meant));
+            }
+            // An empty column of ours is spent, as are media columns, which are all empty here; anybody else's null is data.
+            if column.is_none() || (value != Json::Null && column != Some(Column::Media)) {
+                left.push((name, value));
+            }
+        }
+        if left.is_empty() { Ok(Box::default()) } else { Ok(json::to_canonical(&Json::Object(left)).into()) }
+    }
+}
+
+fn typo(name: &str, meant: &str) -> RowError {
+    let message = format!(
+        "unknown column; did you mean {meant}? rename it with --columns {name}={meant}, or to something else to keep it"
+    );
+    Place::Key(&Place::Root, name).fault("unknown_column", message)
+}
+
+fn is_present(member: &(Box<str>, Json, Option<Column>), column: Column) -> bool {
+    member.2 == Some(column) && member.1 != Json::Null
+}
+
+/// A number, a bool, or one of both written as text (as CSV has them).
+pub(super) fn as_number(value: &Json) -> Option<f64> {
+    let number = match value {
+        Json::Bool(value) => Some(f64::from(u8::from(*value))),
+        Json::Number(text) => text.parse().ok(),
+        Json::String(text) => match text.trim() {
+            "true" | "True" => Some(1.0),
+            "false" | "False" => Some(0.0),
+            text if text.starts_with(|first: char| first.is_ascii_digit() || first == '-') => text.parse().ok(),
+            _ => None,
+        },
+        _ => None,
+    };
+    number.filter(|number: &f64| number.is_finite())
+}

@@ -1,0 +1,408 @@
+//! Messages: roles, pairs, marks, and what becomes of calls and results.
+use crate::error::RowError;
+use crate::rows::RowOptions;
+use crate::rows::calls;
+use crate::rows::content::Content;
+use crate::rows::place::{Place, did_you_mean, kind, listed, parsed, quoted};
+use crate::types::{Json, Message, Role};
+
+/// Who a role name stands for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Speaker {
+    System,
+    User,
+    Assistant,
+    /// An assistant's tool call, its content the call as JSON.
+    Call,
+    Tool,
+}
+
+/// `developer` is OpenAI's newer word for system; templates that know both treat them alike.
+const ROLES: [(&str, Speaker); 15] = [
+    ("user", Speaker::User),
+    ("human", Speaker::User),
+    ("assistant", Speaker::Assistant),
+    ("gpt", Speaker::Assistant),
+    ("bot", Speaker::Assistant),
+    ("system", Speaker::System),
+    ("developer", Speaker::System),
+    ("tool_call", Speaker::Call),
+    ("function_call", Speaker::Call),
+    ("tool", Speaker::Tool),
+    ("tool_response", Speaker::Tool),
+    ("function_response", Speaker::Tool),
+    ("observation", Speaker::Tool),
+    ("observations", Speaker::Tool),
+    ("function", Speaker::Tool),
+];
+
+impl Speaker {
+    fn of(name: &str) -> Option<Self> {
+        ROLES.iter().find(|(known, _)| known.eq_ignore_ascii_case(name)).map(|&(_, speaker)| speaker)
+    }
+}
+
+/// The text of a message.
+pub(super) fn content_of(message: &Message) -> &str {
+    match message.fields.get(1) {
+        Some((_, Json::String(text))) => text,
+        _ => "",
+    }
+}
+
+/// Does this value open a conversation, instead of continuing one?
+pub(super) fn is_whole_conversation(value: &Json) -> bool {
+    let Json::Array(items) = value else { return false };
+    let Some(Json::Object(members)) = items.first() else { return false };
+    let role = members.iter().find(|(key, _)| matches!(&**key, "role" | "from"));
+    let opens = |name: &str| matches!(Speaker::of(name), Some(Speaker::User | Speaker::System));
+    matches!(role, Some((_, Json::String(name))) if opens(name))
+}
+
+/// Turns raw values into messages.
+pub(super) struct Reader<'a> {
+    pub(super) options: &'a RowOptions,
+}
+
+/// The members of a raw message, sorted out.
+#[derive(Default)]
+struct Raw {
+    speaker: Option<(Box<str>, Json)>,
+    content: Option<(Box<str>, Json)>,
+    loss: Option<Json>,
+    loss_scale: Option<Json>,
+    loss_weight: Option<Json>,
+    tool_calls: Option<Json>,
+    function_call: Option<Json>,
+    rest: Vec<(Box<str>, Json)>,
+}
+
+impl Raw {
+    /// Nulls are dropped: columnar files pad every message to the same members with them.
+    fn new(members: Vec<(Box<str>, Json)>) -> Self {
+        let has = |name: &str| members.iter().any(|(key, _)| **key == *name);
+        let (has_role, has_content) = (has("role"), has("content"));
+        let mut raw = Self::default();
+        for (key, value) in members {
+            match &*key {
+                "content" => raw.content = Some((key, value)),
+                "value" if !has_content => raw.content = Some((key, value)),
+                _ if value == Json::Null => {}
+                "role" => raw.speaker = Some((key, value)),
+                "from" if !has_role => raw.speaker = Some((key, value)),
+                "loss" => raw.loss = Some(value),
+                "loss_scale" => raw.loss_scale = Some(value),
+                "loss_weight" => raw.loss_weight = Some(value),
+                "tool_calls" => raw.tool_calls = Some(value),
+                "function_call" => raw.function_call = Some(value),
+                _ => raw.rest.push((key, value)),
+            }
+        }
+        raw
+    }
+}
+
+impl Reader<'_> {
+    /// A list of messages, or its JSON text.
+    pub(super) fn conversation(&self, value: Json, place: &Place) -> Result<Vec<Message>, RowError> {
+        let items = match parsed(value, place)? {
+            Json::Array(items) => items,
+            other => {
+                let message = format!("expected a list of messages, got {}", kind(&other));
+                return Err(place.fault("messages", message));
+            }
+        };
+        if items.is_empty() {
+            return Err(place.fault("empty", "the list of messages is empty".to_owned()));
+        }
+        let mut messages = Vec::with_capacity(items.len());
+        for (index, item) in items.into_iter().enumerate() {
+            self.append_message(&mut messages, item, &Place::Index(place, index))?;
+        }
+        Ok(messages)
+    }
+
+    fn append_message(&self, out: &mut Vec<Message>, value: Json, place: &Place) -> Result<(), RowError> {
+        let Json::Object(members) = value else {
+            let message = format!("expected a message (an object with role and content), got {}", kind(&value));
+            return Err(place.fault("messages", message));
+        };
+        if let Some((asked, answered)) = pair_row(&members) {
+            let mut members = members;
+            for (index, role) in [(asked, Role::User), (answered, Role::Assistant)] {
+                let (key, value) = std::mem::take(&mut members[index]);
+                out.push(self.text_message(role, value, &Place::Key(place, &key))?);
+            }
+            return Ok(());
+        }
+        let names: Vec<Box<str>> = members.iter().map(|(key, _)| key.clone()).take(9).collect();
+        let mut raw = Raw::new(members);
+        let Some((key, role)) = raw.speaker.take() else {
+            return Err(no_role(&names, place));
+        };
+        let speaker = read_role(&role, &Place::Key(place, &key))?;
+        self.append_turn(out, speaker, raw, place)
+    }
+
+    fn append_turn(&self, out: &mut Vec<Message>, speaker: Speaker, raw: Raw, place: &Place) -> Result<(), RowError> {
+        let (key, value) = raw.content.unwrap_or_else(|| ("content".into(), Json::Null));
+        let content_place = Place::Key(place, &key);
+        let has_calls = raw.tool_calls.is_some() || raw.function_call.is_some();
+        let mut content = match speaker {
+            Speaker::Call => Content { calls: calls::from_content(value, &content_place)?, ..Content::default() },
+            Speaker::Tool => self.tool_content(value, &content_place)?,
+            _ if value == Json::Null && has_calls => Content::default(),
+            _ => self.content(value, &content_place)?,
+        };
+        if let Some(value) = raw.tool_calls {
+            content.calls.extend(calls::from_openai(value, &Place::Key(place, "tool_calls"))?);
+        }
+        if let Some(value) = raw.function_call {
+            content.calls.push(calls::one(value, &Place::Key(place, "function_call"))?);
+        }
+        let role = match speaker {
+            Speaker::System => Role::System,
+            Speaker::User => Role::User,
+            Speaker::Assistant | Speaker::Call => Role::Assistant,
+            Speaker::Tool => Role::Tool,
+        };
+        if !content.calls.is_empty() && role != Role::Assistant {
+            let message = "only an assistant message can call tools";
+            return Err(place.fault("tool_call", message.to_owned()));
+        }
+        if !content.results.is_empty() && role != Role::User && role != Role::Tool {
+            let message = "only a user message can hold tool_result blocks";
+            return Err(place.fault("content", message.to_owned()));
+        }
+        let (loss, loss_scale) = match raw.loss_weight {
+            None => (raw.loss, raw.loss_scale),
+            Some(_) if raw.loss.is_some() || raw.loss_scale.is_some() => {
+                let message = "loss_weight says what loss and loss_scale say; keep one of them";
+                return Err(Place::Key(place, "loss_weight").fault("loss", message.to_owned()));
+            }
+            // LLaMA-Factory's weight stands alone: zero is not trained, anything else is, whoever speaks.
+            Some(weight) => (Some(Json::Bool(as_weight(&weight) != Some(0.0))), Some(weight)),
+        };
+        let loss = read_marks(loss, &content, &Place::Key(place, "loss"), as_bool, "true or false")?;
+        let loss_scale = read_marks(loss_scale, &content, &Place::Key(place, "loss_scale"), as_weight, "a number")?;
+        append_results(out, &mut content, &loss, &loss_scale);
+        if content.only_results {
+            return Ok(());
+        }
+        let pieces = std::mem::take(&mut content.pieces);
+        let message = Message { role, fields: content.fields(role, raw.rest), loss, loss_scale, pieces };
+        if speaker == Speaker::Call {
+            return join_call(out, message, place);
+        }
+        out.push(message);
+        Ok(())
+    }
+
+    /// A message whose content stands in a column of its own.
+    pub(super) fn text_message(&self, role: Role, value: Json, place: &Place) -> Result<Message, RowError> {
+        let mut content = self.content(value, place)?;
+        if !content.calls.is_empty() || !content.results.is_empty() {
+            let message = "tool blocks need a conversation; put them into messages";
+            return Err(place.fault("content", message.to_owned()));
+        }
+        let pieces = std::mem::take(&mut content.pieces);
+        let fields = content.fields(role, Vec::new());
+        Ok(Message { role, fields, loss: Vec::new(), loss_scale: Vec::new(), pieces })
+    }
+
+    /// The query: a text, or the messages before the answer (TRL's conversational prompt).
+    pub(super) fn append_question(&self, out: &mut Vec<Message>, value: Json, place: &Place) -> Result<(), RowError> {
+        if is_message_list(&value) {
+            out.extend(self.conversation(value, place)?);
+        } else {
+            out.push(self.text_message(Role::User, value, place)?);
+        }
+        Ok(())
+    }
+
+    /// The answer: a text, the first of a list of texts, one message, or several of assistant and tools.
+    pub(super) fn append_answer(&self, out: &mut Vec<Message>, value: Json, place: &Place) -> Result<(), RowError> {
+        let value = match value {
+            Json::Array(items) if items.first().is_some_and(|first| matches!(first, Json::String(_))) => {
+                items.into_iter().next().unwrap_or(Json::Null)
+            }
+            Json::Object(members) => Json::Array(vec![Json::Object(members)]),
+            other => other,
+        };
+        if !is_message_list(&value) {
+            out.push(self.text_message(Role::Assistant, value, place)?);
+            return Ok(());
+        }
+        let answer = self.conversation(value, place)?;
+        if let Some(message) = answer.iter().find(|message| matches!(message.role, Role::User | Role::System)) {
+            let role = if message.role == Role::User { "user" } else { "system" };
+            let expected = format!(
+                "expected messages of assistant and tool, got one of {role}; use rejected_messages for a whole conversation"
+            );
+            return Err(place.fault("role", expected));
+        }
+        out.extend(answer);
+        Ok(())
+    }
+
+    /// Alpaca's `history`: a list of [query, response].
+    pub(super) fn history(&self, out: &mut Vec<Message>, value: Json, place: &Place) -> Result<(), RowError> {
+        let turns = match parsed(value, place)? {
+            Json::Array(turns) => turns,
+            Json::String(text) if text.trim().is_empty() => return Ok(()),
+            other => {
+                let message = format!("expected a list of [query, response] pairs, got {}", kind(&other));
+                return Err(place.fault("history", message));
+            }
+        };
+        for (index, turn) in turns.into_iter().enumerate() {
+            let place = Place::Index(place, index);
+            let pair: Result<[Json; 2], Json> = match turn {
+                Json::Array(pair) => pair.try_into().map_err(Json::Array),
+                other => Err(other),
+            };
+            let pair = pair.map_err(|other| {
+                place.fault("history", format!("expected a [query, response] pair, got {}", kind(&other)))
+            })?;
+            for (side, (value, role)) in pair.into_iter().zip([Role::User, Role::Assistant]).enumerate() {
+                if value != Json::Null {
+                    out.push(self.text_message(role, value, &Place::Index(&place, side))?);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn is_message_list(value: &Json) -> bool {
+    let Json::Array(items) = value else { return false };
+    let has_role = |members: &[(Box<str>, Json)]| members.iter().any(|(key, _)| matches!(&**key, "role" | "from"));
+    matches!(items.first(), Some(Json::Object(members)) if has_role(members))
+}
+
+/// `{"human": ..., "assistant": ...}`: two turns in one object. Gives the members' indices.
+fn pair_row(members: &[(Box<str>, Json)]) -> Option<(usize, usize)> {
+    let [(first, _), (second, _)] = members else { return None };
+    match (Speaker::of(first)?, Speaker::of(second)?) {
+        (Speaker::User, Speaker::Assistant) => Some((0, 1)),
+        (Speaker::Assistant, Speaker::User) => Some((1, 0)),
+        _ => None,
+    }
+}
+
+fn read_role(role: &Json, place: &Place) -> Result<Speaker, RowError> {
+    let Json::String(name) = role else {
+        return Err(place.fault("role", format!("expected the name of a role, got {}", kind(role))));
+    };
+    Speaker::of(name).ok_or_else(|| {
+        let known = || ROLES.iter().map(|&(known, _)| known);
+        let message = match did_you_mean(name, known()) {
+            Some(meant) => format!("unknown role {}; did you mean {meant}?", quoted(name)),
+            None => format!("unknown role {}; known are {}", quoted(name), known().collect::<Vec<_>>().join(", ")),
+        };
+        place.fault("role", message)
+    })
+}
+
+fn no_role(names: &[Box<str>], place: &Place) -> RowError {
+    let known = ["role", "from", "content", "value"];
+    let hint = names.iter().find_map(|name| did_you_mean(name, known).map(|meant| (name, meant)));
+    let message = match hint {
+        Some((name, meant)) => format!("the message has no role; did you mean {meant} by {}?", quoted(name)),
+        None => format!(
+            "the message has no role (members: {}); expected role or from",
+            listed(names.iter().map(|name| &**name))
+        ),
+    };
+    place.fault("role", message)
+}
+
+/// Add a call to the assistant turn before it, or make it a turn of its own.
+///
+/// Calls that follow one another are one turn (parallel calls), and so are a text and the calls right behind it: that is
+/// one message for OpenAI, and ms-swift joins them too.
+fn join_call(out: &mut Vec<Message>, message: Message, place: &Place) -> Result<(), RowError> {
+    let Some(last) = out.last_mut().filter(|last| last.role == Role::Assistant) else {
+        out.push(message);
+        return Ok(());
+    };
+    if last.loss != message.loss || last.loss_scale != message.loss_scale {
+        let text = "this call joins the assistant turn before it, but their loss or loss_scale differ; make them equal";
+        return Err(place.fault("loss", text.to_owned()));
+    }
+    for (key, value) in message.fields.into_iter().skip(2) {
+        match (last.fields.iter_mut().find(|(other, _)| *other == key), value) {
+            (Some((_, Json::Array(calls))), Json::Array(more)) => calls.extend(more),
+            (Some(_), _) => {}
+            (None, value) => last.fields.push((key, value)),
+        }
+    }
+    Ok(())
+}
+
+/// Anthropic's results come inside a user message; each becomes a tool message, named after the call it answers.
+fn append_results(out: &mut Vec<Message>, content: &mut Content, loss: &[bool], loss_scale: &[f32]) {
+    for (id, text, is_error) in content.results.drain(..) {
+        let mut fields: Vec<(Box<str>, Json)> =
+            vec![("role".into(), Json::String("tool".into())), ("content".into(), Json::String(text))];
+        if let Some(id) = id {
+            if let Some(name) = calls::name_of(out, &id) {
+                fields.push(("name".into(), Json::String(name)));
+            }
+            fields.push(("tool_call_id".into(), Json::String(id)));
+        }
+        if is_error {
+            fields.push(("is_error".into(), Json::Bool(true)));
+        }
+        let marks = |length: usize| content.only_results && length == 1;
+        out.push(Message {
+            role: Role::Tool,
+            fields,
+            loss: if marks(loss.len()) { loss.to_vec() } else { Vec::new() },
+            loss_scale: if marks(loss_scale.len()) { loss_scale.to_vec() } else { Vec::new() },
+            pieces: Vec::new(),
+        });
+    }
+}
+
+/// `loss` or `loss_scale`: one value, or one for each text of a content list.
+fn read_marks<T>(
+    value: Option<Json>,
+    content: &Content,
+    place: &Place,
+    read: fn(&Json) -> Option<T>,
+    expected: &str,
+) -> Result<Vec<T>, RowError> {
+    let fault = |value: &Json, place: &Place| place.fault("loss", format!("expected {expected}, got {}", kind(value)));
+    match value {
+        None => Ok(Vec::new()),
+        Some(Json::Array(items)) => {
+            let pieces = content.pieces.len().max(1);
+            if items.len() != pieces {
+                let message =
+                    format!("a list of {} marks for {pieces} content piece(s); give one mark each", items.len());
+                return Err(place.fault("loss", message));
+            }
+            let read =
+                |(index, item): (usize, &Json)| read(item).ok_or_else(|| fault(item, &Place::Index(place, index)));
+            items.iter().enumerate().map(read).collect()
+        }
+        Some(value) => Ok(vec![read(&value).ok_or_else(|| fault(&value, place))?]),
+    }
+}
+
+fn as_bool(value: &Json) -> Option<bool> {
+    match value {
+        Json::Bool(value) => Some(*value),
+        Json::Number(text) if &**text == "0" => Some(false),
+        Json::Number(text) if &**text == "1" => Some(true),
+        _ => None,
+    }
+}
+
+fn as_weight(value: &Json) -> Option<f32> {
+    match value {
+        Json::Number(text) => text.parse().ok().filter(|weight: &f32| weight.is_finite()),
+        _ => None,
+    }
+}

@@ -1,0 +1,305 @@
+//! Any common shape of training row -> [`Row`].
+//!
+//! What is accepted, by column (names and aliases without regard to case; `--columns old=new` goes first):
+//!
+//! | shape | columns |
+//! |---|---|
+//! | conversation | `messages`, `conversation`, `conversations`: role/content, ShareGPT from/value, or `{human, assistant}` pairs |
+//! | Alpaca | `instruction` and `input` (joined by a newline), `output`, `history` |
+//! | query/response | the aliases in [`columns`], `history` as a list of pairs |
+//! | preference | `rejected_response`, `rejected_messages`; `chosen`/`rejected` as TRL and LLaMA-Factory write them |
+//! | text | a response with no query, or a conversation of assistant messages only |
+//!
+//! Two present columns for one thing, none of them spelled canonically, are an error that lists them: nobody should train
+//! on half of the data because two names were equally good. Columns that mean nothing here travel in `extra`.
+
+mod calls;
+mod columns;
+mod content;
+mod digest;
+mod messages;
+mod place;
+
+use crate::error::RowError;
+use crate::json;
+use crate::types::{Body, Json, Message, Role, Row};
+use columns::{Column, Columns};
+pub use digest::{content_hash, to_json};
+use messages::Reader;
+use place::{Place, kind};
+
+/// What the command line says about reading rows.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RowOptions {
+    /// `old=new`: columns to rename before anything else.
+    pub columns: Vec<(Box<str>, Box<str>)>,
+    /// What `{{NAME}}` and `{{name}}` become.
+    pub model_name: Option<Box<str>>,
+    /// What `{{AUTHOR}}` and `{{author}}` become.
+    pub model_author: Option<Box<str>>,
+}
+
+/// Resolve formats, aliases and roles of one raw row.
+///
+/// # Errors
+/// [`RowError`] with the JSON path of the value at fault, what it is, what was expected and how to go on.
+pub fn normalize(value: Json, options: &RowOptions) -> Result<Row, RowError> {
+    let Json::Object(members) = value else {
+        let found = kind(&value);
+        return Err(Place::Root.fault("row", format!("expected an object with columns, got {found}")));
+    };
+    let mut columns = Columns::new(members, &options.columns)?;
+    columns.refuse_media()?;
+    let reader = Reader { options };
+    let system = read_system(&mut columns, &reader)?;
+    let source = columns.conversation_source()?;
+    let side = Side { system, reader: &reader };
+    let mut body = match source {
+        Source::Messages => read_conversation(&mut columns, &side)?,
+        Source::Chosen => read_chosen(&mut columns, &side)?,
+        Source::Query => read_query(&mut columns, &side)?,
+    };
+    if body.messages.is_empty() {
+        return Err(Place::Root.fault("empty", "the row has no message and no text".to_owned()));
+    }
+    let rejected = read_rejected(&mut columns, &side, &body.messages)?;
+    let tools = read_tools(&mut columns)?;
+    Ok(Row {
+        body: match rejected {
+            Some(rejected) => Body::Pair(body.messages, rejected),
+            None => as_text(&mut body, tools.is_some())?.map_or_else(|| Body::Chat(body.messages), Body::Text),
+        },
+        tools,
+        template_kwargs: read_template_kwargs(&mut columns)?,
+        channel: read_channel(&mut columns)?,
+        label: columns.take_label(),
+        margin: read_margin(&mut columns)?,
+        extra: columns.into_extra()?,
+    })
+}
+
+/// Which columns hold the conversation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Source {
+    Messages,
+    /// `chosen` is a whole conversation.
+    Chosen,
+    Query,
+}
+
+/// What both sides of a pair share.
+struct Side<'a> {
+    system: Option<Message>,
+    reader: &'a Reader<'a>,
+}
+
+struct Conversation {
+    messages: Vec<Message>,
+    path: String,
+}
+
+impl Side<'_> {
+    /// `messages` with the system column before them.
+    fn with_system(&self, mut messages: Vec<Message>, place: &Place) -> Result<Vec<Message>, RowError> {
+        let Some(system) = &self.system else { return Ok(messages) };
+        match messages.first() {
+            Some(first) if first.role == Role::System => {
+                if messages::content_of(first) != messages::content_of(system) {
+                    let message = "the conversation has a system message and the row another one in its system column; \
+                                   keep one of them";
+                    return Err(place.fault("system", message.to_owned()));
+                }
+            }
+            _ => messages.insert(0, system.clone()),
+        }
+        Ok(messages)
+    }
+}
+
+fn read_system(columns: &mut Columns, reader: &Reader) -> Result<Option<Message>, RowError> {
+    let Some((name, value)) = columns.take(Column::System)? else { return Ok(None) };
+    let root = Place::Root;
+    let place = Place::Key(&root, &name);
+    let message = reader.text_message(Role::System, value, &place)?;
+    Ok(Some(message).filter(|message| !messages::content_of(message).is_empty()))
+}
+
+fn read_conversation(columns: &mut Columns, side: &Side) -> Result<Conversation, RowError> {
+    let root = Place::Root;
+    let (name, value) = columns.take(Column::Messages)?.unwrap_or_default();
+    let place = Place::Key(&root, &name);
+    let mut messages = side.reader.conversation(value, &place)?;
+    if let Some((name, value)) = columns.take_chosen()? {
+        side.reader.append_answer(&mut messages, value, &Place::Key(&root, &name))?;
+    }
+    Ok(Conversation { messages: side.with_system(messages, &place)?, path: place.to_string() })
+}
+
+fn read_chosen(columns: &mut Columns, side: &Side) -> Result<Conversation, RowError> {
+    let root = Place::Root;
+    let (name, value) = columns.take_chosen()?.unwrap_or_default();
+    let place = Place::Key(&root, &name);
+    let messages = side.reader.conversation(value, &place)?;
+    Ok(Conversation { messages: side.with_system(messages, &place)?, path: place.to_string() })
+}
+
+/// Alpaca and query/response rows, with `history` before them.
+fn read_query(columns: &mut Columns, side: &Side) -> Result<Conversation, RowError> {
+    let root = Place::Root;
+    let mut messages = Vec::new();
+    if let Some((name, value)) = columns.take(Column::History)? {
+        side.reader.history(&mut messages, value, &Place::Key(&root, &name))?;
+    }
+    let query = columns.take_query()?;
+    if let Some((name, value)) = query {
+        side.reader.append_question(&mut messages, value, &Place::Key(&root, &name))?;
+    } else if !messages.is_empty() {
+        return Err(columns.missing(Column::Query));
+    }
+    let answer = match columns.take_chosen()? {
+        Some(chosen) => Some(chosen),
+        None => columns.take(Column::Response)?,
+    };
+    let mut path = String::from("$");
+    if let Some((name, value)) = answer {
+        let place = Place::Key(&root, &name);
+        side.reader.append_answer(&mut messages, value, &place)?;
+        path = place.to_string();
+    } else if messages.is_empty() {
+        return Err(columns.missing(Column::Messages));
+    } else {
+        columns.refuse_typo(Column::Response)?;
+    }
+    Ok(Conversation { messages: side.with_system(messages, &root)?, path })
+}
+
+/// The worse side of a pair, if the row has one.
+fn read_rejected(columns: &mut Columns, side: &Side, chosen: &[Message]) -> Result<Option<Vec<Message>>, RowError> {
+    let root = Place::Root;
+    let whole = columns.take(Column::RejectedMessages)?;
+    let answer = columns.take(Column::RejectedResponse)?;
+    let (name, rejected) = match (whole, answer) {
+        (None, None) => return Ok(None),
+        (Some((name, _)), Some((other, _))) => {
+            let message = format!("the row has both {name} and {other}; keep one of them");
+            return Err(root.fault("ambiguous_column", message));
+        }
+        (Some((name, value)), None) => {
+            let place = Place::Key(&root, &name);
+            let messages = side.with_system(side.reader.conversation(value, &place)?, &place)?;
+            (name, messages)
+        }
+        (None, Some((name, value))) => {
+            let place = Place::Key(&root, &name);
+            let messages = if messages::is_whole_conversation(&value) {
+                side.with_system(side.reader.conversation(value, &place)?, &place)?
+            } else {
+                let last_user = chosen.iter().rposition(|message| message.role == Role::User);
+                let Some(last_user) = last_user else {
+                    let message = "replaces what follows the last user message, but the row has no user message";
+                    return Err(place.fault("pair", message.to_owned()));
+                };
+                let mut messages = chosen[..=last_user].to_vec();
+                side.reader.append_answer(&mut messages, value, &place)?;
+                messages
+            };
+            (name, messages)
+        }
+    };
+    if rejected == chosen {
+        let message = "the rejected side equals the chosen one, so the pair teaches nothing; remove the row";
+        return Err(Place::Key(&root, &name).fault("pair", message.to_owned()));
+    }
+    Ok(Some(rejected))
+}
+
+/// The text of a conversation that only the assistant takes part in: pre-training text.
+fn as_text(body: &mut Conversation, has_tools: bool) -> Result<Option<Box<str>>, RowError> {
+    let only_text = |message: &Message| message.role == Role::Assistant && message.fields.len() == 2;
+    if !body.messages.iter().all(only_text) || has_tools {
+        return Ok(None);
+    }
+    if body.messages.iter().any(|message| !message.loss.is_empty() || !message.loss_scale.is_empty()) {
+        let message = "loss and loss_scale need a conversation; this row is text alone (no user message)";
+        return Err(RowError {
+            reason: "loss",
+            column: None,
+            path: std::mem::take(&mut body.path),
+            message: message.to_owned(),
+        });
+    }
+    let text: String = body.messages.iter().map(messages::content_of).collect();
+    if text.is_empty() {
+        let path = std::mem::take(&mut body.path);
+        return Err(RowError { reason: "empty", column: None, path, message: "the text is empty".to_owned() });
+    }
+    Ok(Some(text.into()))
+}
+
+fn read_tools(columns: &mut Columns) -> Result<Option<Json>, RowError> {
+    let Some((name, value)) = columns.take(Column::Tools)? else { return Ok(None) };
+    let root = Place::Root;
+    let place = Place::Key(&root, &name);
+    match place::parsed(value, &place)? {
+        Json::Array(tools) if tools.is_empty() => Ok(None),
+        Json::String(text) if text.trim().is_empty() => Ok(None),
+        Json::Array(tools) => {
+            for (index, tool) in tools.iter().enumerate() {
+                if !matches!(tool, Json::Object(_)) {
+                    let expected = format!("expected a tool schema (an object), got {}", kind(tool));
+                    return Err(Place::Index(&place, index).fault("tools", expected));
+                }
+            }
+            Ok(Some(Json::Array(tools)))
+        }
+        other => {
+            let message = format!("expected a list of tool schemas or its JSON text, got {}", kind(&other));
+            Err(place.fault("tools", message))
+        }
+    }
+}
+
+fn read_template_kwargs(columns: &mut Columns) -> Result<Vec<(Box<str>, Json)>, RowError> {
+    let Some((name, value)) = columns.take(Column::TemplateKwargs)? else { return Ok(Vec::new()) };
+    let root = Place::Root;
+    let place = Place::Key(&root, &name);
+    match place::parsed(value, &place)? {
+        Json::Object(members) => Ok(members),
+        Json::String(text) if text.trim().is_empty() => Ok(Vec::new()),
+        other => {
+            let message = format!("expected an object of template options, got {}", kind(&other));
+            Err(place.fault("column", message))
+        }
+    }
+}
+
+fn read_channel(columns: &mut Columns) -> Result<Option<Box<str>>, RowError> {
+    match columns.take(Column::Channel)? {
+        None => Ok(None),
+        Some((_, Json::String(text))) => Ok(Some(text).filter(|text| !text.is_empty())),
+        Some((name, other)) => {
+            let message = format!("expected a text, the name of a channel, got {}", kind(&other));
+            Err(Place::Key(&Place::Root, &name).fault("column", message))
+        }
+    }
+}
+
+fn read_margin(columns: &mut Columns) -> Result<Option<f64>, RowError> {
+    let Some((name, value)) = columns.take(Column::Margin)? else { return Ok(None) };
+    let number = columns::as_number(&value).ok_or_else(|| {
+        let message = format!("expected a number, how much better the chosen side is, got {}", kind(&value));
+        Place::Key(&Place::Root, &name).fault("column", message)
+    })?;
+    Ok(Some(number))
+}
+
+/// [`normalize`] for the bytes of one record.
+///
+/// # Errors
+/// As [`json::parse`] and [`normalize`].
+pub fn normalize_bytes(bytes: &[u8], options: &RowOptions) -> Result<Row, RowError> {
+    normalize(json::parse(bytes)?, options)
+}
+
+#[cfg(test)]
+mod tests;
