@@ -1,4 +1,4 @@
-//! Packing plans for Python: NumPy arrays in and out, none copied, the interpreter lock released while they are made.
+//! Packing plans for Python: arrays of `NumPy` in and out, none copied, the interpreter lock released while they are made.
 #![allow(clippy::needless_pass_by_value)] // arguments are extracted by value
 
 use numpy::{IntoPyArray, PyArray1, PyReadonlyArray1};

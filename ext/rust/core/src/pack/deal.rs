@@ -173,7 +173,7 @@ mod tests {
     fn two_ranks_reach_the_optimum_of_small_steps_by_swaps() {
         // LPT alone ends at {9, 5, 4} = 18 against {7, 5, 4} = 16; swapping a 5 for a 4 makes both 17.
         let dealt = deal(&[9.0, 7.0, 5.0, 5.0, 4.0, 4.0], 2, 3).unwrap();
-        assert!((dealt.imbalance[0] - 1.0).abs() < 1e-12, "{:?}", dealt);
+        assert!((dealt.imbalance[0] - 1.0).abs() < 1e-12, "{dealt:?}");
     }
 
     #[test]
