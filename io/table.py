@@ -5,6 +5,7 @@ carries its number and the XXH3 of its bytes, every batch read is validated and 
 trailer: a batch of no rows whose metadata holds the row count and the digest of all before. Without one it was cut.
 """
 
+import mmap
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -115,10 +116,12 @@ class TableReader:
     def __init__(self, path: Path, schema: pa.Schema | None = None) -> None:
         self.path = path
         try:
-            self._file = pa.ipc.open_file(pa.memory_map(str(path)))
+            with path.open("rb") as file:
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            self._file = pa.ipc.open_file(pa.py_buffer(self._map))
         except FileNotFoundError:
             raise ArtifactError(f"{path}: no such file", NO_INPUT) from None
-        except (pa.ArrowInvalid, OSError) as error:
+        except (pa.ArrowInvalid, OSError, ValueError) as error:  # an empty file cannot be mapped: ValueError
             raise ArtifactError(f"{path}: not an Arrow file ({str(error).splitlines()[0]})", BAD_DATA) from error
         if schema is not None:
             check_schema(self._file.schema, schema, path)
@@ -140,6 +143,16 @@ class TableReader:
         batch, _ = _checked(lambda: read(index), str(self.path), index)
         self._seen.add(index)
         return batch
+
+    def rows_in(self, index: int) -> int:
+        """How many rows batch `index` has, from its header alone: nothing is checked and no data is read."""
+        return int(self._file.get_batch(index).num_rows)
+
+    def release(self) -> None:
+        """Give the pages read so far back to the system. A pass over a file larger than memory does so as it goes;
+        batches still held stay valid, their pages are read again when touched.
+        """
+        self._map.madvise(mmap.MADV_DONTNEED)
 
     def __iter__(self) -> Iterator[pa.RecordBatch]:
         return (self.batch(index) for index in range(self.num_batches))

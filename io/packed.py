@@ -1,0 +1,234 @@
+"""Reading packed artifacts: the plan, and the tokens it points to, a bin at a time.
+
+A packed artifact holds `bins.arrow` and either the tokens themselves (`tokens/`, when they came through a pipe) or the
+digests of the tokens artifacts it was planned from. Rows are named by their ordinal in those tables laid end to
+end. Everything is memory-mapped: opening costs a read of the plan, and a bin costs the copy of its own tokens.
+"""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from postmill.io.errors import BAD_DATA, MISMATCH, NO_INPUT, ArtifactError
+from postmill.io.manifest import Artifact, load_artifact
+from postmill.io.schemas import BINS_V1, TOKENS_V1
+from postmill.io.table import TableReader
+
+BINS = "bins.arrow"
+TOKENS = "tokens.arrow"
+INSIDE = "tokens"
+"""Folder of a packed artifact that holds the tokens artifact, when that came through a pipe."""
+
+
+class Plan(NamedTuple):
+    """One entry a bin, in the order of `bins.arrow`; see BINS_V1."""
+
+    length: NDArray[np.int32]
+    trained_tokens: NDArray[np.int64]
+    weight_sum: NDArray[np.float64]
+    num_rows: NDArray[np.int32]
+    cost: NDArray[np.float64]
+
+
+class Bin(NamedTuple):
+    """The tokens of one bin: `T` of them, from `R` rows laid end to end. Do not write to `rows`."""
+
+    input_ids: NDArray[np.int32]
+    """[T]"""
+    position_ids: NDArray[np.int32]
+    """[T], from 0 in each row."""
+    cu_seqlens: NDArray[np.int32]
+    """[R + 1], where each row starts, and the end."""
+    weights: NDArray[np.float32]
+    """[T], weight of each token as a target; 0 for the first of each row, so that no target crosses a border."""
+    rows: NDArray[np.int64]
+    """[R], ordinals in the token tables; `PackedReader.values` has their other columns."""
+
+
+class _Batch(NamedTuple):
+    """NumPy views of one batch of TOKENS_V1."""
+
+    table: pa.RecordBatch
+    ids: NDArray[np.int32]
+    id_offsets: NDArray[np.int64]
+    span_offsets: NDArray[np.int32]
+    starts: NDArray[np.int32]
+    ends: NDArray[np.int32]
+    weights: NDArray[np.float32]
+
+
+def span_columns(
+    batch: pa.RecordBatch,
+) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32], NDArray[np.float32]]:
+    """Offsets (a row's spans are `offsets[i]:offsets[i + 1]`), and start, end and weight of all spans of a batch."""
+    spans = batch.column("spans")
+    values = spans.values
+    columns = (values.field(name).to_numpy(zero_copy_only=True) for name in ("start", "end", "weight"))
+    return (spans.offsets.to_numpy(), *columns)
+
+
+class TokenRows:
+    """The rows of several token tables as one sequence."""
+
+    def __init__(self, tables: list[TableReader]) -> None:
+        self._places = [(table, index) for table in tables for index in range(table.num_batches)]
+        counts = [table.rows_in(index) for table, index in self._places]
+        self._offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)])
+        self._open: dict[int, _Batch] = {}
+
+    def __len__(self) -> int:
+        return int(self._offsets[-1])
+
+    def locate(self, rows: NDArray[np.int64]) -> list[tuple[_Batch, int]]:
+        """Batch and index in it of each row. Raises IndexError beyond the last row, ArtifactError (65) on damage."""
+        if rows.size and (rows.min() < 0 or rows.max() >= len(self)):
+            raise IndexError(int(rows.max()))
+        batches = np.searchsorted(self._offsets, rows, side="right") - 1
+        within = rows - self._offsets[batches]
+        return [(self._batch(batch), index) for batch, index in zip(batches.tolist(), within.tolist(), strict=True)]
+
+    def _batch(self, number: int) -> _Batch:
+        found = self._open.get(number)
+        if found is None:
+            table, index = self._places[number]
+            batch = table.batch(index)
+            ids = batch.column("input_ids")
+            found = _Batch(batch, ids.values.to_numpy(), ids.offsets.to_numpy(), *span_columns(batch))
+            self._open[number] = found
+        return found
+
+
+def token_tables(artifact: Artifact) -> list[TableReader]:
+    """The token tables of a tokens artifact, in order."""
+    return [TableReader(artifact.file(TOKENS), TOKENS_V1)]
+
+
+class PackedReader:
+    """A packed artifact with its tokens.
+
+    Tokens that came through a pipe are inside. Others are looked for where `tokens` says (in the order of packing), else
+    where they were when they were packed, and beside the packed artifact; wherever found, the digest must fit.
+    Raises ArtifactError: (66) something is not there, (65) damaged, (78) not the tokens that were packed.
+    """
+
+    def __init__(self, path: Path, tokens: list[Path] | None = None) -> None:
+        self.artifact = load_artifact(path, ("packed",))
+        self.tokens = _find_tokens(self.artifact, tokens)
+        self._tokens = TokenRows([table for found in self.tokens for table in token_tables(found)])
+        self._bins = TableReader(self.artifact.file(BINS), BINS_V1)
+        batches = list(self._bins)
+        self.plan = Plan(*(_whole_column(batches, field) for field in Plan._fields))
+        self._lists = [(batch["rows"].values.to_numpy(), batch["rows"].offsets.to_numpy()) for batch in batches]
+        self._offsets = np.cumsum([0] + [batch.num_rows for batch in batches])
+
+    def __len__(self) -> int:
+        """How many bins there are."""
+        return len(self.plan.length)
+
+    @property
+    def num_rows(self) -> int:
+        """How many rows the token tables have, packed or not."""
+        return len(self._tokens)
+
+    def rows(self, index: int) -> NDArray[np.int64]:
+        """Ordinals of the rows in bin `index`."""
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        batch = int(np.searchsorted(self._offsets, index, side="right")) - 1
+        values, offsets = self._lists[batch]
+        within = index - int(self._offsets[batch])
+        found: NDArray[np.int64] = values[offsets[within] : offsets[within + 1]]
+        return found
+
+    def bin(self, index: int) -> Bin:
+        """The tokens of bin `index`. Raises IndexError, ArtifactError (65) if plan and tokens do not fit."""
+        rows = self.rows(index)
+        try:
+            places = self._tokens.locate(rows)
+        except IndexError as error:
+            raise self._misfit(index, f"names row {error}, the tables have {self.num_rows}") from None
+        pieces = [b.ids[b.id_offsets[i] : b.id_offsets[i + 1]] for b, i in places]
+        borders = np.zeros(len(pieces) + 1, np.int32)
+        np.cumsum([len(piece) for piece in pieces], out=borders[1:])
+        length = int(borders[-1])
+        if length != self.plan.length[index]:
+            raise self._misfit(index, f"has {self.plan.length[index]} tokens, its rows have {length}")
+        weights = np.zeros(length, np.float32)
+        for (b, i), border in zip(places, borders.tolist(), strict=False):
+            for span in range(b.span_offsets[i], b.span_offsets[i + 1]):
+                weights[border + b.starts[span] : border + b.ends[span]] = b.weights[span]
+        weights[borders[:-1]] = 0.0
+        positions = np.arange(length, dtype=np.int32) - np.repeat(borders[:-1], np.diff(borders))
+        return Bin(np.concatenate(pieces), positions, borders, weights, rows)
+
+    def values(self, rows: NDArray[np.int64], column: str) -> list[Any]:
+        """Another column of TOKENS_V1 for `rows`, as Python values."""
+        return [batch.table.column(column)[index].as_py() for batch, index in self._tokens.locate(rows)]
+
+    def order(self, epoch: int, seed: int | None = None) -> NDArray[np.uint32]:
+        """The order in which `epoch` visits the bins: a function of (seed, epoch, number of bins).
+
+        The seed is that of packing unless one is given. Bins packed `in_order` keep their order in every epoch.
+        """
+        config = self.artifact.manifest.config
+        if config["strategy"] == "in_order":
+            return np.arange(len(self), dtype=np.uint32)
+        from postmill._native import bin_order
+
+        return bin_order(config["seed"] if seed is None else seed, epoch, len(self))
+
+    def deal(self, order: NDArray[np.uint32], num_ranks: int, bins_per_rank: int) -> NDArray[np.int64]:
+        """Bins of each step and rank, `[step, rank, bins_per_rank]`, -1 where the last step runs out.
+
+        Steps are consecutive blocks of `order`; inside a step ranks get bins of nearly equal summed cost.
+        """
+        from postmill._native import deal_bins
+
+        slots, _ = deal_bins(self.plan.cost[order], num_ranks, bins_per_rank)
+        bins = np.append(order.astype(np.int64), -1)[slots]  # slot -1 picks the -1 at the end
+        return bins.reshape(-1, num_ranks, bins_per_rank)
+
+    def _misfit(self, index: int, what: str) -> ArtifactError:
+        return ArtifactError(f"{self.artifact.path / BINS}: bin {index} {what}; run pack again", BAD_DATA)
+
+
+def _whole_column(batches: list[pa.RecordBatch], name: str) -> NDArray[Any]:
+    dtype = BINS_V1.field(name).type.to_pandas_dtype()
+    return np.concatenate([np.empty(0, dtype), *(batch.column(name).to_numpy() for batch in batches)])
+
+
+def _find_tokens(packed: Artifact, given: list[Path] | None) -> list[Artifact]:
+    """The tokens artifacts a plan was made from, in its order; see PackedReader."""
+    if packed.file(INSIDE).is_dir():
+        return [load_artifact(packed.file(INSIDE), ("tokens",))]
+    wanted = [entry.digest for entry in packed.manifest.inputs if entry.port == "tokens"]
+    recorded = [Path(path) for path in _recorded_paths(packed)] if given is None else given
+    if len(recorded) != len(wanted):
+        raise ArtifactError(f"{packed.path}: {len(recorded)} tokens given, it was packed from {len(wanted)}", MISMATCH)
+    return [_find_one(packed, path, digest) for path, digest in zip(recorded, wanted, strict=True)]
+
+
+def _find_one(packed: Artifact, path: Path, digest: str) -> Artifact:
+    places = [place for place in (path, packed.path.parent / path.name) if place.exists()]
+    if not places:
+        raise ArtifactError(f"{path}: no such tokens artifact, and {packed.path} points to it; move it back", NO_INPUT)
+    found = [load_artifact(place, ("tokens",)) for place in places]
+    fitting = [artifact for artifact in found if artifact.digest == digest]
+    if not fitting:
+        raise ArtifactError(f"{places[0]}: digest {found[0].digest}, {packed.path} was packed from {digest}", MISMATCH)
+    return fitting[0]
+
+
+def _recorded_paths(packed: Artifact) -> list[str]:
+    """Where the tokens lay when they were packed. Only a hint: `run.json` is no part of the artifact's identity."""
+    try:
+        record = msgspec.json.decode(packed.file("run.json").read_bytes())
+        return [str(path) for path in record["inputs"]["tokens"]]
+    except (FileNotFoundError, msgspec.DecodeError, KeyError, TypeError) as error:
+        raise ArtifactError(
+            f"{packed.path}: does not say where its tokens lie ({error}); name the tokens artifacts", NO_INPUT
+        ) from error

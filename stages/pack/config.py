@@ -1,0 +1,43 @@
+"""Options of `pack`."""
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from postmill.stages.spec import Port, Stage
+
+
+class Pack(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Lay token sequences into bins of bounded length, best fit first."""
+
+    row_tokens: Annotated[int, Meta(ge=1, le=2**24)]
+    """Length of one bin, in tokens."""
+    strategy: Literal["best_fit", "in_order"] = "best_fit"
+    """`best_fit` places the longest rows first over the whole input and shuffles the bins; `in_order` keeps the input
+    order and wastes more of each bin."""
+    seed: Annotated[int, Meta(ge=0, lt=2**63)] = 0
+    """Orders the bins of `best_fit`, together with the epoch and the number of bins."""
+    on_long: Literal["error", "drop"] = "error"
+    """What to do with a row that is longer than a bin. Rows are never cut here; `tokenize` truncates."""
+    hidden_size: Annotated[int, Meta(ge=1)] = 4096
+    """Hidden size of the model. A bin costs its tokens + sum(row length^2) / (6 * hidden_size), by which ranks are
+    balanced."""
+    ranks: Annotated[int, Meta(ge=1)] = 1
+    """Report how evenly the bins of each step divide over this many ranks. Does not change the plan."""
+    bins_per_rank: Annotated[int, Meta(ge=1)] = 1
+    """Bins each rank computes in one step, for that report."""
+
+
+STAGE = Stage(
+    name="pack",
+    version=1,
+    config=Pack,
+    inputs={
+        "tokens": Port(
+            kinds=("tokens",), help="tokens artifacts, packed as one; or - for a stream", many=True, stream=True
+        )
+    },
+    output="packed",
+    example="postmill pack tokens/ -o packed/ --row-tokens 4096",
+)

@@ -1,0 +1,353 @@
+"""Pack: read how long the rows are, plan the bins, count what each bin trains on, write the plan, prove it.
+
+Tokens are never moved: a plan names rows by ordinal. Only a stream is copied, into `tokens/` inside the artifact, since
+it cannot be read twice. Two passes over the token tables, the second over a few narrow columns; memory is about 16
+bytes a row, whatever the rows hold.
+"""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from postmill.io.errors import BAD_DATA, INTERNAL, MISMATCH, USAGE, ArtifactError, ConfigError, StageError
+from postmill.io.ledger import LEDGER
+from postmill.io.manifest import MANIFEST, list_files
+from postmill.io.packed import BINS, INSIDE, TOKENS, TokenRows, span_columns, token_tables
+from postmill.io.schemas import BINS_V1, LEDGER_V1, TOKENS_V1
+from postmill.io.table import StreamReader, TableReader, TableWriter
+from postmill.stages.pack.config import Pack
+from postmill.stages.protocol import Input, Inputs, Out, Result
+
+_REASONS = ("", "empty", "nothing_to_train_on", "too_long")
+_EMPTY, _UNTRAINED, _LONG = 1, 2, 3
+_BINS_A_BATCH = 16384
+
+
+class Survey(NamedTuple):
+    """What planning needs to know of each row."""
+
+    lengths: NDArray[np.uint32]
+    joined: NDArray[np.bool_]
+    """Whether the row belongs to the same pair as the row before it."""
+    reasons: NDArray[np.uint8]
+    """Index into `_REASONS` of why the row is dropped, 0 if it is kept."""
+
+
+class Bins(NamedTuple):
+    """The plan in the order it is written: bin i holds `rows[starts[i]:starts[i + 1]]`."""
+
+    starts: NDArray[np.int64]
+    rows: NDArray[np.uint32]
+    """Ordinals in the token tables."""
+    trained_tokens: NDArray[np.int64]
+    weight_sum: NDArray[np.float64]
+
+
+def run(cfg: Pack, inputs: Inputs, out: Out) -> Result:
+    """Make `bins.arrow`. Raises StageError (65) for rows that do not fit, ArtifactError as the readers do."""
+    tables, digests = _open_tokens(inputs["tokens"], out)
+    survey = _survey(tables)
+    starts, rows = _plan(cfg, survey, tables)
+    bins = _count(tables, survey, starts, rows, out)
+    costs = _write(cfg, bins, survey, out)
+    _prove(cfg, survey, out)
+    return Result(metrics=_metrics(cfg, bins, survey, costs), digests=digests)
+
+
+def _open_tokens(inputs: list[Input], out: Out) -> tuple[list[TableReader], dict[str, str]]:
+    """The token tables, and the digests (tokenizer, template) that all of them share."""
+    streams = [item.stream for item in inputs if item.stream is not None]
+    if streams and len(inputs) > 1:
+        raise ConfigError("pack: a stream together with artifacts; write it to an artifact first", USAGE)
+    if streams:
+        return [_receive(streams[0], out)], dict(streams[0].trailer.manifest.digests if streams[0].trailer else {})
+    artifacts = [item.artifact for item in inputs if item.artifact is not None]
+    digests: dict[str, str] = {}
+    for artifact in artifacts:
+        for name, digest in artifact.manifest.digests.items():
+            if digests.setdefault(name, digest) != digest:
+                raise ArtifactError(
+                    f"{artifact.path}: {name} is {digest}, {artifacts[0].path} has {digests[name]}; rows packed"
+                    " together need one tokenizer and template: run tokenize again",
+                    MISMATCH,
+                )
+    return [table for artifact in artifacts for table in token_tables(artifact)], digests
+
+
+def _receive(stream: StreamReader, out: Out) -> TableReader:
+    """Copy a stream into a tokens artifact inside this one, with its ledger and manifest. Raises ArtifactError (76)."""
+    folder = out.dir / INSIDE
+    folder.mkdir()
+    writer = TableWriter(folder / TOKENS, TOKENS_V1)
+    for batch in stream:
+        writer.write(batch)
+    writer.close()
+    assert stream.trailer is not None  # a stream that ends without one has raised
+    (folder / LEDGER).write_bytes(stream.trailer.ledger)
+    manifest = stream.trailer.manifest
+    whole = type(manifest)(
+        **{f: getattr(manifest, f) for f in manifest.__struct_fields__} | {"files": list_files(folder)}
+    )
+    (folder / MANIFEST).write_bytes(whole.to_json())
+    return TableReader(folder / TOKENS, TOKENS_V1)
+
+
+def _batches(tables: list[TableReader]) -> Iterator[pa.RecordBatch]:
+    """All batches in order; the pages of each are given back once it has been used."""
+    for table in tables:
+        for batch in table:
+            yield batch
+            table.release()
+
+
+def _targets(batch: pa.RecordBatch) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
+    """Trained tokens and weight sum of each row, without its first token: nothing in the row predicts that one."""
+    trained, weight = batch.column("trained_tokens").to_numpy(), batch.column("weight_sum").to_numpy()
+    offsets, starts, _, weights = span_columns(batch)
+    with_spans = np.flatnonzero(offsets[1:] > offsets[:-1])
+    firsts = offsets[with_spans]
+    at_zero = starts[firsts] == 0
+    if at_zero.any():
+        trained, weight = trained.copy(), weight.copy()
+        trained[with_spans[at_zero]] -= 1
+        weight[with_spans[at_zero]] -= weights[firsts[at_zero]]
+    return trained, weight
+
+
+def _survey(tables: list[TableReader]) -> Survey:
+    """First pass. Raises ArtifactError (65) for a pair with one side missing."""
+    lengths: list[NDArray[np.uint32]] = [np.empty(0, np.uint32)]
+    joined: list[NDArray[np.bool_]] = [np.empty(0, np.bool_)]
+    sides: list[NDArray[np.int8]] = [np.empty(0, np.int8)]
+    reasons: list[NDArray[np.uint8]] = [np.empty(0, np.uint8)]
+    last: bytes | None = None
+    for batch in _batches(tables):
+        length = batch.column("length").to_numpy().astype(np.uint32)
+        trained, _ = _targets(batch)
+        label = batch.column("label").is_valid().to_numpy(zero_copy_only=False)
+        reason = np.where((trained == 0) & ~label, _UNTRAINED, 0).astype(np.uint8)
+        reason[length == 0] = _EMPTY
+        lengths.append(length)
+        reasons.append(reason)
+        flags, last = _join(batch, last)
+        joined.append(flags)
+        sides.append(batch.column("side").fill_null(-1).to_numpy())
+    survey = Survey(np.concatenate(lengths), np.concatenate(joined), np.concatenate(reasons))
+    _check_pairs(survey.joined, np.concatenate(sides), tables)
+    _spread(survey)
+    return survey
+
+
+def _join(batch: pa.RecordBatch, last: bytes | None) -> tuple[NDArray[np.bool_], bytes | None]:
+    """Which rows have the `pair_id` of the row before them; `last` is that of the row before the batch."""
+    column = batch.column("pair_id")
+    flags = np.zeros(batch.num_rows, np.bool_)
+    if column.null_count == batch.num_rows:
+        return flags, None
+    ids = column.to_pylist()
+    for index, (before, own) in enumerate(zip([last, *ids], ids, strict=False)):
+        flags[index] = own is not None and own == before
+    return flags, ids[-1]
+
+
+def _group_starts(joined: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Where each group of rows that must share a bin starts, and the end."""
+    return np.append(np.flatnonzero(~joined), len(joined))
+
+
+def _check_pairs(joined: NDArray[np.bool_], sides: NDArray[np.int8], tables: list[TableReader]) -> None:
+    """Raises ArtifactError (65) for a row with a side whose other side does not stand next to it."""
+    paired = sides >= 0
+    if not paired.any():
+        return
+    starts = _group_starts(joined)[:-1]
+    whole = np.logical_or.reduceat(sides == 0, starts) & np.logical_or.reduceat(sides == 1, starts)
+    broken = np.flatnonzero(~whole & np.logical_or.reduceat(paired, starts))
+    if len(broken):
+        place = _place(tables, int(starts[broken[0]]))
+        raise ArtifactError(f"{place}: one side of a pair without the other beside it; tokenize the pair as one", BAD_DATA)
+
+
+def _place(tables: list[TableReader], row: int) -> str:
+    [(batch, index)] = TokenRows(tables).locate(np.array([row]))
+    source, line = (batch.table.column(name)[index].as_py() for name in ("source", "line"))
+    return f"source {source} line {line}"
+
+
+def _spread(survey: Survey) -> None:
+    """Drop the whole pair, in place, where one of its rows is dropped."""
+    if survey.joined.any():
+        starts = _group_starts(survey.joined)
+        worst = np.maximum.reduceat(survey.reasons, starts[:-1])
+        survey.reasons[:] = np.repeat(worst, np.diff(starts))
+
+
+def _plan(cfg: Pack, survey: Survey, tables: list[TableReader]) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
+    """Bins as offsets and row ordinals; rows that do not fit are marked in `survey`. Raises StageError (65)."""
+    from postmill._native import pack_rows
+
+    num_rows = len(survey.lengths)
+    if num_rows == 0:
+        raise StageError("0 rows to pack; check what tokenize kept", BAD_DATA)
+    untrained = int((survey.reasons == _UNTRAINED).sum())
+    if untrained * 2 > num_rows:
+        raise StageError(
+            f"{untrained} of {num_rows} rows have nothing to train on; check --loss-scale and roles in tokenize",
+            BAD_DATA,
+        )
+    kept = survey.reasons == 0
+    whole = bool(kept.all())
+    lengths = survey.lengths if whole else survey.lengths[kept]
+    groups = None
+    if survey.joined.any():
+        groups = _group_starts(survey.joined if whole else survey.joined[kept]).astype(np.uint32)
+    starts, rows, over_long = pack_rows(lengths, groups, cfg.row_tokens, cfg.strategy)
+    ordinals = None if whole else np.flatnonzero(kept).astype(np.uint32)
+    if len(over_long):
+        long = over_long if ordinals is None else ordinals[over_long]
+        if cfg.on_long == "error" or len(long) == len(lengths):
+            raise _too_long(cfg, survey, long, tables)
+        survey.reasons[long] = _LONG
+    return starts, rows if ordinals is None else ordinals[rows]
+
+
+def _too_long(cfg: Pack, survey: Survey, long: NDArray[np.uint32], tables: list[TableReader]) -> StageError:
+    worst = int(long[np.argmax(survey.lengths[long])])
+    share = len(long) / len(survey.lengths)
+    return StageError(
+        f"{len(long)} of {len(survey.lengths)} rows ({share:.0%}) do not fit in {cfg.row_tokens} tokens: the longest,"
+        f" {_place(tables, worst)}, has {survey.lengths[worst]}, the median of all is {int(np.median(survey.lengths))};"
+        " raise --row-tokens, truncate in tokenize, or pass --on-long drop",
+        BAD_DATA,
+    )
+
+
+def _count(
+    tables: list[TableReader], survey: Survey, starts: NDArray[np.uint32], rows: NDArray[np.uint32], out: Out
+) -> Bins:
+    """Second pass: what each bin trains on, and the ledger."""
+    num_bins = len(starts) - 1
+    trained_sum, weight_sum = np.zeros(num_bins, np.int64), np.zeros(num_bins, np.float64)
+    bin_of_row = np.zeros(len(survey.lengths), np.uint32)
+    bin_of_row[rows] = np.repeat(np.arange(num_bins, dtype=np.uint32), np.diff(starts))
+    at = 0
+    for batch in _batches(tables):
+        span = slice(at, at + batch.num_rows)
+        at += batch.num_rows
+        kept = survey.reasons[span] == 0
+        trained, weight = _targets(batch)
+        bins = bin_of_row[span][kept]
+        np.add.at(trained_sum, bins, trained[kept])
+        np.add.at(weight_sum, bins, weight[kept])
+        out.ledger.keep(int(kept.sum()))
+        if not kept.all():
+            out.ledger.add(_dropped(batch, survey.reasons[span]))
+    return Bins(starts.astype(np.int64), rows, trained_sum, weight_sum)
+
+
+def _dropped(batch: pa.RecordBatch, reasons: NDArray[np.uint8]) -> pa.RecordBatch:
+    """Ledger lines of the rows of `batch` that have a reason."""
+    table = batch.select(["row_id", "source", "line", "length"]).filter(pa.array(reasons > 0))
+    words = [_REASONS[reason] for reason in reasons[reasons > 0].tolist()]
+    columns = {
+        "row_id": table.column("row_id"),
+        "source": table.column("source"),
+        "line": table.column("line"),
+        "action": pa.array(["dropped"] * len(words)),
+        "reason": pa.array(words, pa.utf8()),
+        "tokens_before": table.column("length"),
+        "tokens_after": pa.nulls(len(words), pa.int32()),
+    }
+    return pa.RecordBatch.from_arrays([columns[field.name] for field in LEDGER_V1], schema=LEDGER_V1)
+
+
+def _write(cfg: Pack, bins: Bins, survey: Survey, out: Out) -> NDArray[np.float64]:
+    """Write the plan in visiting order; returns the cost of each bin in that order."""
+    from postmill._native import bin_order
+
+    num_bins = len(bins.starts) - 1
+    order = np.arange(num_bins, dtype=np.uint32)
+    if cfg.strategy == "best_fit":
+        order = bin_order(cfg.seed, 0, num_bins)
+    costs = np.zeros(num_bins, np.float64)
+    writer = out.table(BINS, BINS_V1)
+    for at in range(0, num_bins, _BINS_A_BATCH):
+        chunk = order[at : at + _BINS_A_BATCH]
+        columns = _chunk(cfg, bins, survey, chunk)
+        costs[at : at + len(chunk)] = columns["cost"]
+        writer.write(pa.RecordBatch.from_arrays([pa.array(columns[f.name], f.type) for f in BINS_V1], schema=BINS_V1))
+    writer.close()
+    return costs
+
+
+def _chunk(cfg: Pack, bins: Bins, survey: Survey, chunk: NDArray[np.uint32]) -> dict[str, Any]:
+    """The columns of BINS_V1 for the bins numbered `chunk`."""
+    num_rows = np.diff(bins.starts)[chunk]
+    offsets = np.append(0, np.cumsum(num_rows))
+    rows = bins.rows[np.repeat(bins.starts[chunk] - offsets[:-1], num_rows) + np.arange(offsets[-1])]
+    lengths = survey.lengths[rows].astype(np.int64)
+    ends = np.cumsum(lengths)
+    bin_ends = ends[offsets[1:] - 1]
+    bin_lengths = np.diff(bin_ends, prepend=0)
+    starts = ends - lengths - np.repeat(bin_ends - bin_lengths, num_rows)
+    squares = np.add.reduceat(lengths.astype(np.float64) ** 2, offsets[:-1])
+    list_offsets = pa.array(offsets.astype(np.int32))
+    lists = BINS_V1.field("rows").type, BINS_V1.field("starts").type
+    return {
+        "rows": pa.ListArray.from_arrays(list_offsets, pa.array(rows.astype(np.int64)), type=lists[0]),
+        "starts": pa.ListArray.from_arrays(list_offsets, pa.array(starts.astype(np.int32)), type=lists[1]),
+        "length": bin_lengths.astype(np.int32),
+        "trained_tokens": bins.trained_tokens[chunk],
+        "weight_sum": bins.weight_sum[chunk],
+        "num_rows": num_rows.astype(np.int32),
+        "cost": bin_lengths + squares / (6 * cfg.hidden_size),
+    }
+
+
+def _prove(cfg: Pack, survey: Survey, out: Out) -> None:
+    """Read the plan back: each kept row once and whole, no other row, no bin too long. Raises StageError (70)."""
+    seen = np.zeros(len(survey.lengths), np.bool_)
+    num_seen, faults = 0, []
+    for batch in TableReader(out.dir / BINS, BINS_V1):
+        rows = batch.column("rows").values.to_numpy()
+        starts, ends = batch.column("starts").values.to_numpy(), np.empty(len(rows), np.int32)
+        offsets = batch.column("rows").offsets.to_numpy()
+        lengths = batch.column("length").to_numpy()
+        ends[:-1] = starts[1:]
+        ends[offsets[1:] - 1] = lengths
+        if (survey.lengths[rows] != ends - starts).any():
+            faults.append("a row is cut")
+        if (lengths > cfg.row_tokens).any():
+            faults.append("a bin is too long")
+        seen[rows] = True
+        num_seen += len(rows)
+    if num_seen != int(seen.sum()) or (seen != (survey.reasons == 0)).any():
+        faults.append("a row is lost or doubled")
+    if faults:
+        raise StageError(f"{BINS}: {faults[0]}; nothing was committed, and this is a bug of ours", INTERNAL)
+
+
+def _metrics(cfg: Pack, bins: Bins, survey: Survey, costs: NDArray[np.float64]) -> dict[str, Any]:
+    num_bins = len(costs)
+    tokens = int(survey.lengths[survey.reasons == 0].sum(dtype=np.int64))
+    metrics: dict[str, Any] = {
+        "bins": num_bins,
+        "rows": len(bins.rows),
+        "tokens": tokens,
+        "trained_tokens": int(bins.trained_tokens.sum()),
+        "weight_sum": float(bins.weight_sum.sum()),
+        "fill": round(tokens / (num_bins * cfg.row_tokens), 6),
+        "rows_per_bin": round(len(bins.rows) / num_bins, 3),
+        "longest_row": int(survey.lengths[bins.rows].max()),
+    }
+    if cfg.ranks > 1:
+        from postmill._native import deal_bins
+
+        _, imbalance = deal_bins(costs, cfg.ranks, cfg.bins_per_rank)
+        full = imbalance[: max(1, num_bins // (cfg.ranks * cfg.bins_per_rank))]
+        metrics["step_imbalance_mean"] = round(float(full.mean()), 6)
+        metrics["step_imbalance_max"] = round(float(full.max()), 6)
+    return metrics
