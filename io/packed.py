@@ -110,7 +110,7 @@ def token_tables(artifact: Artifact) -> list[TableReader]:
 class PackedReader:
     """A packed artifact with its tokens.
 
-    Tokens that came through a pipe are inside. Others are looked for where `tokens` says (in the order of packing), else
+    Tokens that came through a pipe are inside. Others are looked for where `tokens` says (in packing order), else
     where they were when they were packed, and beside the packed artifact; wherever found, the digest must fit.
     Raises ArtifactError: (66) something is not there, (65) damaged, (78) not the tokens that were packed.
     """

@@ -16,7 +16,7 @@ class Pack(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     strategy: Literal["best_fit", "in_order"] = "best_fit"
     """`best_fit` places the longest rows first over the whole input and shuffles the bins; `in_order` keeps the input
     order and wastes more of each bin."""
-    seed: Annotated[int, Meta(ge=0, lt=2**63)] = 0
+    seed: Annotated[int, Meta(ge=0, le=2**63 - 1)] = 0
     """Orders the bins of `best_fit`, together with the epoch and the number of bins."""
     on_long: Literal["error", "drop"] = "error"
     """What to do with a row that is longer than a bin. Rows are never cut here; `tokenize` truncates."""

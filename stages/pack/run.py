@@ -168,7 +168,9 @@ def _check_pairs(joined: NDArray[np.bool_], sides: NDArray[np.int8], tables: lis
     broken = np.flatnonzero(~whole & np.logical_or.reduceat(paired, starts))
     if len(broken):
         place = _place(tables, int(starts[broken[0]]))
-        raise ArtifactError(f"{place}: one side of a pair without the other beside it; tokenize the pair as one", BAD_DATA)
+        raise ArtifactError(
+            f"{place}: one side of a pair without the other beside it; tokenize the pair as one", BAD_DATA
+        )
 
 
 def _place(tables: list[TableReader], row: int) -> str:
