@@ -15,13 +15,26 @@ The formula is in `terms.py`. One meaning, three backends:
 
 from __future__ import annotations
 
+import functools
+import importlib.util
+import logging
+import os
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from postmill.kernels.loss_scale_ce import reference
-from postmill.kernels.loss_scale_ce.terms import Head, LossOutput, active_rows, weighted_loss
+from postmill.kernels.loss_scale_ce import cpp, ops, reference
+from postmill.kernels.loss_scale_ce.terms import (
+    Head,
+    LossOutput,
+    LossShape,
+    accumulate_dtype,
+    select_rows,
+    weighted_loss,
+)
+
+log = logging.getLogger(__name__)
 
 Backend = Literal["auto", "reference", "cpp", "triton"]
 
@@ -59,17 +72,66 @@ def loss_scale_ce(
     if not 0 <= label_smoothing <= 1:
         raise ValueError(f"label_smoothing: {label_smoothing} is not in [0, 1]")
     head = Head(weight_VH, bias_V, logit_scale, softcap)
+    shape = LossShape(label_smoothing, z_loss)
     _check_tensors(hidden_TH, head, targets_T, token_weights_T)
-    active_T = active_rows(targets_T, token_weights_T)
-    stats = reference.row_stats(
-        hidden_TH, head, targets_T, active_T, want_mean=label_smoothing != 0, want_expected=return_entropy
+    rows = select_rows(targets_T, token_weights_T, denominator, accumulate_dtype(hidden_TH.dtype))
+    name = choose_backend(backend, hidden_TH)
+    want_sums = return_entropy or label_smoothing != 0
+    needs_grad = torch.is_grad_enabled() and any(
+        t is not None and t.requires_grad for t in (hidden_TH, weight_VH, bias_V)
     )
+    if name != "reference" and needs_grad and not (return_logp or return_entropy):
+        loss, stats = ops.fused_loss(hidden_TH, head, rows, shape, backend=name)
+    else:
+        if name == "reference":
+            stats = reference.row_stats(hidden_TH, head, rows, want_sums=want_sums)
+        else:
+            stats = ops.row_stats(hidden_TH, head, rows, want_sums=want_sums, backend=name)
+        loss = weighted_loss(stats, rows, shape)
     return LossOutput(
-        weighted_loss(stats, active_T, token_weights_T, denominator, label_smoothing=label_smoothing, z_loss=z_loss),
+        loss,
         stats.target_T - stats.lse_T if return_logp else None,
         stats.lse_T - stats.expected_T if return_entropy else None,
-        active_T & (stats.target_T >= stats.max_T) if return_correct else None,
+        rows.active_T & (stats.target_T >= stats.max_T) & ~stats.lse_T.isnan() if return_correct else None,
     )
+
+
+def choose_backend(backend: Backend, hidden_TH: Tensor) -> Literal["reference", "cpp", "triton"]:
+    """The backend that will run: what was asked for, or for "auto" the fastest there is for this tensor.
+
+    Raises ValueError if the one asked for cannot run here. Falling back to the reference is logged once.
+    """
+    device = hidden_TH.device.type
+    missing = {
+        "cpp": None if device == "cpu" and cpp.native() else f"it needs CPU tensors and postmill._C; got {device}",
+        "triton": None
+        if _triton_runs(device, hidden_TH.dtype)
+        else f"it needs CUDA tensors below float64 and the triton package; got {device}, {hidden_TH.dtype}",
+    }
+    if backend == "reference":
+        return backend
+    if backend != "auto":
+        if missing[backend] is not None:
+            raise ValueError(f'loss_scale_ce: backend "{backend}" cannot run: {missing[backend]}; use "auto"')
+        return backend
+    if missing["triton"] is None and device == "cuda":
+        return "triton"
+    if missing["cpp"] is None:
+        return "cpp"
+    _say_reference(device)
+    return "reference"
+
+
+def _triton_runs(device: str, dtype: torch.dtype) -> bool:
+    if dtype == torch.float64 or importlib.util.find_spec("triton") is None:
+        return False
+    # Triton's interpreter runs the kernels on CPU tensors; it is for tests and never chosen by "auto".
+    return device == "cuda" or os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@functools.cache
+def _say_reference(device: str) -> None:
+    log.warning("loss_scale_ce: no fast backend for %s tensors here; the plain-torch reference runs instead", device)
 
 
 def _check_tensors(hidden_TH: Tensor, head: Head, targets_T: Tensor, token_weights_T: Tensor) -> None:

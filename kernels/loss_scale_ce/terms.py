@@ -46,6 +46,51 @@ class RowStats(NamedTuple):
     """max_v z; no gradient."""
 
 
+class Rows(NamedTuple):
+    """What is asked of each row, all (T,)."""
+
+    targets_T: Tensor
+    active_T: Tensor
+    """bool: the rows that take part. One with a negative target has its target in another vocabulary shard."""
+    weights_T: Tensor | None = None
+    """The weight over the denominator, 0 where not active; for the loss only."""
+
+
+class LossShape(NamedTuple):
+    """The two regularisers of the formula above."""
+
+    label_smoothing: float = 0.0
+    z_loss: float = 0.0
+
+
+class Needs(NamedTuple):
+    """Which gradients a backward has to make."""
+
+    hidden: bool = True
+    weight: bool = True
+    bias: bool = True
+
+
+class Gradients(NamedTuple):
+    """Gradients in the dtypes of their inputs; an empty tensor where none was needed."""
+
+    hidden_TH: Tensor
+    weight_VH: Tensor
+    bias_V: Tensor
+
+
+class Coefficients(NamedTuple):
+    """The gradient of any function of `RowStats` with respect to z, row by row, all (T,):
+
+    dz_{t,v} = p_{t,v} (a_t + e_t z_{t,v}) + b_t [v = y_t] + c_t.
+    """
+
+    a_T: Tensor
+    e_T: Tensor
+    b_T: Tensor
+    c_T: Tensor
+
+
 class LossOutput(NamedTuple):
     """`loss` is a scalar; the rest is (T,) or None, 0 or False on skipped rows."""
 
@@ -63,26 +108,44 @@ def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def active_rows(targets_T: Tensor, token_weights_T: Tensor) -> Tensor:
-    """Rows that take part: a target that is not negative and a weight that is not zero (NaN is not zero)."""
-    return (targets_T >= 0) & (token_weights_T != 0)
+def select_rows(targets_T: Tensor, token_weights_T: Tensor, denominator: float | Tensor, dtype: torch.dtype) -> Rows:
+    """The rows with a target that is not negative and a weight that is not zero (NaN is not zero)."""
+    active_T = (targets_T >= 0) & (token_weights_T != 0)
+    return Rows(targets_T, active_T, torch.where(active_T, token_weights_T.to(dtype) / denominator, 0))
 
 
-def weighted_loss(
-    stats: RowStats,
-    active_T: Tensor,
-    token_weights_T: Tensor,
-    denominator: float | Tensor,
-    *,
-    label_smoothing: float,
-    z_loss: float,
-) -> Tensor:
-    """The scalar loss. Exactly 0, whatever the denominator, when no row is active."""
+def weighted_loss(stats: RowStats, rows: Rows, shape: LossShape) -> Tensor:
+    """The scalar loss, in the dtype of the statistics."""
+    assert rows.weights_T is not None
     nll_T = stats.lse_T - stats.target_T
-    if label_smoothing:
-        nll_T = (1 - label_smoothing) * nll_T + label_smoothing * (stats.lse_T - stats.mean_T)
-    if z_loss:
-        nll_T = nll_T + z_loss * stats.lse_T.square()
-    # `where` and not a product: a NaN weight or statistic must not reach the sum through a skipped row.
-    total = torch.where(active_T, token_weights_T.to(nll_T.dtype) * nll_T, 0).sum()
-    return torch.where(active_T.any(), total / denominator, 0)
+    if shape.label_smoothing:
+        uniform_nll_T = stats.lse_T - stats.mean_T
+        nll_T = (1 - shape.label_smoothing) * nll_T + shape.label_smoothing * uniform_nll_T
+    if shape.z_loss:
+        nll_T = nll_T + shape.z_loss * stats.lse_T.square()
+    # `where` and not a product: nothing in a skipped row, 0 / 0 and NaN included, may reach the sum.
+    # Summed in float64, so that padding, which changes the order of the sum, does not change the loss.
+    return torch.where(rows.active_T, rows.weights_T * nll_T, 0).sum(dtype=torch.float64).to(nll_T.dtype)
+
+
+def loss_coefficients(lse_T: Tensor, row_weights_T: Tensor, shape: LossShape, vocab_size: int) -> Coefficients:
+    """Of the rows' share of `weighted_loss`."""
+    return Coefficients(
+        a_T=row_weights_T * (1 + 2 * shape.z_loss * lse_T),
+        e_T=torch.zeros_like(row_weights_T),
+        b_T=row_weights_T * (shape.label_smoothing - 1),
+        c_T=row_weights_T * (-shape.label_smoothing / vocab_size),
+    )
+
+
+def stats_coefficients(grads: RowStats, stats: RowStats, vocab_size: int) -> Coefficients:
+    """Of any function of the statistics whose derivatives with respect to them are `grads`.
+
+    d lse/dz = p; d target/dz = [v = y]; d mean/dz = 1/V; d expected/dz = p (1 + z - expected).
+    """
+    return Coefficients(
+        a_T=grads.lse_T + grads.expected_T * (1 - stats.expected_T),
+        e_T=grads.expected_T,
+        b_T=grads.target_T,
+        c_T=grads.mean_T / vocab_size,
+    )
