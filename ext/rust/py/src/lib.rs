@@ -1,4 +1,6 @@
 //! Python face of `postmill-core`.
+mod encode;
+mod error;
 mod pack;
 
 use pyo3::prelude::*;
@@ -7,5 +9,7 @@ use pyo3::prelude::*;
 #[pymodule]
 fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+    error::register(module)?;
+    encode::register(module)?;
     pack::register(module)
 }

@@ -1,0 +1,283 @@
+//! The tokenizer of conversations for Python: bytes in, Arrow out, the interpreter lock released in between.
+#![allow(clippy::needless_pass_by_value)] // arguments are extracted by value
+
+use crate::error::to_python;
+use postmill_core::conversation::{Encoder, Options, SpecialText};
+use postmill_core::encode::Tokens;
+use postmill_core::error::Error;
+use postmill_core::json;
+use postmill_core::pipeline::{self, Chunk, ReadOptions};
+use postmill_core::rows::RowOptions;
+use postmill_core::seams::Segments;
+use postmill_core::template::{Date, SpecialTexts, Template};
+use postmill_core::thinking::Thinking;
+use postmill_core::truncate::Truncation;
+use postmill_core::types::Json;
+use postmill_core::vocabulary::{self, TokenNames};
+use postmill_core::weights::{Semantics, Spec};
+use pyo3::buffer::PyBuffer;
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+use pyo3_arrow::PyRecordBatch;
+
+type Pairs = Vec<(String, String)>;
+
+fn unknown<T>(option: &str, value: &str, known: &str) -> Result<T, Error> {
+    Err(Error::Config { message: format!("{option}: {value:?} is none of {known}").into() })
+}
+
+fn semantics(rules: &str) -> Result<Semantics, Error> {
+    match rules {
+        "spans" => Ok(Semantics::Spans),
+        "ms-swift" => Ok(Semantics::MsSwift),
+        other => unknown("loss_rules", other, "spans, ms-swift"),
+    }
+}
+
+fn segments(name: &str) -> Result<Segments, Error> {
+    match name {
+        "whole" => Ok(Segments::Whole),
+        "turn" => Ok(Segments::Turn),
+        "ms-swift" => Ok(Segments::MsSwift),
+        other => unknown("segments", other, "whole, turn, ms-swift"),
+    }
+}
+
+fn truncation(name: &str) -> Result<Truncation, Error> {
+    match name {
+        "drop" => Ok(Truncation::Drop),
+        "right" => Ok(Truncation::Right),
+        "left" => Ok(Truncation::Left),
+        "split" => Ok(Truncation::Split),
+        "error" => Ok(Truncation::Error),
+        other => unknown("truncation", other, "drop, right, left, split, error"),
+    }
+}
+
+fn special_text(name: &str) -> Result<SpecialText, Error> {
+    match name {
+        "keep" => Ok(SpecialText::Keep),
+        "drop" => Ok(SpecialText::Drop),
+        "error" => Ok(SpecialText::Error),
+        other => unknown("special_text", other, "keep, drop, error"),
+    }
+}
+
+fn thinking(name: &str) -> Result<Thinking, Error> {
+    match name {
+        "template" => Ok(Thinking::Template),
+        "strip" => Ok(Thinking::Strip),
+        "empty" => Ok(Thinking::Empty),
+        "no-think" => Ok(Thinking::NoThink),
+        other => unknown("thinking", other, "template, strip, empty, no-think"),
+    }
+}
+
+fn boxed(pairs: Pairs) -> Vec<(Box<str>, Box<str>)> {
+    pairs.into_iter().map(|(name, text)| (name.into(), text.into())).collect()
+}
+
+fn template_kwargs(text: &str) -> Result<Vec<(Box<str>, Json)>, Error> {
+    match json::parse_text(text) {
+        Ok(Json::Object(members)) => Ok(members),
+        _ => Err(Error::Config { message: format!("template_kwargs: {text:?} is not a JSON object").into() }),
+    }
+}
+
+/// `LossScale(spec, rules="spans", files=[])`: a loss-scale specification on its own.
+#[pyclass(frozen)]
+struct LossScale(Spec);
+
+#[pymethods]
+impl LossScale {
+    #[new]
+    #[pyo3(signature = (spec, rules = "spans", files = vec![]))]
+    fn new(py: Python<'_>, spec: &str, rules: &str, files: Pairs) -> PyResult<Self> {
+        semantics(rules)
+            .and_then(|semantics| Spec::parse(spec, semantics, &files))
+            .map(Self)
+            .map_err(|error| to_python(py, &error))
+    }
+
+    /// `segments(text, query="") -> [(text, weight)]`: the reply in runs of equal weight.
+    #[pyo3(signature = (text, query = ""))]
+    fn segments(&self, py: Python<'_>, text: &str, query: &str) -> PyResult<Vec<(String, f64)>> {
+        let segments = self.0.segments(text, query).map_err(|error| to_python(py, &error))?;
+        let mut start = 0;
+        let mut out = Vec::with_capacity(segments.len());
+        for segment in segments {
+            out.push((text[start..segment.end].to_owned(), segment.weight));
+            start = segment.end;
+        }
+        Ok(out)
+    }
+
+    /// Whether every weight is 0 or 1.
+    #[getter]
+    fn is_binary(&self) -> bool {
+        self.0.is_binary()
+    }
+}
+
+/// `loss_scale_files(spec) -> [name]`: the parts of a specification that must be rules files.
+#[pyfunction]
+fn loss_scale_files(spec: &str) -> Vec<String> {
+    Spec::files_of(spec)
+}
+
+/// `ChatEncoder(tokenizer_json, *, ...)`: everything that turns JSON Lines into tokens. Safe to share between threads.
+#[pyclass(frozen)]
+struct ChatEncoder {
+    encoder: Encoder,
+    read: ReadOptions,
+}
+
+#[pymethods]
+impl ChatEncoder {
+    /// Raises `NativeError` for a tokenizer, template or option that cannot be used.
+    #[new]
+    #[pyo3(signature = (
+        tokenizer_json, *, bos = None, eos = None, extra_special = vec![], template = None, template_name = "chat template",
+        special_texts = vec![], date = None, loss_scale = "default", loss_rules = "spans", rule_files = vec![],
+        segments = "whole", max_length = None, truncation = "drop", special_text = "keep", thinking = "template",
+        system = None, template_kwargs = "{}", columns = vec![], model_name = None, model_author = None,
+        skip_bad_rows = false, max_line_bytes = 0
+    ))]
+    #[allow(clippy::too_many_arguments)] // named in Python
+    fn new(
+        py: Python<'_>,
+        tokenizer_json: &[u8],
+        bos: Option<String>,
+        eos: Option<String>,
+        extra_special: Vec<String>,
+        template: Option<&str>,
+        template_name: &str,
+        special_texts: Pairs,
+        date: Option<(i32, u8, u8)>,
+        loss_scale: &str,
+        loss_rules: &str,
+        rule_files: Pairs,
+        segments: &str,
+        max_length: Option<usize>,
+        truncation: &str,
+        special_text: &str,
+        thinking: &str,
+        system: Option<String>,
+        template_kwargs: &str,
+        columns: Pairs,
+        model_name: Option<String>,
+        model_author: Option<String>,
+        skip_bad_rows: bool,
+        max_line_bytes: usize,
+    ) -> PyResult<Self> {
+        let build = || {
+            let spec = Spec::parse(loss_scale, semantics(loss_rules)?, &rule_files)?;
+            let options = Options {
+                segments: self::segments(segments)?,
+                max_length,
+                truncation: self::truncation(truncation)?,
+                special_text: self::special_text(special_text)?,
+                thinking: self::thinking(thinking)?,
+                system: system.map(Into::into),
+                template_kwargs: self::template_kwargs(template_kwargs)?,
+            };
+            let names = TokenNames { bos, eos, extra: extra_special };
+            let (engine, vocabulary) = vocabulary::load(tokenizer_json, &names)?;
+            let specials =
+                SpecialTexts { named: boxed(special_texts), tokens: vocabulary.added_texts.clone() };
+            let template = template.map(|source| {
+                let date = date.map(|(year, month, day)| Date { year, month, day });
+                let options = postmill_core::template::Options { name: template_name.into(), date, ..Default::default() };
+                Template::new(source, &specials, options)
+            });
+            let encoder = Encoder::new(Box::new(engine), vocabulary, template.transpose()?, spec, options)?;
+            let rows = RowOptions {
+                columns: boxed(columns),
+                model_name: model_name.map(Into::into),
+                model_author: model_author.map(Into::into),
+            };
+            Ok(Self { encoder, read: ReadOptions { rows, skip_bad_rows, max_line_bytes } })
+        };
+        build().map_err(|error: Error| to_python(py, &error))
+    }
+
+    /// `encode_chunk(data, file, source, first_line, first_record, copy=0, selection=None) -> (rows, ledger, counts)`.
+    ///
+    /// `data`: whole lines of JSON Lines, bytes-like. `selection`: ascending record numbers. The batches export
+    /// `__arrow_c_array__`; `counts` is a dict of sums with `length_histogram`. Raises `NativeError`.
+    #[pyo3(signature = (data, file, source, first_line, first_record, copy = 0, selection = None))]
+    #[allow(clippy::too_many_arguments)]
+    fn encode_chunk<'py>(
+        &self,
+        py: Python<'py>,
+        data: PyBuffer<u8>,
+        file: &str,
+        source: i32,
+        first_line: u64,
+        first_record: u64,
+        copy: u32,
+        selection: Option<Vec<u64>>,
+    ) -> PyResult<(PyRecordBatch, PyRecordBatch, Bound<'py, PyDict>)> {
+        let data = bytes_of(py, &data)?;
+        let chunk =
+            Chunk { data: &data, file, source, first_line, first_record, copy, selection: selection.as_deref() };
+        let encoded = py
+            .detach(|| pipeline::encode_chunk(&self.encoder, &self.read, &chunk))
+            .map_err(|error| to_python(py, &error))?;
+        let counts = PyDict::new(py);
+        for (name, sum) in &encoded.counts.sums {
+            counts.set_item(name, sum)?;
+        }
+        counts.set_item("length_histogram", encoded.counts.length_histogram)?;
+        Ok((PyRecordBatch::new(encoded.rows), PyRecordBatch::new(encoded.ledger), counts))
+    }
+
+    /// `reweight(rows) -> rows`: a batch of tokens with this encoder's loss scale. Encodes nothing. Raises `NativeError`.
+    fn reweight(&self, py: Python<'_>, rows: PyRecordBatch) -> PyResult<PyRecordBatch> {
+        let batch = rows.into_inner();
+        py.detach(|| pipeline::reweight(&batch, self.encoder.spec(), self.encoder.vocabulary()))
+            .map(PyRecordBatch::new)
+            .map_err(|error| to_python(py, &error))
+    }
+
+    /// `encode(text) -> (ids, ends)`: ids of a text and the byte at which each token ends. Raises `NativeError`.
+    fn encode(&self, py: Python<'_>, text: &str) -> PyResult<(Vec<i32>, Vec<u32>)> {
+        let mut tokens = Tokens::default();
+        py.detach(|| self.encoder.engine().encode(text, &mut tokens)).map_err(|error| to_python(py, &error))?;
+        Ok((tokens.ids, tokens.ends))
+    }
+
+    /// `read(ids) -> text`: the text of token ids, as loss-scale rules see it.
+    fn read(&self, ids: Vec<i32>) -> String {
+        let (mut text, mut starts) = (String::new(), vec![]);
+        self.encoder.vocabulary().read(&ids, 0..ids.len(), &mut text, &mut starts);
+        text
+    }
+
+    /// Name and version of the engine.
+    #[getter]
+    fn engine(&self) -> String {
+        self.encoder.engine().name()
+    }
+
+    /// Number of ids.
+    #[getter]
+    fn num_ids(&self) -> usize {
+        self.encoder.vocabulary().len()
+    }
+}
+
+/// The bytes of a buffer, copied: a buffer that Python may write to cannot be read with the lock released.
+fn bytes_of(py: Python<'_>, buffer: &PyBuffer<u8>) -> PyResult<Vec<u8>> {
+    buffer.to_vec(py)
+}
+
+/// Adds the classes and functions of this file to the module.
+///
+/// # Errors
+/// What Python raises.
+pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_class::<LossScale>()?;
+    module.add_class::<ChatEncoder>()?;
+    module.add_function(wrap_pyfunction!(loss_scale_files, module)?)
+}
