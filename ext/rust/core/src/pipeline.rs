@@ -306,8 +306,11 @@ impl Run<'_> {
 ///
 /// # Errors
 /// `Error::Data` for a batch that is no tokens batch; as [`weigh`].
-pub fn reweight(batch: &RecordBatch, spec: &Spec, vocabulary: &crate::vocabulary::Vocabulary) -> Result<RecordBatch, Error> {
+pub fn reweight(
+    batch: &RecordBatch,
+    spec: &Spec,
+    vocabulary: &crate::vocabulary::Vocabulary,
+) -> Result<RecordBatch, Error> {
     let mut scratch = Scratch::default();
-    TokensReader::new(batch)?
-        .with_spans(|ids, turns, spans| weigh(spec, ids, turns, vocabulary, &mut scratch, spans))
+    TokensReader::new(batch)?.with_spans(|ids, turns, spans| weigh(spec, ids, turns, vocabulary, &mut scratch, spans))
 }

@@ -183,11 +183,11 @@ impl ChatEncoder {
             };
             let names = TokenNames { bos, eos, extra: extra_special };
             let (engine, vocabulary) = vocabulary::load(tokenizer_json, &names)?;
-            let specials =
-                SpecialTexts { named: boxed(special_texts), tokens: vocabulary.added_texts.clone() };
+            let specials = SpecialTexts { named: boxed(special_texts), tokens: vocabulary.added_texts.clone() };
             let template = template.map(|source| {
                 let date = date.map(|(year, month, day)| Date { year, month, day });
-                let options = postmill_core::template::Options { name: template_name.into(), date, ..Default::default() };
+                let options =
+                    postmill_core::template::Options { name: template_name.into(), date, ..Default::default() };
                 Template::new(source, &specials, options)
             });
             let encoder = Encoder::new(Box::new(engine), vocabulary, template.transpose()?, spec, options)?;
