@@ -3,11 +3,11 @@
 Kept rows are only counted. The law `kept + truncated + dropped = rows_in` is checked before anything is committed.
 """
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from postmill.io.errors import BAD_DATA, INTERNAL, StageError
 from postmill.io.manifest import Counts
@@ -43,8 +43,9 @@ class Ledger:
         """Record a batch of LEDGER_V1. A row that is both masked and truncated has two lines and counts once."""
         if batch.num_rows == 0:
             return
-        table = pa.table([batch["action"], batch["reason"]], names=["action", "reason"])
-        for action, reason, count in zip(*_count(table), strict=True):
+        # pyarrow's group_by would load pandas; see io/arrays.py
+        lines = Counter(zip(batch["action"].to_pylist(), batch["reason"].to_pylist(), strict=True))
+        for (action, reason), count in sorted(lines.items()):
             if action == "dropped":
                 self.counts.dropped[reason] = self.counts.dropped.get(reason, 0) + count
                 self.counts.rows_in += count
@@ -97,12 +98,6 @@ class Ledger:
             for batch in self._batches:
                 writer.write_batch(batch)
         return bytes(sink.getvalue())
-
-
-def _count(table: pa.Table) -> tuple[list[str], list[str], list[int]]:
-    groups = table.group_by(["action", "reason"]).aggregate([([], "count_all")])
-    groups = groups.take(pc.sort_indices(groups, [("action", "ascending"), ("reason", "ascending")]))
-    return (groups["action"].to_pylist(), groups["reason"].to_pylist(), groups["count_all"].to_pylist())
 
 
 def read_ledger(artifact: Path) -> pa.Table:

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from postmill.io.arrays import to_numpy
 from postmill.io.errors import BAD_DATA, MISMATCH, NO_INPUT, ArtifactError
 from postmill.io.manifest import Artifact, load_artifact
 from postmill.io.schemas import BINS_V1, TOKENS_V1
@@ -67,8 +68,8 @@ def span_columns(
     """Offsets (a row's spans are `offsets[i]:offsets[i + 1]`), and start, end and weight of all spans of a batch."""
     spans = batch.column("spans")
     values = spans.values
-    columns = (values.field(name).to_numpy(zero_copy_only=True) for name in ("start", "end", "weight"))
-    return (spans.offsets.to_numpy(), *columns)
+    starts, ends, weights = (to_numpy(values.field(name)) for name in ("start", "end", "weight"))
+    return to_numpy(spans.offsets), starts, ends, weights
 
 
 class TokenRows:
@@ -97,7 +98,7 @@ class TokenRows:
             table, index = self._places[number]
             batch = table.batch(index)
             ids = batch.column("input_ids")
-            found = _Batch(batch, ids.values.to_numpy(), ids.offsets.to_numpy(), *span_columns(batch))
+            found = _Batch(batch, to_numpy(ids.values), to_numpy(ids.offsets), *span_columns(batch))
             self._open[number] = found
         return found
 
@@ -122,7 +123,7 @@ class PackedReader:
         self._bins = TableReader(self.artifact.file(BINS), BINS_V1)
         batches = list(self._bins)
         self.plan = Plan(*(_whole_column(batches, field) for field in Plan._fields))
-        self._lists = [(batch["rows"].values.to_numpy(), batch["rows"].offsets.to_numpy()) for batch in batches]
+        self._lists = [(to_numpy(batch["rows"].values), to_numpy(batch["rows"].offsets)) for batch in batches]
         self._offsets = np.cumsum([0] + [batch.num_rows for batch in batches])
 
     def __len__(self) -> int:
@@ -198,7 +199,7 @@ class PackedReader:
 
 def _whole_column(batches: list[pa.RecordBatch], name: str) -> NDArray[Any]:
     dtype = BINS_V1.field(name).type.to_pandas_dtype()
-    return np.concatenate([np.empty(0, dtype), *(batch.column(name).to_numpy() for batch in batches)])
+    return np.concatenate([np.empty(0, dtype), *(to_numpy(batch.column(name)) for batch in batches)])
 
 
 def _find_tokens(packed: Artifact, given: list[Path] | None) -> list[Artifact]:

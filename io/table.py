@@ -22,6 +22,8 @@ from postmill.io.manifest import Manifest, parse_manifest
 from postmill.io.schemas import check_schema
 
 _HEADER = b"postmill"
+_DAMAGE = (pa.ArrowException, OSError, ValueError)
+"""What pyarrow raises for bytes that are no Arrow: its own errors, and ValueError for names that are no UTF-8."""
 
 
 class StreamHeader(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -73,7 +75,7 @@ class TableWriter:
 
     def finish_stream(self, manifest: Manifest, ledger: bytes) -> None:
         """Write the trailer and close. Only for streams."""
-        empty = pa.RecordBatch.from_arrays([pa.array([], f.type) for f in self.schema], schema=self.schema)
+        empty = pa.RecordBatch.from_arrays([pa.nulls(0, f.type) for f in self.schema], schema=self.schema)
         self._writer.write_batch(
             empty,
             custom_metadata={
@@ -96,7 +98,7 @@ def _checked(read: Callable[[], Any], place: str, seq: int) -> tuple[pa.RecordBa
     try:
         item = read()
         item.batch.validate(full=True)
-    except (pa.ArrowInvalid, pa.ArrowIOError, OSError) as error:
+    except _DAMAGE as error:
         what = str(error).splitlines()[0]
         raise ArtifactError(f"{place}: batch {seq} is damaged ({what}); make it again", BAD_DATA) from error
     batch: pa.RecordBatch = item.batch
@@ -121,7 +123,7 @@ class TableReader:
             self._file = pa.ipc.open_file(pa.py_buffer(self._map))
         except FileNotFoundError:
             raise ArtifactError(f"{path}: no such file", NO_INPUT) from None
-        except (pa.ArrowInvalid, OSError, ValueError) as error:  # an empty file cannot be mapped: ValueError
+        except _DAMAGE as error:  # an empty file cannot be mapped: ValueError
             raise ArtifactError(f"{path}: not an Arrow file ({str(error).splitlines()[0]})", BAD_DATA) from error
         if schema is not None:
             check_schema(self._file.schema, schema, path)
@@ -145,8 +147,12 @@ class TableReader:
         return batch
 
     def rows_in(self, index: int) -> int:
-        """How many rows batch `index` has, from its header alone: nothing is checked and no data is read."""
-        return int(self._file.get_batch(index).num_rows)
+        """How many rows batch `index` has, from its header alone: no data is read or checked. ArtifactError (65)."""
+        try:
+            return int(self._file.get_batch(index).num_rows)
+        except _DAMAGE as error:
+            what = str(error).splitlines()[0]
+            raise ArtifactError(f"{self.path}: batch {index} is damaged ({what}); make it again", BAD_DATA) from error
 
     def release(self) -> None:
         """Give the pages read so far back to the system. A pass over a file larger than memory does so as it goes;
@@ -167,7 +173,7 @@ class StreamReader:
         self._all = xxhash.xxh3_128()
         try:
             self._stream = pa.ipc.open_stream(source)
-        except (pa.ArrowInvalid, OSError) as error:
+        except _DAMAGE as error:
             what = str(error).splitlines()[0]
             raise ArtifactError(f"{place}: the stream was cut before its schema ({what})", CUT_STREAM) from error
         metadata = self._stream.schema.metadata or {}

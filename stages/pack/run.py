@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from postmill.io.arrays import from_numpy, list_of, text, to_numpy, validity
 from postmill.io.errors import BAD_DATA, INTERNAL, MISMATCH, USAGE, ArtifactError, ConfigError, StageError
 from postmill.io.ledger import LEDGER
 from postmill.io.manifest import MANIFEST, list_files
@@ -105,7 +106,7 @@ def _batches(tables: list[TableReader]) -> Iterator[pa.RecordBatch]:
 
 def _targets(batch: pa.RecordBatch) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
     """Trained tokens and weight sum of each row, without its first token: nothing in the row predicts that one."""
-    trained, weight = batch.column("trained_tokens").to_numpy(), batch.column("weight_sum").to_numpy()
+    trained, weight = to_numpy(batch.column("trained_tokens")), to_numpy(batch.column("weight_sum"))
     offsets, starts, _, weights = span_columns(batch)
     with_spans = np.flatnonzero(offsets[1:] > offsets[:-1])
     firsts = offsets[with_spans]
@@ -125,16 +126,17 @@ def _survey(tables: list[TableReader]) -> Survey:
     reasons: list[NDArray[np.uint8]] = [np.empty(0, np.uint8)]
     last: bytes | None = None
     for batch in _batches(tables):
-        length = batch.column("length").to_numpy().astype(np.uint32)
+        length = to_numpy(batch.column("length")).astype(np.uint32)
         trained, _ = _targets(batch)
-        label = batch.column("label").is_valid().to_numpy(zero_copy_only=False)
+        label = validity(batch.column("label"))
         reason = np.where((trained == 0) & ~label, _UNTRAINED, 0).astype(np.uint8)
         reason[length == 0] = _EMPTY
         lengths.append(length)
         reasons.append(reason)
         flags, last = _join(batch, last)
         joined.append(flags)
-        sides.append(batch.column("side").fill_null(-1).to_numpy())
+        side = batch.column("side")
+        sides.append(np.where(validity(side), to_numpy(side), -1).astype(np.int8))
     survey = Survey(np.concatenate(lengths), np.concatenate(joined), np.concatenate(reasons))
     _check_pairs(survey.joined, np.concatenate(sides), tables)
     _spread(survey)
@@ -192,8 +194,6 @@ def _plan(cfg: Pack, survey: Survey, tables: list[TableReader]) -> tuple[NDArray
     from postmill._native import pack_rows
 
     num_rows = len(survey.lengths)
-    if num_rows == 0:
-        raise StageError("0 rows to pack; check what tokenize kept", BAD_DATA)
     untrained = int((survey.reasons == _UNTRAINED).sum())
     if untrained * 2 > num_rows:
         raise StageError(
@@ -201,6 +201,8 @@ def _plan(cfg: Pack, survey: Survey, tables: list[TableReader]) -> tuple[NDArray
             BAD_DATA,
         )
     kept = survey.reasons == 0
+    if not kept.any():
+        raise StageError(f"0 of {num_rows} rows are left to pack; check what tokenize kept", BAD_DATA)
     whole = bool(kept.all())
     lengths = survey.lengths if whole else survey.lengths[kept]
     groups = None
@@ -252,14 +254,15 @@ def _count(
 
 def _dropped(batch: pa.RecordBatch, reasons: NDArray[np.uint8]) -> pa.RecordBatch:
     """Ledger lines of the rows of `batch` that have a reason."""
-    table = batch.select(["row_id", "source", "line", "length"]).filter(pa.array(reasons > 0))
-    words = [_REASONS[reason] for reason in reasons[reasons > 0].tolist()]
+    gone = np.flatnonzero(reasons)
+    table = batch.select(["row_id", "source", "line", "length"]).take(from_numpy(gone, pa.int64()))
+    words = [_REASONS[reason] for reason in reasons[gone].tolist()]
     columns = {
         "row_id": table.column("row_id"),
         "source": table.column("source"),
         "line": table.column("line"),
-        "action": pa.array(["dropped"] * len(words)),
-        "reason": pa.array(words, pa.utf8()),
+        "action": text(["dropped"] * len(words)),
+        "reason": text(words),
         "tokens_before": table.column("length"),
         "tokens_after": pa.nulls(len(words), pa.int32()),
     }
@@ -279,13 +282,13 @@ def _write(cfg: Pack, bins: Bins, survey: Survey, out: Out) -> NDArray[np.float6
     for at in range(0, num_bins, _BINS_A_BATCH):
         chunk = order[at : at + _BINS_A_BATCH]
         columns = _chunk(cfg, bins, survey, chunk)
-        costs[at : at + len(chunk)] = columns["cost"]
-        writer.write(pa.RecordBatch.from_arrays([pa.array(columns[f.name], f.type) for f in BINS_V1], schema=BINS_V1))
+        costs[at : at + len(chunk)] = to_numpy(columns["cost"])
+        writer.write(pa.RecordBatch.from_arrays([columns[field.name] for field in BINS_V1], schema=BINS_V1))
     writer.close()
     return costs
 
 
-def _chunk(cfg: Pack, bins: Bins, survey: Survey, chunk: NDArray[np.uint32]) -> dict[str, Any]:
+def _chunk(cfg: Pack, bins: Bins, survey: Survey, chunk: NDArray[np.uint32]) -> dict[str, pa.Array]:
     """The columns of BINS_V1 for the bins numbered `chunk`."""
     num_rows = np.diff(bins.starts)[chunk]
     offsets = np.append(0, np.cumsum(num_rows))
@@ -296,16 +299,18 @@ def _chunk(cfg: Pack, bins: Bins, survey: Survey, chunk: NDArray[np.uint32]) -> 
     bin_lengths = np.diff(bin_ends, prepend=0)
     starts = ends - lengths - np.repeat(bin_ends - bin_lengths, num_rows)
     squares = np.add.reduceat(lengths.astype(np.float64) ** 2, offsets[:-1])
-    list_offsets = pa.array(offsets.astype(np.int32))
-    lists = BINS_V1.field("rows").type, BINS_V1.field("starts").type
-    return {
-        "rows": pa.ListArray.from_arrays(list_offsets, pa.array(rows.astype(np.int64)), type=lists[0]),
-        "starts": pa.ListArray.from_arrays(list_offsets, pa.array(starts.astype(np.int32)), type=lists[1]),
+    types = {field.name: field.type for field in BINS_V1}
+    list_offsets = offsets.astype(np.int32)
+    plain = {
         "length": bin_lengths.astype(np.int32),
         "trained_tokens": bins.trained_tokens[chunk],
         "weight_sum": bins.weight_sum[chunk],
         "num_rows": num_rows.astype(np.int32),
         "cost": bin_lengths + squares / (6 * cfg.hidden_size),
+    }
+    return {name: from_numpy(values, types[name]) for name, values in plain.items()} | {
+        "rows": list_of(list_offsets, from_numpy(rows.astype(np.int64), pa.int64()), types["rows"]),
+        "starts": list_of(list_offsets, from_numpy(starts.astype(np.int32), pa.int32()), types["starts"]),
     }
 
 
@@ -314,10 +319,9 @@ def _prove(cfg: Pack, survey: Survey, out: Out) -> None:
     seen = np.zeros(len(survey.lengths), np.bool_)
     num_seen, faults = 0, []
     for batch in TableReader(out.dir / BINS, BINS_V1):
-        rows = batch.column("rows").values.to_numpy()
-        starts, ends = batch.column("starts").values.to_numpy(), np.empty(len(rows), np.int32)
-        offsets = batch.column("rows").offsets.to_numpy()
-        lengths = batch.column("length").to_numpy()
+        rows, offsets = to_numpy(batch.column("rows").values), to_numpy(batch.column("rows").offsets)
+        starts, ends = to_numpy(batch.column("starts").values), np.empty(len(rows), np.int32)
+        lengths = to_numpy(batch.column("length"))
         ends[:-1] = starts[1:]
         ends[offsets[1:] - 1] = lengths
         if (survey.lengths[rows] != ends - starts).any():
