@@ -1,0 +1,383 @@
+//! `tokenizer.json` -> engine: every part is recognised for certain, or the whole is refused.
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::added::AddedToken;
+use super::pattern::Pattern;
+use super::tables::{MAX_ID, Tables, Vocab};
+use super::{Parts, Unsupported};
+
+/// The file. A key we do not know is a part we do not know.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File<'a> {
+    version: Option<String>,
+    // Lengths are the caller's business, as with the crate behind `encode::HfEngine`.
+    #[serde(default, rename = "truncation")]
+    _truncation: serde::de::IgnoredAny,
+    #[serde(default, rename = "padding")]
+    _padding: serde::de::IgnoredAny,
+    #[serde(default)]
+    added_tokens: Vec<Added>,
+    normalizer: Option<Value>,
+    pre_tokenizer: Option<Value>,
+    #[serde(default, rename = "post_processor")]
+    _post_processor: serde::de::IgnoredAny,
+    #[serde(default, rename = "decoder")]
+    _decoder: serde::de::IgnoredAny,
+    #[serde(borrow)]
+    model: Model<'a>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(clippy::struct_excessive_bools)] // the file's own form
+struct Added {
+    id: u32,
+    content: String,
+    single_word: bool,
+    lstrip: bool,
+    rstrip: bool,
+    normalized: bool,
+    #[serde(rename = "special")]
+    _special: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Model<'a> {
+    #[serde(rename = "type")]
+    kind: Option<String>,
+    dropout: Option<f32>,
+    // Where every byte has a token, nothing is ever unknown, and these three change nothing.
+    unk_token: Option<String>,
+    #[serde(default, rename = "fuse_unk")]
+    _fuse_unk: Option<bool>,
+    byte_fallback: Option<bool>,
+    continuing_subword_prefix: Option<String>,
+    end_of_word_suffix: Option<String>,
+    #[serde(default)]
+    ignore_merges: Option<bool>,
+    #[serde(borrow, deserialize_with = "json::pairs")]
+    vocab: Vec<(Cow<'a, str>, u32)>,
+    #[serde(borrow)]
+    merges: Vec<json::Merge<'a>>,
+}
+
+mod json {
+    //! Borrowing readers for the two large members.
+    use super::Cow;
+    use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Visitor};
+    use std::fmt;
+
+    /// A string, borrowed from the file where it holds no escapes.
+    pub struct Text<'a>(pub Cow<'a, str>);
+
+    impl<'de: 'a, 'a> Deserialize<'de> for Text<'a> {
+        fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+            struct Read;
+            impl<'de> Visitor<'de> for Read {
+                type Value = Text<'de>;
+                fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                    f.write_str("a string")
+                }
+                fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Self::Value, E> {
+                    Ok(Text(Cow::Borrowed(text)))
+                }
+                fn visit_str<E>(self, text: &str) -> Result<Self::Value, E> {
+                    Ok(Text(Cow::Owned(text.to_owned())))
+                }
+            }
+            deserializer.deserialize_str(Read)
+        }
+    }
+
+    /// `["a", "b"]`, or `"a b"` of older files.
+    pub struct Merge<'a>(pub Cow<'a, str>, pub Cow<'a, str>);
+
+    impl<'de: 'a, 'a> Deserialize<'de> for Merge<'a> {
+        fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+            struct Read;
+            impl<'de> Visitor<'de> for Read {
+                type Value = Merge<'de>;
+                fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                    f.write_str("a pair of tokens")
+                }
+                fn visit_borrowed_str<E: Error>(self, text: &'de str) -> Result<Self::Value, E> {
+                    let (left, right) = text.split_once(' ').ok_or_else(|| E::custom("a merge without a space"))?;
+                    Ok(Merge(Cow::Borrowed(left), Cow::Borrowed(right)))
+                }
+                fn visit_str<E: Error>(self, text: &str) -> Result<Self::Value, E> {
+                    let (left, right) = text.split_once(' ').ok_or_else(|| E::custom("a merge without a space"))?;
+                    Ok(Merge(Cow::Owned(left.to_owned()), Cow::Owned(right.to_owned())))
+                }
+                fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
+                    let mut next =
+                        || seq.next_element::<Text<'de>>()?.ok_or_else(|| Error::custom("a merge of one token"));
+                    let (left, right) = (next()?, next()?);
+                    match seq.next_element::<serde::de::IgnoredAny>()? {
+                        None => Ok(Merge(left.0, right.0)),
+                        Some(_) => Err(Error::custom("a merge of more than two tokens")),
+                    }
+                }
+            }
+            deserializer.deserialize_any(Read)
+        }
+    }
+
+    /// An object of numbers, in file order.
+    pub fn pairs<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<(Cow<'de, str>, u32)>, D::Error> {
+        struct Read;
+        impl<'de> Visitor<'de> for Read {
+            type Value = Vec<(Cow<'de, str>, u32)>;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object of token ids")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                let mut out = Vec::with_capacity(1 << 16);
+                while let Some((token, id)) = map.next_entry::<Text<'de>, u32>()? {
+                    out.push((token.0, id));
+                }
+                Ok(out)
+            }
+        }
+        deserializer.deserialize_map(Read)
+    }
+}
+
+fn refuse<T>(part: &'static str, why: impl Into<String>) -> Result<T, Unsupported> {
+    Err(Unsupported::new(part, why))
+}
+
+/// Reads the file into the parts of the engine.
+pub fn compile(tokenizer_json: &[u8]) -> Result<Parts, Unsupported> {
+    let file: File =
+        serde_json::from_slice(tokenizer_json).map_err(|e| Unsupported::new("tokenizer.json", e.to_string()))?;
+    if file.version.as_deref().is_some_and(|version| version != "1.0") {
+        return refuse("version", "is not 1.0");
+    }
+    let nfc = match file.normalizer.as_ref() {
+        None => false,
+        Some(normalizer) => is_nfc(normalizer)?,
+    };
+    let pattern = pre_tokenizer(file.pre_tokenizer.as_ref())?;
+    let (tables, names) = model(&file.model)?;
+    let (raw, normalized) = added_tokens(&file, &tables, &names, nfc)?;
+    Ok(Parts { tables, pattern, nfc, raw, normalized })
+}
+
+fn kind(part: &Value) -> &str {
+    part.get("type").and_then(Value::as_str).unwrap_or("")
+}
+
+/// Whether exactly these members stand in the part.
+fn has_only(part: &Value, names: &[&str]) -> bool {
+    part.as_object().is_some_and(|members| members.keys().all(|key| names.contains(&key.as_str())))
+}
+
+fn is_nfc(normalizer: &Value) -> Result<bool, Unsupported> {
+    match kind(normalizer) {
+        "NFC" if has_only(normalizer, &["type"]) => Ok(true),
+        "Sequence" if has_only(normalizer, &["type", "normalizers"]) => {
+            let Some(parts) = normalizer.get("normalizers").and_then(Value::as_array) else {
+                return refuse("normalizer", "is a sequence of nothing");
+            };
+            parts.iter().try_fold(false, |found, part| Ok(is_nfc(part)? || found))
+        }
+        other => refuse("normalizer", format!("{other:?} is not one this engine knows")),
+    }
+}
+
+/// One step of a flattened pre-tokenizer sequence.
+enum Step<'a> {
+    /// A `Split` that keeps its gaps (`true`) or is `Removed` and inverted, which drops them.
+    Split(&'a str, bool),
+    EachDigit,
+    ByteLevel {
+        regex: bool,
+    },
+}
+
+fn steps<'a>(part: &'a Value, out: &mut Vec<Step<'a>>) -> Result<(), Unsupported> {
+    let flag = |name: &str| part.get(name).and_then(Value::as_bool);
+    match kind(part) {
+        "Sequence" if has_only(part, &["type", "pretokenizers"]) => {
+            let parts = part.get("pretokenizers").and_then(Value::as_array);
+            return parts.into_iter().flatten().try_for_each(|part| steps(part, out));
+        }
+        "ByteLevel" if has_only(part, &["type", "add_prefix_space", "trim_offsets", "use_regex"]) => {
+            if flag("add_prefix_space") != Some(false) {
+                return refuse("pre_tokenizer", "ByteLevel adds a prefix space");
+            }
+            out.push(Step::ByteLevel { regex: part.get("use_regex").is_none_or(|value| value == true) });
+        }
+        "Digits" if has_only(part, &["type", "individual_digits"]) => match flag("individual_digits") {
+            Some(true) => out.push(Step::EachDigit),
+            // A run of numbers goes through the next regex, whose older Unicode may cut it again.
+            _ => return refuse("pre_tokenizer", "Digits does not cut each digit"),
+        },
+        "Split" if has_only(part, &["type", "pattern", "behavior", "invert"]) => {
+            let regex = part.get("pattern").filter(|p| has_only(p, &["Regex"])).and_then(|p| p.get("Regex")?.as_str());
+            let keeps_gaps = match (part.get("behavior").and_then(Value::as_str), flag("invert")) {
+                (Some("Isolated"), Some(false)) => true,
+                (Some("Removed"), Some(true)) => false,
+                _ => return refuse("pre_tokenizer", "Split with another behavior than isolated words"),
+            };
+            match regex {
+                Some(regex) => out.push(Step::Split(regex, keeps_gaps)),
+                None => return refuse("pre_tokenizer", "Split by something else than a regex"),
+            }
+        }
+        other => return refuse("pre_tokenizer", format!("{other:?} is not one this engine knows")),
+    }
+    Ok(())
+}
+
+fn pre_tokenizer(part: Option<&Value>) -> Result<Pattern, Unsupported> {
+    let mut list = Vec::new();
+    if let Some(part) = part {
+        steps(part, &mut list)?;
+    }
+    let found = match list.as_slice() {
+        [Step::ByteLevel { regex: true }] => Some(Pattern::Gpt2 { digits: false }),
+        [Step::EachDigit, Step::ByteLevel { regex: true }] => Some(Pattern::Gpt2 { digits: true }),
+        [Step::Split(regex, _), Step::ByteLevel { regex: false }] => Pattern::from_regex(regex),
+        [splits @ .., Step::ByteLevel { regex: false }] => {
+            let regexes: Option<Vec<&str>> = splits.iter().map(isolated).collect();
+            regexes.and_then(|regexes| Pattern::from_regexes(&regexes))
+        }
+        _ => None,
+    };
+    found.ok_or_else(|| Unsupported::new("pre_tokenizer", "is a regex or a sequence this engine does not know"))
+}
+
+fn isolated<'a>(step: &Step<'a>) -> Option<&'a str> {
+    if let Step::Split(regex, true) = step { Some(regex) } else { None }
+}
+
+/// The byte that a character of a byte-level token stands for (GPT-2's `bytes_to_unicode`).
+fn byte_of(c: char) -> Option<u8> {
+    match c as u32 {
+        c @ (0x21..=0x7E | 0xA1..=0xAC | 0xAE..=0xFF) => Some(c as u8),
+        c @ 0x100..=0x120 => Some((c - 0x100) as u8),
+        c @ 0x121..=0x142 => Some((c - 0x121 + 0x7F) as u8),
+        0x143 => Some(0xAD),
+        _ => None,
+    }
+}
+
+/// The bytes of a byte-level token into `out`; `false` if it is none.
+fn decode(token: &str, out: &mut Vec<u8>) -> bool {
+    out.clear();
+    token.chars().all(|c| byte_of(c).map(|byte| out.push(byte)).is_some())
+}
+
+/// Vocabulary entries that are not byte-level tokens, which no text can reach, and the number of all entries.
+struct Names<'a> {
+    others: HashMap<&'a str, u32>,
+    len: usize,
+}
+
+fn model<'a>(model: &'a Model<'a>) -> Result<(Tables, Names<'a>), Unsupported> {
+    let empty = |affix: &Option<String>| affix.as_ref().is_none_or(String::is_empty);
+    if model.kind.as_deref() != Some("BPE") {
+        return refuse("model", format!("type is {:?}, not \"BPE\"", model.kind));
+    }
+    if model.dropout.is_some_and(|p| p != 0.0) {
+        return refuse("model", "has dropout");
+    }
+    if !empty(&model.continuing_subword_prefix) || !empty(&model.end_of_word_suffix) {
+        return refuse("model", "has a subword prefix or a word suffix");
+    }
+    let bytes = model.vocab.iter().map(|(token, _)| token.len()).sum();
+    let mut vocab = Vocab::with_capacity(model.vocab.len(), bytes);
+    let mut names = Names { others: HashMap::new(), len: model.vocab.len() };
+    let mut token_bytes = Vec::new();
+    for (token, id) in &model.vocab {
+        if *id >= MAX_ID || *id as usize > 4 * model.vocab.len() + 1024 {
+            return refuse("vocab", format!("id {id} is far beyond the number of tokens"));
+        }
+        let fresh = if !token.is_empty() && decode(token, &mut token_bytes) {
+            vocab.insert(&token_bytes, *id)
+        } else {
+            names.others.insert(token, *id).is_none()
+        };
+        if !fresh {
+            return refuse("vocab", format!("{token:?} or its id {id} is there twice"));
+        }
+    }
+    let merges = merges(&model.merges, &vocab)?;
+    let has_unknown = model.unk_token.is_some() || model.byte_fallback == Some(true);
+    Ok((Tables::new(vocab, &merges, model.ignore_merges == Some(true), has_unknown)?, names))
+}
+
+fn merges(list: &[json::Merge], vocab: &Vocab) -> Result<Vec<(u32, u32, u32)>, Unsupported> {
+    let (mut left_bytes, mut right_bytes) = (Vec::new(), Vec::new());
+    let mut out = Vec::with_capacity(list.len());
+    for (i, json::Merge(left, right)) in list.iter().enumerate() {
+        let unknown =
+            || Unsupported::new("merges", format!("entry {i}, {left:?} {right:?}, is not of byte-level tokens"));
+        if !decode(left, &mut left_bytes) || !decode(right, &mut right_bytes) {
+            return Err(unknown());
+        }
+        let (left_id, right_id) =
+            (vocab.get(&left_bytes).ok_or_else(unknown)?, vocab.get(&right_bytes).ok_or_else(unknown)?);
+        left_bytes.extend_from_slice(&right_bytes);
+        out.push((left_id, right_id, vocab.get(&left_bytes).ok_or_else(unknown)?));
+    }
+    Ok(out)
+}
+
+/// Added tokens found in raw text, and those found in normalised text. Ids are those the crate would give.
+fn added_tokens(
+    file: &File,
+    tables: &Tables,
+    names: &Names,
+    nfc: bool,
+) -> Result<(Vec<AddedToken>, Vec<AddedToken>), Unsupported> {
+    let normalizer = nfc.then(super::normalize::Nfc::default);
+    let (mut in_raw, mut in_normal) = (Vec::<AddedToken>::new(), Vec::<AddedToken>::new());
+    let (mut next_id, mut bytes) = (names.len as u32, Vec::new());
+    for token in file.added_tokens.iter().filter(|token| !token.content.is_empty()) {
+        let known = if decode(&token.content, &mut bytes) { tables.find(&bytes) } else { None };
+        let id = known.or_else(|| names.others.get(token.content.as_str()).copied()).unwrap_or_else(|| {
+            next_id += 1;
+            next_id - 1
+        });
+        if id != token.id {
+            return refuse(
+                "added_tokens",
+                format!("{:?} has id {}, the crate would give {id}", token.content, token.id),
+            );
+        }
+        let content = match &normalizer {
+            Some(nfc) if token.normalized => nfc.apply(&token.content).map(|(text, _)| text),
+            _ => None,
+        };
+        let Added { single_word, lstrip, rstrip, .. } = *token;
+        let found =
+            AddedToken { id, content: content.unwrap_or_else(|| token.content.clone()), single_word, lstrip, rstrip };
+        let list = if token.normalized { &mut in_normal } else { &mut in_raw };
+        list.push(found);
+    }
+    // After `rstrip` has swallowed its start, the crate gives an overlap, nothing, or a panic.
+    let swallowed = |token: &&Added| token.content.starts_with(char::is_whitespace);
+    if let (true, Some(token)) = (file.added_tokens.iter().any(|t| t.rstrip), file.added_tokens.iter().find(swallowed))
+    {
+        return refuse("added_tokens", format!("{:?} may be swallowed by another's rstrip", token.content));
+    }
+    let mut contents = std::collections::HashSet::new();
+    let twice = file.added_tokens.iter().find(|token| !contents.insert(token.content.as_str()));
+    let mut forms = std::collections::HashSet::new();
+    let same_form = in_normal.iter().find(|token| !forms.insert(token.content.as_str()));
+    match (twice, same_form) {
+        (None, None) => Ok((in_raw, in_normal)),
+        (Some(Added { content, .. }), _) | (_, Some(AddedToken { content, .. })) => {
+            refuse("added_tokens", format!("{content:?} is there twice"))
+        }
+    }
+}

@@ -1,0 +1,261 @@
+//! Byte-level BPE of our own: ids equal to the `tokenizers` crate's, without its regex engine and its strings.
+//!
+//! A text goes through the parts of its `tokenizer.json` in the crate's order: added tokens are cut out ([`added`]), the
+//! rest is normalised ([`normalize`]), cut into words ([`scan`] is the plain reading of each known regex), and words become
+//! ids by a cache ([`cache`]) or by the merge rules ([`merge`]). A file with any part that is not known for certain is
+//! refused, and the caller uses the crate: nothing is guessed.
+//!
+//! The compiled [`Bpe`] is shared by all threads; each thread brings a [`Scratch`].
+
+pub mod added;
+pub mod cache;
+mod compile;
+pub mod engine;
+mod merge;
+pub mod normalize;
+pub mod pattern;
+pub mod scan;
+mod tables;
+pub mod unicode;
+pub mod unicode_data;
+
+use std::fmt;
+
+use added::{AddedToken, Matcher, Stretch};
+use cache::{Key, MAX_WORD, WordCache};
+use normalize::{Change, Nfc};
+use pattern::Pattern;
+use scan::Scanner;
+use tables::Tables;
+
+/// Why a `tokenizer.json` is left to the `tokenizers` crate.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unsupported {
+    /// The member of the file.
+    pub part: &'static str,
+    /// What about it.
+    pub why: Box<str>,
+}
+
+impl Unsupported {
+    fn new(part: &'static str, why: impl Into<String>) -> Self {
+        Self { part, why: why.into().into() }
+    }
+}
+
+impl fmt::Display for Unsupported {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}; the tokenizers crate is used instead", self.part, self.why)
+    }
+}
+
+impl std::error::Error for Unsupported {}
+
+/// What `compile` finds in the file.
+struct Parts {
+    tables: Tables,
+    pattern: Pattern,
+    nfc: bool,
+    raw: Vec<AddedToken>,
+    normalized: Vec<AddedToken>,
+}
+
+/// A compiled tokenizer.
+#[derive(Debug)]
+pub struct Bpe {
+    tables: Tables,
+    scanner: Scanner,
+    nfc: Option<Nfc>,
+    raw: Matcher,
+    normalized: Matcher,
+}
+
+/// Words that are looked up together, so that their cache lines are fetched while others are scanned.
+const BATCH: usize = 128;
+
+/// Working memory of one thread. It remembers words: use it with one [`Bpe`] only.
+#[derive(Debug)]
+pub struct Scratch {
+    words: WordCache,
+    merge: merge::MergeScratch,
+    batch: Box<[Word; BATCH]>,
+}
+
+/// Where ids come from.
+enum Source<'a> {
+    /// An added token that ends at this byte of the text.
+    Token { end: usize },
+    /// These bytes, which start at `at` of the normalised form of the piece that starts at byte `piece` of the text.
+    Text { text: &'a [u8], piece: usize, at: usize, changes: &'a [Change] },
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Word {
+    key: Key,
+    start: usize,
+    end: usize,
+    line: u32,
+}
+
+impl Default for Scratch {
+    fn default() -> Self {
+        let batch = Box::new([Word::default(); BATCH]);
+        Self { words: WordCache::default(), merge: merge::MergeScratch::default(), batch }
+    }
+}
+
+impl Bpe {
+    /// Compiles a `tokenizer.json`.
+    ///
+    /// # Errors
+    /// The part that is not known for certain, or is wrong.
+    pub fn compile(tokenizer_json: &[u8]) -> Result<Self, Unsupported> {
+        let parts = compile::compile(tokenizer_json)?;
+        Ok(Self {
+            tables: parts.tables,
+            scanner: Scanner::new(parts.pattern),
+            nfc: parts.nfc.then(Nfc::default),
+            raw: Matcher::new(parts.raw),
+            normalized: Matcher::new(parts.normalized),
+        })
+    }
+
+    /// Appends the ids of `text`, without those a post-processor adds: the crate's
+    /// `encode(text, add_special_tokens = false)`.
+    pub fn encode_into(&self, text: &str, scratch: &mut Scratch, ids: &mut Vec<u32>) {
+        self.encode_with(text, scratch, ids, |_, _| {});
+    }
+
+    /// The same, and for each id the byte of `text` where its token ends. Where NFC changed the text, tokens of the
+    /// changed stretch end where the stretch ends.
+    pub fn encode_with_ends(&self, text: &str, scratch: &mut Scratch, ids: &mut Vec<u32>, ends: &mut Vec<u32>) {
+        self.encode_with(text, scratch, ids, |ids, source| match source {
+            Source::Token { end } => ends.push(end as u32),
+            Source::Text { text, piece, mut at, changes } if self.tables.drops_from(text) => {
+                let from = at;
+                ends.extend(ids.iter().map(|&id| {
+                    at += self.tables.cover(id, &text[at - from..]);
+                    (piece + original(changes, at)) as u32
+                }));
+            }
+            Source::Text { piece, mut at, changes, .. } => ends.extend(ids.iter().map(|&id| {
+                at += self.tables.token_len(id);
+                (piece + original(changes, at)) as u32
+            })),
+        });
+    }
+
+    /// `done` is told the ids of each stretch and where it stands.
+    fn encode_with(&self, text: &str, scratch: &mut Scratch, ids: &mut Vec<u32>, mut done: impl FnMut(&[u32], Source)) {
+        self.raw.split(text, |stretch| {
+            let before = ids.len();
+            match stretch {
+                Stretch::Token(id, _, end) => {
+                    ids.push(id);
+                    done(&ids[before..], Source::Token { end });
+                }
+                Stretch::Text(start, end) => self.encode_stretch(text, start, end, scratch, ids, &mut done),
+            }
+        });
+    }
+
+    fn encode_stretch(
+        &self,
+        text: &str,
+        start: usize,
+        end: usize,
+        scratch: &mut Scratch,
+        ids: &mut Vec<u32>,
+        done: &mut impl FnMut(&[u32], Source),
+    ) {
+        let piece = &text[start..end];
+        let normal = self.nfc.as_ref().and_then(|nfc| nfc.apply(piece));
+        let (piece, changes) = normal.as_ref().map_or((piece, [].as_slice()), |(text, changes)| (text, changes));
+        self.normalized.split(piece, |stretch| {
+            let before = ids.len();
+            match stretch {
+                Stretch::Token(id, _, to) => {
+                    ids.push(id);
+                    done(&ids[before..], Source::Token { end: start + original(changes, to) });
+                }
+                Stretch::Text(from, to) => {
+                    self.encode_words(&piece[from..to], scratch, ids);
+                    let text = &piece.as_bytes()[from..to];
+                    done(&ids[before..], Source::Text { text, piece: start, at: from, changes });
+                }
+            }
+        });
+    }
+
+    /// Text without added tokens, in normal form.
+    fn encode_words(&self, text: &str, scratch: &mut Scratch, ids: &mut Vec<u32>) {
+        let bytes = text.as_bytes();
+        let Scratch { words, merge, batch } = scratch;
+        let mut at = 0;
+        while at < bytes.len() {
+            let mut count = 0;
+            for word in batch.iter_mut() {
+                let end = self.scanner.word_end(text, at);
+                let len = end - at;
+                *word = Word { key: [0, 0], start: at, end, line: 0 };
+                if len <= MAX_WORD {
+                    word.key = cache::key(bytes, at, len);
+                    word.line = WordCache::line(word.key);
+                    words.prefetch(word.line);
+                }
+                at = end;
+                count += 1;
+                if at >= bytes.len() {
+                    break;
+                }
+            }
+            for word in &batch[..count] {
+                if word.end - word.start > MAX_WORD {
+                    merge::encode_word(&self.tables, &bytes[word.start..word.end], merge, ids);
+                } else if let Some((four, n)) = words.get(word.line, word.key) {
+                    push_some(ids, four, n);
+                } else {
+                    let before = ids.len();
+                    merge::encode_word(&self.tables, &bytes[word.start..word.end], merge, ids);
+                    words.insert(word.line, word.key, &ids[before..]);
+                }
+            }
+        }
+    }
+
+    /// Bytes of the token `id`; empty for an added token or an id that is none.
+    #[must_use]
+    pub fn token(&self, id: u32) -> &[u8] {
+        if (id as usize) < self.tables.num_ids() { self.tables.token(id) } else { &[] }
+    }
+
+    /// The pre-tokenizer.
+    #[must_use]
+    pub fn pattern(&self) -> Pattern {
+        self.scanner.pattern()
+    }
+}
+
+/// Appends the first `count` of four ids by writing all four.
+#[inline]
+fn push_some(ids: &mut Vec<u32>, four: [u32; 4], count: usize) {
+    let len = ids.len();
+    if ids.capacity() - len < 4 {
+        ids.reserve(BATCH);
+    }
+    // SAFETY: there is room for four ids after `len`, and all four are written before the length covers `count <= 4`.
+    unsafe {
+        ids.as_mut_ptr().add(len).cast::<[u32; 4]>().write_unaligned(four);
+        ids.set_len(len + count.min(4));
+    }
+}
+
+/// Where in the old text the place `at` of the new text lies.
+fn original(changes: &[Change], at: usize) -> usize {
+    let before = changes.partition_point(|change| change.new.end <= at);
+    let (mut old, mut new) = changes[..before].last().map_or((0, 0), |change| (change.old.end, change.new.end));
+    if let Some(change) = changes.get(before).filter(|change| change.new.start < at) {
+        (old, new) = (change.old.end, at);
+    }
+    old + (at - new)
+}
