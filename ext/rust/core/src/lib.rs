@@ -1,9 +1,11 @@
 //! The data path of Postmill, with no Python in it.
 pub mod bpe;
+pub mod arrow_rows;
 pub mod conversation;
 pub mod encode;
 pub mod error;
 pub mod json;
+pub mod json_files;
 pub mod lines;
 pub mod pack;
 pub mod pipeline;

@@ -10,6 +10,7 @@
 use std::ops::Range;
 
 use memchr::{memchr, memchr_iter};
+use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use crate::error::RowError;
 use crate::json;
@@ -165,6 +166,13 @@ pub fn chunk_bounds(data: &[u8], offset: u64, chunk_bytes: usize, whole: bool) -
     chunks
 }
 
+/// A hash of every record's bytes (XXH3-64 with a seed): decides on which side of a split a row stays for good.
+#[must_use]
+pub fn record_hashes(data: &[u8], at_file_start: bool, seed: u64) -> Vec<u64> {
+    let lines = Lines::new(data, if at_file_start { 1 } else { 2 }, usize::MAX);
+    lines.flatten().map(|record| xxh3_64_with_seed(&data[record.range], seed)).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -212,6 +220,13 @@ mod tests {
         let record = Lines::new(data, 1, 99).last().unwrap().unwrap();
         let message = parse_record(data, &record).unwrap_err().to_string();
         assert_eq!(message, "$.a: the text ends where a value should follow");
+    }
+
+    #[test]
+    fn a_records_hash_is_its_own() {
+        let hashes = record_hashes(b"\xef\xbb\xbfa\r\n\nb\na", true, 7);
+        assert_eq!(hashes, [xxh3_64_with_seed(b"a", 7), xxh3_64_with_seed(b"b", 7), xxh3_64_with_seed(b"a", 7)]);
+        assert_ne!(record_hashes(b"a", true, 8)[0], hashes[0]);
     }
 
     fn noise(seed: u64, length: usize) -> Vec<u8> {

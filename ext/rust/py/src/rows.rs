@@ -1,0 +1,153 @@
+//! Reading raw rows for Python: lines, chunks, other formats as JSON Lines, and one normalized row at a time for `show`.
+#![allow(clippy::needless_pass_by_value)] // arguments are extracted by value
+
+use numpy::{IntoPyArray, PyArray1};
+use postmill_core::arrow_rows;
+use postmill_core::error::{Error, RowError};
+use postmill_core::json::to_canonical;
+use postmill_core::json_files::Splitter;
+use postmill_core::lines::{self, Lines};
+use postmill_core::rows::{self, RowOptions};
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+use pyo3::types::PyBytes;
+use pyo3_arrow::PyRecordBatch;
+
+/// A `ValueError` with the attributes `code`, `reason`, `column` (or None) and `path`.
+fn refuse(py: Python<'_>, fault: RowError) -> PyErr {
+    let raised = PyValueError::new_err(fault.to_string());
+    let value = raised.value(py);
+    // an attribute that cannot be set leaves a plain ValueError with the right message
+    let _ = value.setattr("code", 65);
+    let _ = value.setattr("reason", fault.reason);
+    let _ = value.setattr("column", fault.column);
+    let _ = value.setattr("path", fault.path);
+    raised
+}
+
+/// Line number, first byte, last byte + 1, whether a newline ended it.
+type Line = (u64, usize, usize, bool);
+
+/// `scan_lines(data, first_line, max_line_bytes) -> (records, saw_bom, saw_crlf)`, a record being
+/// `(line, start, end, terminated)`. Raises `ValueError` for a line that is too long.
+#[pyfunction]
+#[pyo3(signature = (data, first_line = 1, max_line_bytes = lines::MAX_LINE_BYTES))]
+fn scan_lines(
+    py: Python<'_>,
+    data: &[u8],
+    first_line: u64,
+    max_line_bytes: usize,
+) -> PyResult<(Vec<Line>, bool, bool)> {
+    let found = py.detach(|| {
+        let mut lines = Lines::new(data, first_line, max_line_bytes);
+        let mut records = Vec::new();
+        for record in lines.by_ref() {
+            let record = record?;
+            records.push((record.line, record.range.start, record.range.end, record.terminated));
+        }
+        Ok((records, lines.saw_bom, lines.saw_crlf))
+    });
+    found.map_err(|fault| refuse(py, fault))
+}
+
+/// `count_records(data, at_file_start) -> (lines, records)`: blank lines are lines but not records.
+#[pyfunction]
+fn count_records(py: Python<'_>, data: &[u8], at_file_start: bool) -> (u64, u64) {
+    let counts = py.detach(|| lines::count(data, at_file_start));
+    (counts.lines, counts.records)
+}
+
+/// `chunk_bounds(data, offset, chunk_bytes, whole) -> [(start, end)]`; see `postmill_core::lines::chunk_bounds`.
+#[pyfunction]
+fn chunk_bounds(py: Python<'_>, data: &[u8], offset: u64, chunk_bytes: usize, whole: bool) -> Vec<(usize, usize)> {
+    let chunks = py.detach(|| lines::chunk_bounds(data, offset, chunk_bytes, whole));
+    chunks.into_iter().map(|chunk| (chunk.start, chunk.end)).collect()
+}
+
+/// `record_hashes(data, at_file_start, seed) -> uint64 array`: a hash of each record's bytes.
+#[pyfunction]
+fn record_hashes<'py>(py: Python<'py>, data: &[u8], at_file_start: bool, seed: u64) -> Bound<'py, PyArray1<u64>> {
+    py.detach(|| lines::record_hashes(data, at_file_start, seed)).into_pyarray(py)
+}
+
+/// `normalize_row(data, columns, model_name, model_author) -> canonical JSON` of one raw row.
+///
+/// `columns`: `(old, new)` names. Raises `ValueError`.
+#[pyfunction]
+#[pyo3(signature = (data, columns = Vec::new(), model_name = None, model_author = None))]
+fn normalize_row(
+    py: Python<'_>,
+    data: &[u8],
+    columns: Vec<(String, String)>,
+    model_name: Option<String>,
+    model_author: Option<String>,
+) -> PyResult<String> {
+    let options = RowOptions {
+        columns: columns.into_iter().map(|(old, new)| (old.into(), new.into())).collect(),
+        model_name: model_name.map(Into::into),
+        model_author: model_author.map(Into::into),
+    };
+    let row = py.detach(|| rows::normalize_bytes(data, &options));
+    row.map(|row| to_canonical(&rows::to_json(&row))).map_err(|fault| refuse(py, fault))
+}
+
+/// `batch_to_lines(batch) -> bytes`: an Arrow record batch as JSON Lines. Raises `ValueError` for a type without JSON form.
+#[pyfunction]
+fn batch_to_lines<'py>(py: Python<'py>, batch: PyRecordBatch) -> PyResult<Bound<'py, PyBytes>> {
+    let batch = batch.into_inner();
+    let lines: Result<String, Error> = py.detach(|| {
+        let mut out = String::new();
+        arrow_rows::append_lines(&batch, &mut out)?;
+        Ok(out)
+    });
+    match lines {
+        Ok(lines) => Ok(PyBytes::new(py, lines.as_bytes())),
+        Err(error) => Err(PyValueError::new_err(error.to_string())),
+    }
+}
+
+/// Turns the bytes of a `.json` file into JSON Lines, piece by piece.
+#[pyclass]
+#[derive(Default)]
+struct JsonSplitter {
+    splitter: Splitter,
+}
+
+#[pymethods]
+impl JsonSplitter {
+    #[new]
+    fn new() -> Self {
+        Self::default()
+    }
+
+    /// `feed(data) -> bytes`: the lines that `data` completes or continues. Raises `ValueError`.
+    fn feed<'py>(&mut self, py: Python<'py>, data: &[u8]) -> PyResult<Bound<'py, PyBytes>> {
+        let mut out = Vec::with_capacity(data.len() + 1);
+        let splitter = &mut self.splitter;
+        py.detach(|| splitter.feed(data, &mut out)).map_err(|fault| refuse(py, fault))?;
+        Ok(PyBytes::new(py, &out))
+    }
+
+    /// `finish() -> bytes`: what completes the last line. Raises `ValueError` if the file was cut.
+    fn finish<'py>(&mut self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
+        let mut out = Vec::new();
+        self.splitter.finish(&mut out).map_err(|fault| refuse(py, fault))?;
+        Ok(PyBytes::new(py, &out))
+    }
+}
+
+/// Adds the functions of this file to the module.
+///
+/// # Errors
+/// What Python raises.
+pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add("CHUNK_BYTES", lines::CHUNK_BYTES)?;
+    module.add("MAX_LINE_BYTES", lines::MAX_LINE_BYTES)?;
+    module.add_class::<JsonSplitter>()?;
+    module.add_function(wrap_pyfunction!(scan_lines, module)?)?;
+    module.add_function(wrap_pyfunction!(count_records, module)?)?;
+    module.add_function(wrap_pyfunction!(chunk_bounds, module)?)?;
+    module.add_function(wrap_pyfunction!(record_hashes, module)?)?;
+    module.add_function(wrap_pyfunction!(normalize_row, module)?)?;
+    module.add_function(wrap_pyfunction!(batch_to_lines, module)?)
+}
