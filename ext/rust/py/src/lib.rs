@@ -2,6 +2,7 @@
 mod encode;
 mod error;
 mod pack;
+mod rows;
 
 use pyo3::prelude::*;
 
@@ -11,5 +12,6 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     error::register(module)?;
     encode::register(module)?;
-    pack::register(module)
+    pack::register(module)?;
+    rows::register(module)
 }

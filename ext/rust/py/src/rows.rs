@@ -8,17 +8,17 @@ use postmill_core::json::to_canonical;
 use postmill_core::json_files::Splitter;
 use postmill_core::lines::{self, Lines};
 use postmill_core::rows::{self, RowOptions};
-use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 use pyo3_arrow::PyRecordBatch;
 
-/// A `ValueError` with the attributes `code`, `reason`, `column` (or None) and `path`.
+use crate::error::to_python;
+
+/// The exception of a row: as every `NativeError`, and with the attributes `reason`, `column` (or None) and `path`.
 fn refuse(py: Python<'_>, fault: RowError) -> PyErr {
-    let raised = PyValueError::new_err(fault.to_string());
+    let raised = to_python(py, &Error::Row(fault.clone()));
     let value = raised.value(py);
-    // an attribute that cannot be set leaves a plain ValueError with the right message
-    let _ = value.setattr("code", 65);
+    // an attribute that cannot be set leaves the right message
     let _ = value.setattr("reason", fault.reason);
     let _ = value.setattr("column", fault.column);
     let _ = value.setattr("path", fault.path);
@@ -100,10 +100,7 @@ fn batch_to_lines<'py>(py: Python<'py>, batch: PyRecordBatch) -> PyResult<Bound<
         arrow_rows::append_lines(&batch, &mut out)?;
         Ok(out)
     });
-    match lines {
-        Ok(lines) => Ok(PyBytes::new(py, lines.as_bytes())),
-        Err(error) => Err(PyValueError::new_err(error.to_string())),
-    }
+    lines.map(|lines| PyBytes::new(py, lines.as_bytes())).map_err(|error| to_python(py, &error))
 }
 
 /// Turns the bytes of a `.json` file into JSON Lines, piece by piece.

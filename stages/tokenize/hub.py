@@ -1,0 +1,100 @@
+"""Datasets of the two hubs, through the hubs' own clients: chosen by their cards, pinned to a commit, kept in their caches.
+
+Endpoints and tokens are the clients' business (HF_ENDPOINT, MODELSCOPE_ENDPOINT and so on). The commit that was read is part
+of what a dataset is called, so a manifest says which one it was.
+"""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from postmill.io.errors import NO_INPUT, UNAVAILABLE, ArtifactError, ConfigError
+from postmill.stages.tokenize.files import CARD
+
+Choose = Callable[[list[str], str], list[str]]
+"""From all names in a repository and its card's text to the names of the data files."""
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+def fetch(hub: str, name: str, revision: str, choose: Choose) -> tuple[str, dict[str, Path]]:
+    """Commit, and local paths of the chosen files by their names in the repository.
+
+    Raises ArtifactError if the repository is not there (66) or the hub cannot be reached (69), ConfigError if the client
+    is not installed.
+    """
+    return _fetch_hf(name, revision, choose) if hub == "hf" else _fetch_ms(name, revision, choose)
+
+
+def _fetch_hf(name: str, revision: str, choose: Choose) -> tuple[str, dict[str, Path]]:
+    try:
+        from huggingface_hub import HfApi, hf_hub_download
+        from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
+    except ImportError as fault:
+        raise ConfigError("hf: needs huggingface_hub; pip install 'postmill[hub]'") from fault
+
+    def download(file: str, commit: str) -> Path:
+        return Path(hf_hub_download(name, file, repo_type="dataset", revision=commit))
+
+    try:
+        # A full commit needs no look-up, and so works from the cache without a network.
+        cached = _cached_hf(name, revision, choose) if _COMMIT.fullmatch(revision) else None
+        if cached is not None:
+            return cached
+        info = HfApi().dataset_info(name, revision=revision or None)
+        commit = info.sha or revision
+        names = [sibling.rfilename for sibling in info.siblings or []]
+        card = download(CARD, commit).read_text("utf-8", errors="replace") if CARD in names else ""
+        return commit, {file: download(file, commit) for file in choose(names, card)}
+    except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as fault:
+        raise ArtifactError(f"hf:{name}: {_reason(fault)}", NO_INPUT) from fault
+    except (OSError, RuntimeError) as fault:
+        raise ArtifactError(
+            f"hf:{name}: the hub cannot be reached: {_reason(fault)}; try again later", UNAVAILABLE
+        ) from fault
+
+
+def _cached_hf(name: str, commit: str, choose: Choose) -> tuple[str, dict[str, Path]] | None:
+    """The files of a commit that is wholly in the cache."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        root = Path(snapshot_download(name, repo_type="dataset", revision=commit, local_files_only=True))
+    except LocalEntryNotFoundError:
+        return None
+    names = [path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()]
+    card = (root / CARD).read_text("utf-8", errors="replace") if CARD in names else ""
+    return commit, {file: root / file for file in choose(names, card)}
+
+
+def _fetch_ms(name: str, revision: str, choose: Choose) -> tuple[str, dict[str, Path]]:
+    try:
+        from modelscope_hub import HubApi
+        from modelscope_hub.errors import HubError, NotExistError, NotFoundError
+    except ImportError as fault:
+        raise ConfigError("ms: needs modelscope-hub; pip install 'postmill[hub]'") from fault
+    hub = HubApi()
+
+    def download(file: str, commit: str) -> Path:
+        return Path(hub.download_file(name, "dataset", file, revision=commit))
+
+    try:
+        listed = [
+            item for item in hub.list_repo_files(name, "dataset", revision=revision or None) if item.type == "blob"
+        ]
+        names = [item.path for item in listed]
+        commit = revision or "master"
+        card = download(CARD, commit).read_text("utf-8", errors="replace") if CARD in names else ""
+        return commit, {file: download(file, commit) for file in choose(names, card)}
+    except (NotExistError, NotFoundError) as fault:
+        raise ArtifactError(f"ms:{name}: {_reason(fault)}", NO_INPUT) from fault
+    except (HubError, OSError) as fault:
+        raise ArtifactError(
+            f"ms:{name}: the hub cannot be reached: {_reason(fault)}; try again later", UNAVAILABLE
+        ) from fault
+
+
+def _reason(fault: BaseException) -> str:
+    text = " ".join(str(fault).split())
+    return (text[:1].lower() + text[1:])[:200]
