@@ -1,7 +1,7 @@
 """Which files of a folder or a repository are the dataset.
 
-A repository's card may say it (`configs` in the README's front matter, as `datasets` reads them). Otherwise a subset is a
-folder or the beginning of a file's name; and where names tell splits apart, the training split is taken.
+A repository's card may say it (`configs` in the README's front matter, as `datasets` reads them). Otherwise a subset
+is a folder or the beginning of a file's name; and where names tell splits apart, the training split is taken.
 """
 
 import fnmatch
@@ -108,7 +108,8 @@ def _card_configs(card: str) -> dict[str, dict[str, Any]]:
     if not card.startswith("---"):
         return {}
     front = card.split("\n---", 1)[0].removeprefix("---")
-    from ruamel.yaml import YAML, YAMLError
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
 
     try:
         head = YAML(typ="safe", pure=True).load(front)

@@ -1,7 +1,8 @@
-"""Datasets of the two hubs, through the hubs' own clients: chosen by their cards, pinned to a commit, kept in their caches.
+"""Datasets of the two hubs, through the hubs' own clients and kept in their caches.
 
-Endpoints and tokens are the clients' business (HF_ENDPOINT, MODELSCOPE_ENDPOINT and so on). The commit that was read is part
-of what a dataset is called, so a manifest says which one it was.
+Endpoints and tokens are the clients' business (HF_ENDPOINT, MODELSCOPE_ENDPOINT and so on). Hugging Face's repositories
+are pinned to a commit, which is part of what their files are called here, so a manifest says which one it was.
+ModelScope tells no commit with a listing; there each file is checked against the SHA-256 that was listed.
 """
 
 import re
@@ -20,8 +21,8 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 def fetch(hub: str, name: str, revision: str, choose: Choose) -> tuple[str, dict[str, Path]]:
     """Commit, and local paths of the chosen files by their names in the repository.
 
-    Raises ArtifactError if the repository is not there (66) or the hub cannot be reached (69), ConfigError if the client
-    is not installed.
+    Raises ArtifactError if the repository is not there (66) or the hub cannot be reached (69), ConfigError if the
+    client is not installed.
     """
     return _fetch_hf(name, revision, choose) if hub == "hf" else _fetch_ms(name, revision, choose)
 
@@ -76,17 +77,18 @@ def _fetch_ms(name: str, revision: str, choose: Choose) -> tuple[str, dict[str, 
         raise ConfigError("ms: needs modelscope-hub; pip install 'postmill[hub]'") from fault
     hub = HubApi()
 
-    def download(file: str, commit: str) -> Path:
-        return Path(hub.download_file(name, "dataset", file, revision=commit))
-
+    revision = revision or "master"
     try:
-        listed = [
-            item for item in hub.list_repo_files(name, "dataset", revision=revision or None) if item.type == "blob"
-        ]
-        names = [item.path for item in listed]
-        commit = revision or "master"
-        card = download(CARD, commit).read_text("utf-8", errors="replace") if CARD in names else ""
-        return commit, {file: download(file, commit) for file in choose(names, card)}
+        listed = {
+            item.path: item for item in hub.list_repo_files(name, "dataset", revision=revision) if not item.is_dir
+        }
+
+        def download(file: str) -> Path:
+            digest = listed[file].sha256 or None
+            return Path(hub.download_file(name, "dataset", file, revision=revision, expected_sha256=digest))
+
+        card = download(CARD).read_text("utf-8", errors="replace") if CARD in listed else ""
+        return revision, {file: download(file) for file in choose(list(listed), card)}
     except (NotExistError, NotFoundError) as fault:
         raise ArtifactError(f"ms:{name}: {_reason(fault)}", NO_INPUT) from fault
     except (HubError, OSError) as fault:

@@ -1,8 +1,8 @@
 """Every file format as a stream of JSON Lines, in pieces of a bounded size.
 
-jsonl passes untouched. Other formats give one line a record, so that line n is record n: items of a JSON list, rows of a
-table. Nulls of Parquet and Arrow are left out at every depth, because columnar files pad all structs to the same members;
-empty CSV cells are left out too, and all others are text.
+jsonl passes untouched. Other formats give one line a record, so that line n is record n: items of a JSON list, rows of
+a table. Nulls of Parquet and Arrow are left out at every depth, because columnar files pad all structs to the same
+members; empty CSV cells are left out too, and all others are text.
 """
 
 import csv
@@ -133,7 +133,8 @@ def _text(file: BinaryIO, name: str) -> Iterator[bytes]:
 
 
 def _not_utf8(place: str, fault: UnicodeDecodeError) -> str:
-    return f"{place}: byte 0x{fault.object[fault.start]:02x} is not UTF-8; convert the file, for example with `iconv -t utf-8`"
+    byte = fault.object[fault.start]
+    return f"{place}: byte 0x{byte:02x} is not UTF-8; convert the file, for example with `iconv -t utf-8`"
 
 
 def _csv(file: BinaryIO, delimiter: str, name: str) -> Iterator[bytes]:
@@ -152,11 +153,9 @@ def _csv(file: BinaryIO, delimiter: str, name: str) -> Iterator[bytes]:
             if not row:
                 continue
             if len(row) != len(header):
-                raise ArtifactError(
-                    f"{name}:{rows.line_num}: {len(row)} cells where the header has {len(header)}; quote cells that hold "
-                    f"{'tabs' if delimiter == chr(9) else 'commas'}, quotes or line breaks",
-                    BAD_DATA,
-                )
+                place = f"{name}:{rows.line_num}: {len(row)} cells where the header has {len(header)}"
+                marks = "tabs" if delimiter == "\t" else "commas"
+                raise ArtifactError(f"{place}; quote cells that hold {marks}, quotes or line breaks", BAD_DATA)
             out += msgspec.json.encode({column: cell for column, cell in zip(header, row, strict=True) if cell})
             out += b"\n"
             if len(out) >= READ_BYTES:

@@ -1,8 +1,8 @@
 """The dataset syntax: `[hf:|ms:]id_or_path[@revision][:subset1/subset2|:all][#count]`.
 
-A path that exists wins before each separator is looked for, so files may have `#` and `:` in their names. `hf::` and `ms::`,
-as ms-swift writes them, mean the same. The slash separates subsets, not a subset from a split. Without a hub's prefix a
-reference is a path: what is missing here is not looked for on the network.
+A path that exists wins before each separator is looked for, so files may have `#` and `:` in their names. `hf::` and
+`ms::`, as ms-swift writes them, mean the same. The slash separates subsets, not a subset from a split. Without a hub's
+prefix a reference is a path: what is missing here is not looked for on the network.
 """
 
 from pathlib import Path

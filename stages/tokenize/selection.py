@@ -1,8 +1,8 @@
 """Which records of a dataset are read, and how often: `#count`, mixes, and the validation split.
 
 Everything is decided by record number or by a record's own bytes, never by order of work. A sample is the records whose
-numbers hash lowest, so the sample of 200 holds the sample of 100. A record's side of the split depends on its bytes alone:
-rows that are added later move none of the old ones, and equal rows are on the same side.
+numbers hash lowest. A record's side of the split depends on its bytes alone: rows that are added later move none of the
+old ones, and equal rows are on the same side.
 """
 
 from collections.abc import Sequence
@@ -65,8 +65,8 @@ def times_read(num_records: int, count: int | None, seed: int, name: str) -> npt
 def mix_counts(rows: Sequence[int], weights: Sequence[float], stop: Stop) -> list[int]:
     """Rows to take of each dataset, so that their shares are as `weights` say.
 
-    `first_exhausted`: as many as there can be with no row repeated. `all_exhausted`: as few as there can be with every row
-    used; smaller datasets repeat. Shares are exact up to one row. Raises ConfigError.
+    `first_exhausted`: as many as there can be with no row repeated. `all_exhausted`: as few as there can be with every
+    row used; smaller datasets repeat. Shares are exact up to one row. Raises ConfigError.
     """
     if len(weights) != len(rows):
         raise ConfigError(f"mix: {len(weights)} weights for {len(rows)} datasets; give one each")

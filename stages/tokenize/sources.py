@@ -4,9 +4,9 @@
     for chunk in data.chunks():
         encode(chunk.data, data.sources[chunk.source].name, ...)
 
-Chunks are about `chunk_bytes` long and end behind a newline at places that depend on the file alone. They come in order, one
-at a time, so memory does not grow with the input. A dataset with a count, and every one of a mix, is read once more
-beforehand to count its records (20 GB/s for jsonl).
+Chunks are about `chunk_bytes` long and end behind a newline at places that depend on the file alone. They come in order
+and one at a time, so memory does not grow with the input. A dataset with a count, and every one of a mix, is read once more
+beforehand to count its records.
 """
 
 import functools
@@ -258,8 +258,8 @@ def open_sources(
     """Resolve `references` and plan what is read of them.
 
     mix: shares of the datasets, one weight each, or empty; `stop` says whether the smallest or the largest dataset, for
-    its share, sets the total. validation: share of rows held out, 0 <= validation < 1; `side` which rows to give. Raises
-    ConfigError and ArtifactError.
+    its share, sets the total. validation: share of rows held out, 0 <= validation < 1; `side`: which rows to give.
+    Raises ConfigError and ArtifactError.
     """
     if not 0 <= validation < 1:
         raise ConfigError(f"validation: {validation:g} is not a share of the rows; expected at least 0 and less than 1")
