@@ -5,8 +5,8 @@
         encode(chunk.data, data.sources[chunk.source].name, ...)
 
 Chunks are about `chunk_bytes` long and end behind a newline at places that depend on the file alone. They come in order
-and one at a time, so memory does not grow with the input. A dataset with a count, and every one of a mix, is read once more
-beforehand to count its records.
+and one at a time, so memory does not grow with the input. A dataset with a count, and every one of a mix, is read once
+more beforehand to count its records.
 """
 
 import functools
