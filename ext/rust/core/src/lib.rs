@@ -1,6 +1,6 @@
 //! The data path of Postmill, with no Python in it.
-pub mod bpe;
 pub mod arrow_rows;
+pub mod bpe;
 pub mod conversation;
 pub mod encode;
 pub mod error;
