@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from postmill.io.arrays import fixed, numbers, text
 from postmill.io.errors import BAD_DATA, INTERNAL, StageError
 from postmill.io.manifest import Counts
 from postmill.io.schemas import LEDGER_V1
@@ -16,6 +17,7 @@ from postmill.io.table import TableReader, TableWriter
 
 LEDGER = "ledger.arrow"
 _FLUSH_ROWS = 8192
+_NUMBERS = ("source", "line", "tokens_before", "tokens_after")
 
 
 class Ledger:
@@ -64,7 +66,7 @@ class Ledger:
     def _flush(self) -> None:
         rows, self._rows = self._rows, []
         if rows:
-            self.add(pa.RecordBatch.from_pylist(rows, schema=LEDGER_V1))
+            self.add(_to_batch(rows))
 
     def finish(self, max_dropped: float = 1.0) -> Counts:
         """Close the file and check the law.
@@ -98,6 +100,17 @@ class Ledger:
             for batch in self._batches:
                 writer.write_batch(batch)
         return bytes(sink.getvalue())
+
+
+def _to_batch(rows: list[dict[str, Any]]) -> pa.RecordBatch:
+    columns = {name: [row.get(name) for row in rows] for name in LEDGER_V1.names}
+    counted = {name: numbers(columns[name], LEDGER_V1.field(name).type) for name in _NUMBERS}
+    arrays = {
+        "row_id": fixed(columns["row_id"], 16),
+        "action": text(columns["action"]),
+        "reason": text(columns["reason"]),
+    } | counted
+    return pa.RecordBatch.from_arrays([arrays[name] for name in LEDGER_V1.names], schema=LEDGER_V1)
 
 
 def read_ledger(artifact: Path) -> pa.Table:

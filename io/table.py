@@ -16,6 +16,7 @@ import msgspec
 import pyarrow as pa
 import xxhash
 
+from postmill.io.arrays import empty_batch
 from postmill.io.digest import canonical_json
 from postmill.io.errors import BAD_DATA, CUT_STREAM, NO_INPUT, USAGE, ArtifactError, ConfigError
 from postmill.io.manifest import Manifest, parse_manifest
@@ -75,9 +76,8 @@ class TableWriter:
 
     def finish_stream(self, manifest: Manifest, ledger: bytes) -> None:
         """Write the trailer and close. Only for streams."""
-        empty = pa.RecordBatch.from_arrays([pa.nulls(0, f.type) for f in self.schema], schema=self.schema)
         self._writer.write_batch(
-            empty,
+            empty_batch(self.schema),
             custom_metadata={
                 b"final": b"1",
                 b"rows": str(self.rows).encode(),

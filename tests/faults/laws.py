@@ -4,7 +4,7 @@ import errno
 import shutil
 from pathlib import Path
 
-from lab import Lab
+from faults.lab import Lab
 from postmill.io.errors import IO_ERROR
 from postmill.io.manifest import load_artifact, verify_files
 
