@@ -42,8 +42,36 @@ def list_of(offsets: NDArray[np.int32], values: pa.Array, type: pa.DataType) -> 
     return pa.Array.from_buffers(type, len(offsets) - 1, [None, pa.py_buffer(offsets)], children=[values])
 
 
-def text(words: Sequence[str]) -> pa.Array:
-    """A utf8 array."""
-    data = [word.encode() for word in words]
+def text(words: Sequence[str | None]) -> pa.Array:
+    """A utf8 array, null where a word is None."""
+    data = [word.encode() if word is not None else b"" for word in words]
     offsets = np.cumsum([0, *map(len, data)], dtype=np.int32)
-    return pa.Array.from_buffers(pa.utf8(), len(data), [None, pa.py_buffer(offsets), pa.py_buffer(b"".join(data))])
+    bitmap, missing = _bitmap(words)
+    buffers = [bitmap, pa.py_buffer(offsets), pa.py_buffer(b"".join(data))]
+    return pa.Array.from_buffers(pa.utf8(), len(data), buffers, null_count=missing)
+
+
+def fixed(values: Sequence[bytes | None], width: int) -> pa.Array:
+    """A fixed-size binary array of `width` bytes a value, null where a value is None."""
+    bitmap, missing = _bitmap(values)
+    data = b"".join(value if value is not None else bytes(width) for value in values)
+    return pa.Array.from_buffers(pa.binary(width), len(values), [bitmap, pa.py_buffer(data)], null_count=missing)
+
+
+def numbers(values: Sequence[int | None], type: pa.DataType) -> pa.Array:
+    """An integer array, null where a value is None."""
+    bitmap, missing = _bitmap(values)
+    data = np.array([value if value is not None else 0 for value in values], f"i{type.bit_width // 8}")
+    return pa.Array.from_buffers(type, len(values), [bitmap, pa.py_buffer(data)], null_count=missing)
+
+
+def empty_batch(schema: pa.Schema) -> pa.RecordBatch:
+    """A batch of no rows."""
+    return pa.RecordBatch.from_arrays([pa.nulls(0, field.type) for field in schema], schema=schema)
+
+
+def _bitmap(values: Sequence[object]) -> tuple[pa.Buffer | None, int]:
+    """Validity bitmap of `values`, None if all are there, and how many are not."""
+    valid = np.fromiter((value is not None for value in values), np.bool_, len(values))
+    missing = len(values) - int(valid.sum())
+    return (pa.py_buffer(np.packbits(valid, bitorder="little")), missing) if missing else (None, 0)
