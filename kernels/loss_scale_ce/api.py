@@ -75,7 +75,8 @@ def loss_scale_ce(
     shape = LossShape(label_smoothing, z_loss)
     _check_tensors(hidden_TH, head, targets_T, token_weights_T)
     rows = select_rows(targets_T, token_weights_T, denominator, accumulate_dtype(hidden_TH.dtype))
-    name = choose_backend(backend, hidden_TH)
+    # No tokens, nothing to launch: the reference returns its zeros without a grid of size 0.
+    name = choose_backend(backend, hidden_TH) if len(hidden_TH) else "reference"
     want_sums = return_entropy or label_smoothing != 0
     needs_grad = torch.is_grad_enabled() and any(
         t is not None and t.requires_grad for t in (hidden_TH, weight_VH, bias_V)

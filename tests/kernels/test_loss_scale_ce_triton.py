@@ -1,0 +1,42 @@
+"""The Triton backend under Triton's interpreter, against float64; see triton_interpreted.py for the cases."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+
+TOLERANCE = {"torch.float16": 1.5e-3, "torch.bfloat16": 1.6e-2}
+"""Of the largest entry: dz and the operands are rounded to the input's dtype before the products, and the result once
+more. Everything else is float32."""
+
+
+@pytest.fixture(scope="module")
+def results():
+    path = os.pathsep.join(p for p in sys.path if p)
+    environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    script = Path(__file__).parent / "triton_interpreted.py"
+    run = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    return dict(json.loads(line) for line in run.stdout.splitlines())
+
+
+def test_every_case_is_within_its_tolerance(results):
+    checked = 0
+    for case, deviations in results.items():
+        if case == "nan":
+            continue
+        tolerance = next((t for dtype, t in TOLERANCE.items() if case.startswith(dtype)), 3e-6)
+        for what, deviation in deviations.items():
+            limit = 3e-6 if what in ("loss", "value") else tolerance
+            assert deviation <= limit, (case, what, deviation)
+            checked += 1
+    assert checked > 80
+
+
+def test_nan_and_a_target_outside_the_vocabulary_surface_as_nan(results):
+    assert results["nan"] == {"nan": True, "outside": True}

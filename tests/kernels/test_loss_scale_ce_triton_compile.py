@@ -1,0 +1,109 @@
+"""The Triton kernels compile for GPUs that are not here, within their registers and shared memory.
+
+Reads the resources of the finished machine code (cuobjdump) and the instructions in the PTX. Nothing runs.
+"""
+
+import re
+import subprocess
+import tempfile
+from pathlib import Path
+
+import pytest
+
+triton = pytest.importorskip("triton")
+torch = pytest.importorskip("torch")
+
+from triton.backends.compiler import GPUTarget  # noqa: E402
+from triton.compiler import ASTSource  # noqa: E402
+
+from postmill.kernels.loss_scale_ce import triton_host  # noqa: E402
+from postmill.kernels.loss_scale_ce import triton_kernels as kernels  # noqa: E402
+
+TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
+SHARED_LIMIT = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10, 120: 99 << 10}
+MATRIX = {80: "mma.sync", 90: "wgmma.mma_async", 100: "tcgen05.mma", 120: "mma.sync"}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+POINTERS = {"targets_ptr": "*i64", "count_ptr": "*i32"} | dict.fromkeys(
+    ("partials_ptr", "target_ptr", "stats_ptr", "factors_ptr", "tops_ptr", "unit_ptr", "bias_out_ptr"), "*fp32"
+)
+PLAIN = {"bias": False, "cap": False, "sums": False, "hidden_size": 4096, "add": False}
+FULL = {"bias": True, "cap": True, "sums": True, "hidden_size": 1000, "add": True}
+
+
+def launches(dtype, capability, *, bias, cap, sums, hidden_size, add):
+    """(kernel, constants, warps, stages) of everything that one gradient launches, stored and recomputed."""
+    tuning = triton_host.tuning_for(DTYPES[dtype], capability)
+    common = {"H": hidden_size, "UPCAST": False, "PRECISION": "tf32x3"}
+    flags = {"HAS_BIAS": bias, "HAS_CAP": cap, "GROUP_M": 32} | ({} if bias else {"bias_ptr": None})
+    forward = tuning.wide_logits if sums or cap else tuning.logits
+
+    def logits(b):
+        return common | flags | {"BLOCK_M": b.m, "BLOCK_N": b.n, "BLOCK_K": b.k}
+
+    def gradient(b, stored):
+        shape = {"BLOCK_M": b.m, "BLOCK_N": b.n, "BLOCK_H": b.k, "TILE_N": forward.n if stored else 1}
+        return common | shape | {"STORED": stored, "ADD": add} | ({} if stored else {"tops_ptr": None})
+
+    yield kernels.logits_kernel, logits(forward) | {"WANT_SUMS": sums, "STORE": not cap}, forward
+    yield kernels.dz_kernel, logits(tuning.wide_logits), tuning.wide_logits
+    for stored in (True, False):
+        yield kernels.grad_hidden_kernel, gradient(tuning.hidden, stored), tuning.hidden
+        weight = gradient(tuning.weight, stored) | {"WANT_WEIGHT": True, "WANT_BIAS": bias}
+        yield kernels.grad_weight_kernel, weight, tuning.weight
+
+
+def compile_for(kernel, constants, blocks, dtype, capability):
+    signature, attributes = {}, {}
+    for i, name in enumerate(kernel.arg_names):
+        if name in constants:
+            signature[name] = "constexpr"
+        elif name.endswith("_ptr"):
+            signature[name] = POINTERS.get(name, f"*{dtype}")
+            attributes[i,] = [["tt.divisibility", 16]]
+        else:
+            signature[name] = "fp32" if name in ("scale", "softcap") else "i32"
+            if name in ("num_rows", "vocab_size"):
+                attributes[i,] = [["tt.divisibility", 16]]
+    source = ASTSource(kernel, signature, constants, attributes)
+    options = {"num_warps": blocks.num_warps, "num_stages": blocks.num_stages}
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+
+
+def resources(cubin):
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [TOOLS / "cuobjdump", "--dump-resource-usage", file.name]
+        report = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", report)}
+
+
+def check(dtype, capability, variant):
+    for kernel, constants, blocks in launches(dtype, capability, **variant):
+        compiled = compile_for(kernel, constants, blocks, dtype, capability)
+        used = resources(compiled.asm["cubin"])
+        place = (kernel.__name__, dtype, capability, constants, used, compiled.metadata.shared)
+        # A spilled register lives on the stack.
+        assert used["STACK"] == 0, place
+        assert used["LOCAL"] == 0, place
+        assert used["REG"] <= 255, place
+        assert compiled.metadata.shared <= SHARED_LIMIT[capability], place
+        assert MATRIX[capability] in compiled.asm["ptx"], place
+        assert "cp.async" in compiled.asm["ptx"], place  # loads run ahead of the products
+        print(
+            f"sm_{capability} {dtype} {kernel.__name__:18} stored={constants.get('STORED')} regs {used['REG']} "
+            f"shared {compiled.metadata.shared}"
+        )
+
+
+@pytest.mark.parametrize(("dtype", "capability"), [("bf16", 90), ("fp32", 80)])
+def test_kernels_fit_the_chip(dtype, capability):
+    check(dtype, capability, PLAIN)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", [PLAIN, FULL, FULL | {"cap": False}], ids=["plain", "full", "sums"])
+@pytest.mark.parametrize("capability", SHARED_LIMIT)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_kernels_fit_every_chip(dtype, capability, variant):
+    check(dtype, capability, variant)

@@ -1,0 +1,142 @@
+"""Run by test_loss_scale_ce_triton.py under TRITON_INTERPRET=1: one JSON line per case, its deviation from float64.
+
+Triton reads that variable while it is imported, so this cannot share a process with other tests.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from postmill.kernels.loss_scale_ce import triton_host
+from postmill.kernels.loss_scale_ce.api import loss_scale_ce
+from postmill.kernels.loss_scale_ce.triton_host import Blocks, Tuning
+
+sys.path.insert(0, str(Path(__file__).parent))
+from loss_problem import GRID, eager_loss, leaves, problem
+
+SMALL = Tuning(Blocks(16, 128, 16, 4, 1), Blocks(32, 64, 16, 4, 1), Blocks(16, 32, 16, 4, 1), Blocks(16, 64, 16, 4, 1))
+"""Several tiles along every axis of a problem that the interpreter finishes in a second."""
+
+
+def relative(got, want):
+    assert got.shape == want.shape
+    if not want.numel():
+        return 0.0
+    size = want.abs().max().item()
+    gap = (got.double() - want.double()).abs().max().item()
+    return gap / size if size else gap
+
+
+def deviations(dtype, *, rows=False, frozen=False, size=(37, 19, 251), active=0.5, change=None, **options):
+    *tensors, targets, weights = problem(*size, dtype=dtype, active=active)
+    if change:
+        change(tensors, targets, weights)
+    exact, got = leaves(*tensors, dtype=torch.float64), leaves(*tensors)
+    got[1].requires_grad_(not frozen)
+    clean = torch.where(((weights != 0) & (targets >= 0))[:, None], exact[0], 0)
+    want = eager_loss(clean, exact[1], exact[2], targets, weights, 1e4, **options)
+    out = loss_scale_ce(
+        got[0],
+        got[1],
+        targets,
+        weights,
+        denominator=1e4,
+        bias_V=got[2],
+        backend="triton",
+        return_logp=rows,
+        return_entropy=rows,
+        return_correct=True,
+        **options,
+    )
+    value, want_value = out.loss, want
+    if rows:
+        z_options = {k: v for k, v in options.items() if k in ("logit_scale", "softcap")}
+        active_T = (weights != 0) & (targets >= 0)
+        z = clean @ exact[1].T + exact[2]
+        z = z * z_options.get("logit_scale", 1.0)
+        if z_options.get("softcap"):
+            z = z_options["softcap"] * torch.tanh(z / z_options["softcap"])
+        logp_TV = z.log_softmax(-1)
+        logp = torch.where(active_T, logp_TV.gather(1, targets.clamp(min=0)[:, None]).squeeze(1), 0)
+        entropy = torch.where(active_T, -(logp_TV.exp() * logp_TV).sum(-1), 0)
+        g = torch.Generator().manual_seed(1)
+        upstream = torch.randn(2, len(targets), generator=g, dtype=torch.float64)
+        value = (upstream[0] * out.logp_T + upstream[1] * out.entropy_T).sum()
+        want_value = (upstream[0] * logp + upstream[1] * entropy).sum()
+    names = ["hidden", "bias"] if frozen else ["hidden", "weight", "bias"]
+    pick = [0, 2] if frozen else [0, 1, 2]
+    got_grads = torch.autograd.grad(value, [got[i] for i in pick])
+    want_grads = torch.autograd.grad(want_value, [exact[i] for i in pick])
+    result = {"loss": relative(out.loss, want), "value": relative(value, want_value)}
+    return result | {n: relative(g, w) for n, g, w in zip(names, got_grads, want_grads, strict=True)}
+
+
+def poison_skipped(tensors, targets, weights):
+    tensors[0][(weights == 0) | (targets < 0)] = torch.nan
+
+
+def zero(tensors, targets, weights):
+    weights.zero_()
+
+
+def one_row(tensors, targets, weights):
+    weights.zero_()
+    weights[9], targets[9] = -2.0, 250
+
+
+def bar(tensors, targets, weights):
+    tensors[2][:150] = -torch.inf
+    targets[targets >= 0] = targets[targets >= 0].clamp(min=150)
+
+
+def extreme(tensors, targets, weights):
+    tensors[0] *= 4000
+
+
+def cases():
+    f32, f16, bf16 = torch.float32, torch.float16, torch.bfloat16
+    for options in (*GRID[::4], GRID[2], GRID[15]):  # the interpreter is slow; the other backends run the whole grid
+        yield f"float32 {options}", lambda o=options: deviations(f32, **o)
+    for dtype in (f32, f16, bf16):
+        yield f"{dtype} plain", lambda d=dtype: deviations(d)
+        yield f"{dtype} rows", lambda d=dtype: deviations(d, rows=True, softcap=3.0, logit_scale=0.5)
+    yield "float32 frozen", lambda: deviations(f32, frozen=True)
+    yield "float32 all active", lambda: deviations(f32, active=2.0, size=(48, 32, 256))
+    yield "float32 poison", lambda: deviations(f32, change=poison_skipped)
+    yield "float32 poison rows", lambda: deviations(f32, change=poison_skipped, rows=True)
+    yield "float32 zero", lambda: deviations(f32, change=zero)
+    yield "float32 one", lambda: deviations(f32, change=one_row)
+    yield "float32 barred", lambda: deviations(f32, change=bar)
+    yield "float32 extreme", lambda: deviations(f32, change=extreme)
+    yield "float32 tiny", lambda: deviations(f32, size=(1, 1, 2), active=2.0)
+    yield "float32 no tokens", lambda: deviations(f32, size=(0, 4, 7))
+
+
+def nan_and_out_of_range():
+    hidden, weight, _, targets, weights = problem(dtype=torch.float32)
+    row = int(((weights != 0) & (targets >= 0)).nonzero()[0])
+    hidden[row, 2] = torch.nan
+    nan = loss_scale_ce(hidden, weight, targets, weights, denominator=1.0, backend="triton").loss
+    hidden[row, 2], targets[row] = 0.0, len(weight)
+    outside = loss_scale_ce(hidden, weight, targets, weights, denominator=1.0, backend="triton").loss
+    return {"nan": bool(nan.isnan()), "outside": bool(outside.isnan())}
+
+
+def main():
+    triton_host.TUNINGS = dict.fromkeys(triton_host.TUNINGS, SMALL)
+    for name, run in cases():
+        print(json.dumps([name, run()]), flush=True)
+    # Chunks of rows through E, several slices where it is made again, and neither may change the answer.
+    triton_host.FEWEST_STORED_ROWS, triton_host.STORE_BYTES = 1, 128 * 251 * 4
+    print(json.dumps(["chunked", deviations(torch.float32, size=(300, 19, 251))]), flush=True)
+    print(json.dumps(["chunked few", deviations(torch.float32, size=(300, 19, 251), active=0.01)]), flush=True)
+    triton_host.FEWEST_STORED_ROWS, triton_host.STORE_BYTES, triton_host.SLICE_BYTES = 512, 0, 1
+    print(json.dumps(["sliced", deviations(torch.float32, size=(37, 19, 700), label_smoothing=0.1)]), flush=True)
+    print(json.dumps(["sliced rows", deviations(torch.float32, size=(37, 19, 700), rows=True)]), flush=True)
+    print(json.dumps(["nan", nan_and_out_of_range()]), flush=True)
+
+
+if __name__ == "__main__":
+    main()
