@@ -1,9 +1,9 @@
 """What every benchmark shares: warm-up, interleaved rivals, medians with their spread, peak memory, one line of JSON.
 
 A benchmark file is `bench/**/bench_*.py` with `cases(smoke)`, which yields `Case`s one at a time, so that the data of
-one is gone before the next is made. A case first checks that its rivals give the same answer; only then the clock starts.
-Rivals take turns, so that a machine that slows down slows all of them; a ratio is the median over rounds of the ratio
-within a round. A rival is a function (timed in this process) or a command (a process of its own).
+one is gone before the next is made. A case first checks that its rivals give the same answer; only then the clock
+starts. Rivals take turns, so that a machine that slows down slows all of them; a ratio is the median over rounds of
+the ratio within a round. A rival is a function (timed in this process) or a command (a process of its own).
 """
 
 import json
@@ -21,6 +21,15 @@ from typing import Any, NamedTuple
 
 RESULTS = Path(__file__).resolve().parent / "results"
 _MIB = 2**20
+_LAUNCHER = """
+import os, sys, time
+start = time.perf_counter()
+TO_NULL = [(os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)]
+child = os.posix_spawnp(sys.argv[1], sys.argv[1:], os.environ, file_actions=TO_NULL)
+_, status, usage = os.wait4(child, 0)
+print(os.waitstatus_to_exitcode(status), time.perf_counter() - start, usage.ru_maxrss)
+"""
+# A child's peak starts from what its parent held when it forked, so commands are started by a parent of 10 MB.
 
 
 class Rival(NamedTuple):
@@ -148,23 +157,15 @@ def _run_function(function: Callable[[], object]) -> Run:
 
 def _run_command(rival: Rival) -> Run:
     assert not callable(rival.run)
-    start = time.perf_counter()
-    process = subprocess.Popen(
-        list(rival.run),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        env=os.environ | rival.env,
+    argv = [sys.executable, "-I", "-S", "-c", _LAUNCHER, *rival.run]
+    done = subprocess.run(
+        argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=os.environ | rival.env, check=False
     )
-    assert process.stderr is not None
-    said = process.stderr.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    seconds = time.perf_counter() - start
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode != 0:
-        raise RuntimeError(f"{rival.name}: exit {process.returncode}: {said.decode(errors='replace').strip()[-800:]}")
-    peak = usage.ru_maxrss / (_MIB if sys.platform == "darwin" else 1024)
-    return Run(seconds, peak, peak)
+    code, seconds, peak = done.stdout.split() if done.stdout else ("none", "0", "0")
+    if code != "0":
+        raise RuntimeError(f"{rival.name}: exit {code}: {done.stderr.strip()[-800:]}")
+    peak_mib = int(peak) / (_MIB if sys.platform == "darwin" else 1024)
+    return Run(float(seconds), peak_mib, peak_mib)
 
 
 def _reset_peak() -> float | None:

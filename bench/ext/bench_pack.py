@@ -61,7 +61,7 @@ def fill(lengths: NDArray[np.uint32], num_bins: int, capacity: int) -> float:
 
 
 def case(name: str, lengths: NDArray[np.uint32], capacity: int, smoke: bool) -> Case:
-    num_trl, num_binpacking = (300, 200) if smoke else (100_000, 2_000)
+    num_trl, num_binpacking = (300, 200) if smoke else (50_000, 2_000)
     rivals = [Rival("postmill", lambda: _native.pack_rows(lengths, None, capacity, "best_fit"), len(lengths))]
     facts: dict[str, Any] = {}
     some = lengths[:num_trl]
