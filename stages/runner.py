@@ -18,7 +18,7 @@ import msgspec
 
 from postmill.io.commit import Staging
 from postmill.io.digest import digest_file
-from postmill.io.errors import EXISTS, IO_ERROR, NO_INPUT, USAGE, ArtifactError, ConfigError
+from postmill.io.errors import EXISTS, IO_ERROR, MISMATCH, NO_INPUT, USAGE, ArtifactError, ConfigError
 from postmill.io.manifest import MANIFEST, Artifact, InputEntry, Manifest, content_key, list_files, load_artifact
 from postmill.io.model_folder import model_digest, tokenizer_digest
 from postmill.io.table import stdin_stream, stdout_sink
@@ -63,6 +63,9 @@ def find_inputs(stage: Stage, given: dict[str, list[str]]) -> Inputs:
         if len(references) > 1 and not port.many:
             raise ConfigError(f"{stage.name}: {len(references)} times {name}, expected one", USAGE)
         found[name] = [item for reference in references for item in _find(name, port, reference)]
+    if stage.implied:
+        module, _, function = stage.implied.partition(":")
+        found = getattr(importlib.import_module(module), function)(found)
     return found
 
 
@@ -87,8 +90,12 @@ def _find(name: str, port: Port, reference: str) -> list[Input]:
         return [Input(name, "file", digest_file(path), path.name, path)]
     if port.kinds == ("tokenizer",):
         return [Input(name, "tokenizer", tokenizer_digest(path), path.name, path)]
-    if "model" in port.kinds and not (path / MANIFEST).is_file():
-        return [Input(name, "model", model_digest(path), path.name, path)]
+    if {"model", "adapter"} & set(port.kinds) and not (path / MANIFEST).is_file():
+        digest = model_digest(path)
+        kind = "adapter" if (path / "adapter_config.json").is_file() else "model"
+        if kind not in port.kinds:
+            raise ArtifactError(f"{path}: kind is {kind}, expected {' or '.join(port.kinds)}", MISMATCH)
+        return [Input(name, kind, digest, path.name, path)]
     artifact = load_artifact(path, port.kinds)
     return [Input(name, artifact.manifest.kind, artifact.digest, path.name, path, artifact)]
 

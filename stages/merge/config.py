@@ -1,0 +1,41 @@
+"""What `postmill merge` can be told."""
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from postmill.stages.spec import Port, Stage
+
+
+class Merge(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Put adapters into the weights of their model, tensor by tensor."""
+
+    scales: list[float] = []
+    """Strength of each adapter, in their order, like 1,0.5; none is 1 for all."""
+    parity: Literal["rows", "off"] = "rows"
+    """`rows` compares logits of base with adapters and of the merged model on a few prompts, which loads both (fp32);
+    `off` skips that and needs neither torch nor memory for a model."""
+    tolerance: Annotated[float, Meta(gt=0)] = 0.05
+    """Largest mean difference of logits allowed, as a share of their standard deviation."""
+    parity_tokens: Annotated[int, Meta(ge=1)] = 256
+    """Tokens compared at most."""
+
+
+STAGE = Stage(
+    name="merge",
+    version=1,
+    config=Merge,
+    inputs={
+        "adapters": Port(kinds=("adapter",), help="adapters, merged in this order", many=True),
+        "model": Port(
+            kinds=("model",), flag="-m", required=False, help="the base model; by default the one the adapter came from"
+        ),
+        "rows": Port(
+            kinds=("tokens",), flag="--rows", required=False, help="tokens to compare logits on, instead of own prompts"
+        ),
+    },
+    output="model",
+    implied="postmill.stages.shared.base_model:imply_base",
+    example="postmill merge run/ -m base/ -o tuned/",
+)

@@ -1,0 +1,57 @@
+"""The model an adapter belongs to: where it lies, and whether it is still the one the adapter was trained on."""
+
+from pathlib import Path
+
+from postmill.io.errors import MISMATCH, NO_INPUT, ArtifactError
+from postmill.io.model_folder import load_json, model_digest
+from postmill.stages.protocol import Input, Inputs
+
+ADAPTER_CONFIG = "adapter_config.json"
+
+
+def imply_base(inputs: Inputs) -> Inputs:
+    """Adds the base of the adapters among `inputs` at port `model`, if none was given, and checks that it fits them all.
+
+    Raises ArtifactError: 66 if an adapter's base cannot be found, 78 if an adapter was trained on another one.
+    """
+    adapters = [item for items in inputs.values() for item in items if item.kind == "adapter"]
+    bases = inputs.get("model", [])
+    if not adapters:
+        return inputs
+    if not bases:
+        path = _base_path(adapters[0])
+        bases = [Input("model", "model", model_digest(path), path.name, path)]
+    for adapter in adapters:
+        check_base(adapter, bases[0])
+    return inputs | {"model": bases}
+
+
+def _base_path(adapter: Input) -> Path:
+    """Where the adapter says its base lies: its own record of inputs first, then what peft wrote."""
+    assert adapter.path is not None
+    said = []
+    record = adapter.path / "run.json"
+    if adapter.artifact is not None and record.is_file():
+        paths = load_json(record).get("inputs", {})
+        said += [str(path) for path in paths.get("model", [])]
+    named = load_json(adapter.path / ADAPTER_CONFIG).get("base_model_name_or_path")
+    if isinstance(named, str) and named:
+        said.append(named)
+    for path in said:
+        if (Path(path) / "config.json").is_file():
+            return Path(path)
+    where = f"its base {said[0]!r} is not a model folder here" if said else "it does not say what its base is"
+    raise ArtifactError(f"{adapter.path}: {where}; pass the base with -m", NO_INPUT)
+
+
+def check_base(adapter: Input, base: Input) -> None:
+    """Raises ArtifactError (78) if the adapter's manifest names another base. Foreign adapters name none by digest."""
+    if adapter.artifact is None:
+        return
+    recorded = [entry.digest for entry in adapter.artifact.manifest.inputs if entry.port == "model"]
+    if recorded and base.digest not in recorded:
+        raise ArtifactError(
+            f"{adapter.path}: trained on the model {recorded[0][:23]}, but {base.path} is {base.digest[:23]};"
+            " pass the model it was trained on with -m",
+            MISMATCH,
+        )
