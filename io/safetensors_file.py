@@ -1,9 +1,9 @@
 """Weights on disk: safetensors files, read and written tensor by tensor, a block at a time.
 
-The format is eight bytes of header length, a JSON header of names, dtypes, shapes and offsets, and the data without gaps
-(<https://github.com/huggingface/safetensors>). Files come from strangers, so every number in the header is checked before
-a byte of data is read, and data is read with `pread` rather than mapped: a file that shrinks under a reader is then an
-error with a name, not a SIGBUS, and what was read does not stay in our memory. Costs nothing that is not read.
+The format is eight bytes of header length, a JSON header of names, dtypes, shapes and offsets, and the data without
+gaps (<https://github.com/huggingface/safetensors>). Files come from strangers, so every number in the header is checked
+before a byte of data is read, and data is read with `pread` rather than mapped: a file that shrinks under a reader is
+then an error with a name, not a SIGBUS, and what was read does not stay in our memory.
 """
 
 import errno
@@ -91,7 +91,7 @@ class SafetensorsFile:
     def read_into(self, name: str, offset: int, buffer: memoryview) -> None:
         """Fill `buffer` from byte `offset` of a tensor. Raises ArtifactError (65) if the file has shrunk."""
         entry = self.tensors[name]
-        assert 0 <= offset and offset + len(buffer) <= entry.num_bytes
+        assert offset >= 0 and offset + len(buffer) <= entry.num_bytes
         done = 0
         while done < len(buffer):
             got = os.preadv(self._fd, [buffer[done:]], entry.start + offset + done)
@@ -190,16 +190,14 @@ def _entry(name: str, value: Any, base: int, fail: Any) -> TensorEntry:
         fail(f"tensor {name!r} has shape {shape!r}, more than can be addressed")
     num_bits = num_elements * DTYPE_BITS[dtype]
     if num_bits % 8 or num_bits // 8 != offsets[1] - offsets[0]:
-        fail(
-            f"tensor {name!r} has {offsets[1] - offsets[0]} bytes, {dtype} of shape {shape!r} has {num_bits // 8}"
-        )
+        fail(f"tensor {name!r} has {offsets[1] - offsets[0]} bytes, {dtype} of shape {shape!r} has {num_bits // 8}")
     return TensorEntry(name, dtype, tuple(shape), base + offsets[0], base + offsets[1])
 
 
 class SafetensorsWriter:
     """A file whose tensors are all known beforehand: the header first, then data in any order, block by block.
 
-    tensors: name -> (dtype, shape), in the order the data is to lie. `close` raises StageError (70) if a byte is missing.
+    tensors: name -> (dtype, shape), in the order the data is to lie. Closing raises StageError (70) on a gap.
     """
 
     def __init__(
@@ -216,11 +214,10 @@ class SafetensorsWriter:
         text += b" " * (-len(text) % 8)
         base = 8 + len(text)
         self._lock = threading.Lock()
-        self._left: dict[str, int] = {}
-        self._start: dict[str, int] = {}
-        for name in tensors:
-            begin, end = header[name]["data_offsets"]
-            self._start[name], self._left[name] = base + begin, end - begin
+        offsets = {name: header[name]["data_offsets"] for name in tensors}
+        self._start = {name: base + begin for name, (begin, _) in offsets.items()}
+        self._left = {name: end - begin for name, (begin, end) in offsets.items()}
+        self._sizes = dict(self._left)
         self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         try:
             _write_all(self._fd, memoryview(struct.pack("<Q", len(text)) + text), 0)
@@ -241,6 +238,9 @@ class SafetensorsWriter:
         else:
             os.close(self._fd)
 
+    def num_bytes(self, name: str) -> int:
+        return self._sizes[name]
+
     def write(self, name: str, data: memoryview, offset: int = 0) -> None:
         """Put `data` at byte `offset` of a tensor; each byte once. Blocks may come from several threads."""
         _write_all(self._fd, data, self._start[name] + offset)
@@ -256,7 +256,9 @@ class SafetensorsWriter:
         os.close(self._fd)
         unfinished = [name for name, left in self._left.items() if left]
         if unfinished:
-            raise StageError(f"{self.path}: tensor {unfinished[0]} was not written whole; this is a bug of ours", INTERNAL)
+            raise StageError(
+                f"{self.path}: tensor {unfinished[0]} was not written whole; this is a bug of ours", INTERNAL
+            )
 
 
 def _write_all(fd: int, data: memoryview, offset: int) -> None:

@@ -45,7 +45,7 @@ _BASE_CHANGING = re.compile(r"pissa|olora|corda|loftq|lora_ga|mica")
 
 
 class Adapter(msgspec.Struct):
-    """One adapter: `edits` by tensor of the base, and `replaced`, tensors it holds whole (trained in full, or resized)."""
+    """One adapter: `edits` by tensor of the base, and `replaced`, tensors it holds whole (trained so, or resized)."""
 
     path: Path
     file: SafetensorsFile

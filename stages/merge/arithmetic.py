@@ -1,9 +1,9 @@
 """What is done to one weight: a list of edits, applied in float32 to blocks of rows, and rounded once at the end.
 
-A weight of any shape is a matrix here, its first axis by all others. Each edit can work on some rows alone, so a block of
-about a megabyte stays in the core's cache from the first read to the rounding, and memory does not grow with the model.
-NumPy's matrix product sums a rank of any size in order with fused multiply-adds, as torch's does: results are bit-equal,
-whatever the block or the number of threads.
+A weight of any shape is a matrix here, its first axis by all others. Each edit can work on some rows alone, so a block
+of about a megabyte stays in the core's cache from the first read to the rounding, and memory does not grow with the
+model. NumPy's matrix product sums over the rank in order with fused multiply-adds, as torch's does: results are
+bit-equal, whatever the block or the number of threads.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -85,7 +85,7 @@ def from_float32(values: F32, dtype: str) -> memoryview:
 
 
 class EditedTensor:
-    """One weight with its edits, as a source of blocks. `shape` is the result's; bytes come from `file`'s tensor `name`."""
+    """One weight with its edits, as a source of blocks: tensor `name` of `file`, called `target` in the result."""
 
     def __init__(self, file: SafetensorsFile, name: str, edits: list[Edit], target: str) -> None:
         self.file, self.name, self.edits, self.target = file, name, edits, target
@@ -127,7 +127,7 @@ class EditedTensor:
                 weight += edit.values.reshape(self.rows, self.columns)[start:end] * np.float32(edit.scale)
         if not np.isfinite(weight).all():
             raise StageError(
-                f"{self.file.path}: tensor {self.target} is not finite after the merge; the adapter diverged or is damaged",
+                f"{self.file.path}: {self.target} is not finite after the merge; the adapter diverged or is damaged",
                 BAD_DATA,
             )
         return weight
@@ -150,13 +150,15 @@ def _norm(values: F32, axis: int) -> F32:
 
 
 def write_edited(tensor: EditedTensor, writer: SafetensorsWriter, dtype: str, pool: ThreadPoolExecutor) -> None:
-    """Compute a weight block by block on the pool and put it into `writer` under `tensor.target`, rounded to `dtype`."""
+    """Compute a weight block by block on the pool and put it into `writer`, rounded to `dtype`."""
     row_bytes = tensor.columns * DTYPES[dtype].itemsize
 
     def one(span: tuple[int, int]) -> None:
         data = from_float32(tensor.block(*span), dtype)
         if dtype == "F16" and not np.isfinite(np.frombuffer(data, np.float16)).all():
-            raise StageError(f"{tensor.target}: the merged weight is too large for float16; convert the base to bfloat16")
+            raise StageError(
+                f"{tensor.target}: the merged weight is too large for float16; convert the base to bfloat16"
+            )
         writer.write(tensor.target, data, span[0] * row_bytes)
 
     for _ in pool.map(one, tensor.blocks()):

@@ -10,7 +10,7 @@ ADAPTER_CONFIG = "adapter_config.json"
 
 
 def imply_base(inputs: Inputs) -> Inputs:
-    """Adds the base of the adapters among `inputs` at port `model`, if none was given, and checks that it fits them all.
+    """Adds the base of the adapters among `inputs` at port `model`, if none was given; checks that it fits them all.
 
     Raises ArtifactError: 66 if an adapter's base cannot be found, 78 if an adapter was trained on another one.
     """

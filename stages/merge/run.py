@@ -1,0 +1,103 @@
+"""Adapters into the weights of their model.
+
+The plan is made from headers; then each shard is written in its place, untouched tensors copied inside the kernel,
+changed ones computed in blocks. Memory holds the adapters' factors and a few blocks, never a whole weight. Nothing here
+needs torch; only the parity check does.
+"""
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from postmill.io.errors import USAGE, ConfigError, StageError
+from postmill.io.model_folder import load_json, tokenizer_digest
+from postmill.io.safetensors_file import INDEX, SafetensorsWriter, Weights, open_weights, shard_index
+from postmill.stages.merge.adapter import Adapter, load_adapter
+from postmill.stages.merge.arithmetic import EditedTensor, write_edited
+from postmill.stages.merge.config import Merge
+from postmill.stages.merge.plan import Plan, make_plan
+from postmill.stages.merge.sidecars import write_sidecars
+from postmill.stages.progress import Progress
+from postmill.stages.protocol import Input, Inputs, Out, Result
+
+
+def run(cfg: Merge, inputs: Inputs, out: Out) -> Result:
+    """Write the merged model into `out.dir`. Raises StageError (1) if it does not compute what base and adapters do."""
+    base = _path(inputs["model"][0])
+    paths = [_path(item) for item in inputs["adapters"]]
+    scales = cfg.scales or [1.0] * len(paths)
+    if len(scales) != len(paths):
+        raise ConfigError(f"--scales: {len(scales)} of them for {len(paths)} adapters; give one each", USAGE)
+    config = load_json(base / "config.json")
+    if config.get("quantization_config"):
+        raise ConfigError(f"{base}: its weights are quantized; merge into the model before it was quantized", USAGE)
+    started = time.monotonic()
+    with ExitStack() as stack:
+        weights = stack.enter_context(open_weights(base))
+        adapters = [load_adapter(path, scale) for path, scale in zip(paths, scales, strict=True)]
+        for adapter in adapters:
+            stack.enter_context(adapter.file)
+        plan = make_plan(weights, adapters, config)
+        _write_weights(plan, weights, out)
+    stop_ids = write_sidecars(base, paths, out.dir, plan)
+    seconds = {"merge": time.monotonic() - started}
+    metrics = _metrics(plan, adapters, stop_ids)
+    versions = {"numpy": np.__version__}
+    if cfg.parity == "rows":
+        from postmill.stages.merge.parity import check_parity
+
+        started = time.monotonic()
+        metrics["parity"], more = check_parity(cfg, base, dict(zip(paths, scales, strict=True)), inputs["rows"], out)
+        seconds["parity"] = time.monotonic() - started
+        versions |= more
+    digests = {"tokenizer": tokenizer_digest(out.dir)} if (out.dir / "tokenizer.json").is_file() else {}
+    return Result(metrics=metrics, digests=digests, versions=versions, seconds=seconds)
+
+
+def _path(item: Input) -> Path:
+    assert item.path is not None
+    return item.path
+
+
+def _write_weights(plan: Plan, weights: Weights, out: Out) -> None:
+    """Write every shard, and their index if there are several."""
+    written: dict[str, list[tuple[str, int]]] = {}
+    done = 0
+    total = sum(len(sources) for sources in plan.shards.values())
+    with ThreadPoolExecutor(out.threads) as pool:
+        for file, sources in plan.shards.items():
+            layout = {name: (source.dtype, source.shape) for name, source in sources.items()}
+            metadata = weights.files[file].metadata or {"format": "pt"}
+            with SafetensorsWriter(out.dir / file, layout, metadata) as writer:
+                written[file] = [(name, writer.num_bytes(name)) for name in sources]
+                for name, source in sources.items():
+                    if source.is_copy:
+                        writer.copy(name, source.file, source.name)
+                    else:
+                        tensor = EditedTensor(source.file, source.name, source.edits, name)
+                        write_edited(tensor, writer, source.dtype, pool)
+                    done += 1
+                    Progress.say("merge", f"{done} of {total} tensors")
+    if len(plan.shards) > 1:
+        (out.dir / INDEX).write_bytes(shard_index(written))
+
+
+def _metrics(plan: Plan, adapters: list[Adapter], stop_ids: list[int]) -> dict[str, Any]:
+    sources = [source for shard in plan.shards.values() for source in shard.values()]
+    if not any(source.edits or not source.is_copy for source in sources) and not any(a.replaced for a in adapters):
+        names = ", ".join(str(adapter.path) for adapter in adapters)
+        raise StageError(f"{names}: changes no weight; check that it was trained")
+    metrics: dict[str, Any] = {
+        "num_tensors": len(sources),
+        "num_edited": sum(bool(source.edits) for source in sources),
+        "num_replaced": sum(len(adapter.replaced) for adapter in adapters),
+        "untied": plan.untied,
+        "stop_ids_added": stop_ids,
+    }
+    if plan.vocab:
+        metrics |= {"vocab_before": plan.vocab[0], "vocab_after": plan.vocab[1]}
+    return metrics

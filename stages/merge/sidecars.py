@@ -1,0 +1,82 @@
+"""What a model folder holds beside its weights: configs, tokenizer, chat template, stop ids."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from postmill.io.errors import ArtifactError
+from postmill.io.model_folder import load_json, model_files, tokenizer_files
+from postmill.io.safetensors_file import INDEX
+from postmill.stages.merge.plan import Plan
+
+TRAINING = "training.json"
+_CONFIGS = ("config.json", "generation_config.json")
+_NOT_OF_A_MODEL = ("adapter_config.json", TRAINING, INDEX)
+
+
+def write_sidecars(base: Path, adapters: list[Path], target: Path, plan: Plan) -> list[int]:
+    """Fill `target` with all but the weights. Returns the stop ids that training added to the model's own.
+
+    The tokenizer is the last adapter's if it brought one (it may have new tokens), otherwise the base's.
+    """
+    tokenizer = next((path for path in reversed(adapters) if (path / "tokenizer.json").is_file()), base)
+    skipped = set(tokenizer_files(tokenizer)) if (tokenizer / "tokenizer.json").is_file() else set()
+    if skipped:
+        for name, path in tokenizer_files(tokenizer).items():
+            (target / name).parent.mkdir(exist_ok=True)
+            shutil.copyfile(path, target / name)
+    for name, path in model_files(base).items():
+        if path.suffix not in (".safetensors", ".gguf") and name not in (*skipped, *_CONFIGS, *_NOT_OF_A_MODEL):
+            shutil.copyfile(path, target / name)
+    config = load_json(base / "config.json")
+    if _update_config(config, plan):
+        _save(target / "config.json", config)
+    else:
+        shutil.copyfile(base / "config.json", target / "config.json")
+    return _write_generation_config(base, adapters, target, config)
+
+
+def _update_config(config: dict[str, Any], plan: Plan) -> bool:
+    """Record what the merge changed of the model's shape. Returns whether anything did."""
+    inner = config.get("text_config")
+    places = [config, *([inner] if isinstance(inner, dict) else [])]
+    resized = plan.vocab is not None and plan.vocab[0] != plan.vocab[1]
+    if plan.untied:
+        config["tie_word_embeddings"] = False
+    for place in places:
+        if plan.untied and "tie_word_embeddings" in place:
+            place["tie_word_embeddings"] = False
+        if resized and plan.vocab and "vocab_size" in place:
+            place["vocab_size"] = plan.vocab[1]
+    return plan.untied or resized
+
+
+def stop_ids(path: Path) -> list[int]:
+    """The stop ids that training gave the adapter or model in `path`; none if it does not say."""
+    if not (path / TRAINING).is_file():
+        return []
+    ids = load_json(path / TRAINING).get("stop_ids", [])
+    if not isinstance(ids, list) or not all(type(i) is int and i >= 0 for i in ids):
+        raise ArtifactError(f"{path / TRAINING}: stop_ids {ids!r}, expected a list of token ids")
+    return ids
+
+
+def _write_generation_config(base: Path, adapters: list[Path], target: Path, config: dict[str, Any]) -> list[int]:
+    source = base / "generation_config.json"
+    generation = load_json(source) if source.is_file() else {}
+    known = generation.get("eos_token_id", config.get("eos_token_id"))
+    ids = [] if known is None else known if isinstance(known, list) else [known]
+    added = [i for path in adapters for i in stop_ids(path)]
+    added = [i for n, i in enumerate(added) if i not in ids and i not in added[:n]]
+    if added:
+        ids = ids + added
+        generation["eos_token_id"] = ids if len(ids) > 1 else ids[0]
+        _save(target / source.name, generation)
+    elif source.is_file():
+        shutil.copyfile(source, target / source.name)
+    return added
+
+
+def _save(path: Path, value: dict[str, Any]) -> None:
+    path.write_bytes(json.dumps(value, indent=2, ensure_ascii=False).encode() + b"\n")

@@ -1,0 +1,64 @@
+"""Models and tokenizers through transformers: from disk only, no code from the folder, no talk."""
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+from postmill.io.errors import USAGE, ConfigError
+from postmill.io.model_folder import load_json
+
+
+def need(*packages: str, remedy: str) -> dict[str, str]:
+    """Import packages and return their versions. Raises ConfigError (2) naming the one that is not installed."""
+    versions = {}
+    for package in packages:
+        try:
+            versions[package] = str(importlib.import_module(package).__version__)
+        except ImportError:
+            raise ConfigError(f"{package} is not installed; {remedy}", USAGE) from None
+    return versions
+
+
+def _transformers() -> Any:
+    module: Any = importlib.import_module("transformers")
+    module.utils.logging.set_verbosity_error()
+    module.utils.logging.disable_progress_bar()
+    return module
+
+
+def load_model(path: Path, dtype: str) -> Any:
+    """The model in `path` with the class its config names, weights as `dtype`, in evaluation mode on the CPU."""
+    transformers = _transformers()
+    torch: Any = importlib.import_module("torch")
+    named = (load_json(path / "config.json").get("architectures") or [""])[0]
+    kind = getattr(transformers, named, transformers.AutoModelForCausalLM)
+    return kind.from_pretrained(path, dtype=getattr(torch, dtype), local_files_only=True).eval()
+
+
+def add_adapters(model: Any, adapters: dict[Path, float]) -> Any:
+    """The model with every adapter (path -> scale) active."""
+    peft: Any = importlib.import_module("peft")
+    lora: Any = importlib.import_module("peft.tuners.lora")
+    scales = {f"adapter{index}": scale for index, scale in enumerate(adapters.values())}
+    first, *others = zip(scales, adapters, strict=True)
+    wrapped = peft.PeftModel.from_pretrained(model, str(first[1]), adapter_name=first[0], local_files_only=True)
+    for name, path in others:
+        wrapped.load_adapter(str(path), name, local_files_only=True)
+    wrapped.base_model.set_adapter(list(scales))
+    for module in wrapped.modules():
+        if isinstance(module, lora.LoraLayer):
+            for name in [name for name, scale in scales.items() if scale != 1 and name in module.scaling]:
+                module.set_scale(name, scales[name])
+    return wrapped.eval()
+
+
+def load_tokenizer(path: Path) -> Any:
+    """The tokenizer in `path`, with its chat template."""
+    return _transformers().AutoTokenizer.from_pretrained(path, local_files_only=True)
+
+
+def vocab_size(path: Path) -> int | None:
+    """Rows of the model's embedding, as its config says."""
+    config = load_json(path / "config.json")
+    size = config.get("vocab_size", config.get("text_config", {}).get("vocab_size"))
+    return size if isinstance(size, int) else None
