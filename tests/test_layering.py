@@ -1,4 +1,4 @@
-"""The direction of dependencies, and what a stage may load before it works, read from the code and from real processes."""
+"""The direction of dependencies, and what a stage may load before it works, from the code and real processes."""
 
 import ast
 import subprocess
