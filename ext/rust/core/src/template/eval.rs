@@ -229,7 +229,7 @@ impl<'a> Interp<'a> {
                 Ok(found.map_or(Value::Undefined(name), |_| object.lookup_str(name).unwrap_or(Value::None)))
             }
             _ if name.starts_with("__") => fail(format!("access to attribute '{name}' is unsafe")),
-            Value::Macro(_) | Value::Builtin(_) | Value::Bound => {
+            Value::Macro(_) | Value::Builtin(_) => {
                 fail(format!("the attribute '{name}' of a function is not supported"))
             }
             _ if has_attribute(object, name) => Ok(Value::Bound),
@@ -263,7 +263,7 @@ impl<'a> Interp<'a> {
         }
         match object {
             Value::Namespace(at) => Ok(self.member(*at, name.as_str()).unwrap_or(Value::Undefined("an item"))),
-            Value::Loop(_) | Value::Macro(_) | Value::Builtin(_) | Value::Bound => {
+            Value::Loop(_) | Value::Macro(_) | Value::Builtin(_) => {
                 fail(format!("subscription of a {} is not supported", object.type_name()))
             }
             _ if has_attribute(object, name.as_str()) => Ok(Value::Bound),
