@@ -129,6 +129,8 @@ def run(stage: Stage, argv: list[str]) -> int:
 
     with Progress.install(quiet="--quiet" in call.common):
         outcome = run_stage(stage, config, call.inputs, target, options)
+    if outcome.status == "helped":
+        return 0
     if "--json" in call.common:
         report = {
             "version": 1,
@@ -160,7 +162,7 @@ def _dry_run(stage: Stage, config: Any, call: Call, target: Path | None) -> int:
         "config": resolved,
         "inputs": entries,
         "output": str(target) if target else "-",
-        "kind": stage.output,
+        "kind": stage.kind(config),
         "key": key,
     }
     sys.stdout.write(msgspec.json.format(msgspec.json.encode(plan), indent=2).decode() + "\n")

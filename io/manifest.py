@@ -15,7 +15,7 @@ from postmill.io.errors import MISMATCH, NO_INPUT, ArtifactError
 
 FORMAT = 1
 MANIFEST = "manifest.json"
-SIDE_FILES = frozenset({MANIFEST, "run.json", "timing.jsonl"})
+SIDE_FILES = frozenset({MANIFEST, "run.json", "timing.jsonl", "loss.png"})
 """Files an artifact may hold that its manifest does not vouch for."""
 
 

@@ -72,6 +72,8 @@ class Out:
         self, stage: Stage, key: str, target: Path | None, sink: BinaryIO | None, directory: Path | None
     ) -> None:
         self.stage, self.key, self.target = stage, key, target
+        self.rank = 0
+        """Which process of a launcher this is; only rank 0 has a `dir`."""
         self.sink, self.directory = sink, directory
         self.ledger = Ledger(directory / "ledger.arrow" if directory else None)
         self.threads = 1
@@ -100,6 +102,6 @@ class Out:
             return TableWriter(self.dir / name, schema)
         from postmill.io.table import StreamHeader
 
-        header = StreamHeader(kind=self.stage.output, stage=self.stage.name, key=self.key)
+        header = StreamHeader(kind=self.stage.kind(None), stage=self.stage.name, key=self.key)
         self.stream_writer = TableWriter(self.sink, schema, header)
         return self.stream_writer

@@ -37,7 +37,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
-    """What came of it. `status` is `done` or `up-to-date`; `path` is unset for a stream."""
+    """What came of it. `status` is `done`, `up-to-date` or `helped` (not rank 0); `path` is unset for a stream."""
 
     status: str
     path: Path | None
@@ -125,11 +125,12 @@ def run_stage(stage: Stage, config: Any, given: dict[str, list[str]], output: Pa
                 pass
         return Outcome(status="up-to-date", path=output, manifest=done.manifest, seconds=time.monotonic() - started)
 
+    rank = int(os.environ.get("RANK", "0")) if stage.ranks else 0
     with contextlib.ExitStack() as stack:
-        staging = stack.enter_context(Staging(output)) if output is not None else None
+        staging = stack.enter_context(Staging(output)) if output is not None and rank == 0 else None
         sink = stack.enter_context(stdout_sink()) if output is None else None
         out = Out(stage, key, output, sink, staging.path if staging else None)
-        out.threads = options.threads or len(os.sched_getaffinity(0))
+        out.rank, out.threads = rank, options.threads or len(os.sched_getaffinity(0))
         out.force, out.inputs, out.config = options.force, entries, resolved
         stack.enter_context(_signals(out))
         run = importlib.import_module(f"postmill.stages.{stage.name}.run").run
@@ -137,7 +138,7 @@ def run_stage(stage: Stage, config: Any, given: dict[str, list[str]], output: Pa
             result: Result = run(config, inputs, out)
             counts = out.ledger.finish(options.max_dropped) if out.ledger.counts.rows_in else None
             manifest = Manifest(
-                kind=stage.output,
+                kind=stage.kind(config),
                 stage=stage.name,
                 stage_version=stage.version,
                 key=key,
@@ -150,6 +151,8 @@ def run_stage(stage: Stage, config: Any, given: dict[str, list[str]], output: Pa
                 versions=result.versions,
             )
             seconds = time.monotonic() - started
+            if rank > 0:
+                return Outcome(status="helped", path=output, manifest=manifest, seconds=seconds)
             if staging is None:
                 assert out.stream_writer is not None
                 out.stream_writer.finish_stream(manifest, out.ledger.to_ipc())

@@ -3,7 +3,6 @@ mod encode;
 mod error;
 mod pack;
 mod rows;
-mod template;
 
 use pyo3::prelude::*;
 
@@ -14,6 +13,5 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     error::register(module)?;
     encode::register(module)?;
     pack::register(module)?;
-    rows::register(module)?;
-    template::register(module)
+    rows::register(module)
 }

@@ -1,0 +1,105 @@
+"""Attention that ends at the border of each row of a bin.
+
+`rows_attention` is given to transformers through its public attention interface. It runs torch's causal kernel on each
+row's slice, so there is no (T, T) mask, and the work is the sum of squares of the row lengths.
+Tensor letters: N heads, K key/value heads, T tokens of the bin, L tokens of a row, D head size.
+"""
+
+import itertools
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from postmill.io.errors import USAGE, ConfigError
+
+ROWS = "postmill_rows"
+FLASH = "flash_attention_2"
+
+
+def choose(wanted: str, device: torch.device, dtype: torch.dtype) -> str:
+    """The attention implementation for `--attention`; makes ours known to transformers.
+
+    Raises ConfigError (2) if flash-attn is asked for and cannot run here.
+    """
+    from transformers import AttentionInterface
+    from transformers.utils import is_flash_attn_2_available
+
+    AttentionInterface.register(ROWS, rows_attention)
+    can_flash = device.type == "cuda" and dtype != torch.float32 and is_flash_attn_2_available()
+    if wanted == "flash" and not can_flash:
+        raise ConfigError("--attention flash: needs flash-attn, a GPU and --dtype bfloat16; use rows", USAGE)
+    return FLASH if can_flash and wanted != "rows" else ROWS
+
+
+def rows_attention(  # noqa: PLR0917  # the interface's signature
+    module: torch.nn.Module,
+    query_1NTD: Tensor,
+    key_1KTD: Tensor,
+    value_1KTD: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    row_starts: tuple[int, ...] = (),
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Causal attention within rows. Row i is `row_starts[i]:row_starts[i + 1]`; without them all is one row.
+
+    Returns [1, T, N, D], as the interface asks. Honours sliding windows and softcapping. Raises NotImplementedError for
+    attention sinks.
+    """
+    if s_aux is not None:
+        raise NotImplementedError("attention sinks are not supported; use a model without them")
+    starts = row_starts or (0, query_1NTD.shape[2])
+    pieces = []
+    for start, end in itertools.pairwise(starts):
+        q, k, v = (t[:, :, start:end] for t in (query_1NTD, key_1KTD, value_1KTD))
+        if softcap is not None:
+            pieces.append(
+                _softcapped(q, k, v, scaling=scaling, window=sliding_window, softcap=softcap, dropout=dropout)
+            )
+            continue
+        mask_LL = _window(end - start, sliding_window, q.device)
+        pieces.append(
+            F.scaled_dot_product_attention(
+                q,
+                k,
+                v,
+                mask_LL,
+                dropout_p=dropout,
+                is_causal=mask_LL is None,
+                scale=scaling,
+                enable_gqa=q.shape[1] != k.shape[1],
+            )
+        )
+    out_1NTD = pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=2)
+    return out_1NTD.transpose(1, 2).contiguous(), None
+
+
+def _window(length: int, sliding_window: int | None, device: torch.device) -> Tensor | None:
+    """Causal mask of the last `sliding_window` tokens; None where plain causal attention is the same."""
+    if sliding_window is None or length <= sliding_window:
+        return None
+    at = torch.arange(length, device=device)
+    distance_LL = at[:, None] - at[None, :]
+    return (distance_LL >= 0) & (distance_LL < sliding_window)
+
+
+def _softcapped(
+    q: Tensor, k: Tensor, v: Tensor, *, scaling: float | None, window: int | None, softcap: float, dropout: float
+) -> Tensor:
+    """Attention with scores capped by softcap * tanh(score / softcap), as in Gemma 2 (<https://arxiv.org/abs/2408.00118>)."""
+    groups = q.shape[1] // k.shape[1]
+    k, v = (t.repeat_interleave(groups, dim=1) for t in (k, v))
+    scores_1NLL = q @ k.transpose(2, 3) * (q.shape[-1] ** -0.5 if scaling is None else scaling)
+    scores_1NLL = softcap * torch.tanh(scores_1NLL / softcap)
+    length = q.shape[2]
+    mask_LL = _window(length, window, q.device)
+    if mask_LL is None:
+        mask_LL = torch.ones(length, length, dtype=torch.bool, device=q.device).tril()
+    weights = scores_1NLL.masked_fill(~mask_LL, float("-inf")).float().softmax(-1).to(q.dtype)
+    return F.dropout(weights, dropout) @ v

@@ -1,0 +1,180 @@
+"""Checkpoints: artifacts beside the output that hold all a run needs to go on, bit for bit.
+
+What that is: trained weights, AdamW's moments, and the number of steps done. The order of bins, the learning rate,
+dropout and noise are pure functions of the seed and the step, so there is no other state that could be lost.
+"""
+
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+from safetensors.torch import load_file
+
+from postmill.io.commit import Staging
+from postmill.io.errors import DIVERGED, MISMATCH, ArtifactError, StageError
+from postmill.io.manifest import Artifact, InputEntry, Manifest, list_files, load_artifact, verify_files
+from postmill.stages.progress import Progress
+from postmill.stages.protocol import Out
+from postmill.stages.train.optimizer import Learner, restore_state, state_tensors
+from postmill.stages.train.save import save_tensors, save_weights, write_json
+
+OPTIMIZER, STATE, METRICS = "optimizer.safetensors", "state.json", "metrics.jsonl"
+_NAME = re.compile(r"step-(\d{8,})")
+
+
+class Position(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where a run is. `step` counts updates done; the rest tells under what numbers stay the same to the last bit."""
+
+    step: int
+    ranks: int
+    threads: int
+    torch: str
+    device: str
+
+
+def step_path(out: Out, step: int) -> Path:
+    """Where the checkpoint after `step` updates lies."""
+    return out.work / f"step-{step:08d}"
+
+
+def save(
+    out: Out,
+    position: Position,
+    learner: Learner,
+    metrics: bytes,
+    *,
+    base: str,
+    valid_loss: float | None,
+) -> Path:
+    """Commit a checkpoint. Raises StageError (79) if a number in it is not finite; then nothing is committed."""
+    path = step_path(out, position.step)
+    state = state_tensors(learner.optimizer, learner.parameters)
+    for name, tensor in state.items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise StageError(f"{name}: optimizer state is not finite; nothing was saved", DIVERGED)
+    with Staging(path) as staging:
+        save_weights(learner.net, staging.path, base)
+        save_tensors(state, staging.path / OPTIMIZER)
+        write_json(staging.path / STATE, position)
+        (staging.path / METRICS).write_bytes(metrics)
+        manifest = Manifest(
+            kind="checkpoint",
+            stage=out.stage.name,
+            stage_version=out.stage.version,
+            key=out.key,
+            config=out.config,
+            inputs=out.inputs,
+            files=list_files(staging.path),
+            metrics={"step": position.step} | ({} if valid_loss is None else {"valid_loss": valid_loss}),
+        )
+        staging.commit(manifest, replace=True)
+    return path
+
+
+def newest(out: Out) -> tuple[Artifact, Position] | None:
+    """The newest whole checkpoint of this very work; damaged ones are passed over with a warning.
+
+    Raises ArtifactError (78) if the newest whole one is of other work, unless the run is forced.
+    """
+    for path in _all(out):
+        try:
+            artifact = load_artifact(path, ("checkpoint",))
+            faults = verify_files(artifact)
+            if faults:
+                raise ArtifactError(faults[0])
+            position = msgspec.json.decode(artifact.file(STATE).read_bytes(), type=Position)
+        except (ArtifactError, msgspec.DecodeError) as error:
+            Progress.warn("train", f"checkpoint {path.name} is damaged and passed over ({error})")
+            continue
+        if artifact.manifest.key == out.key:
+            return artifact, position
+        if out.force:
+            return None
+        raise ArtifactError(
+            f"{path}: is of another run: {differences(artifact.manifest, out)}; give the same data and options, choose"
+            " another -o, or pass --force to start over",
+            MISMATCH,
+        )
+    return None
+
+
+def differences(manifest: Manifest, out: Out) -> str:
+    """What is not as it was: options with both values, and inputs."""
+    safe = out.stage.safe_to_change
+    before, now = _flat(manifest.config), _flat(out.config)
+    found = [
+        f"{name} was {before.get(name)!r}, is {now.get(name)!r}"
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name) != now.get(name) and name not in safe
+    ]
+    old, new = _by_port(manifest.inputs), _by_port(out.inputs)
+    found += [f"input {port} changed" for port in sorted(old.keys() | new.keys()) if old.get(port) != new.get(port)]
+    if manifest.stage_version != out.stage.version:
+        found.append(f"stage version was {manifest.stage_version}, is {out.stage.version}")
+    return ", ".join(found) or "its key differs"
+
+
+def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in config.items():
+        found |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return found
+
+
+def _by_port(inputs: list[InputEntry]) -> dict[str, list[str]]:
+    ports: dict[str, list[str]] = {}
+    for entry in inputs:
+        ports.setdefault(entry.port, []).append(entry.digest)
+    return ports
+
+
+def restore_optimizer(artifact: Artifact, learner: Learner) -> None:
+    """Put the moments of a checkpoint back. Raises ArtifactError (78) if they are of other parameters."""
+    restore_state(learner.optimizer, learner.parameters, load_file(artifact.file(OPTIMIZER)), str(artifact.path))
+
+
+def rotate(out: Out, keep_last: int, keep_best: int) -> None:
+    """Remove all but the newest `keep_last` whole checkpoints and the `keep_best` with the lowest validation loss.
+
+    Damaged ones are left for people to look at.
+    """
+    whole: list[Artifact] = []
+    for path in _all(out):
+        try:
+            whole.append(load_artifact(path, ("checkpoint",)))
+        except ArtifactError:
+            continue
+    whole.sort(key=lambda a: -int(a.manifest.metrics["step"]))
+    kept = {a.path for a in whole[:keep_last]}
+    measured = [a for a in whole if "valid_loss" in a.manifest.metrics]
+    measured.sort(key=lambda a: (a.manifest.metrics["valid_loss"], a.manifest.metrics["step"]))
+    kept |= {a.path for a in measured[:keep_best]}
+    for artifact in whole:
+        if artifact.path not in kept:
+            # the manifest first: what is left after a kill is no artifact
+            artifact.file("manifest.json").unlink()
+            shutil.rmtree(artifact.path)
+
+
+def clean(out: Out) -> None:
+    """Remove what killed runs left half written. Only for the holder of the output's lock."""
+    for dead in out.work.glob(".step-*.tmp-*"):
+        shutil.rmtree(dead, ignore_errors=True)
+
+
+def discard(out: Out) -> None:
+    """Remove all checkpoints: a forced run starts over."""
+    for path in _all(out):
+        (path / "manifest.json").unlink(missing_ok=True)
+        shutil.rmtree(path)
+
+
+def _all(out: Out) -> list[Path]:
+    """Folders named as checkpoints, newest step first."""
+    if not out.work.is_dir():
+        return []
+    found = [(int(match[1]), path) for path in out.work.iterdir() if (match := _NAME.fullmatch(path.name))]
+    return [path for _, path in sorted(found, reverse=True)]

@@ -1,0 +1,68 @@
+"""The artifact of a run that took all its steps."""
+
+from typing import Any
+
+import torch
+
+from postmill.io.packed import PackedReader
+from postmill.stages.protocol import Input, Out, Result
+from postmill.stages.train import curve, model, save
+from postmill.stages.train.checkpoint import METRICS
+from postmill.stages.train.config import Train
+from postmill.stages.train.plan import Steps, closing_ids
+from postmill.stages.train.record import TIMING, Record
+
+
+def finish(
+    cfg: Train,
+    reader: PackedReader,
+    base: Input,
+    out: Out,
+    *,
+    net: Any,
+    record: Record,
+    here: dict[str, Any],
+    steps: Steps,
+) -> Result:
+    """Write weights, tokenizer, what the model learned to stop with, and the record of the run."""
+    assert base.path is not None
+    num_trainable = sum(p.numel() for p in net.parameters() if p.requires_grad)
+    num_parameters = sum(p.numel() for p in net.parameters())
+    if cfg.tuner == "full":
+        save.to_dtype(net, model.stored_dtype(cfg, base.path))
+    save.save_weights(net, out.dir, base.name)
+    save.copy_tokenizer(base.path, out.dir)
+    stop_ids = save.choose_stop_ids(closing_ids(reader), base.path)
+    if cfg.tuner == "full" and stop_ids:
+        save.write_stop_ids(out.dir, stop_ids)
+    save.write_json(out.dir / save.TRAINING, {"base_digest": base.digest, "stop_ids": stop_ids})
+    (out.dir / METRICS).write_bytes(record.raw())
+    (out.dir / TIMING).write_bytes(record.timing())
+    curve.write_curve(out.dir, record.lines)
+    return Result(
+        metrics={
+            **{key: record.lines[-1][key] for key in ("loss", "valid_loss") if key in record.lines[-1]},
+            "steps": steps.total,
+            "epochs": round(steps.total / steps.per_epoch, 6),
+            "tokens": sum(line["tokens"] for line in record.lines),
+            "trained_tokens": sum(line["trained_tokens"] for line in record.lines),
+            "normalize": cfg.normalize,
+            "trainable_parameters": num_trainable,
+            "parameters": num_parameters,
+            "dtype": str(model.compute_dtype(cfg, next(net.parameters()).device)).removeprefix("torch."),
+            **{key: here[key] for key in ("ranks", "threads", "device")},
+        },
+        digests=reader.artifact.manifest.digests | {"base": base.digest},
+        versions=_versions(cfg),
+    )
+
+
+def _versions(cfg: Train) -> dict[str, str]:
+    import transformers
+
+    versions = {"torch": str(torch.__version__), "transformers": transformers.__version__}
+    if cfg.tuner == "lora":
+        import peft
+
+        versions["peft"] = peft.__version__
+    return versions

@@ -1,0 +1,261 @@
+"""The training loop.
+
+A step sums the gradients of its micro-batches, each already divided by the step's normaliser, which the plan knows
+beforehand; so accumulation and ranks never change what is learned. Everything random is drawn from (seed, step, bin),
+so the state of a run is its weights, AdamW's moments and a step number.
+"""
+
+import math
+import os
+import platform
+import signal
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from postmill.io.errors import DIVERGED, MISMATCH, ArtifactError, StageError
+from postmill.io.manifest import Artifact
+from postmill.io.packed import PackedReader
+from postmill.stages.progress import Progress
+from postmill.stages.protocol import Input, Out, Result
+from postmill.stages.train import attention, checkpoint, model, save
+from postmill.stages.train.checkpoint import METRICS, Position
+from postmill.stages.train.config import Train
+from postmill.stages.train.finish import finish
+from postmill.stages.train.objective import Objective
+from postmill.stages.train.optimizer import Learner, make_optimizer, set_lr
+from postmill.stages.train.plan import Step, Steps, read_channels, validation_normaliser
+from postmill.stages.train.probe import check_objective
+from postmill.stages.train.record import Record
+from postmill.stages.train.schedule import lr_at
+from postmill.stages.train.step import Gradient, accumulate, validate
+
+
+def train(cfg: Train, reader: PackedReader, valid: PackedReader | None, base: Input, out: Out) -> Result:
+    """Take all steps, from the newest checkpoint on, and save. See `run`."""
+    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    device, is_main, several = accelerator.device, accelerator.is_main_process, accelerator.num_processes > 1
+    steps = Steps(cfg, reader, accelerator.num_processes)
+    found = _resume(out, accelerator)
+    here = _fix_numerics(cfg, out, accelerator, found)
+
+    dtype = model.compute_dtype(cfg, device)
+    net = _load(cfg, base, dtype, attention.choose(cfg.attention, device, dtype), found).to(device)
+    parameters = model.trainable(net)
+    learner = Learner(net, parameters, make_optimizer(cfg, parameters))
+    if found:
+        checkpoint.restore_optimizer(found[0], learner)
+    objective = Objective(
+        model.causal_lm(net),
+        compute_dtype=dtype,
+        backend=cfg.loss_kernel,
+        label_smoothing=cfg.label_smoothing,
+        neftune_alpha=cfg.neftune_alpha,
+    ).train()
+    check_objective(objective, reader, dtype, device)
+    wrapped = accelerator.prepare(objective) if several else objective
+    channels = read_channels(reader) if cfg.channel_loss else None
+    record = Record(out.work if is_main else None, found[0].file(METRICS).read_bytes() if found else b"")
+    start = saved = found[1].step if found else 0
+
+    for number in range(start, steps.total):
+        if _stop_requested(out, accelerator):
+            raise _stopped(cfg, out, learner, record, step=number, saved=saved, here=here, base=base)
+        step, lr = steps[number], lr_at(cfg, number, steps.total)
+        learner.optimizer.zero_grad(set_to_none=True)
+        gradient = accumulate(cfg, wrapped, reader, step, accelerator=accelerator, channels=channels)
+        norm = torch.nn.utils.clip_grad_norm_(list(parameters.values()), cfg.clip or math.inf)
+        loss, grad_norm = torch.stack([gradient.loss, norm.double()]).tolist()
+        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+            raise _diverged(cfg, out, reader, step, gradient=gradient, grad_norm=grad_norm, saved=saved)
+        set_lr(learner.optimizer, lr)
+        learner.optimizer.step()
+
+        last = number + 1 == steps.total
+        valid_loss = None
+        if valid is not None and (last or _due(number, cfg.valid_every)):
+            valid_loss = validate(cfg, wrapped, valid, validation_normaliser(cfg, valid), accelerator)
+        line = _line(step, loss, lr, grad_norm)
+        if channels is not None and gradient.channels is not None:
+            sums, counts = gradient.channels.tolist()
+            line["channels"] = {n: s / c for n, s, c in zip(channels.names, sums, counts, strict=True) if c}
+        if valid_loss is not None:
+            line["valid_loss"] = valid_loss
+        _say(line, steps.total, record.add(line), always=last)
+        if _due(number, cfg.save_every) or _is_best(record, valid_loss, cfg.keep_best):
+            saved = number + 1
+            _checkpoint(cfg, out, learner, record, step=saved, here=here, base=base, valid_loss=valid_loss)
+
+    return finish(cfg, reader, base, out, net=net, record=record, here=here, steps=steps) if is_main else Result()
+
+
+def _due(number: int, every: int) -> bool:
+    """Whether something that happens every so many steps happens after step `number`, counted from 0."""
+    return every > 0 and (number + 1) % every == 0
+
+
+def _resume(out: Out, accelerator: Accelerator) -> tuple[Artifact, Position] | None:
+    """The checkpoint to go on from. Raises ArtifactError (78) if it, or what another rank was given, does not fit."""
+    if accelerator.is_main_process:
+        checkpoint.clean(out)
+    found = checkpoint.newest(out)
+    if accelerator.num_processes > 1:
+        mine = torch.tensor([int(out.key[-14:], 16), found[1].step if found else 0], device=accelerator.device)
+        seen = accelerator.gather(mine[None])
+        if not bool((seen == seen[0]).all()):
+            rank = int((seen != seen[0]).any(1).nonzero()[0, 0])
+            raise ArtifactError(f"rank {rank} was given other data, options or checkpoints than rank 0", MISMATCH)
+    if found is None and accelerator.is_main_process:
+        checkpoint.discard(out)
+    if found:
+        Progress.say("train", f"going on after step {found[1].step} ({found[0].path.name})", always=True)
+    return found
+
+
+def _fix_numerics(
+    cfg: Train, out: Out, accelerator: Accelerator, found: tuple[Artifact, Position] | None
+) -> dict[str, Any]:
+    """Settle what decides the last bits, as the checkpoint has it if it can be had. Returns `Position`'s fields."""
+    device = accelerator.device
+    # libraries may have been told to use fewer threads than there are cores
+    threads = found[1].threads if found else min(out.threads, torch.get_num_threads())
+    torch.set_num_threads(threads)
+    if cfg.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = False
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu {platform.machine()}"
+    here = {"ranks": accelerator.num_processes, "threads": threads, "torch": str(torch.__version__), "device": name}
+    if found:
+        changed = [f"{k} {getattr(found[1], k)} -> {v}" for k, v in here.items() if getattr(found[1], k) != v]
+        if changed:
+            Progress.warn("train", f"resumed under other conditions ({', '.join(changed)}); the last bits may differ")
+    return here
+
+
+def _load(cfg: Train, base: Input, dtype: torch.dtype, kernel: str, found: tuple[Artifact, Position] | None) -> Any:
+    """The model to train, with the weights of the checkpoint if there is one."""
+    assert base.path is not None
+    if cfg.tuner == "full":
+        net = model.full_model(found[0].path if found else base.path, kernel)
+    else:
+        net = model.lora_model(base.path, cfg, dtype, kernel)
+        if found:
+            save.load_adapter(net, found[0].path)
+    if cfg.gradient_checkpointing:
+        model.causal_lm(net).gradient_checkpointing_enable({"use_reentrant": False})
+    return net
+
+
+def _stop_requested(out: Out, accelerator: Accelerator) -> bool:
+    """Whether any rank was asked to stop; all ranks get the same answer."""
+    if accelerator.num_processes == 1:
+        return out.stop.requested
+    flag = torch.tensor(int(out.stop.requested), device=accelerator.device)
+    return bool(accelerator.reduce(flag, "sum") > 0)
+
+
+def _checkpoint(
+    cfg: Train,
+    out: Out,
+    learner: Learner,
+    record: Record,
+    *,
+    step: int,
+    here: dict[str, Any],
+    base: Input,
+    valid_loss: float | None = None,
+) -> None:
+    """Commit a checkpoint, on rank 0, and remove those that need not be kept."""
+    if out.rank == 0:
+        position = Position(step=step, **here)
+        checkpoint.save(out, position, learner, record.raw(), base=base.name, valid_loss=valid_loss)
+        checkpoint.rotate(out, cfg.keep_last, cfg.keep_best)
+
+
+def _stopped(
+    cfg: Train,
+    out: Out,
+    learner: Learner,
+    record: Record,
+    *,
+    step: int,
+    saved: int,
+    here: dict[str, Any],
+    base: Input,
+) -> StageError:
+    """Save where we are; returns the error to leave with (75)."""
+    if not out.stop.requested:  # another rank was told
+        out.stop.signal = signal.SIGTERM
+    if step == 0:
+        return out.stop.stopped("no step was taken yet")
+    if step != saved:
+        _checkpoint(cfg, out, learner, record, step=step, here=here, base=base)
+    return out.stop.stopped(f"checkpoint at step {step} saved")
+
+
+def _diverged(
+    cfg: Train,
+    out: Out,
+    reader: PackedReader,
+    step: Step,
+    *,
+    gradient: Gradient,
+    grad_norm: float,
+    saved: int,
+) -> StageError:
+    """Write down what the step was made of; returns the error to leave with (79). The step is not applied."""
+    path = out.work / f"diverged-step-{step.number + 1:08d}.json"
+    loss = float(gradient.loss)
+    if out.rank == 0:
+        bins = [int(b) for b in step.bins.ravel() if b >= 0]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        report = {
+            "step": step.number + 1,
+            "loss": repr(loss),
+            "grad_norm": repr(grad_norm),
+            "rows": {str(b): [r.hex() for r in reader.values(reader.rows(b), "row_id")] for b in bins},
+            "micro_batches": [
+                {"bins": block.tolist(), "loss": repr(float(part))}
+                for block, part in zip(step.micro_batches(0, cfg.micro_bins), gradient.micro_losses, strict=True)
+            ],
+        }
+        save.write_json(path, report)
+    back = f"the last checkpoint is of step {saved}" if saved else "there is no checkpoint yet"
+    return StageError(
+        f"step {step.number + 1}: loss {loss}, gradient norm {grad_norm}: not finite, so the step was not applied;"
+        f" {back}. its rows are in {path}; look at them, or lower --lr",
+        DIVERGED,
+    )
+
+
+def _line(step: Step, loss: float, lr: float, grad_norm: float) -> dict[str, Any]:
+    """A step as `metrics.jsonl` has it."""
+    return {
+        "step": step.number + 1,
+        "epoch": step.epoch,
+        "loss": loss,
+        "lr": lr,
+        "grad_norm": grad_norm,
+        "tokens": step.tokens,
+        "trained_tokens": step.trained_tokens,
+        "normaliser": step.normaliser,
+    }
+
+
+def _say(line: dict[str, Any], total: int, seconds: float, *, always: bool) -> None:
+    valid = f", validation {line['valid_loss']:.4f}" if "valid_loss" in line else ""
+    Progress.say(
+        "train",
+        f"step {line['step']}/{total}, loss {line['loss']:.4f}{valid}, lr {line['lr']:.2e}, gradient"
+        f" {line['grad_norm']:.3f}, {line['tokens'] / max(seconds, 1e-9):,.0f} tokens/s",
+        always=always,
+    )
+
+
+def _is_best(record: Record, valid_loss: float | None, keep_best: int) -> bool:
+    """Whether this validation loss is among the `keep_best` lowest so far."""
+    if valid_loss is None or not keep_best:
+        return False
+    return valid_loss in sorted(line["valid_loss"] for line in record.lines if "valid_loss" in line)[:keep_best]

@@ -1,0 +1,127 @@
+"""Loading a model, giving it a tuner, and naming what is trained."""
+
+import contextlib
+import gc
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from postmill.io.errors import USAGE, ConfigError
+from postmill.io.model_folder import load_json
+from postmill.stages.train.config import Lora, Train
+
+ADAPTER = "adapter_model.safetensors"
+ADAPTER_CONFIG = "adapter_config.json"
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def compute_dtype(cfg: Train, device: torch.device) -> torch.dtype:
+    """What matrices are multiplied in."""
+    if cfg.dtype == "auto":
+        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+    return _DTYPES[cfg.dtype]
+
+
+def stored_dtype(cfg: Train, base: Path) -> torch.dtype:
+    """What a full model is saved in."""
+    config = load_json(base / "config.json")
+    name = str(config.get("dtype") or config.get("torch_dtype")) if cfg.save_dtype == "auto" else cfg.save_dtype
+    return _DTYPES.get(name, torch.float32)
+
+
+def load_causal_lm(path: Path, dtype: torch.dtype, attention: str) -> Any:
+    """The causal language model in `path`, on the CPU. Never runs code from the folder."""
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    with _quiet(transformers):
+        return transformers.AutoModelForCausalLM.from_pretrained(
+            path, dtype=dtype, attn_implementation=attention, trust_remote_code=False, local_files_only=True
+        )
+
+
+@contextlib.contextmanager
+def _quiet(transformers: Any) -> Iterator[None]:
+    before = transformers.utils.logging.get_verbosity()
+    transformers.utils.logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers.utils.logging.set_verbosity(before)
+
+
+def full_model(path: Path, attention: str) -> Any:
+    """A model all of whose weights are trained, in float32."""
+    model = load_causal_lm(path, torch.float32, attention)
+    model.requires_grad_(True)
+    return model
+
+
+def lora_model(path: Path, cfg: Train, compute: torch.dtype, attention: str) -> Any:
+    """A peft model: the base frozen in the compute dtype, adapters in float32, drawn from `cfg.seed`."""
+    from peft import LoraConfig, get_peft_model
+
+    base = load_causal_lm(path, compute, attention)
+    lora = cfg.lora
+    torch.manual_seed(cfg.seed)
+    adapter = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,  # type: ignore[arg-type]  # peft scales by a float as well
+        lora_dropout=lora.dropout,
+        target_modules=lora_targets(base, lora),
+        modules_to_save=lora.modules_to_save or None,
+        use_rslora=lora.rslora,
+        use_dora=lora.dora,
+        task_type="CAUSAL_LM",
+    )
+    model = get_peft_model(base, adapter)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return model
+
+
+def lora_targets(base: Any, lora: Lora) -> list[str]:
+    """Last parts of the names of the modules that get an adapter, sorted.
+
+    Raises ConfigError (2) for a name that no module has, or for the head: its adapter would hide from the fused loss.
+    """
+    head = base.get_output_embeddings()
+    linear = {name.rpartition(".")[2] for name, m in base.named_modules() if isinstance(m, nn.Linear) and m is not head}
+    names = [name for name, _ in base.named_modules()]
+    if lora.targets == ["all-linear"]:
+        return sorted(linear)
+    for target in lora.targets:
+        hits = [name for name in names if name == target or name.endswith(f".{target}")]
+        if not hits:
+            raise ConfigError(f"--lora.targets {target}: no such module; linear ones are {', '.join(sorted(linear))}")
+        if any(base.get_submodule(name) is head for name in hits):
+            raise ConfigError(
+                f"--lora.targets {target}: the output head takes no adapter; train it whole with"
+                f" --lora.modules-to-save {target}",
+                USAGE,
+            )
+    return sorted(set(lora.targets))
+
+
+def causal_lm(model: Any) -> Any:
+    """The transformers model inside a peft model, or the model itself."""
+    return model.get_base_model() if hasattr(model, "peft_config") else model
+
+
+def trainable(model: Any) -> dict[str, Tensor]:
+    """Parameters that are trained, by name, tied ones once. Raises ConfigError (2) if there are none."""
+    found = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if not found:
+        raise ConfigError("0 trainable parameters; check --lora.targets", USAGE)
+    return found
+
+
+def free_memory() -> None:
+    """Give memory of dropped tensors back."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

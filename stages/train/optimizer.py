@@ -1,0 +1,61 @@
+"""AdamW with decoupled decay on matrices only, and its state as named tensors."""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from postmill.io.errors import MISMATCH, ArtifactError
+from postmill.stages.train.config import Train
+
+
+class Learner(NamedTuple):
+    """What changes in training."""
+
+    net: Any
+    """The peft model, or the model itself."""
+    parameters: dict[str, Tensor]
+    """What is trained, by name."""
+    optimizer: torch.optim.Optimizer
+
+
+def make_optimizer(cfg: Train, parameters: dict[str, Tensor]) -> torch.optim.AdamW:
+    """AdamW over `parameters`; norms and biases (fewer than two dimensions) do not decay."""
+    matrices = [p for p in parameters.values() if p.ndim >= 2]
+    vectors = [p for p in parameters.values() if p.ndim < 2]
+    groups = [{"params": matrices, "weight_decay": cfg.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]],
+        lr=cfg.peak_lr,
+        betas=(cfg.beta1, cfg.beta2),
+        eps=cfg.eps,
+        fused=True,
+    )
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Use `lr` from the next update on."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+
+
+def state_tensors(optimizer: torch.optim.Optimizer, parameters: dict[str, Tensor]) -> dict[str, Tensor]:
+    """`PARAMETER/exp_avg` and so on: all state of the optimizer."""
+    found: dict[str, Tensor] = {}
+    for name, parameter in parameters.items():
+        state: dict[str, Any] = optimizer.state.get(parameter, {})
+        for key, value in state.items():
+            found[f"{name}/{key}"] = value.detach().cpu().contiguous()
+    return found
+
+
+def restore_state(
+    optimizer: torch.optim.Optimizer, parameters: dict[str, Tensor], tensors: dict[str, Tensor], place: str
+) -> None:
+    """Put back what `state_tensors` gave. Raises ArtifactError (78) naming `place` if a parameter is missing."""
+    for name, parameter in parameters.items():
+        keys = [key for key in ("step", "exp_avg", "exp_avg_sq") if f"{name}/{key}" in tensors]
+        if len(keys) != 3:
+            raise ArtifactError(f"{place}: no optimizer state for {name}; delete this checkpoint", MISMATCH)
+        # `step` lies where fused AdamW wants it: with the parameter
+        optimizer.state[parameter] = {key: tensors[f"{name}/{key}"].to(parameter.device) for key in keys}

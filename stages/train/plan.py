@@ -1,0 +1,204 @@
+"""What is known before any weight is loaded: the bins of every step, each step's normaliser, and what cannot work.
+
+A step is a block of consecutive bins in the epoch's order, a pure function of (seed, epoch). The plan says how many
+tokens, how much weight and how many rows each bin trains on, so the loss of a step can be divided by the right number
+from its first micro-batch on, and neither accumulation nor the number of ranks changes a gradient.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from postmill.io.errors import BAD_DATA, MISMATCH, USAGE, ArtifactError, ConfigError
+from postmill.io.model_folder import load_json, tokenizer_digest
+from postmill.io.packed import PackedReader, token_tables
+from postmill.stages.protocol import Input
+from postmill.stages.train.config import Train
+
+
+class Step(NamedTuple):
+    """One update. `bins` is [ranks, bins per rank], -1 where the last step of an epoch runs out."""
+
+    number: int
+    epoch: int
+    bins: NDArray[np.int64]
+    normaliser: float
+    tokens: int
+    trained_tokens: int
+
+    def micro_batches(self, rank: int, micro_bins: int) -> list[NDArray[np.int64]]:
+        """The bins of `rank`, in blocks. Every rank has the same number of blocks; a block of -1 only is padding."""
+        mine = self.bins[rank]
+        return [mine[at : at + micro_bins] for at in range(0, len(mine), micro_bins)]
+
+
+class Steps:
+    """All steps of a run, by number."""
+
+    def __init__(self, cfg: Train, reader: PackedReader, num_ranks: int) -> None:
+        if cfg.bins_per_step % (num_ranks * cfg.micro_bins):
+            raise ConfigError(
+                f"--bins-per-step {cfg.bins_per_step}: not a multiple of {num_ranks} ranks times --micro-bins"
+                f" {cfg.micro_bins}; change one of them",
+                USAGE,
+            )
+        self._cfg, self._reader, self._num_ranks = cfg, reader, num_ranks
+        self._weight = _bin_normaliser(cfg, reader)
+        self.per_epoch = -(-len(reader) // cfg.bins_per_step)
+        self.total = cfg.steps or cfg.epochs * self.per_epoch
+        self._epoch, self._dealt = -1, np.empty((0, 0, 0), np.int64)
+
+    def __getitem__(self, number: int) -> Step:
+        """Step `number`, counted from 0."""
+        epoch, within = divmod(number, self.per_epoch)
+        if epoch != self._epoch:
+            order = self._reader.order(epoch, self._cfg.seed)
+            per_rank = self._cfg.bins_per_step // self._num_ranks
+            self._epoch, self._dealt = epoch, self._reader.deal(order, self._num_ranks, per_rank)
+        bins = self._dealt[within]
+        real = np.sort(bins[bins >= 0])  # sorted, so that the sum is the same however the bins were dealt
+        plan = self._reader.plan
+        return Step(
+            number,
+            epoch,
+            bins,
+            float(self._weight[real].sum()),
+            int(plan.length[real].sum(dtype=np.int64)),
+            int(plan.trained_tokens[real].sum()),
+        )
+
+    def check(self) -> None:
+        """Raise ConfigError (2) if a step of the first epoch has a normaliser that is not above 0."""
+        for number in range(min(self.per_epoch, self.total)):
+            step = self[number]
+            if not step.normaliser > 0:
+                raise ConfigError(
+                    f"step {number + 1}: the sum of {self._cfg.normalize} is {step.normaliser:g}, expected more than"
+                    " 0; choose another --normalize, or more --bins-per-step",
+                    USAGE,
+                )
+
+
+def _bin_normaliser(cfg: Train, reader: PackedReader) -> NDArray[np.float64]:
+    columns = {
+        "tokens": reader.plan.trained_tokens,
+        "weights": reader.plan.weight_sum,
+        "rows": reader.plan.num_rows,
+    }
+    return columns[cfg.normalize].astype(np.float64)
+
+
+def validation_normaliser(cfg: Train, reader: PackedReader) -> float:
+    """What the summed loss over all of `reader` is divided by."""
+    return float(_bin_normaliser(cfg, reader).sum())
+
+
+def check_request(cfg: Train) -> None:
+    """Raise ConfigError (2) for a run that could learn nothing."""
+    if cfg.peak_lr == 0:
+        raise ConfigError("--lr 0: nothing would be learned; give a rate above 0", USAGE)
+
+
+def check_data(packed: Input, reader: PackedReader, model: Input) -> None:
+    """Raise ArtifactError if bins and model do not fit: nothing to train on (65), other tokenizer or ids (78)."""
+    plan = reader.plan
+    if len(reader) == 0 or int(plan.trained_tokens.sum()) == 0:
+        raise ArtifactError(
+            f"{packed.path}: {len(reader)} bins with {int(plan.trained_tokens.sum())} trained tokens; check tokenize's"
+            " --loss-scale, and its ledger",
+            BAD_DATA,
+        )
+    assert model.path is not None
+    wanted = reader.artifact.manifest.digests.get("tokenizer")
+    if wanted is not None and (model.path / "tokenizer.json").is_file():
+        found = tokenizer_digest(model.path)
+        if found != wanted:
+            raise ArtifactError(
+                f"{packed.path}: its tokens were made with tokenizer {wanted}, {model.path} has {found}; tokenize with"
+                " this model, or train the model they were made for",
+                MISMATCH,
+            )
+    vocab_size = _vocab_size(load_json(model.path / "config.json"))
+    highest = max_id(reader)
+    if vocab_size is not None and highest >= vocab_size:
+        raise ArtifactError(
+            f"{packed.path}: holds token id {highest}, {model.path} has a vocabulary of {vocab_size}; tokenize with"
+            " this model's tokenizer",
+            MISMATCH,
+        )
+
+
+def _vocab_size(config: dict[str, object]) -> int | None:
+    size = config.get("vocab_size")
+    text = config.get("text_config")
+    if size is None and isinstance(text, dict):
+        size = text.get("vocab_size")
+    return size if isinstance(size, int) else None
+
+
+def max_id(reader: PackedReader) -> int:
+    """The highest token id of all rows; -1 without any."""
+    highest = -1
+    for tokens in reader.tokens:
+        for table in token_tables(tokens):
+            for batch in table:
+                ids = batch.column("input_ids").values.to_numpy()
+                highest = max(highest, int(ids.max())) if len(ids) else highest
+    return highest
+
+
+def closing_ids(reader: PackedReader) -> dict[int, int]:
+    """How often each token is the first of a closing that is trained on: what the model learns to stop with."""
+    counts: dict[int, int] = {}
+    for tokens in reader.tokens:
+        for table in token_tables(tokens):
+            for batch in table:
+                found, times = np.unique(_closings(batch), return_counts=True)
+                for token, number in zip(found.tolist(), times.tolist(), strict=True):
+                    counts[token] = counts.get(token, 0) + number
+    return counts
+
+
+def _closings(batch: object) -> NDArray[np.int32]:
+    """First closing token of each turn of a batch of TOKENS_V1 in which that token has a weight."""
+    import pyarrow as pa
+
+    assert isinstance(batch, pa.RecordBatch)
+    ids, turns, spans = (batch.column(name) for name in ("input_ids", "turns", "spans"))
+    starts = ids.offsets.to_numpy()
+
+    def absolute(column: pa.ListArray, name: str) -> NDArray[np.int64]:
+        """Field `name` of every item, as an index into the batch's ids."""
+        lengths = np.diff(column.offsets.to_numpy())
+        values = column.flatten().field(name).to_numpy(zero_copy_only=False).astype(np.int64)
+        return values + np.repeat(starts[:-1], lengths)
+
+    closing, end = absolute(turns, "closing"), absolute(turns, "generated_end")
+    closing = closing[closing < end]
+    begin, stop = absolute(spans, "start"), absolute(spans, "end")
+    if not len(begin) or not len(closing):
+        return np.empty(0, np.int32)
+    at = np.searchsorted(begin, closing, side="right") - 1
+    trained = (at >= 0) & (closing < stop[np.maximum(at, 0)])
+    values: NDArray[np.int32] = ids.values.to_numpy()[closing[trained]]
+    return values
+
+
+class Channels(NamedTuple):
+    """The channels of a packed artifact's rows. Rows without one are in the channel `-`."""
+
+    names: list[str]
+    of_row: NDArray[np.int64]
+    """Index into `names`, by row ordinal."""
+
+
+def read_channels(reader: PackedReader) -> Channels:
+    """All channels, by name."""
+    found: list[str] = []
+    for tokens in reader.tokens:
+        for table in token_tables(tokens):
+            for batch in table:
+                found += [name or "-" for name in batch.column("channel").to_pylist()]
+    names, of_row = np.unique(np.array(found, dtype=str), return_inverse=True)
+    return Channels(names.tolist(), of_row.astype(np.int64))

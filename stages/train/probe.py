@@ -1,0 +1,64 @@
+"""A look before the first step: does the loss head compute what the model itself computes, each row for itself?
+
+Two short rows are laid end to end and scored by the objective; then each is given to the model alone, logits and all.
+A model whose layers leak across rows (state-space layers, unusual attention) or scale their logits in a way we do not
+know shows here, in one second, and not in a wrong model.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from postmill.io.errors import FAILED, StageError
+from postmill.io.packed import Bin, PackedReader
+from postmill.stages.train.batch import collate
+from postmill.stages.train.objective import Objective
+
+_LONGEST = 48
+_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
+"""Mean difference of log-probabilities, in nats, per nat of loss."""
+
+
+def check_objective(objective: Objective, reader: PackedReader, dtype: torch.dtype, device: torch.device) -> float:
+    """The mean difference. Raises StageError (1) if it is above the tolerance of `dtype`."""
+    was_training = objective.training
+    objective.eval()
+    rows = _two_rows(reader)
+    lengths = [len(row) for row in rows]
+    packed = Bin(
+        np.concatenate(rows),
+        np.concatenate([np.arange(n, dtype=np.int32) for n in lengths]),
+        np.cumsum([0, *lengths], dtype=np.int32),
+        np.ones(sum(lengths), np.float32),
+        np.zeros(len(rows), np.int64),
+    )
+    with torch.no_grad():
+        logp_T = objective(collate([packed]).to(device), 1.0, want_logp=True).logp_T
+        assert logp_T is not None
+        ours = torch.cat([piece[:-1] for piece in logp_T.split(lengths)])
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            alone = torch.cat([_own_logp(objective.model, row, device) for row in rows])
+    objective.train(was_training)
+    difference = float((ours - alone).abs().mean())
+    if not difference <= _TOLERANCE[dtype] * max(1.0, float(alone.abs().mean())):
+        raise StageError(
+            f"the model gives rows in a bin other log-probabilities than alone (by {difference:.3g} nats on average);"
+            " its layers or its head are of a kind that packing does not fit: use another model, or report this",
+            FAILED,
+        )
+    return difference
+
+
+def _two_rows(reader: PackedReader) -> list[np.ndarray[Any, np.dtype[np.int32]]]:
+    first = reader.bin(0)
+    rows = np.split(first.input_ids, first.cu_seqlens[1:-1])
+    rows = [row[:_LONGEST] for row in rows if len(row) > 1] or [first.input_ids[:_LONGEST]]
+    return [rows[-1], rows[0]]
+
+
+def _own_logp(model: Any, row: np.ndarray[Any, Any], device: torch.device) -> torch.Tensor:
+    """Log-probability of each token but the first, from the model's own logits."""
+    ids = torch.from_numpy(row.astype(np.int64)).to(device)
+    logits: torch.Tensor = model(input_ids=ids[None], use_cache=False).logits[0]
+    return logits[:-1].float().log_softmax(-1).gather(-1, ids[1:, None]).squeeze(-1)
