@@ -80,6 +80,35 @@ LEDGER_V1: Final = pa.schema(
 """One row that was not passed on as it came: `action` is dropped, truncated or masked."""
 
 
+_IDS = pa.large_list(pa.field("item", pa.int32(), nullable=False))
+
+EVAL_ITEMS_V1: Final = pa.schema(
+    [
+        pa.field("item_id", pa.utf8(), nullable=False),
+        pa.field("group", pa.utf8(), nullable=False),
+        pa.field("prompt", pa.utf8(), nullable=False),
+        pa.field("prompt_ids", _IDS, nullable=False),
+        pa.field("output", pa.utf8()),
+        pa.field("output_ids", _IDS, nullable=False),
+        pa.field("finish_reason", pa.utf8()),
+        pa.field("error", pa.utf8()),
+    ]
+)
+"""One question asked: `prompt` is the conversation as JSON; either `output` and `finish_reason`, or `error`."""
+
+EVAL_SCORES_V1: Final = pa.schema(
+    [
+        pa.field("item_id", pa.utf8(), nullable=False),
+        pa.field("rule", pa.utf8()),
+        pa.field("expected", pa.list_(pa.utf8()), nullable=False),
+        pa.field("score", pa.float64()),
+        pa.field("ok", pa.bool_()),
+        pa.field("reason", pa.utf8(), nullable=False),
+    ]
+)
+"""One answer scored; `score` and `ok` are null where nothing was answered or expected, never 0."""
+
+
 def check_schema(found: pa.Schema, expected: pa.Schema, place: Any) -> None:
     """Raises ArtifactError (78) naming the first column of `found` that differs from `expected`."""
     for field in expected:

@@ -50,6 +50,13 @@ class Progress:
         sys.stderr.flush()
 
     @classmethod
+    def show(cls, text: str) -> None:
+        """Show a result for people to read, lines of text as they are, unless quiet."""
+        if not cls._quiet:
+            sys.stderr.write(f"\n{text}\n" if cls._open else f"{text}\n")
+            cls._open = False
+
+    @classmethod
     def warn(cls, stage: str, text: str) -> None:
         """Say something people should know, even when quiet."""
         sys.stderr.write(f"\n{stage}: warning: {text}\n" if cls._open else f"{stage}: warning: {text}\n")

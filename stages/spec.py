@@ -9,9 +9,9 @@ import msgspec
 class Port(msgspec.Struct, frozen=True, kw_only=True):
     """One way in. `kinds` are artifact kinds, or one of the special kinds below.
 
-    `dataset`: a reference that `resolver` turns into inputs; `model`, `adapter`: a folder in Hugging Face or PEFT layout,
-    ours or not, digested whole;
-    `tokenizer`: a model folder of which only tokenizer and template files count; `file`: any file.
+    `dataset`: a reference that `resolver` turns into inputs; `model`, `adapter`: a folder in Hugging Face or PEFT
+    layout, ours or not, digested whole; `tokenizer`: a model folder of which only tokenizer and template files count;
+    `file`: any file.
     """
 
     kinds: tuple[str, ...]
@@ -40,7 +40,7 @@ class Stage(msgspec.Struct, frozen=True, kw_only=True):
     """Whether the output can be a stream on stdout."""
     example: str = ""
     implied: str = ""
-    """`module:function` from the inputs found to all inputs: for one that another input names, as an adapter its base."""
+    """`module:function` from inputs found to all inputs: for one that another input names, as an adapter its base."""
     safe_to_change: frozenset[str] = frozenset()
     """Config fields that do not alter the result, and so are left out of the content key."""
     ranks: bool = False

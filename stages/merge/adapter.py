@@ -144,7 +144,7 @@ def _edits(
     edit: Edit = low_rank
     if "magnitude" in parts:
         if strength != 1:
-            raise ConfigError(f"{path}: a DoRA adapter cannot be scaled; leave its --scales at 1", USAGE)
+            raise ConfigError(f"{path}: a DoRA adapter cannot be scaled; leave its --scale at 1", USAGE)
         edit = Dora(low_rank, parts["magnitude"].reshape(-1), axis=0 if flipped else 1)
     found: list[tuple[str, Edit]] = [(f"{module}.weight", edit)]
     if "b_bias" in parts:

@@ -11,8 +11,8 @@ from postmill.stages.spec import Port, Stage
 class Merge(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Put adapters into the weights of their model, tensor by tensor."""
 
-    scales: list[float] = []
-    """Strength of each adapter, in their order, like 1,0.5; none is 1 for all."""
+    scale: list[float] = []
+    """Strength of each adapter, once for each in their order; none is 1 for all."""
     parity: Literal["rows", "off"] = "rows"
     """`rows` compares logits of base with adapters and of the merged model on a few prompts, which loads both (fp32);
     `off` skips that and needs neither torch nor memory for a model."""

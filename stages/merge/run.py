@@ -29,9 +29,9 @@ def run(cfg: Merge, inputs: Inputs, out: Out) -> Result:
     """Write the merged model into `out.dir`. Raises StageError (1) if it does not compute what base and adapters do."""
     base = _path(inputs["model"][0])
     paths = [_path(item) for item in inputs["adapters"]]
-    scales = cfg.scales or [1.0] * len(paths)
+    scales = cfg.scale or [1.0] * len(paths)
     if len(scales) != len(paths):
-        raise ConfigError(f"--scales: {len(scales)} of them for {len(paths)} adapters; give one each", USAGE)
+        raise ConfigError(f"--scale: {len(scales)} of them for {len(paths)} adapters; give one each", USAGE)
     config = load_json(base / "config.json")
     if config.get("quantization_config"):
         raise ConfigError(f"{base}: its weights are quantized; merge into the model before it was quantized", USAGE)

@@ -5,12 +5,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from postmill.io.errors import ArtifactError
 from postmill.io.model_folder import load_json, model_files, tokenizer_files
 from postmill.io.safetensors_file import INDEX
 from postmill.stages.merge.plan import Plan
+from postmill.stages.shared.base_model import TRAINING, configured_stop_ids, trained_stop_ids
 
-TRAINING = "training.json"
 _CONFIGS = ("config.json", "generation_config.json")
 _NOT_OF_A_MODEL = ("adapter_config.json", TRAINING, INDEX)
 
@@ -34,7 +33,7 @@ def write_sidecars(base: Path, adapters: list[Path], target: Path, plan: Plan) -
         _save(target / "config.json", config)
     else:
         shutil.copyfile(base / "config.json", target / "config.json")
-    return _write_generation_config(base, adapters, target, config)
+    return _write_generation_config(base, adapters, target)
 
 
 def _update_config(config: dict[str, Any], plan: Plan) -> bool:
@@ -52,22 +51,11 @@ def _update_config(config: dict[str, Any], plan: Plan) -> bool:
     return plan.untied or resized
 
 
-def stop_ids(path: Path) -> list[int]:
-    """The stop ids that training gave the adapter or model in `path`; none if it does not say."""
-    if not (path / TRAINING).is_file():
-        return []
-    ids = load_json(path / TRAINING).get("stop_ids", [])
-    if not isinstance(ids, list) or not all(type(i) is int and i >= 0 for i in ids):
-        raise ArtifactError(f"{path / TRAINING}: stop_ids {ids!r}, expected a list of token ids")
-    return ids
-
-
-def _write_generation_config(base: Path, adapters: list[Path], target: Path, config: dict[str, Any]) -> list[int]:
+def _write_generation_config(base: Path, adapters: list[Path], target: Path) -> list[int]:
     source = base / "generation_config.json"
     generation = load_json(source) if source.is_file() else {}
-    known = generation.get("eos_token_id", config.get("eos_token_id"))
-    ids = [] if known is None else known if isinstance(known, list) else [known]
-    added = [i for path in adapters for i in stop_ids(path)]
+    ids = configured_stop_ids(base)
+    added = [i for path in adapters for i in trained_stop_ids(path)]
     added = [i for n, i in enumerate(added) if i not in ids and i not in added[:n]]
     if added:
         ids = ids + added

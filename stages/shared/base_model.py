@@ -26,6 +26,34 @@ def imply_base(inputs: Inputs) -> Inputs:
     return inputs | {"model": bases}
 
 
+TRAINING = "training.json"
+
+
+def trained_stop_ids(path: Path) -> list[int]:
+    """The stop ids that training gave the adapter or model in `path`; none if it does not say."""
+    if not (path / TRAINING).is_file():
+        return []
+    ids = load_json(path / TRAINING).get("stop_ids", [])
+    if not isinstance(ids, list) or not all(type(i) is int and i >= 0 for i in ids):
+        raise ArtifactError(f"{path / TRAINING}: stop_ids {ids!r}, expected a list of token ids")
+    return ids
+
+
+def configured_stop_ids(path: Path) -> list[int]:
+    """The stop ids that generation_config.json names, or else config.json; none if neither does."""
+    for name in ("generation_config.json", "config.json"):
+        if (path / name).is_file():
+            ids = load_json(path / name).get("eos_token_id")
+            if ids is not None:
+                return ids if isinstance(ids, list) else [ids]
+    return []
+
+
+def all_stop_ids(folders: list[Path]) -> set[int]:
+    """Every token that ends an answer of the model made of `folders`, base first."""
+    return {i for path in folders for i in (*configured_stop_ids(path), *trained_stop_ids(path))}
+
+
 def _base_path(adapter: Input) -> Path:
     """Where the adapter says its base lies: its own record of inputs first, then what peft wrote."""
     assert adapter.path is not None

@@ -3,6 +3,7 @@ mod encode;
 mod error;
 mod pack;
 mod rows;
+mod template;
 
 use pyo3::prelude::*;
 
@@ -13,5 +14,6 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     error::register(module)?;
     encode::register(module)?;
     pack::register(module)?;
-    rows::register(module)
+    rows::register(module)?;
+    template::register(module)
 }

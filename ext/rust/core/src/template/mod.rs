@@ -1,5 +1,44 @@
 //! Chat templates: a model's own Jinja source, rendered as transformers' `apply_chat_template(tokenize=False)` does,
 //! with the bytes that each message produced.
+//!
+//! The engine is our own. What it supports it does as Jinja2 on Python does (scopes, printing, operators, methods);
+//! what it does not support is an error, never another text. It borrows strings from the row instead of converting
+//! it, and notes while it writes who writes: which message a loop is at, which bytes are the template's own words,
+//! which come from `{% generation %}` or from the generation prompt. `turns` makes masks of these notes.
+//! `docs/masks.md` gives the rules.
+mod args;
+mod ast;
+mod clean;
+mod date;
+mod eval;
+mod filters;
+mod fuel;
+mod interp;
+mod lexer;
+mod marks;
+mod methods;
+mod number;
+mod ops;
+mod parse;
+mod parse_expr;
+mod print;
+mod printable;
+mod prompt;
+mod row;
+mod scope;
+mod sequences;
+mod tests;
+mod text;
+mod turns;
+mod value;
+
+#[cfg(test)]
+mod unit;
+
+use std::collections::HashSet;
+
+pub use date::Date;
+
 use crate::error::Error;
 use crate::types::{Json, Message, Rendered};
 
@@ -10,17 +49,6 @@ pub struct SpecialTexts {
     pub named: Vec<(Box<str>, Box<str>)>,
     /// Texts of all special and added tokens, for finding the token that closes a turn.
     pub tokens: Vec<Box<str>>,
-}
-
-/// A point in time for templates that print the date (`strftime_now`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Date {
-    /// Calendar year.
-    pub year: i32,
-    /// 1 to 12.
-    pub month: u8,
-    /// 1 to 31.
-    pub day: u8,
 }
 
 /// How a template may run.
@@ -42,18 +70,66 @@ impl Default for Options {
     }
 }
 
+/// Why a rendering stopped. Boxed: the happy path should not carry it.
+#[derive(Debug)]
+struct Fail(Box<(String, u32)>);
+
+impl Fail {
+    fn new(message: impl Into<String>) -> Self {
+        Self(Box::new((message.into(), 0)))
+    }
+
+    fn line(&self) -> u32 {
+        self.0.1
+    }
+}
+
+type Outcome<T> = Result<T, Fail>;
+
+fn fail<T>(message: impl Into<String>) -> Outcome<T> {
+    Err(Fail::new(message))
+}
+
+fn undefined<T>(name: &str) -> Outcome<T> {
+    fail(format!("'{name}' is undefined"))
+}
+
 /// A compiled chat template. Compile once, render from any thread.
 #[derive(Debug)]
-pub struct Template {}
+pub struct Template {
+    body: Vec<ast::Stmt>,
+    layout: scope::Layout,
+    specials: SpecialTexts,
+    closers: turns::Closers,
+    options: Options,
+    date: Date,
+    prompt: prompt::PromptRule,
+    prompts: prompt::PromptCache,
+}
 
 impl Template {
     /// Compile `source`. Anything that cannot be rendered exactly as Jinja2 would is an error here or in `render`.
     ///
     /// # Errors
-    /// `Error::Template` with the line of a syntax error or of an unsupported construct.
+    /// `Error::Template` with the line of a syntax error or of an unsupported construct, `Error::Config` for a date
+    /// that does not exist.
     pub fn new(source: &str, specials: &SpecialTexts, options: Options) -> Result<Self, Error> {
-        let _ = (source, specials, options);
-        Err(Error::Template { place: "".into(), message: "templates are not built yet".into() })
+        let date = options.date.unwrap_or_else(Date::today);
+        if !date.is_valid() {
+            let message = format!("the date {}-{}-{} does not exist", date.year, date.month, date.day);
+            return Err(Error::Config { message: message.into() });
+        }
+        let mut body = parse::parse(source).map_err(|error| match error {
+            Error::Template { place, message } => {
+                Error::Template { place: format!("{}, {place}", options.name).into(), message }
+            }
+            other => other,
+        })?;
+        let layout = scope::resolve(&mut body);
+        let prompt = clean::prompt_rule(&body, &layout);
+        let closers = turns::Closers::new(specials);
+        let prompts = prompt::PromptCache::default();
+        Ok(Self { body, layout, specials: specials.clone(), closers, options, date, prompt, prompts })
     }
 
     /// Render a conversation and say which bytes each message produced.
@@ -68,13 +144,41 @@ impl Template {
         kwargs: &[(Box<str>, Json)],
         add_generation_prompt: bool,
     ) -> Result<Rendered, Error> {
-        let _ = (messages, tools, kwargs, add_generation_prompt);
-        Err(Error::Template { place: "".into(), message: "templates are not built yet".into() })
+        let row = row::Row::new(messages, tools, kwargs);
+        let written = self.write(&row, messages.len(), add_generation_prompt)?;
+        let turns = turns::locate(self, &row, &written)?;
+        Ok(Rendered { text: written.text, turns })
+    }
+
+    /// Render a conversation where nobody asks for its turns.
+    ///
+    /// # Errors
+    /// `Error::Template` where transformers would raise, and where a limit is exceeded.
+    pub fn render_text(
+        &self,
+        messages: &[Message],
+        tools: Option<&Json>,
+        kwargs: &[(Box<str>, Json)],
+        add_generation_prompt: bool,
+    ) -> Result<String, Error> {
+        let row = row::Row::new(messages, tools, kwargs);
+        Ok(self.write(&row, messages.len(), add_generation_prompt)?.text)
     }
 
     /// The date the template prints, if it prints one: part of what makes a rendering reproducible.
     #[must_use]
     pub fn date(&self) -> Option<Date> {
-        None
+        self.layout.names_strftime.then_some(self.date)
+    }
+
+    /// The variables a row may set: what `chat_template_kwargs` can change.
+    pub fn variables(&self) -> impl Iterator<Item = &str> {
+        let given: HashSet<&str> = self.specials.named.iter().map(|(name, _)| &**name).collect();
+        self.layout.outside.iter().map(|name| &**name).filter(move |name| !given.contains(name) && !row::is_builtin(name))
+    }
+
+    fn error(&self, place: &str, message: impl Into<Box<str>>) -> Error {
+        let place = if place.is_empty() { self.options.name.clone() } else { format!("{}, {place}", self.options.name).into() };
+        Error::Template { place, message: message.into() }
     }
 }

@@ -1,0 +1,465 @@
+//! Runs a template: statements in order, output into a buffer, notes about who wrote what.
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+
+use super::args::Args;
+use super::ast::{ArgExprs, For, Macro, Scope, Stmt, StmtKind, Target};
+use super::filters::Filter;
+use super::fuel::Fuel;
+use super::marks::{Captured, Mark, MarkKind, OpenTurn, Output};
+use super::print;
+use super::value::{Chars, LoopState, Sequence, Text, Value};
+use super::{Date, Fail, Outcome, fail, undefined};
+
+/// Calls of macros within macros; each level takes some kilobytes of stack.
+const MAX_CALLS: usize = 60;
+
+/// What a statement asks of the loop around it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Flow {
+    Next,
+    Break,
+    Continue,
+}
+
+/// One rendering.
+pub(super) struct Interp<'a> {
+    pub slots: Vec<Value<'a>>,
+    /// The row's own variables.
+    pub outside: Vec<Value<'a>>,
+    pub fuel: Fuel,
+    /// Line of the statement that runs, for errors.
+    pub line: u32,
+    pub namespaces: Vec<Vec<(&'a str, Value<'a>)>>,
+    pub date: Date,
+    pub max_output: usize,
+    pub out: Output,
+    /// Outputs set aside while a block is captured.
+    suspended: Vec<Output>,
+    turns: Vec<OpenTurn>,
+    calls: usize,
+    /// Cut points of the generation prompt are wanted.
+    in_prompt: bool,
+    /// Messages whose content was printed while another message had its turn, or none.
+    pub strays: Vec<usize>,
+    /// Captured blocks with marks: those made less those printed. Not zero: marks were lost or doubled.
+    pub captured_marks: i64,
+}
+
+impl<'a> Interp<'a> {
+    pub fn new(num_slots: usize, outside: Vec<Value<'a>>, fuel: u64, date: Date, max_output: usize) -> Self {
+        Self {
+            slots: vec![Value::Unset; num_slots],
+            outside,
+            fuel: Fuel::new(fuel),
+            line: 0,
+            namespaces: Vec::new(),
+            date,
+            max_output,
+            out: Output::default(),
+            suspended: Vec::new(),
+            turns: Vec::new(),
+            calls: 0,
+            in_prompt: false,
+            strays: Vec::new(),
+            captured_marks: 0,
+        }
+    }
+
+    pub fn run(&mut self, body: &'a [Stmt]) -> Outcome<Flow> {
+        for stmt in body {
+            let flow = self.statement(stmt)?;
+            if flow != Flow::Next {
+                return Ok(flow);
+            }
+        }
+        Ok(Flow::Next)
+    }
+
+    /// Run a body whose variables are its own.
+    fn run_scope(&mut self, scope: &'a Scope) -> Outcome<Flow> {
+        self.clear(scope.slots);
+        self.run(&scope.body)
+    }
+
+    fn clear(&mut self, (from, to): (u32, u32)) {
+        for slot in &mut self.slots[from as usize..to as usize] {
+            *slot = Value::Unset;
+        }
+    }
+
+    fn statement(&mut self, stmt: &'a Stmt) -> Outcome<Flow> {
+        self.line = stmt.line;
+        if !self.fuel.spend(1) {
+            return fail("out of fuel: the template runs too long; raise the fuel limit if it is right");
+        }
+        match &stmt.kind {
+            StmtKind::Text(text) => self.emit(text, text.len())?,
+            StmtKind::Output(value) => self.emit_expr(value)?,
+            StmtKind::If(branches, otherwise) => {
+                for branch in branches {
+                    if self.eval(&branch.test)?.truthy() {
+                        return if branch.is_prompt { self.prompt(&branch.body) } else { self.run(&branch.body) };
+                    }
+                }
+                return self.run(otherwise);
+            }
+            StmtKind::For(stmt) => self.for_loop(stmt)?,
+            StmtKind::Set { target, value, indexes_loop } => {
+                let value = self.eval(value)?;
+                if *indexes_loop {
+                    self.open_indexed_turn(&value);
+                }
+                self.assign(target, value)?;
+            }
+            StmtKind::SetBlock(target, filters, scope) => {
+                let value = self.capture_scope(scope)?;
+                let value = self.filtered(Value::Str(value), filters)?;
+                self.assign(target, value)?;
+            }
+            StmtKind::Macro(name, body) => self.store(name, Value::Macro(body)),
+            StmtKind::CallBlock(call, body) => {
+                let value = self.call_with_caller(call, body)?;
+                self.emit_value(&value)?;
+            }
+            StmtKind::FilterBlock(filters, scope) => {
+                let value = self.capture_scope(scope)?;
+                let value = self.filtered(Value::Str(value), filters)?;
+                self.emit_value(&value)?;
+            }
+            StmtKind::Generation(scope) => return self.generation(scope),
+            StmtKind::With(values, scope) => {
+                let values =
+                    values.iter().map(|(target, value)| Ok((target, self.eval(value)?))).collect::<Outcome<Vec<_>>>()?;
+                self.clear(scope.slots);
+                for (target, value) in values {
+                    self.assign(target, value)?;
+                }
+                return self.run(&scope.body);
+            }
+            StmtKind::Break => return Ok(Flow::Break),
+            StmtKind::Continue => return Ok(Flow::Continue),
+        }
+        Ok(Flow::Next)
+    }
+
+    /// The statement that writes the generation prompt.
+    fn prompt(&mut self, body: &'a [Stmt]) -> Outcome<Flow> {
+        let start = self.out.text.len();
+        self.in_prompt = true;
+        let flow = self.run(body)?;
+        self.in_prompt = false;
+        let mark = Mark { kind: MarkKind::Prompt, start, end: self.out.text.len(), literal_from: start };
+        self.out.marks.push(mark);
+        Ok(flow)
+    }
+
+    fn generation(&mut self, scope: &'a Scope) -> Outcome<Flow> {
+        let start = self.out.text.len();
+        if self.run_scope(scope)? != Flow::Next {
+            return fail("'break' or 'continue' inside {% generation %} has no loop to act on");
+        }
+        let end = self.out.text.len();
+        let literal_from = self.out.data_end.clamp(start, end);
+        self.out.marks.push(Mark { kind: MarkKind::Generation, start, end, literal_from });
+        Ok(Flow::Next)
+    }
+
+    fn filtered(&mut self, mut value: Value<'a>, filters: &'a [(Filter, ArgExprs)]) -> Outcome<Value<'a>> {
+        for (filter, args) in filters {
+            let args = self.args(args)?;
+            value = self.apply_filter(*filter, value, args)?;
+        }
+        Ok(value)
+    }
+
+    // Variables.
+
+    pub fn store(&mut self, name: &'a super::ast::Name, value: Value<'a>) {
+        if let Some(slot) = name.slots.first() {
+            self.slots[*slot as usize] = value;
+        }
+    }
+
+    fn assign(&mut self, target: &'a Target, value: Value<'a>) -> Outcome<()> {
+        match target {
+            Target::Name(name) => self.store(name, value),
+            Target::Tuple(targets) => {
+                let Some(items) = value.to_vec() else {
+                    return match value {
+                        Value::Undefined(name) => undefined(name),
+                        other => fail(format!("cannot unpack a {}", other.type_name())),
+                    };
+                };
+                if items.len() != targets.len() {
+                    return fail(format!("cannot unpack {} values into {} names", items.len(), targets.len()));
+                }
+                for (target, item) in targets.iter().zip(items) {
+                    self.assign(target, item)?;
+                }
+            }
+            Target::Member(name, member) => {
+                let Value::Namespace(at) = self.load(name) else {
+                    return fail("cannot assign attribute on non-namespace object");
+                };
+                if member.starts_with('_') {
+                    return fail("names in a namespace cannot start with an underscore");
+                }
+                self.set_member(at, member, value);
+            }
+        }
+        Ok(())
+    }
+
+    pub fn set_member(&mut self, namespace: usize, member: &'a str, value: Value<'a>) {
+        let members = &mut self.namespaces[namespace];
+        match members.iter_mut().find(|(name, _)| *name == member) {
+            Some((_, old)) => *old = value,
+            None => members.push((member, value)),
+        }
+    }
+
+    // Loops.
+
+    fn for_loop(&mut self, stmt: &'a For) -> Outcome<()> {
+        let over = self.eval(&stmt.iter)?;
+        let Some(mut items) = over.iterate() else {
+            return fail(format!("'{}' object is not iterable", over.type_name()));
+        };
+        if let Some(filter) = &stmt.filter {
+            let mut kept = Vec::new();
+            for i in 0..items.len() {
+                self.clear(stmt.scope.slots);
+                let Some(item) = items.get(i) else { break };
+                self.assign(&stmt.target, item.clone())?;
+                if self.eval(filter)?.truthy() {
+                    kept.push(item);
+                }
+            }
+            items = Sequence::Items(Value::items(kept));
+        }
+        let length = items.len();
+        if length == 0 {
+            if self.run_scope(&stmt.otherwise)? != Flow::Next {
+                return fail("'break' or 'continue' in the else of a loop is not supported");
+            }
+            return Ok(());
+        }
+        let index0 = Cell::new(0);
+        let state = Rc::new(LoopState { items, index0, length, changed: RefCell::new(None) });
+        for i in 0..length {
+            state.index0.set(i);
+            self.clear(stmt.scope.slots);
+            let Some(item) = state.items.get(i) else { break };
+            let open = self.turns.len();
+            if let Value::Object(_, message @ 1..) = item {
+                self.open_turn(message as usize - 1);
+            }
+            self.slots[stmt.loop_slot as usize] = Value::Loop(state.clone());
+            self.assign(&stmt.target, item)?;
+            let flow = self.run(&stmt.scope.body)?;
+            self.close_turns(open);
+            if flow == Flow::Break {
+                break;
+            }
+            if !self.fuel.spend(1) {
+                return fail("out of fuel: the template runs too long; raise the fuel limit if it is right");
+            }
+        }
+        self.slots[stmt.loop_slot as usize] = Value::Unset;
+        Ok(())
+    }
+
+    // Turns.
+
+    fn open_turn(&mut self, message: usize) {
+        let (start, data_end) = (self.out.text.len(), self.out.data_end);
+        self.turns.push(OpenTurn { message, buffer: self.suspended.len(), start, data_end });
+    }
+
+    /// `set message = messages[i]` inside a loop over `i`: from here on the iteration writes for that message.
+    fn open_indexed_turn(&mut self, value: &Value<'a>) {
+        if let Value::Object(_, message @ 1..) = value {
+            let message = *message as usize - 1;
+            if self.turns.last().is_none_or(|open| open.message != message) {
+                self.open_turn(message);
+            }
+        }
+    }
+
+    fn close_turns(&mut self, keep: usize) {
+        while self.turns.len() > keep {
+            let Some(turn) = self.turns.pop() else { return };
+            let end = self.out.text.len();
+            if end > turn.start {
+                let literal_from = self.out.data_end.clamp(turn.start, end);
+                let mark = Mark { kind: MarkKind::Message(turn.message), start: turn.start, end, literal_from };
+                self.record(mark, turn.data_end);
+            }
+        }
+    }
+
+    /// Note a message's stretch; where another message's turn is open around it, that turn is cut in two.
+    /// `data_end` is where data ended in this buffer before the stretch.
+    fn record(&mut self, mark: Mark, data_end: usize) {
+        let buffer = self.suspended.len();
+        if let Some(outer) = self.turns.last_mut().filter(|outer| outer.buffer == buffer) {
+            if outer.start < mark.start {
+                let literal_from = data_end.clamp(outer.start, mark.start);
+                let kind = MarkKind::Message(outer.message);
+                self.out.marks.push(Mark { kind, start: outer.start, end: mark.start, literal_from });
+            }
+            outer.start = mark.end;
+        }
+        self.out.marks.push(mark);
+    }
+
+    // Output.
+
+    /// Write text whose last `literal` bytes are the template's own.
+    pub fn emit(&mut self, text: &str, literal: usize) -> Outcome<()> {
+        if self.out.text.len() + text.len() > self.max_output || !self.fuel.spend_bytes(text.len()) {
+            return fail(format!("the output is larger than {} bytes, or takes too long to write", self.max_output));
+        }
+        self.out.text.push_str(text);
+        if literal < text.len() {
+            self.out.data_end = self.out.text.len() - literal;
+        }
+        if self.in_prompt && self.suspended.is_empty() {
+            self.out.cuts.push(self.out.text.len());
+        }
+        Ok(())
+    }
+
+    pub fn emit_text(&mut self, text: &Text<'a>) -> Outcome<()> {
+        if text.source != 0 && !text.as_str().is_empty() {
+            let message = text.source as usize - 1;
+            if self.turns.last().is_none_or(|turn| turn.message != message) {
+                self.strays.push(message);
+            }
+        }
+        if let Chars::Marked(captured) = &text.chars {
+            let (at, data_end) = (self.out.text.len(), self.out.data_end);
+            self.captured_marks -= 1;
+            self.emit(&captured.text, text.literal_tail as usize)?;
+            for mark in &captured.marks {
+                let (start, end) = (mark.start + at, mark.end + at);
+                let moved = Mark { start, end, literal_from: mark.literal_from + at, ..*mark };
+                match mark.kind {
+                    MarkKind::Message(_) => self.record(moved, data_end),
+                    _ => self.out.marks.push(moved),
+                }
+            }
+            return Ok(());
+        }
+        self.emit(text.as_str(), text.literal_tail as usize)
+    }
+
+    pub fn emit_value(&mut self, value: &Value<'a>) -> Outcome<()> {
+        match value {
+            Value::Str(text) => self.emit_text(text),
+            Value::Undefined(_) => Ok(()),
+            other => {
+                let text = print::to_str(other, &self.fuel)?;
+                self.emit(&text, 0)
+            }
+        }
+    }
+
+    /// Start to set output aside.
+    fn begin_capture(&mut self) -> Outcome<()> {
+        if self.suspended.len() > 2 * MAX_CALLS {
+            return fail("captured blocks are nested too deeply");
+        }
+        let outer = std::mem::take(&mut self.out);
+        self.suspended.push(outer);
+        Ok(())
+    }
+
+    /// What was written since `begin_capture`.
+    fn end_capture(&mut self) -> Text<'a> {
+        let outer = self.suspended.pop().unwrap_or_default();
+        let inner = std::mem::replace(&mut self.out, outer);
+        let literal_tail = (inner.text.len() - inner.data_end.min(inner.text.len())) as u32;
+        let text: Rc<str> = inner.text.into();
+        let chars = if inner.marks.is_empty() {
+            Chars::Owned(text)
+        } else {
+            self.captured_marks += 1;
+            Chars::Marked(Rc::new(Captured { text, marks: inner.marks }))
+        };
+        Text { chars, literal_tail, source: 0, markup: false }
+    }
+
+    fn capture_scope(&mut self, scope: &'a Scope) -> Outcome<Text<'a>> {
+        self.begin_capture()?;
+        if self.run_scope(scope)? != Flow::Next {
+            return fail("'break' or 'continue' inside a captured block has no loop to act on");
+        }
+        Ok(self.end_capture())
+    }
+
+    // Macros.
+
+    /// Call a macro; what it printed.
+    pub fn call_macro(
+        &mut self,
+        body: &'a Macro,
+        args: Args<'a>,
+        caller: Option<Value<'a>>,
+    ) -> Outcome<Value<'a>> {
+        if self.calls >= MAX_CALLS {
+            return fail(format!("macros call each other more than {MAX_CALLS} deep"));
+        }
+        if args.positional.len() > body.params.len() {
+            return fail(format!("macro '{}' takes not more than {} arguments", body.name, body.params.len()));
+        }
+        self.calls += 1;
+        let (from, to) = (body.all_slots.0 as usize, body.all_slots.1 as usize);
+        let saved: Vec<Value<'a>> =
+            self.slots[from..to].iter_mut().map(|slot| std::mem::replace(slot, Value::Unset)).collect();
+        self.bind(body, args)?;
+        if let Some(slot) = body.caller {
+            self.slots[slot as usize] = caller.unwrap_or(Value::Undefined("caller"));
+        }
+        self.begin_capture()?;
+        if self.run(&body.scope.body)? != Flow::Next {
+            return fail("'break' or 'continue' inside a macro has no loop to act on");
+        }
+        let text = self.end_capture();
+        for (slot, value) in self.slots[from..to].iter_mut().zip(saved) {
+            *slot = value;
+        }
+        self.calls -= 1;
+        Ok(Value::Str(text))
+    }
+
+    fn bind(&mut self, body: &'a Macro, args: Args<'a>) -> Outcome<()> {
+        let given = args.positional.len();
+        for ((name, _), value) in body.params.iter().zip(args.positional) {
+            self.store(name, value);
+        }
+        let mut named: Vec<Option<Value<'a>>> = vec![None; body.params.len()];
+        for (name, value) in args.keyword {
+            match body.params.iter().position(|(param, _)| *param.name == *name) {
+                Some(at) if at >= given => named[at] = Some(value),
+                Some(_) => return fail(format!("macro '{}' got two values for '{name}'", body.name)),
+                None => return fail(format!("macro '{}' takes no keyword argument '{name}'", body.name)),
+            }
+        }
+        for ((name, default), value) in body.params.iter().zip(named).skip(given) {
+            let value = match (value, default) {
+                (Some(value), _) => value,
+                (None, Some(default)) => self.eval(default)?,
+                (None, None) => Value::Undefined(&name.name),
+            };
+            self.store(name, value);
+        }
+        Ok(())
+    }
+
+    /// The error that ended the rendering, with its line.
+    pub fn locate(&self, error: &Fail) -> String {
+        format!("line {}", self.line.max(error.line()))
+    }
+}

@@ -1,0 +1,182 @@
+//! Generation prompts: what stands between the conversation and the model's first own byte.
+use std::collections::HashMap;
+use std::fmt::Write as _;
+use std::sync::{Arc, OnceLock, RwLock};
+
+use super::marks::MarkKind;
+use super::row::Row;
+use super::{Error, Template};
+use crate::types::{Json, Message, Role};
+
+/// Names under which templates switch thinking on and off.
+const THINKING: [&str; 2] = ["enable_thinking", "thinking"];
+
+/// Kwargs whose prompts are kept; more are computed anew, so that a file with other kwargs in every row stays small.
+const MAX_CACHED: usize = 1024;
+
+/// Where a template's generation prompt comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum PromptRule {
+    /// The template never asks for `add_generation_prompt`.
+    Absent,
+    /// A function of the kwargs alone, by `clean`.
+    Fixed,
+    /// It may depend on the conversation before it.
+    OfConversation,
+}
+
+/// A generation prompt and the places where it may be cut: ends of the pieces it was printed in and of its special
+/// tokens.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Prompt {
+    pub text: String,
+    pub cuts: Vec<usize>,
+}
+
+/// The prompt for a row's kwargs, and those for other settings of thinking, longest first.
+#[derive(Debug, Default)]
+pub(super) struct Prompts {
+    pub own: Prompt,
+    pub others: Vec<Prompt>,
+}
+
+/// Prompts by kwargs.
+#[derive(Debug, Default)]
+pub(super) struct PromptCache {
+    plain: OnceLock<Option<Arc<Prompts>>>,
+    by_kwargs: RwLock<HashMap<String, Option<Arc<Prompts>>>>,
+}
+
+impl Prompts {
+    /// Where the model's own bytes start in the text of a turn; none if no prompt fits for certain.
+    pub fn start_in(&self, turn: &str) -> Option<usize> {
+        if turn.starts_with(&self.own.text) {
+            return Some(self.own.text.len());
+        }
+        if let Some(other) = self.others.iter().find(|other| !other.text.is_empty() && turn.starts_with(&other.text)) {
+            return Some(other.text.len());
+        }
+        // A turn of the past may lack the part that opens the thinking: the longest piece of a prompt that fits.
+        let pieces = std::iter::once(&self.own).chain(&self.others);
+        let pieces = pieces.flat_map(|prompt| prompt.cuts.iter().map(|&cut| &prompt.text[..cut]));
+        if let Some(piece) = pieces.filter(|piece| turn.starts_with(piece)).max_by_key(|piece| piece.len()) {
+            return Some(piece.len());
+        }
+        // A default system prompt printed in the first iteration stands before it.
+        let mut found = turn.match_indices(&self.own.text);
+        match (found.next(), found.next()) {
+            (Some((at, _)), None) => Some(at + self.own.text.len()),
+            _ => None,
+        }
+    }
+}
+
+impl Template {
+    /// Prompts of a `Fixed` template for these kwargs; none if they cannot be had without a conversation.
+    pub(super) fn fixed_prompts(&self, kwargs: &[(Box<str>, Json)]) -> Option<Arc<Prompts>> {
+        if kwargs.is_empty() {
+            return self.prompts.plain.get_or_init(|| self.compute_prompts(kwargs)).clone();
+        }
+        let mut key = String::new();
+        let _ = write!(key, "{kwargs:?}");
+        if let Ok(cache) = self.prompts.by_kwargs.read() {
+            if let Some(known) = cache.get(&key) {
+                return known.clone();
+            }
+        }
+        let prompts = self.compute_prompts(kwargs);
+        if let Ok(mut cache) = self.prompts.by_kwargs.write() {
+            if cache.len() < MAX_CACHED {
+                cache.insert(key, prompts.clone());
+            }
+        }
+        prompts
+    }
+
+    /// The prompt is the same after every conversation, so any one will do.
+    fn compute_prompts(&self, kwargs: &[(Box<str>, Json)]) -> Option<Arc<Prompts>> {
+        let probe = [Message {
+            role: Role::User,
+            fields: vec![
+                ("role".into(), Json::String("user".into())),
+                ("content".into(), Json::String("x".into())),
+            ],
+            loss: Vec::new(),
+            loss_scale: Vec::new(),
+            pieces: Vec::new(),
+        }];
+        let own = self.prompt_after(&Row::new(&probe, None, kwargs), 1).ok()??;
+        let others = self.other_prompts(&probe, None, kwargs, 1, &own);
+        Some(Arc::new(Prompts { own, others }))
+    }
+
+    /// The prompts that other settings of thinking would give after the first `count` messages.
+    pub(super) fn other_prompts(
+        &self,
+        messages: &[Message],
+        tools: Option<&Json>,
+        kwargs: &[(Box<str>, Json)],
+        count: usize,
+        own: &Prompt,
+    ) -> Vec<Prompt> {
+        let mut others: Vec<Prompt> = Vec::new();
+        for switch in THINKING {
+            if !self.layout.outside.iter().any(|name| &**name == switch) {
+                continue;
+            }
+            for setting in [None, Some(true), Some(false)] {
+                let mut changed: Vec<_> = kwargs.iter().filter(|(name, _)| &**name != switch).cloned().collect();
+                changed.extend(setting.map(|on| (switch.into(), Json::Bool(on))));
+                if let Ok(Some(prompt)) = self.prompt_after(&Row::new(messages, tools, &changed), count) {
+                    if prompt != *own && !others.contains(&prompt) {
+                        others.push(prompt);
+                    }
+                }
+            }
+        }
+        others.sort_by(|a, b| b.text.len().cmp(&a.text.len()));
+        others
+    }
+
+    /// What `add_generation_prompt` adds after the first `count` messages; none if that is not at the very end.
+    fn prompt_after(&self, row: &Row<'_>, count: usize) -> Result<Option<Prompt>, Error> {
+        let written = self.write(row, count, true)?;
+        let mut marks = written.marks.iter().filter(|mark| mark.kind == MarkKind::Prompt);
+        let (Some(mark), None) = (marks.next(), marks.next()) else { return Ok(None) };
+        if mark.end != written.text.len() {
+            return Ok(None);
+        }
+        let text = written.text[mark.start..].to_owned();
+        let mut cuts: Vec<usize> =
+            written.cuts.iter().filter(|&&cut| cut > mark.start && cut < mark.end).map(|cut| cut - mark.start).collect();
+        cuts.extend(self.closers.tokens_in(&text).map(|(_, end)| end).filter(|&end| end < text.len()));
+        cuts.sort_unstable();
+        cuts.dedup();
+        Ok(Some(Prompt { text, cuts }))
+    }
+
+    /// Where the model's own bytes start in a row's text, for the message at `index`: right after what the model is
+    /// shown when it is asked for that message.
+    pub(super) fn start_after_conversation(
+        &self,
+        row: &Row<'_>,
+        index: usize,
+        text: &str,
+        turn: &std::ops::Range<usize>,
+    ) -> Result<Option<usize>, Error> {
+        let shown = self.write(row, index, true)?.text;
+        if text.starts_with(&shown) && turn.contains(&shown.len()) {
+            return Ok(Some(shown.len()));
+        }
+        let without = self.write(row, index, false)?.text;
+        let own = match self.prompt_after(row, index)? {
+            Some(own) => own,
+            None => match shown.strip_prefix(&without) {
+                Some(added) => Prompt { text: added.to_owned(), cuts: Vec::new() },
+                None => return Ok(None),
+            },
+        };
+        let others = self.other_prompts(row.messages, row.tools, row.kwargs, index, &own);
+        Ok(Prompts { own, others }.start_in(&text[turn.clone()]).map(|start| turn.start + start))
+    }
+}

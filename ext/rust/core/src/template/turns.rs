@@ -1,0 +1,248 @@
+//! From notes about a rendering to turns: whose bytes they are, and which of them the model generates.
+use std::collections::HashSet;
+use std::ops::Range;
+
+use super::marks::{Mark, MarkKind};
+use super::prompt::PromptRule;
+use super::row::{Row, Written};
+use super::{Error, SpecialTexts, Template};
+use crate::types::{Role, Turn};
+
+/// Texts of special tokens, found in literal text.
+#[derive(Debug)]
+pub(super) struct Closers {
+    tokens: HashSet<Box<str>>,
+    /// Lengths that occur, longest first.
+    lengths: Vec<usize>,
+    eos: Option<Box<str>>,
+}
+
+impl Closers {
+    pub fn new(specials: &SpecialTexts) -> Self {
+        let named = specials.named.iter().map(|(_, text)| text);
+        let tokens: HashSet<Box<str>> = specials.tokens.iter().chain(named).filter(|text| !text.trim().is_empty()).cloned().collect();
+        let mut lengths: Vec<usize> = tokens.iter().map(|token| token.len()).collect();
+        lengths.sort_unstable_by(|a, b| b.cmp(a));
+        lengths.dedup();
+        let eos = specials.named.iter().find(|(name, _)| &**name == "eos_token").map(|(_, text)| text.clone());
+        Self { tokens, lengths, eos }
+    }
+
+    /// Start and end of every token in `text`, leftmost and longest first, without overlaps.
+    pub fn tokens_in<'t>(&'t self, text: &'t str) -> impl Iterator<Item = (usize, usize)> + 't {
+        let mut at = 0;
+        std::iter::from_fn(move || {
+            while at < text.len() {
+                let found = self.lengths.iter().find(|&&length| {
+                    text.get(at..at + length).is_some_and(|candidate| self.tokens.contains(candidate))
+                });
+                let start = at;
+                if let Some(length) = found {
+                    at += length;
+                    return Some((start, at));
+                }
+                at += text[at..].chars().next().map_or(1, char::len_utf8);
+            }
+            None
+        })
+    }
+
+    /// In the literal end of a turn: where generation ends, and where the closing token starts.
+    ///
+    /// The end-of-sequence token closes; without one, the last token that nothing but whitespace follows. A token
+    /// that opens the next turn (`opener` starts with it) is not part of this one. Without any, the turn ends where
+    /// its text does.
+    fn close(&self, literal: &str, opener: &str) -> (usize, usize) {
+        let mut closing = None;
+        let mut limit = literal.len();
+        for (i, (start, end)) in self.tokens_in(literal).enumerate() {
+            let token = &literal[start..end];
+            if i > 0 && opener.starts_with(token) {
+                limit = start;
+                break;
+            }
+            closing = Some((start, end));
+            if self.eos.as_deref() == Some(token) {
+                return (end, start);
+            }
+        }
+        let end = literal[..limit].trim_end().len();
+        match closing {
+            Some((start, token_end)) if token_end >= end => (token_end, start),
+            _ => (end, end),
+        }
+    }
+}
+
+/// The turns of a rendering.
+pub(super) fn locate(template: &Template, row: &Row<'_>, written: &Written) -> Result<Vec<Turn>, Error> {
+    let locator = Locator { template, row, written };
+    locator.check()?;
+    let stretches = locator.stretches()?;
+    if template.layout.has_generation { locator.marked(&stretches) } else { locator.prompted(&stretches) }
+}
+
+/// Bytes one message wrote.
+#[derive(Debug, Clone)]
+struct Stretch {
+    message: usize,
+    bytes: Range<usize>,
+    literal_from: usize,
+}
+
+struct Locator<'l> {
+    template: &'l Template,
+    row: &'l Row<'l>,
+    written: &'l Written,
+}
+
+impl Locator<'_> {
+    fn fail<T>(&self, message: usize, why: &str) -> Result<T, Error> {
+        let place = format!("messages[{message}]");
+        let remedy = "mark what the model writes with {% generation %} in --chat-template, or leave the row out";
+        Err(self.template.error(&place, format!("{why}; {remedy}")))
+    }
+
+    fn role(&self, message: usize) -> Role {
+        self.row.messages[message].role
+    }
+
+    fn check(&self) -> Result<(), Error> {
+        if self.written.lost_marks {
+            return self.fail(0, "the template stores whole turns before it prints them, so they cannot be located");
+        }
+        let stray = self.written.strays.iter().find(|&&message| self.role(message) == Role::Assistant);
+        match stray {
+            Some(&message) => self.fail(message, "the template prints this message outside a loop over messages"),
+            None => Ok(()),
+        }
+    }
+
+    /// What each message wrote, in the order of the text.
+    fn stretches(&self) -> Result<Vec<Stretch>, Error> {
+        let mut stretches: Vec<Stretch> = Vec::with_capacity(self.written.marks.len());
+        for Mark { kind, start, end, literal_from } in &self.written.marks {
+            let MarkKind::Message(message) = *kind else { continue };
+            match stretches.last_mut() {
+                Some(last) if last.bytes.end > *start => {
+                    return self.fail(message, "turns overlap in the rendered text");
+                }
+                Some(last) if last.message == message && last.bytes.end == *start => {
+                    last.bytes.end = *end;
+                    if *literal_from > *start {
+                        last.literal_from = *literal_from;
+                    }
+                }
+                _ => stretches.push(Stretch { message, bytes: *start..*end, literal_from: *literal_from }),
+            }
+        }
+        Ok(stretches)
+    }
+
+    fn plain(&self, stretch: &Stretch) -> Turn {
+        let end = stretch.bytes.end;
+        let role = self.role(stretch.message);
+        Turn { role, message: stretch.message, all: stretch.bytes.clone(), generated: end..end, closing: end }
+    }
+
+    /// `{% generation %}` says what is generated.
+    fn marked(&self, stretches: &[Stretch]) -> Result<Vec<Turn>, Error> {
+        let mut marks = self.written.marks.iter().filter(|mark| mark.kind == MarkKind::Generation && mark.end > mark.start).peekable();
+        let mut turns = Vec::with_capacity(stretches.len());
+        for stretch in stretches {
+            let mut rest = stretch.bytes.clone();
+            while let Some(mark) = marks.peek().filter(|mark| mark.start < stretch.bytes.end) {
+                if mark.start < rest.start || mark.end > rest.end || self.role(stretch.message) != Role::Assistant {
+                    return self.fail(stretch.message, "a {% generation %} block is not inside one assistant turn");
+                }
+                let literal = &self.written.text[mark.literal_from..mark.end];
+                let (_, closing) = self.template.closers.close(literal, "");
+                let more = self.written.marks.iter().any(|other| {
+                    other.kind == MarkKind::Generation && other.start >= mark.end && other.start < rest.end && other.end > other.start
+                });
+                let end = if more { mark.end } else { rest.end };
+                turns.push(Turn {
+                    role: Role::Assistant,
+                    message: stretch.message,
+                    all: rest.start..end,
+                    generated: mark.start..mark.end,
+                    closing: (mark.literal_from + closing).min(mark.end),
+                });
+                rest.start = end;
+                marks.next();
+            }
+            if rest.start < rest.end {
+                turns.push(self.plain(&Stretch { bytes: rest, ..stretch.clone() }));
+            }
+        }
+        match marks.next() {
+            Some(_) => self.fail(0, "a {% generation %} block is not inside a loop over messages"),
+            None => Ok(turns),
+        }
+    }
+
+    /// What follows the generation prompt is generated.
+    fn prompted(&self, stretches: &[Stretch]) -> Result<Vec<Turn>, Error> {
+        let mut turns = Vec::with_capacity(stretches.len());
+        for (i, stretch) in stretches.iter().enumerate() {
+            let mut turn = self.plain(stretch);
+            if turn.role == Role::Assistant {
+                let earlier = stretches[..i].iter().rposition(|other| other.message == stretch.message);
+                let start = match earlier {
+                    Some(earlier) => self.resumed(&stretches[earlier..=i])?,
+                    None => self.start(stretch)?,
+                };
+                let literal_from = stretch.literal_from.max(start).min(stretch.bytes.end);
+                let opener = self.opener();
+                let literal = &self.written.text[literal_from..stretch.bytes.end];
+                let (end, closing) = self.template.closers.close(literal, &opener);
+                turn.generated = start..literal_from + end;
+                turn.closing = literal_from + closing;
+            }
+            turns.push(turn);
+        }
+        Ok(turns)
+    }
+
+    /// A turn goes on after what other messages (tool results) wrote inside it: all of it is the model's.
+    fn resumed(&self, stretches: &[Stretch]) -> Result<usize, Error> {
+        let touching = stretches.windows(2).all(|pair| pair[0].bytes.end == pair[1].bytes.start);
+        match stretches.last() {
+            Some(last) if touching => Ok(last.bytes.start),
+            _ => self.fail(stretches[0].message, "the template prints this message in two places"),
+        }
+    }
+
+    fn opener(&self) -> String {
+        match self.template.prompt {
+            PromptRule::Fixed => {
+                self.template.fixed_prompts(self.row.kwargs).map(|prompts| prompts.own.text.clone()).unwrap_or_default()
+            }
+            _ => String::new(),
+        }
+    }
+
+    /// Where the model's own bytes start.
+    fn start(&self, stretch: &Stretch) -> Result<usize, Error> {
+        let turn = &stretch.bytes;
+        let text = &self.written.text;
+        match self.template.prompt {
+            PromptRule::Absent => return Ok(turn.start),
+            PromptRule::Fixed => {
+                if let Some(prompts) = self.template.fixed_prompts(self.row.kwargs) {
+                    if let Some(start) = prompts.start_in(&text[turn.clone()]) {
+                        return Ok(turn.start + start);
+                    }
+                }
+            }
+            PromptRule::OfConversation => {}
+        }
+        match self.template.start_after_conversation(self.row, stretch.message, text, turn) {
+            Ok(Some(start)) => Ok(start),
+            Ok(None) => self.fail(stretch.message, "this turn does not start with the generation prompt"),
+            Err(error) => {
+                self.fail(stretch.message, &format!("the generation prompt of this turn is unknown ({error})"))
+            }
+        }
+    }
+}

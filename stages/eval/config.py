@@ -1,0 +1,62 @@
+"""What `postmill eval` can be told."""
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from postmill.stages.spec import Port, Stage
+
+Rule = Literal["exact", "contains", "contains_all", "regex", "choice"]
+
+
+class Eval(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Ask a model questions, and score what it answers."""
+
+    question: list[str] = []
+    """A question to ask; may be given several times, beside or instead of --ask."""
+    system: str = ""
+    """System prompt for questions that bring none."""
+    engine: Literal["transformers"] = "transformers"
+    """What generates the answers."""
+    max_new_tokens: Annotated[int, Meta(ge=1)] = 128
+    """Longest answer."""
+    temperature: Annotated[float, Meta(ge=0)] = 0.0
+    """0 takes the likeliest token each time; above, each question samples from a seed of its own."""
+    top_p: Annotated[float, Meta(gt=0, le=1)] = 1.0
+    """Sample from the likeliest tokens that hold this share of probability."""
+    top_k: Annotated[int, Meta(ge=0)] = 0
+    """Sample from this many likeliest tokens; 0 is all."""
+    seed: Annotated[int, Meta(ge=0, lt=2**62)] = 0
+    """Seed of sampling."""
+    batch_size: Annotated[int, Meta(ge=1)] = 16
+    """Questions generated at a time."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """What to compute in: auto is float32 on a CPU and bfloat16 on a GPU."""
+    score: Rule = "contains"
+    """How to compare an answer where the question does not say."""
+    max_errors: Annotated[float, Meta(ge=0, le=1)] = 0.0
+    """Fail if more than this share of questions could not be asked; a wrong answer is no error."""
+    min_accuracy: Annotated[float, Meta(ge=0, le=1)] = 0.0
+    """Fail if a smaller share of the scored answers is right."""
+
+
+_TESTED = ("model", "adapter", "eval")
+
+STAGE = Stage(
+    name="eval",
+    version=1,
+    config=Eval,
+    inputs={
+        "tested": Port(kinds=_TESTED, help="a model, an adapter, or an eval artifact whose answers to score again"),
+        "ask": Port(kinds=("file",), flag="--ask", required=False, help="questions, one JSON object a line"),
+        "before": Port(kinds=_TESTED, flag="--before", required=False, help="what to compare with, like the base"),
+        "model": Port(
+            kinds=("model",), flag="-m", required=False, help="the adapter's base; by default the one it came from"
+        ),
+    },
+    output="eval",
+    implied="postmill.stages.shared.base_model:imply_base",
+    example="postmill eval tuned/ --ask questions.jsonl --before base/ -o answers/",
+    safe_to_change=frozenset({"max_errors", "min_accuracy"}),
+)

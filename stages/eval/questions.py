@@ -1,0 +1,130 @@
+"""Questions: what is asked, what is expected, and by which rule the two are compared. One JSON object a line.
+
+`question` or `messages` is asked; `answer` (or `expect`) is one text or several; `score` names the rule; `choices` are
+offered with letters; `group` names a part of the summary; `id` names the row, by default by its place.
+"""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from postmill.io.errors import BAD_DATA, USAGE, ArtifactError, ConfigError
+from postmill.stages.eval.config import Eval, Rule
+
+Message = dict[str, str]
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+
+class Question(msgspec.Struct, frozen=True, kw_only=True):
+    """One question, checked. `rule` is unset where there is nothing to compare with."""
+
+    item_id: str
+    group: str
+    messages: list[Message]
+    answers: list[str]
+    choices: list[str]
+    rule: Rule | None
+
+    def prompt(self) -> str:
+        """The conversation as canonical JSON: what two answers must share to be compared."""
+        return msgspec.json.encode(self.messages).decode()
+
+
+class _Line(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """A line of the file as people write it. Unknown keys are refused: a mistyped `answer` must not go unnoticed."""
+
+    id: str | int | None = None
+    question: str | None = None
+    messages: list[Message] | None = None
+    system: str | None = None
+    answer: str | int | float | list[str] | None = None
+    expect: str | int | float | list[str] | None = None
+    choices: list[str] = []
+    score: Rule | None = None
+    group: str = ""
+    meta: Any = None
+
+
+def read_questions(cfg: Eval, path: Path | None) -> list[Question]:
+    """The questions of the file, then those of `--question`.
+
+    Raises ArtifactError (65) naming the first line that is none, ConfigError (2) if there are no questions at all.
+    """
+    questions = []
+    lines = path.read_bytes().splitlines() if path else []
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            questions.append(_parse(cfg, line, f"{path}:{number}", f"line-{number}"))
+    for number, text in enumerate(cfg.question, 1):
+        questions.append(_checked(cfg, _Line(question=text), "--question", f"question-{number}"))
+    if not questions:
+        raise ConfigError("no questions; pass --ask FILE or --question TEXT", USAGE)
+    seen: set[str] = set()
+    for question in questions:
+        if question.item_id in seen:
+            raise ArtifactError(f"{path}: id {question.item_id!r} twice; ids name rows, so give each its own", BAD_DATA)
+        seen.add(question.item_id)
+    return questions
+
+
+def _parse(cfg: Eval, line: bytes, place: str, default_id: str) -> Question:
+    try:
+        return _checked(cfg, msgspec.json.decode(line, type=_Line), place, default_id)
+    except (msgspec.DecodeError, msgspec.ValidationError) as error:
+        message = str(error)
+        raise ArtifactError(f"{place}: {message[:1].lower()}{message[1:]}", BAD_DATA) from error
+
+
+def _checked(cfg: Eval, line: _Line, place: str, default_id: str) -> Question:
+    def fail(what: str) -> ArtifactError:
+        return ArtifactError(f"{place}: {what}", BAD_DATA)
+
+    if (line.question is None) == (line.messages is None):
+        raise fail("has both question and messages; keep one" if line.messages else "has no question and no messages")
+    if line.answer is not None and line.expect is not None:
+        raise fail("has both answer and expect; keep one")
+    expected = line.answer if line.answer is not None else line.expect
+    answers = [] if expected is None else expected if isinstance(expected, list) else [str(expected)]
+    rule = (line.score or ("choice" if line.choices else cfg.score)) if answers else None
+    if line.score and not answers:
+        raise fail(f'score is {line.score}, but there is no "answer" to compare with')
+    if rule == "regex":
+        for pattern in answers:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise fail(f"answer {pattern!r} is no regular expression ({error})") from error
+    if rule == "choice":
+        answers = [_choice_letter(answer, line.choices, fail) for answer in answers]
+    messages = line.messages or [{"role": "user", "content": _ask(line.question or "", line.choices)}]
+    for message in messages:
+        if message.keys() < {"role", "content"}:
+            raise fail(f"message {message!r} lacks role or content")
+    system = line.system if line.system is not None else cfg.system
+    if system and messages[0]["role"] != "system":
+        messages = [{"role": "system", "content": system}, *messages]
+    item_id = default_id if line.id is None else str(line.id)
+    return Question(
+        item_id=item_id, group=line.group, messages=messages, answers=answers, choices=line.choices, rule=rule
+    )
+
+
+def _ask(question: str, choices: list[str]) -> str:
+    """The question with its choices. A letter is asked for and read from the text, so that any engine can be scored."""
+    if not choices:
+        return question
+    listed = "\n".join(f"{letter}. {choice}" for letter, choice in zip(LETTERS, choices, strict=False))
+    return f"{question}\n\n{listed}\n\nAnswer with the letter of the right choice."
+
+
+def _choice_letter(answer: str, choices: list[str], fail: Any) -> str:
+    """The letter of the right choice, given as letter or as its text."""
+    if not 2 <= len(choices) <= len(LETTERS):
+        raise fail(f"score is choice with {len(choices)} choices, expected 2 to {len(LETTERS)}")
+    if answer in choices:
+        return LETTERS[choices.index(answer)]
+    if answer.upper() in LETTERS[: len(choices)] and len(answer) == 1:
+        return answer.upper()
+    raise fail(f"answer {answer!r} is none of the choices and no letter of one")

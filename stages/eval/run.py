@@ -1,0 +1,173 @@
+"""Ask, record, score: answers and scores are tables of their own, so that scoring can be done again without asking."""
+
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from postmill.io.digest import digest_bytes
+from postmill.io.errors import BAD_DATA, FAILED, MISMATCH, ArtifactError, StageError
+from postmill.io.schemas import EVAL_ITEMS_V1, EVAL_SCORES_V1
+from postmill.io.table import TableReader, TableWriter
+from postmill.stages.eval.config import Eval
+from postmill.stages.eval.engine import Engine, Reply, Request
+from postmill.stages.eval.journal import Journal
+from postmill.stages.eval.questions import Question, read_questions
+from postmill.stages.eval.report import Side, compare, markdown, summarize, terminal
+from postmill.stages.eval.scoring import score
+from postmill.stages.progress import Progress
+from postmill.stages.protocol import Input, Inputs, Out, Result
+
+ENGINES = {"transformers": "postmill.stages.eval.engines.local:LocalEngine"}
+"""Engine -> `module:class`, called with (config, model folders, threads)."""
+ITEMS, SCORES, REPORT = "items.arrow", "scores.arrow", "report.md"
+
+
+def run(cfg: Eval, inputs: Inputs, out: Out) -> Result:
+    """Raises ArtifactError (65) for bad questions; StageError (65) over --max-errors, (1) under --min-accuracy."""
+    questions = read_questions(cfg, inputs["ask"][0].path if inputs["ask"] else None)
+    base = inputs["model"][0].path if inputs["model"] else None
+    versions: dict[str, str] = {}
+    out.stop.graceful = True
+    sides: dict[str, Side] = {}
+    for port, prefix in (("before", "before_"), ("tested", "")):
+        for tested in inputs[port]:
+            sides[port], used = _side(cfg, questions, tested, base, out, prefix)
+            versions |= used
+    before, after = sides.get("before"), sides["tested"]
+    out.ledger.keep(len(questions))
+    metrics = summarize(questions, after)
+    if before:
+        metrics["before"] = summarize(questions, before)
+        metrics["change"] = compare(questions, before, after)
+    (out.dir / REPORT).write_text(markdown(questions, after, before), encoding="utf-8")
+    Progress.show(terminal(questions, after, before))
+    _gate(cfg, metrics, after)
+    for name in ("", "before_"):
+        _journal_path(out, name).unlink(missing_ok=True)
+    if out.work.is_dir() and not any(out.work.iterdir()):
+        out.work.rmdir()
+    return Result(metrics=metrics, versions=versions)
+
+
+def _gate(cfg: Eval, metrics: dict[str, Any], side: Side) -> None:
+    if metrics["num_errors"] > cfg.max_errors * metrics["num_items"]:
+        first = next(reply for reply in side.replies.values() if reply.error is not None)
+        raise StageError(
+            f"{metrics['num_errors']} of {metrics['num_items']} questions could not be asked, more than --max-errors"
+            f" {cfg.max_errors:.2%}; the first is {first.item_id}: {first.error}",
+            BAD_DATA,
+        )
+    if metrics["accuracy"] is not None and metrics["accuracy"] < cfg.min_accuracy:
+        raise StageError(
+            f"accuracy {metrics['accuracy']:.4f} ({metrics['num_right']} of {metrics['num_scored']}) is under"
+            f" --min-accuracy {cfg.min_accuracy}",
+            FAILED,
+        )
+
+
+def _side(  # noqa: PLR0917  every one of them is needed, and named at the one call
+    cfg: Eval, questions: list[Question], tested: Input, base: Path | None, out: Out, prefix: str
+) -> tuple[Side, dict[str, str]]:
+    """Answers of one model, from it or from the artifact that has them, written with scores; and versions used."""
+    versions: dict[str, str] = {}
+    if tested.kind == "eval":
+        replies = _read_replies(tested, questions)
+    else:
+        assert tested.path is not None
+        folders = [base, tested.path] if tested.kind == "adapter" and base else [tested.path]
+
+        def start() -> Engine:
+            module, _, name = ENGINES[cfg.engine].partition(":")
+            engine: Engine = getattr(importlib.import_module(module), name)(cfg, folders, out.threads)
+            versions.update(engine.versions)
+            return engine
+
+        replies = _ask(cfg, questions, start, out, prefix)
+    side = Side(replies, {q.item_id: score(q, replies[q.item_id].output) for q in questions})
+    _write(out, prefix, questions, side)
+    return side, versions
+
+
+def _journal_path(out: Out, prefix: str) -> Path:
+    return out.work / f"{prefix}replies.jsonl"
+
+
+def _ask(cfg: Eval, questions: list[Question], start: Callable[[], Engine], out: Out, prefix: str) -> dict[str, Reply]:
+    """Answer every question, taking over what an earlier run of the same work answered.
+
+    Batches are the same with and without what is taken over, and so are the answers.
+    """
+    requests = [Request(item_id=q.item_id, messages=q.messages, seed=_seed(cfg, q)) for q in questions]
+    journal = Journal(_journal_path(out, prefix), out.key)
+    engine = start()
+    try:
+        for batch in engine.batches(requests):
+            if all(request.item_id in journal.replies for request in batch):
+                continue
+            if out.stop.requested:
+                raise out.stop.stopped(f"{len(journal.replies)} of {len(requests)} answers are saved")
+            journal.add(engine.answer(batch))
+            Progress.say("eval", f"{prefix.rstrip('_')} {len(journal.replies)} of {len(requests)} answered".strip())
+    finally:
+        journal.close()
+    return journal.replies
+
+
+def _seed(cfg: Eval, question: Question) -> int:
+    """A seed of the question's own, from the run's and its id."""
+    digest = digest_bytes(f"{cfg.seed}:{question.item_id}".encode())
+    return int(digest.removeprefix("blake3:")[:15], 16)
+
+
+def _write(out: Out, prefix: str, questions: list[Question], side: Side) -> None:
+    replies = [side.replies[question.item_id] for question in questions]
+    scores = [side.scores[question.item_id] for question in questions]
+    ids = [question.item_id for question in questions]
+    _table(
+        out.dir / f"{prefix}{ITEMS}",
+        EVAL_ITEMS_V1,
+        item_id=ids,
+        group=[question.group for question in questions],
+        prompt=[question.prompt() for question in questions],
+        prompt_ids=[reply.prompt_ids for reply in replies],
+        output=[reply.output for reply in replies],
+        output_ids=[reply.output_ids for reply in replies],
+        finish_reason=[reply.finish_reason for reply in replies],
+        error=[reply.error for reply in replies],
+    )
+    _table(
+        out.dir / f"{prefix}{SCORES}",
+        EVAL_SCORES_V1,
+        item_id=ids,
+        rule=[question.rule for question in questions],
+        expected=[question.answers for question in questions],
+        score=[None if s.ok is None else float(s.ok) for s in scores],
+        ok=[s.ok for s in scores],
+        reason=[s.reason for s in scores],
+    )
+
+
+def _table(path: Path, schema: pa.Schema, **columns: list[Any]) -> None:
+    writer = TableWriter(path, schema)
+    arrays = [pa.array(columns[field.name], field.type) for field in schema]
+    writer.write(pa.RecordBatch.from_arrays(arrays, schema=schema))
+    writer.close()
+
+
+def _read_replies(tested: Input, questions: list[Question]) -> dict[str, Reply]:
+    """Answers of an earlier eval. Raises ArtifactError (78) unless it asked these very questions in these words."""
+    assert tested.artifact is not None
+    rows = [row for batch in TableReader(tested.artifact.file(ITEMS), EVAL_ITEMS_V1) for row in batch.to_pylist()]
+    found = {row["item_id"]: row for row in rows}
+    for question in questions:
+        row = found.get(question.item_id)
+        if row is None or row["prompt"] != question.prompt():
+            why = "was not asked" if row is None else "was asked in other words"
+            raise ArtifactError(
+                f"{tested.path}: question {question.item_id!r} {why} there; ask the model again", MISMATCH
+            )
+    keys = Reply.__struct_fields__
+    return {q.item_id: Reply(**{key: found[q.item_id][key] for key in keys}) for q in questions}
