@@ -72,26 +72,17 @@ def find_parent(entry: InputEntry, hint: Path | None, child: Path) -> Artifact |
     """The artifact an input entry names, at its recorded place or beside the child; None if it is neither."""
     places = [hint] if hint else []
     places += [p for p in sorted(child.resolve().parent.iterdir()) if (p / MANIFEST).is_file()]
-    upstream = child / "upstream"
-    places += [upstream] if (upstream / MANIFEST).is_file() else []
+    places.append(child / "tokens")  # what came through a pipe is inside
     for place in places:
         if not (place / MANIFEST).is_file():
             continue
         try:
-            artifact = load_artifact(place) if place != upstream else _upstream(upstream)
+            artifact = load_artifact(place)
         except ArtifactError:
             continue
         if entry.digest in (artifact.digest, artifact.manifest.key):
             return artifact
     return None
-
-
-def _upstream(folder: Path) -> Artifact:
-    """A manifest that came through a pipe: it has no files to check."""
-    from postmill.io.manifest import parse_manifest
-
-    manifest = parse_manifest((folder / MANIFEST).read_bytes(), str(folder / MANIFEST))
-    return Artifact(folder, manifest, manifest.digest())
 
 
 def ancestors(artifact: Artifact, depth: int = 0) -> Iterator[tuple[int, InputEntry, Path | None, Artifact | None]]:

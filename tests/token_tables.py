@@ -15,9 +15,10 @@ from postmill.io.table import StreamHeader, TableWriter
 
 
 def row(ids: Sequence[int], spans: Sequence[tuple[int, int, float]] | None = None, **columns: Any) -> dict[str, Any]:
-    """One row of TOKENS_V1. Without `spans` every token but the first has weight 1."""
+    """One row of TOKENS_V1. Without `spans` every token but the first has weight 1. Token 0 never counts as trained."""
     if spans is None:
         spans = [(1, len(ids), 1.0)] if len(ids) > 1 else []
+    counts = [(max(end - max(start, 1), 0), weight) for start, end, weight in spans]
     return {
         "row_id": None,
         "source": 0,
@@ -26,8 +27,8 @@ def row(ids: Sequence[int], spans: Sequence[tuple[int, int, float]] | None = Non
         "turns": [],
         "spans": [{"start": start, "end": end, "weight": weight} for start, end, weight in spans],
         "length": len(ids),
-        "trained_tokens": sum(end - start for start, end, _ in spans),
-        "weight_sum": float(sum((end - start) * weight for start, end, weight in spans)),
+        "trained_tokens": sum(count for count, _ in counts),
+        "weight_sum": float(sum(count * weight for count, weight in counts)),
     } | columns
 
 

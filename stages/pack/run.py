@@ -96,26 +96,32 @@ def _receive(stream: StreamReader, out: Out) -> TableReader:
     return TableReader(folder / TOKENS, TOKENS_V1)
 
 
-def _batches(tables: list[TableReader]) -> Iterator[pa.RecordBatch]:
-    """All batches in order; the pages of each are given back once it has been used."""
+def _batches(tables: list[TableReader]) -> Iterator[tuple[str, pa.RecordBatch]]:
+    """All batches in order, with the path of their table; pages are given back once a batch has been used."""
     for table in tables:
         for batch in table:
-            yield batch
+            yield str(table.path), batch
             table.release()
 
 
-def _targets(batch: pa.RecordBatch) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
-    """Trained tokens and weight sum of each row, without its first token: nothing in the row predicts that one."""
-    trained, weight = to_numpy(batch.column("trained_tokens")), to_numpy(batch.column("weight_sum"))
-    offsets, starts, _, weights = span_columns(batch)
-    with_spans = np.flatnonzero(offsets[1:] > offsets[:-1])
-    firsts = offsets[with_spans]
-    at_zero = starts[firsts] == 0
-    if at_zero.any():
-        trained, weight = trained.copy(), weight.copy()
-        trained[with_spans[at_zero]] -= 1
-        weight[with_spans[at_zero]] -= weights[firsts[at_zero]]
-    return trained, weight
+def _check_targets(batch: pa.RecordBatch, place: str) -> None:
+    """Raises ArtifactError (65) if `trained_tokens` is not what the spans cover.
+
+    A row's first token is never a target: what would predict it is the row before. Loss normalisers come from these
+    counts, so a maker of tokens that counts otherwise is refused rather than believed.
+    """
+    offsets, starts, ends, _ = span_columns(batch)
+    covered = np.append(0, np.cumsum(np.maximum(ends - np.maximum(starts, 1), 0), dtype=np.int64))
+    expected = covered[offsets[1:]] - covered[offsets[:-1]]
+    counted = to_numpy(batch.column("trained_tokens"))
+    wrong = np.flatnonzero(expected != counted)
+    if len(wrong):
+        source, line = (batch.column(name)[int(wrong[0])].as_py() for name in ("source", "line"))
+        raise ArtifactError(
+            f"{place}: source {source} line {line} says {counted[wrong[0]]} trained tokens, its spans have"
+            f" {expected[wrong[0]]} (the first token is never one); tokenize again",
+            BAD_DATA,
+        )
 
 
 def _survey(tables: list[TableReader]) -> Survey:
@@ -125,11 +131,11 @@ def _survey(tables: list[TableReader]) -> Survey:
     sides: list[NDArray[np.int8]] = [np.empty(0, np.int8)]
     reasons: list[NDArray[np.uint8]] = [np.empty(0, np.uint8)]
     last: bytes | None = None
-    for batch in _batches(tables):
+    for place, batch in _batches(tables):
+        _check_targets(batch, place)
         length = to_numpy(batch.column("length")).astype(np.uint32)
-        trained, _ = _targets(batch)
-        label = validity(batch.column("label"))
-        reason = np.where((trained == 0) & ~label, _UNTRAINED, 0).astype(np.uint8)
+        trained = to_numpy(batch.column("trained_tokens"))
+        reason = np.where((trained == 0) & ~validity(batch.column("label")), _UNTRAINED, 0).astype(np.uint8)
         reason[length == 0] = _EMPTY
         lengths.append(length)
         reasons.append(reason)
@@ -238,14 +244,13 @@ def _count(
     bin_of_row = np.zeros(len(survey.lengths), np.uint32)
     bin_of_row[rows] = np.repeat(np.arange(num_bins, dtype=np.uint32), np.diff(starts))
     at = 0
-    for batch in _batches(tables):
+    for _, batch in _batches(tables):
         span = slice(at, at + batch.num_rows)
         at += batch.num_rows
         kept = survey.reasons[span] == 0
-        trained, weight = _targets(batch)
         bins = bin_of_row[span][kept]
-        np.add.at(trained_sum, bins, trained[kept])
-        np.add.at(weight_sum, bins, weight[kept])
+        np.add.at(trained_sum, bins, to_numpy(batch.column("trained_tokens"))[kept])
+        np.add.at(weight_sum, bins, to_numpy(batch.column("weight_sum"))[kept])
         out.ledger.keep(int(kept.sum()))
         if not kept.all():
             out.ledger.add(_dropped(batch, survey.reasons[span]))

@@ -214,6 +214,14 @@ def test_tokens_of_two_tokenizers_are_refused(tmp_path):
     assert caught.value.code == 78
 
 
+def test_a_tokenizer_that_counts_the_first_token_is_refused(tmp_path):
+    rows = random_rows(0, 8)
+    rows[4] = row([1, 2, 3], [(0, 3, 1.0)], trained_tokens=3)
+    with pytest.raises(ArtifactError, match=r"line 5 says 3 trained tokens, its spans have 2") as caught:
+        pack(tmp_path, rows)
+    assert caught.value.code == 65
+
+
 def test_no_rows_at_all(tmp_path):
     with pytest.raises(StageError, match="0 rows") as caught:
         pack(tmp_path, [])
@@ -234,6 +242,9 @@ def test_a_stream_gives_the_plan_of_the_artifact_and_carries_its_tokens(tmp_path
     assert (inside / "tokens.arrow").read_bytes() == (tmp_path / "tokens" / "tokens.arrow").read_bytes()
     for path in (tmp_path / "piped", inside):
         assert verify_files(load_artifact(path)) == []
+    lineage = command("lineage", tmp_path / "piped")
+    assert lineage.returncode == 0, lineage.stderr
+    assert b"tokenize" in lineage.stdout
     one, other = PackedReader(tmp_path / "piped"), PackedReader(by_reference)
     for index in range(len(one)):
         assert all((a == b).all() for a, b in zip(one.bin(index), other.bin(index), strict=True))
