@@ -77,10 +77,11 @@ def write_tokens(path: Path, batches: list[pa.RecordBatch], digests: dict[str, s
 
 def write_stream(sink: BinaryIO, batches: list[pa.RecordBatch]) -> None:
     """The same as a stream, with its trailer."""
-    writer = TableWriter(sink, TOKENS_V1, StreamHeader(kind="tokens", stage="tokenize", key="blake3:test"))
+    made = manifest(sum(batch.num_rows for batch in batches))
+    writer = TableWriter(sink, TOKENS_V1, StreamHeader(kind="tokens", stage="tokenize", key=made.key))
     for batch in batches:
         writer.write(batch)
-    writer.finish_stream(manifest(writer.rows), Ledger(None).to_ipc())
+    writer.finish_stream(made, Ledger(None).to_ipc())
 
 
 def random_rows(seed: int, num_rows: int, longest: int = 60) -> list[dict[str, Any]]:
