@@ -84,7 +84,7 @@ def machine() -> dict[str, Any]:
         "cpu": cpu,
         "cores": cores,
         "memory_gib": round(memory / 2**30),
-        "os": f"{platform.system()} {platform.release()}",
+        "os": platform.system(),
     }
 
 
@@ -97,11 +97,12 @@ def results_file() -> Path:
 
 def run_cases(bench: str, cases: Iterable[Case], *, smoke: bool = False, record: bool = True) -> None:
     """Run each case, print a line a rival, and append one line of JSON a case unless `smoke` or not `record`."""
+    commit = _commit()  # of the code that was loaded, whatever lands while it runs
     for case in cases:
         if case.skip:
             print(f"{bench} {case.name}: skipped, {case.skip}", flush=True)
             continue
-        line = _measure(bench, case, smoke)
+        line = _measure(bench, case, smoke) | {"commit": commit}
         _show(line)
         if record and not smoke:
             RESULTS.mkdir(exist_ok=True)
@@ -126,7 +127,6 @@ def _measure(bench: str, case: Case, smoke: bool) -> dict[str, Any]:
         "question": case.question,
         "unit": case.unit,
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
-        "commit": _commit(),
         "machine": machine(),
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in case.packages},
         "rivals": {rival.name: _summary(rival, runs[rival.name]) for rival in case.rivals},
