@@ -15,10 +15,6 @@
 #include <cstring>
 #include <limits>
 
-#ifdef __linux__
-#include <sys/mman.h>
-#endif
-
 #if defined(__x86_64__) && defined(__gnu_linux__) && defined(__GNUC__) && !defined(__clang__)
 #define FOR_EACH_CPU __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
@@ -235,20 +231,6 @@ void tile_gradient(uintptr_t z, int64_t num_vocab, int64_t num_tokens, int64_t f
   });
 }
 
-// Asks for 2 MiB pages under a fresh buffer: a 600 MB gradient is then 300 page faults and not 150,000.
-void advise_huge_pages(uintptr_t start, int64_t num_bytes) {
-#if defined(__linux__) && defined(MADV_HUGEPAGE)
-  constexpr uintptr_t kPage = 4096;
-  const uintptr_t first = (start + kPage - 1) / kPage * kPage;
-  const uintptr_t last = (start + static_cast<uintptr_t>(num_bytes)) / kPage * kPage;
-  // Only advice: where the kernel has no huge pages, small ones serve.
-  if (first < last) (void)madvise(at<void>(first), last - first, MADV_HUGEPAGE);
-#else
-  (void)start;
-  (void)num_bytes;
-#endif
-}
-
 }  // namespace
 
 void bind_loss_scale_ce(pybind11::module_& module) {
@@ -258,5 +240,4 @@ void bind_loss_scale_ce(pybind11::module_& module) {
   module.def("loss_scale_ce_stats_f64", &tile_stats<double>, unlocked);
   module.def("loss_scale_ce_gradient_f32", &tile_gradient<float>, unlocked);
   module.def("loss_scale_ce_gradient_f64", &tile_gradient<double>, unlocked);
-  module.def("advise_huge_pages", &advise_huge_pages, unlocked);
 }

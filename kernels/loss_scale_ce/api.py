@@ -24,7 +24,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from postmill.kernels.loss_scale_ce import cpp, ops, reference
+from postmill.kernels.loss_scale_ce import cpp, ops
 from postmill.kernels.loss_scale_ce.terms import (
     Head,
     LossOutput,
@@ -67,13 +67,9 @@ def loss_scale_ce(
     asking for `logp_T` or `entropy_T` makes the backward recompute the logits (four).
     Raises ValueError for shapes or dtypes that do not fit, a target of V or more, or a backend that cannot run here.
     """
-    if softcap is not None and not softcap > 0:
-        raise ValueError(f"softcap: {softcap} is not above 0; pass None for no cap")
-    if not 0 <= label_smoothing <= 1:
-        raise ValueError(f"label_smoothing: {label_smoothing} is not in [0, 1]")
     head = Head(weight_VH, bias_V, logit_scale, softcap)
     shape = LossShape(label_smoothing, z_loss)
-    _check_tensors(hidden_TH, head, targets_T, token_weights_T)
+    check_inputs(hidden_TH, head, targets_T, token_weights_T, shape)
     rows = select_rows(targets_T, token_weights_T, denominator, accumulate_dtype(hidden_TH.dtype))
     # No tokens, nothing to launch: the reference returns its zeros without a grid of size 0.
     name = choose_backend(backend, hidden_TH) if len(hidden_TH) else "reference"
@@ -81,19 +77,15 @@ def loss_scale_ce(
     needs_grad = torch.is_grad_enabled() and any(
         t is not None and t.requires_grad for t in (hidden_TH, weight_VH, bias_V)
     )
-    if name != "reference" and needs_grad and not (return_logp or return_entropy):
+    # A float16 gradient has to be scaled before it is rounded, and the scale arrives with the backward pass.
+    is_fused = needs_grad and not (return_logp or return_entropy or hidden_TH.dtype == torch.float16)
+    if is_fused and name != "reference":
         loss, stats = ops.fused_loss(hidden_TH, head, rows, shape, backend=name)
     else:
-        if name == "reference":
-            stats = reference.row_stats(hidden_TH, head, rows, want_sums=want_sums)
-        else:
-            stats = ops.row_stats(hidden_TH, head, rows, want_sums=want_sums, backend=name)
+        stats = ops.row_stats(hidden_TH, head, rows, want_sums=want_sums, backend=name)
         loss = weighted_loss(stats, rows, shape)
-    return LossOutput(
-        loss,
-        stats.target_T - stats.lse_T if return_logp else None,
-        stats.lse_T - stats.expected_T if return_entropy else None,
-        rows.active_T & (stats.target_T >= stats.max_T) & ~stats.lse_T.isnan() if return_correct else None,
+    return LossOutput.of(
+        loss, stats, rows, return_logp=return_logp, return_entropy=return_entropy, return_correct=return_correct
     )
 
 
@@ -135,7 +127,12 @@ def _say_reference(device: str) -> None:
     log.warning("loss_scale_ce: no fast backend for %s tensors here; the plain-torch reference runs instead", device)
 
 
-def _check_tensors(hidden_TH: Tensor, head: Head, targets_T: Tensor, token_weights_T: Tensor) -> None:
+def check_inputs(hidden_TH: Tensor, head: Head, targets_T: Tensor, token_weights_T: Tensor, shape: LossShape) -> None:
+    """Raise ValueError, naming the argument, where something does not fit."""
+    if head.softcap is not None and not head.softcap > 0:
+        raise ValueError(f"softcap: {head.softcap} is not above 0; pass None for no cap")
+    if not 0 <= shape.label_smoothing <= 1:
+        raise ValueError(f"label_smoothing: {shape.label_smoothing} is not in [0, 1]")
     weight_VH, bias_V = head.weight_VH, head.bias_V
     if hidden_TH.ndim != 2 or weight_VH.ndim != 2 or hidden_TH.shape[1] != weight_VH.shape[1]:
         raise ValueError(

@@ -207,7 +207,6 @@ class _Sums:
         self.weight_VH = torch.empty(head.weight_VH.shape if needs.weight else 0, dtype=dtype)
         self.bias_V = torch.zeros(len(head.weight_VH) if needs.bias else 0, dtype=dtype)
         self.is_first_block = True
-        _advise_huge_pages(self.weight_VH)
         self.block_AH = self.hidden_TH[:0]
 
     def add(self, block: _Block, v0: int, dz_VA: Tensor) -> None:
@@ -255,16 +254,9 @@ def _buffer(name: str, numel: int, dtype: torch.dtype) -> Tensor:
     if raw is None or raw.numel() < numel * dtype.itemsize:
         setattr(_buffers, name, None)
         raw = torch.empty(numel * dtype.itemsize, dtype=torch.uint8)
-        _advise_huge_pages(raw)
         setattr(_buffers, name, raw)
     return raw[: numel * dtype.itemsize].view(dtype)
 
 
 def _tile(buffer: Tensor, num_rows: int, num_columns: int) -> Tensor:
     return buffer[: num_rows * num_columns].view(num_rows, num_columns)
-
-
-def _advise_huge_pages(tensor: Tensor) -> None:
-    passes = native()
-    if passes is not None and tensor.nbytes > 2 << 20:
-        passes.advise_huge_pages(tensor.data_ptr(), tensor.nbytes)

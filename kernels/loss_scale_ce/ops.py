@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from postmill.kernels.loss_scale_ce import reference
 from postmill.kernels.loss_scale_ce.terms import (
     Coefficients,
     Head,
@@ -36,7 +37,9 @@ def backend_module(name: str) -> ModuleType:
 
 
 def row_stats(hidden_TH: Tensor, head: Head, rows: Rows, *, want_sums: bool, backend: str) -> RowStats:
-    """`RowStats` by a fast backend, differentiable; `want_sums` asks for `mean_T` and `expected_T`."""
+    """`RowStats` by any backend, differentiable; `want_sums` asks for `mean_T` and `expected_T`."""
+    if backend == "reference":
+        return reference.row_stats(hidden_TH, head, rows, want_sums=want_sums)
     stats_5T = _row_stats(
         hidden_TH,
         head.weight_VH,

@@ -56,6 +56,38 @@ class Rows(NamedTuple):
     """The weight over the denominator, 0 where not active; for the loss only."""
 
 
+class LossOutput(NamedTuple):
+    """`loss` is a scalar; the rest is (T,) or None, 0 or False on skipped rows."""
+
+    loss: Tensor
+    logp_T: Tensor | None = None
+    """log-probability of the target; differentiable."""
+    entropy_T: Tensor | None = None
+    """entropy of the row's distribution, in nats; differentiable."""
+    correct_T: Tensor | None = None
+    """bool: no other logit is above the target's (a tie counts as correct)."""
+
+    @classmethod
+    def of(
+        cls,
+        loss: Tensor,
+        stats: RowStats,
+        rows: Rows,
+        *,
+        return_logp: bool,
+        return_entropy: bool,
+        return_correct: bool,
+    ) -> LossOutput:
+        """From the statistics of the rows."""
+        correct_T = rows.active_T & (stats.target_T >= stats.max_T) & ~stats.lse_T.isnan()
+        return cls(
+            loss,
+            stats.target_T - stats.lse_T if return_logp else None,
+            stats.lse_T - stats.expected_T if return_entropy else None,
+            correct_T if return_correct else None,
+        )
+
+
 class LossShape(NamedTuple):
     """The two regularisers of the formula above."""
 
@@ -89,18 +121,6 @@ class Coefficients(NamedTuple):
     e_T: Tensor
     b_T: Tensor
     c_T: Tensor
-
-
-class LossOutput(NamedTuple):
-    """`loss` is a scalar; the rest is (T,) or None, 0 or False on skipped rows."""
-
-    loss: Tensor
-    logp_T: Tensor | None = None
-    """log-probability of the target; differentiable."""
-    entropy_T: Tensor | None = None
-    """entropy of the row's distribution, in nats; differentiable."""
-    correct_T: Tensor | None = None
-    """bool: no other logit is above the target's (a tie counts as correct)."""
 
 
 def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:

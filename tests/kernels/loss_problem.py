@@ -9,6 +9,7 @@ GRID = [
     {"logit_scale": scale, "softcap": cap, "label_smoothing": smoothing, "z_loss": z}
     for scale, cap, smoothing, z in itertools.product([1.0, 0.37], [None, 3.0], [0.0, 0.1], [0.0, 1e-2])
 ]
+OPTIONS = {"softcap": 5.0, "label_smoothing": 0.1, "z_loss": 0.01}
 TOLERANCE = {
     # Gradients are compared relative to their largest entry. A logit here is a sum of some 20 products of size 1, so
     # float32 leaves about 1e-6 in it and in p; bfloat16 and float16 gradients are rounded once, at the end.
