@@ -5,7 +5,6 @@ are pinned to a commit, which is part of what their files are called here, so a 
 ModelScope tells no commit with a listing; there each file is checked against the SHA-256 that was listed.
 """
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,8 +13,6 @@ from postmill.stages.tokenize.files import CARD
 
 Choose = Callable[[list[str], str], list[str]]
 """From all names in a repository and its card's text to the names of the data files."""
-
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def fetch(hub: str, name: str, revision: str, choose: Choose) -> tuple[str, dict[str, Path]]:
@@ -29,8 +26,7 @@ def fetch(hub: str, name: str, revision: str, choose: Choose) -> tuple[str, dict
 
 def _fetch_hf(name: str, revision: str, choose: Choose) -> tuple[str, dict[str, Path]]:
     try:
-        from huggingface_hub import HfApi, hf_hub_download
-        from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
+        from huggingface_hub import HfApi, errors, hf_hub_download
     except ImportError as fault:
         raise ConfigError("hf: needs huggingface_hub; pip install 'postmill[hub]'") from fault
 
@@ -38,35 +34,17 @@ def _fetch_hf(name: str, revision: str, choose: Choose) -> tuple[str, dict[str, 
         return Path(hf_hub_download(name, file, repo_type="dataset", revision=commit))
 
     try:
-        # A full commit needs no look-up, and so works from the cache without a network.
-        cached = _cached_hf(name, revision, choose) if _COMMIT.fullmatch(revision) else None
-        if cached is not None:
-            return cached
         info = HfApi().dataset_info(name, revision=revision or None)
         commit = info.sha or revision
         names = [sibling.rfilename for sibling in info.siblings or []]
         card = download(CARD, commit).read_text("utf-8", errors="replace") if CARD in names else ""
         return commit, {file: download(file, commit) for file in choose(names, card)}
-    except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as fault:
+    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.HFValidationError) as fault:
         raise ArtifactError(f"hf:{name}: {_reason(fault)}", NO_INPUT) from fault
-    except (OSError, RuntimeError) as fault:
+    except (OSError, errors.HTTPError) as fault:  # type: ignore[attr-defined]  # of the HTTP library this client uses
         raise ArtifactError(
             f"hf:{name}: the hub cannot be reached: {_reason(fault)}; try again later", UNAVAILABLE
         ) from fault
-
-
-def _cached_hf(name: str, commit: str, choose: Choose) -> tuple[str, dict[str, Path]] | None:
-    """The files of a commit that is wholly in the cache."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    try:
-        root = Path(snapshot_download(name, repo_type="dataset", revision=commit, local_files_only=True))
-    except LocalEntryNotFoundError:
-        return None
-    names = [path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()]
-    card = (root / CARD).read_text("utf-8", errors="replace") if CARD in names else ""
-    return commit, {file: root / file for file in choose(names, card)}
 
 
 def _fetch_ms(name: str, revision: str, choose: Choose) -> tuple[str, dict[str, Path]]:

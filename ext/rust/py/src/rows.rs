@@ -16,7 +16,10 @@ use crate::error::to_python;
 
 /// The exception of a row: as every `NativeError`, and with the attributes `reason`, `column` (or None) and `path`.
 fn refuse(py: Python<'_>, fault: RowError) -> PyErr {
-    let raised = to_python(py, &Error::Row(fault.clone()));
+    mark(py, to_python(py, &Error::Row(fault.clone())), fault)
+}
+
+fn mark(py: Python<'_>, raised: PyErr, fault: RowError) -> PyErr {
     let value = raised.value(py);
     // an attribute that cannot be set leaves the right message
     let _ = value.setattr("reason", fault.reason);
@@ -70,25 +73,44 @@ fn record_hashes<'py>(py: Python<'py>, data: &[u8], at_file_start: bool, seed: u
     py.detach(|| lines::record_hashes(data, at_file_start, seed)).into_pyarray(py)
 }
 
-/// `normalize_row(data, columns, model_name, model_author) -> canonical JSON` of one raw row.
+/// `normalize_lines(data, file, columns, model_name, model_author) -> [canonical JSON]` of the rows of a JSON Lines file.
 ///
-/// `columns`: `(old, new)` names. Raises `ValueError`.
+/// `columns`: `(old, new)` names. Raises `NativeError` at the first bad row, `file:line:column` before its message.
 #[pyfunction]
-#[pyo3(signature = (data, columns = Vec::new(), model_name = None, model_author = None))]
-fn normalize_row(
+#[pyo3(signature = (data, file, columns = Vec::new(), model_name = None, model_author = None))]
+fn normalize_lines(
     py: Python<'_>,
     data: &[u8],
+    file: &str,
     columns: Vec<(String, String)>,
     model_name: Option<String>,
     model_author: Option<String>,
-) -> PyResult<String> {
+) -> PyResult<Vec<String>> {
     let options = RowOptions {
         columns: columns.into_iter().map(|(old, new)| (old.into(), new.into())).collect(),
         model_name: model_name.map(Into::into),
         model_author: model_author.map(Into::into),
     };
-    let row = py.detach(|| rows::normalize_bytes(data, &options));
-    row.map(|row| to_canonical(&rows::to_json(&row))).map_err(|fault| refuse(py, fault))
+    let read = || {
+        let mut lines = Lines::new(data, 1, lines::MAX_LINE_BYTES);
+        let mut rows = Vec::new();
+        while let Some(record) = lines.next() {
+            let row = record.and_then(|record| {
+                let value = lines::parse_record(data, &record)?;
+                rows::normalize(value, &options)
+            });
+            match row {
+                Ok(row) => rows.push(to_canonical(&rows::to_json(&row))),
+                Err(fault) => return Err((lines.next_line() - 1, fault)),
+            }
+        }
+        Ok(rows)
+    };
+    py.detach(read).map_err(|(line, fault)| {
+        let column = fault.column.map_or_else(String::new, |column| format!(":{column}"));
+        let message = format!("{file}:{line}{column}: {fault}");
+        mark(py, to_python(py, &Error::Data { place: "".into(), message: message.into() }), fault)
+    })
 }
 
 /// `batch_to_lines(batch) -> bytes`: an Arrow record batch as JSON Lines. Raises `ValueError` for a type without JSON form.
@@ -145,6 +167,6 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(count_records, module)?)?;
     module.add_function(wrap_pyfunction!(chunk_bounds, module)?)?;
     module.add_function(wrap_pyfunction!(record_hashes, module)?)?;
-    module.add_function(wrap_pyfunction!(normalize_row, module)?)?;
+    module.add_function(wrap_pyfunction!(normalize_lines, module)?)?;
     module.add_function(wrap_pyfunction!(batch_to_lines, module)?)
 }
