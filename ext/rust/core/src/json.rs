@@ -21,6 +21,9 @@ pub use write::{PythonStyle, append_canonical, python_dumps, python_float, to_ca
 /// Deepest nesting of lists and objects.
 pub const MAX_DEPTH: usize = 128;
 
+/// Steps of a path that are written; of a deeper one the middle is left out.
+const MAX_PATH: usize = 16;
+
 /// Objects with more members than this look for duplicate keys by hash instead of one by one.
 const LINEAR_KEYS: usize = 16;
 
@@ -54,6 +57,8 @@ fn utf8_error(bytes: &[u8], fault: Utf8Error) -> RowError {
     };
     let (reason, message) = if fault.error_len().is_none() {
         ("truncated", "the text ends inside a UTF-8 character".to_owned())
+    } else if bytes.starts_with(b"\xff\xfe") || bytes.starts_with(b"\xfe\xff") {
+        ("utf8", "the text is UTF-16; convert the file, for example with `iconv -f utf-16 -t utf-8`".to_owned())
     } else {
         let byte = bytes[valid];
         ("utf8", format!("byte 0x{byte:02x} is not UTF-8; convert the file, for example with `iconv -t utf-8`"))
@@ -85,7 +90,14 @@ impl Fault {
 
     fn into_error(self) -> RowError {
         let mut path = String::from("$");
-        for step in self.0.steps.iter().rev() {
+        let depth = self.0.steps.len();
+        for (index, step) in self.0.steps.iter().rev().enumerate() {
+            if depth > MAX_PATH && (MAX_PATH / 2..depth - MAX_PATH / 2).contains(&index) {
+                if index == MAX_PATH / 2 {
+                    path.push_str("...");
+                }
+                continue;
+            }
             match step {
                 Step::Key(key) => push_key(&mut path, key),
                 Step::Index(index) => push_index(&mut path, *index),

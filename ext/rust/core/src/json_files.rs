@@ -181,7 +181,7 @@ mod tests {
             splitter.feed(part, &mut out).map_err(|fault| fault.to_string())?;
         }
         let records = splitter.finish(&mut out).map_err(|fault| fault.to_string())?;
-        assert_eq!(records, out.iter().filter(|&&byte| byte == b'\n').count() as u64);
+        assert_eq!(records, memchr::memchr_iter(b'\n', &out).count() as u64);
         Ok(String::from_utf8(out).unwrap())
     }
 

@@ -75,6 +75,10 @@ fn faults_say_column_and_path() {
             b"{\"a\":[\"x\",\"y\xff\"]}",
             "column 13: $.a[1]: byte 0xff is not UTF-8; convert the file, for example with `iconv -t utf-8`",
         ),
+        (
+            b"\xff\xfe[\0",
+            "column 1: $: the text is UTF-16; convert the file, for example with `iconv -f utf-16 -t utf-8`",
+        ),
         (b"\"\\u12", "column 6: $: the text ends inside a string"),
         (b"\"\\u12g4\"", "column 2: $: \\u needs four hexadecimal digits"),
         (b"[1.]", "column 4: $[0]: ']' where a digit should be"),
@@ -102,7 +106,11 @@ fn nesting_stops_at_the_limit() {
     assert!(parse(nested(MAX_DEPTH).as_bytes()).is_ok());
     assert!(fault(nested(MAX_DEPTH + 1).as_bytes()).contains("nested deeper than 128"));
     assert!(fault("[".repeat(1_000_000).as_bytes()).contains("nested deeper than 128"));
-    assert!(fault("{\"a\":".repeat(1_000_000).as_bytes()).contains("nested deeper than 128"));
+    let deep = fault("{\"a\":".repeat(1_000_000).as_bytes());
+    assert_eq!(
+        deep,
+        "column 641: $.a.a.a.a.a.a.a.a....a.a.a.a.a.a.a.a: nested deeper than 128; store such values as JSON text"
+    );
 }
 
 #[test]

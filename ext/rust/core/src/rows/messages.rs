@@ -80,12 +80,12 @@ struct Raw {
 impl Raw {
     /// Nulls are dropped: columnar files pad every message to the same members with them.
     fn new(members: Vec<(Box<str>, Json)>) -> Self {
-        let has = |name: &str| members.iter().any(|(key, _)| **key == *name);
+        let has = |name: &str| members.iter().any(|(key, value)| **key == *name && *value != Json::Null);
         let (has_role, has_content) = (has("role"), has("content"));
         let mut raw = Self::default();
         for (key, value) in members {
             match &*key {
-                "content" => raw.content = Some((key, value)),
+                "content" if value != Json::Null || raw.content.is_none() => raw.content = Some((key, value)),
                 "value" if !has_content => raw.content = Some((key, value)),
                 _ if value == Json::Null => {}
                 "role" => raw.speaker = Some((key, value)),
@@ -135,11 +135,12 @@ impl Reader<'_> {
             }
             return Ok(());
         }
-        let names: Vec<Box<str>> = members.iter().map(|(key, _)| key.clone()).take(9).collect();
+        let is_role = |(key, value): &(Box<str>, Json)| matches!(&**key, "role" | "from") && *value != Json::Null;
+        if !members.iter().any(is_role) {
+            return Err(no_role(&members, place));
+        }
         let mut raw = Raw::new(members);
-        let Some((key, role)) = raw.speaker.take() else {
-            return Err(no_role(&names, place));
-        };
+        let (key, role) = raw.speaker.take().unwrap_or_default();
         let speaker = read_role(&role, &Place::Key(place, &key))?;
         self.append_turn(out, speaker, raw, place)
     }
@@ -298,20 +299,22 @@ fn read_role(role: &Json, place: &Place) -> Result<Speaker, RowError> {
         let known = || ROLES.iter().map(|&(known, _)| known);
         let message = match did_you_mean(name, known()) {
             Some(meant) => format!("unknown role {}; did you mean {meant}?", quoted(name)),
-            None => format!("unknown role {}; known are {}", quoted(name), known().collect::<Vec<_>>().join(", ")),
+            None => {
+                format!("unknown role {}; expected system, user, assistant, tool_call, tool or an alias", quoted(name))
+            }
         };
         place.fault("role", message)
     })
 }
 
-fn no_role(names: &[Box<str>], place: &Place) -> RowError {
+fn no_role(members: &[(Box<str>, Json)], place: &Place) -> RowError {
     let known = ["role", "from", "content", "value"];
-    let hint = names.iter().find_map(|name| did_you_mean(name, known).map(|meant| (name, meant)));
+    let hint = members.iter().find_map(|(name, _)| did_you_mean(name, known).map(|meant| (name, meant)));
     let message = match hint {
         Some((name, meant)) => format!("the message has no role; did you mean {meant} by {}?", quoted(name)),
         None => format!(
             "the message has no role (members: {}); expected role or from",
-            listed(names.iter().map(|name| &**name))
+            listed(members.iter().map(|(name, _)| &**name))
         ),
     };
     place.fault("role", message)

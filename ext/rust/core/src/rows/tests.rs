@@ -41,6 +41,7 @@ fn the_same_chat_in_every_shape() {
         r#"{"query":"q","response":["a","b"]}"#,
         r#"{"messages":"[{\"role\":\"user\",\"content\":\"q\"},{\"role\":\"assistant\",\"content\":\"a\"}]","system":""}"#,
         r#"{"messages":[{"role":"USER","content":[{"type":"text","text":"q"}],"name":null},{"role":"assistant","content":"a","tool_calls":[]}]}"#,
+        r#"{"messages":[{"role":null,"from":"human","value":"q","content":null},{"content":null,"role":"assistant","value":"a"}]}"#,
         r#"{"prompt":[{"role":"user","content":"q"}],"completion":[{"role":"assistant","content":"a"}]}"#,
     ] {
         gives(row, CHAT);
@@ -383,7 +384,7 @@ fn faults_teach() {
     );
     fails(
         r#"{"messages":[{"role":"narrator","content":"x"}]}"#,
-        "$.messages[0].role: unknown role \"narrator\"; known are user, human, assistant, gpt, bot, system, developer, tool_call, function_call, tool, tool_response, function_response, observation, observations, function",
+        "$.messages[0].role: unknown role \"narrator\"; expected system, user, assistant, tool_call, tool or an alias",
     );
     fails(
         r#"{"messages":[{"rol":"user","content":"x"}]}"#,
