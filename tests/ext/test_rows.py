@@ -47,7 +47,7 @@ def test_the_first_bad_line_of_many_is_found(line: int) -> None:
 
 
 def test_a_row_cut_anywhere_is_called_cut() -> None:
-    row = '{"messages":[{"role":"user","content":"é\\n\\ud83d\\ude00"},{"role":"assistant","content":"a"}],"margin":-1.5e3}'
+    row = '{"messages":[{"role":"user","content":"é\\n\\ud83d\\ude00"},{"role":"assistant","content":"a"}],"x":-1.5e3}'
     first, last = b'{"text":"a"}\n', row.encode()
     assert len(_native.normalize_lines(first + last, "x")) == 2
     for end in range(1, len(last)):
