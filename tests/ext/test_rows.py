@@ -232,7 +232,7 @@ def test_a_table_with_bytes_says_so() -> None:
 
 def test_scanning() -> None:
     data = b"\xef\xbb\xbfa\r\n\n  \nb"
-    assert _native.scan_lines(data) == ([(1, 3, 4, True), (4, 9, 10, False)], True, True)
+    assert _native.scan_lines(data) == ([(1, 3, 4, True), (4, 10, 11, False)], True, True)
     assert _native.count_records(data, True) == (4, 2)
     with pytest.raises(_native.NativeError, match="the line is 5 bytes long, the limit is 3"):
         _native.scan_lines(b"12345\n", 1, 3)
