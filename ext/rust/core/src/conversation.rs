@@ -241,12 +241,11 @@ impl Encoder {
         let mut keep = 0..length;
         if let Some(limit) = self.options.max_length.filter(|limit| length > *limit) {
             keep = match self.options.truncation {
-                Truncation::Drop => return Ok(Outcome::Dropped("too_long")),
                 Truncation::Split if row.is_text => {
                     self.weigh(row, scratch)?;
                     return Ok(Outcome::Blocks(limit));
                 }
-                Truncation::Split => return Ok(Outcome::Dropped("too_long")),
+                Truncation::Drop | Truncation::Split => return Ok(Outcome::Dropped("too_long")),
                 Truncation::Error => {
                     let why = format!("the row has {length} tokens, --max-length is {limit}; shorten it or truncate");
                     return Err(row_error("too_long", why));

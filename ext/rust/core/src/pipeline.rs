@@ -272,12 +272,12 @@ impl Run<'_> {
     }
 
     /// A text row cut into blocks of `size` tokens.
-    fn blocks(&mut self, side: &Conversation, size: usize, meta: &RowMeta, line: u64) -> Result<(), Error> {
+    fn blocks(&mut self, side: &Conversation, block_tokens: usize, meta: &RowMeta, line: u64) -> Result<(), Error> {
         let length = side.tokens.ids.len();
         self.note(meta.id, line, "truncated", "split", (length, length));
-        for (part, start) in (0..length).step_by(size).enumerate() {
+        for (part, start) in (0..length).step_by(block_tokens).enumerate() {
             let id = if part == 0 { meta.id } else { self.part_id(meta.id, part as u32) };
-            self.push(&RowMeta { id, ..*meta }, side, start..length.min(start + size))?;
+            self.push(&RowMeta { id, ..*meta }, side, start..length.min(start + block_tokens))?;
         }
         Ok(())
     }

@@ -154,10 +154,7 @@ impl Spans {
     }
 }
 
-fn offsets<T: arrow_buffer::ArrowNativeType>(mut offsets: Vec<T>) -> OffsetBuffer<T>
-where
-    T: arrow_array::OffsetSizeTrait,
-{
+fn offsets<T: arrow_array::OffsetSizeTrait>(mut offsets: Vec<T>) -> OffsetBuffer<T> {
     if offsets.is_empty() {
         offsets.push(T::default());
     }
@@ -248,16 +245,12 @@ impl TokensBuilder {
         self.spans.push(spans);
         self.length.push(ids.len() as i32);
         self.channel.append_option(meta.channel);
-        match meta.pair {
-            Some((id, side)) => {
-                self.pair_id.append_value(id).map_err(|error| arrow(&error))?;
-                self.side.push(Some(side));
-            }
-            None => {
-                self.pair_id.append_null();
-                self.side.push(None);
-            }
+        if let Some((id, _)) = meta.pair {
+            self.pair_id.append_value(id).map_err(|error| arrow(&error))?;
+        } else {
+            self.pair_id.append_null();
         }
+        self.side.push(meta.pair.map(|(_, side)| side));
         self.margin.push(meta.margin);
         self.label.push(meta.label);
         self.extra.append_option(meta.extra);

@@ -61,12 +61,12 @@ pub fn load(tokenizer_json: &[u8], names: &TokenNames) -> Result<(HfEngine, Voca
         .collect();
     tokenizer.add_special_tokens(missing).map_err(|error| fault(error.to_string()))?;
     let layout = json::parse(tokenizer_json).map_err(|error| fault(error.to_string()))?;
-    let vocabulary = Vocabulary::new(&tokenizer, &layout, names)?;
+    let vocabulary = Vocabulary::new(&tokenizer, &layout, names);
     Ok((HfEngine::new(tokenizer), vocabulary))
 }
 
 impl Vocabulary {
-    fn new(tokenizer: &Tokenizer, layout: &Json, names: &TokenNames) -> Result<Self> {
+    fn new(tokenizer: &Tokenizer, layout: &Json, names: &TokenNames) -> Self {
         let mut kinds = Vec::new();
         collect_types(member(layout, "decoder"), &mut kinds);
         let byte_level = kinds.contains(&"ByteLevel");
@@ -96,7 +96,7 @@ impl Vocabulary {
         }
         let mut order: Vec<_> = added_tokens.iter().collect();
         order.sort_by_key(|(id, _)| **id);
-        Ok(Self {
+        Self {
             bytes,
             starts,
             added,
@@ -107,7 +107,7 @@ impl Vocabulary {
             text_prefix,
             bos: id_of(&names.bos).map(|id| id as i32),
             eos,
-        })
+        }
     }
 
     /// Number of ids.

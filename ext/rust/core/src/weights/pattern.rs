@@ -12,14 +12,14 @@ pub const RETRY_LIMIT: u32 = 1_000_000;
 #[derive(Debug)]
 pub enum Pattern {
     /// This text.
-    Literal(memmem::Finder<'static>),
+    Literal(Box<memmem::Finder<'static>>),
     /// This expression.
     Regex(Regex, String),
 }
 
 impl Pattern {
     pub fn literal(text: &str) -> Self {
-        Self::Literal(memmem::Finder::new(text).into_owned())
+        Self::Literal(Box::new(memmem::Finder::new(text).into_owned()))
     }
 
     /// Compile `source`, with `place` naming its rules file in errors.

@@ -24,7 +24,9 @@ pub struct Rules {
 impl Rules {
     pub(super) fn is_binary(&self) -> bool {
         let weights = self.response.iter().flat_map(|(_, weights)| weights.iter());
-        weights.chain(self.query.iter().map(|(_, weight)| weight)).all(|weight| *weight == 0.0 || *weight == 1.0)
+        weights
+            .chain(self.query.iter().map(|(_, weight)| weight))
+            .all(|weight| [0.0_f64.to_bits(), 1.0_f64.to_bits()].contains(&weight.abs().to_bits()) && *weight >= 0.0)
     }
 
     fn parse(name: &str, text: &str) -> Result<Self> {
