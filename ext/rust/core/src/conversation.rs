@@ -3,7 +3,7 @@ use crate::encode::{Engine, Tokens, encode_parts};
 use crate::error::{Error, RowError};
 use crate::seams::{self, Segments};
 use crate::sequence::{Scratch, Span, TokenTurn, totals, weigh};
-use crate::template::Template;
+use crate::template::{Date, Template};
 use crate::thinking::{self, Thinking};
 use crate::truncate::{Truncation, clip_spans, clip_turns};
 use crate::types::{Json, Message, Role};
@@ -59,10 +59,19 @@ impl Default for Options {
 pub struct Encoder {
     engine: Box<dyn Engine>,
     vocabulary: Vocabulary,
-    template: Option<Template>,
+    templates: Templates,
     spec: Spec,
     options: Options,
     special: Option<Regex>,
+}
+
+/// The chat templates of a model.
+#[derive(Debug, Default)]
+pub struct Templates {
+    /// For conversations; none: only text rows can be encoded.
+    pub default: Option<Template>,
+    /// For conversations with tools, when the model has another one for them.
+    pub with_tools: Option<Template>,
 }
 
 /// One row on its way. Kept between rows to save allocations.
@@ -115,14 +124,14 @@ fn row_error(reason: &'static str, message: String) -> Error {
 }
 
 impl Encoder {
-    /// Put the parts together. Without a template only text rows can be encoded.
+    /// Put the parts together.
     ///
     /// # Errors
     /// `Error::Config` for options that contradict each other.
     pub fn new(
         engine: Box<dyn Engine>,
         vocabulary: Vocabulary,
-        template: Option<Template>,
+        templates: Templates,
         spec: Spec,
         options: Options,
     ) -> Result<Self, Error> {
@@ -135,13 +144,20 @@ impl Encoder {
         }
         let texts: Vec<String> = vocabulary.specials.iter().map(|text| regex::escape(text)).collect();
         let special = if texts.is_empty() { None } else { Regex::new(&texts.join("|")).ok() };
-        Ok(Self { engine, vocabulary, template, spec, options, special })
+        Ok(Self { engine, vocabulary, templates, spec, options, special })
     }
 
     /// Tables of the vocabulary.
     #[must_use]
     pub fn vocabulary(&self) -> &Vocabulary {
         &self.vocabulary
+    }
+
+    /// The date the templates print, if they print one.
+    #[must_use]
+    pub fn date(&self) -> Option<Date> {
+        let templates = [&self.templates.default, &self.templates.with_tools];
+        templates.into_iter().flatten().find_map(Template::date)
     }
 
     /// The engine.
@@ -182,16 +198,10 @@ impl Encoder {
     ///
     /// # Errors
     /// `Error::Template` as the template; `Error::Row` for a row against a rule here; `Error::Config` without a template.
-    pub fn chat(
-        &self,
-        mut messages: Vec<Message>,
-        side: Side,
-        scratch: &mut Scratch,
-        out: &mut Conversation,
-    ) -> Result<(), Error> {
-        let _ = scratch;
+    pub fn chat(&self, mut messages: Vec<Message>, side: Side, out: &mut Conversation) -> Result<(), Error> {
         out.reset(false);
-        let template = self.template.as_ref().ok_or_else(|| Error::Config {
+        let with_tools = side.tools.and(self.templates.with_tools.as_ref());
+        let template = with_tools.or(self.templates.default.as_ref()).ok_or_else(|| Error::Config {
             message: "the model has no chat template; give one with --chat-template".into(),
         })?;
         let mut first_message = 0;

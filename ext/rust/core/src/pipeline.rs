@@ -11,8 +11,8 @@ use crate::tokens::{LedgerLine, RowId, RowMeta, TokensBuilder, TokensReader, led
 use crate::types::{Body, Row};
 use crate::weights::Spec;
 use arrow_array::RecordBatch;
-use std::collections::BTreeMap;
-use xxhash_rust::xxh3::xxh3_128;
+use std::collections::{BTreeMap, BTreeSet};
+use xxhash_rust::xxh3::{xxh3_64_with_seed, xxh3_128};
 
 /// A chunk and where it stands in its source.
 #[derive(Debug, Clone, Copy)]
@@ -31,6 +31,28 @@ pub struct Chunk<'a> {
     pub copy: u32,
     /// Record numbers to take, ascending; none: all.
     pub selection: Option<&'a [u64]>,
+    /// Which share of the rows to take, by a hash of their bytes, so that equal rows stay together.
+    pub split: Option<Split>,
+}
+
+/// One side of a random split of the rows.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Split {
+    /// Share of the validation side, 0 to 1.
+    pub valid_ratio: f64,
+    /// Whether to take the validation side or the other.
+    pub valid: bool,
+    /// Chooses the split.
+    pub seed: u64,
+}
+
+impl Split {
+    fn takes(self, record: &[u8]) -> bool {
+        let hash = xxh3_64_with_seed(record, self.seed);
+        // 32 bits are plenty, and exact in a double
+        let draw = f64::from((hash >> 32) as u32) / 4_294_967_296.0;
+        (draw < self.valid_ratio) == self.valid
+    }
 }
 
 /// What a chunk became.
@@ -52,6 +74,8 @@ pub struct Counts {
     pub sums: BTreeMap<&'static str, i64>,
     /// Rows with at least 2^k and under 2^(k+1) tokens, at k.
     pub length_histogram: Vec<i64>,
+    /// First closing token of every turn that has one.
+    pub closing_ids: BTreeSet<i32>,
 }
 
 impl Counts {
@@ -143,9 +167,12 @@ impl Run<'_> {
         number: u64,
         read: &ReadOptions,
     ) -> Result<(), Error> {
-        self.counts.add("rows_in", 1);
         let line = record.as_ref().map_or(line, |record| record.line);
         let bytes = record.as_ref().map_or(&[][..], |record| &self.chunk.data[record.range.clone()]);
+        if self.chunk.split.is_some_and(|split| !split.takes(bytes)) {
+            return Ok(());
+        }
+        self.counts.add("rows_in", 1);
         let id = row_id(bytes, self.chunk.source, number, self.chunk.copy, 0, &mut self.buffer);
         let parsed = record.and_then(|record| {
             let value = lines::parse_record(self.chunk.data, &record)?;
@@ -202,11 +229,11 @@ impl Run<'_> {
         let mut sides = std::mem::take(&mut self.sides);
         let used = match body {
             Body::Text(text) => self.encoder.text(&text, &mut sides[0]).map(|()| 1),
-            Body::Chat(messages) => self.encoder.chat(messages, side, &mut self.scratch, &mut sides[0]).map(|()| 1),
+            Body::Chat(messages) => self.encoder.chat(messages, side, &mut sides[0]).map(|()| 1),
             Body::Pair(chosen, rejected) => self
                 .encoder
-                .chat(chosen, side, &mut self.scratch, &mut sides[0])
-                .and_then(|()| self.encoder.chat(rejected, side, &mut self.scratch, &mut sides[1]))
+                .chat(chosen, side, &mut sides[0])
+                .and_then(|()| self.encoder.chat(rejected, side, &mut sides[1]))
                 .map(|()| 2),
         };
         let meta = RowMeta {
@@ -298,6 +325,11 @@ impl Run<'_> {
         self.counts.add("tokens", ids.len());
         self.counts.add("trained_tokens", trained as usize);
         self.counts.length(ids.len());
+        for turn in side.turns.iter().filter(|turn| turn.closing < turn.generated_end) {
+            if let Some(id) = side.tokens.ids.get(turn.closing as usize) {
+                self.counts.closing_ids.insert(*id);
+            }
+        }
         self.rows.push(meta, ids, &side.turns, &spans)
     }
 }

@@ -2,11 +2,11 @@
 #![allow(clippy::needless_pass_by_value)] // arguments are extracted by value
 
 use crate::error::to_python;
-use postmill_core::conversation::{Encoder, Options, SpecialText};
+use postmill_core::conversation::{Encoder, Options, SpecialText, Templates};
 use postmill_core::encode::Tokens;
 use postmill_core::error::Error;
 use postmill_core::json;
-use postmill_core::pipeline::{self, Chunk, ReadOptions};
+use postmill_core::pipeline::{self, Chunk, ReadOptions, Split};
 use postmill_core::rows::RowOptions;
 use postmill_core::seams::Segments;
 use postmill_core::template::{Date, SpecialTexts, Template};
@@ -137,8 +137,8 @@ impl ChatEncoder {
     /// Raises `NativeError` for a tokenizer, template or option that cannot be used.
     #[new]
     #[pyo3(signature = (
-        tokenizer_json, *, bos = None, eos = None, extra_special = vec![], template = None, template_name = "chat template",
-        special_texts = vec![], date = None, loss_scale = "default", loss_rules = "spans", rule_files = vec![],
+        tokenizer_json, *, bos = None, eos = None, extra_special = vec![], template = None, tools_template = None,
+        template_name = "chat template", special_texts = vec![], date = None, loss_scale = "default", loss_rules = "spans", rule_files = vec![],
         segments = "whole", max_length = None, truncation = "drop", special_text = "keep", thinking = "template",
         system = None, template_kwargs = "{}", columns = vec![], model_name = None, model_author = None,
         skip_bad_rows = false, max_line_bytes = 0
@@ -151,6 +151,7 @@ impl ChatEncoder {
         eos: Option<String>,
         extra_special: Vec<String>,
         template: Option<&str>,
+        tools_template: Option<&str>,
         template_name: &str,
         special_texts: Pairs,
         date: Option<(i32, u8, u8)>,
@@ -184,13 +185,17 @@ impl ChatEncoder {
             let names = TokenNames { bos, eos, extra: extra_special };
             let (engine, vocabulary) = vocabulary::load(tokenizer_json, &names)?;
             let specials = SpecialTexts { named: boxed(special_texts), tokens: vocabulary.added_texts.clone() };
-            let template = template.map(|source| {
+            let compile = |source: &str| {
                 let date = date.map(|(year, month, day)| Date { year, month, day });
                 let options =
                     postmill_core::template::Options { name: template_name.into(), date, ..Default::default() };
                 Template::new(source, &specials, options)
-            });
-            let encoder = Encoder::new(Box::new(engine), vocabulary, template.transpose()?, spec, options)?;
+            };
+            let templates = Templates {
+                default: template.map(compile).transpose()?,
+                with_tools: tools_template.map(compile).transpose()?,
+            };
+            let encoder = Encoder::new(Box::new(engine), vocabulary, templates, spec, options)?;
             let rows = RowOptions {
                 columns: boxed(columns),
                 model_name: model_name.map(Into::into),
@@ -201,11 +206,13 @@ impl ChatEncoder {
         build().map_err(|error: Error| to_python(py, &error))
     }
 
-    /// `encode_chunk(data, file, source, first_line, first_record, copy=0, selection=None) -> (rows, ledger, counts)`.
+    /// `encode_chunk(data, file, source, first_line, first_record, copy=0, selection=None, split=None)
+    /// -> (rows, ledger, counts)`.
     ///
-    /// `data`: whole lines of JSON Lines, bytes-like. `selection`: ascending record numbers. The batches export
-    /// `__arrow_c_array__`; `counts` is a dict of sums with `length_histogram`. Raises `NativeError`.
-    #[pyo3(signature = (data, file, source, first_line, first_record, copy = 0, selection = None))]
+    /// `data`: whole lines of JSON Lines, bytes-like. `selection`: ascending record numbers. `split`: (share of the
+    /// validation side, whether to take that side, seed). The batches export `__arrow_c_array__`; `counts` is a dict of
+    /// sums, with `length_histogram` and `closing_ids`. Raises `NativeError`.
+    #[pyo3(signature = (data, file, source, first_line, first_record, copy = 0, selection = None, split = None))]
     #[allow(clippy::too_many_arguments)]
     fn encode_chunk<'py>(
         &self,
@@ -217,10 +224,12 @@ impl ChatEncoder {
         first_record: u64,
         copy: u32,
         selection: Option<Vec<u64>>,
+        split: Option<(f64, bool, u64)>,
     ) -> PyResult<(PyRecordBatch, PyRecordBatch, Bound<'py, PyDict>)> {
         let data = bytes_of(py, &data)?;
-        let chunk =
-            Chunk { data: &data, file, source, first_line, first_record, copy, selection: selection.as_deref() };
+        let split = split.map(|(valid_ratio, valid, seed)| Split { valid_ratio, valid, seed });
+        let selection = selection.as_deref();
+        let chunk = Chunk { data: &data, file, source, first_line, first_record, copy, selection, split };
         let encoded = py
             .detach(|| pipeline::encode_chunk(&self.encoder, &self.read, &chunk))
             .map_err(|error| to_python(py, &error))?;
@@ -229,6 +238,7 @@ impl ChatEncoder {
             counts.set_item(name, sum)?;
         }
         counts.set_item("length_histogram", encoded.counts.length_histogram)?;
+        counts.set_item("closing_ids", encoded.counts.closing_ids.into_iter().collect::<Vec<_>>())?;
         Ok((PyRecordBatch::new(encoded.rows), PyRecordBatch::new(encoded.ledger), counts))
     }
 
@@ -252,6 +262,12 @@ impl ChatEncoder {
         let (mut text, mut starts) = (String::new(), vec![]);
         self.encoder.vocabulary().read(&ids, 0..ids.len(), &mut text, &mut starts);
         text
+    }
+
+    /// (year, month, day) the chat template prints, or None if it prints none.
+    #[getter]
+    fn date(&self) -> Option<(i32, u8, u8)> {
+        self.encoder.date().map(|date| (date.year, date.month, date.day))
     }
 
     /// Name and version of the engine.
