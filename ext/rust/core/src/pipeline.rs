@@ -12,7 +12,7 @@ use crate::types::{Body, Row};
 use crate::weights::Spec;
 use arrow_array::RecordBatch;
 use std::collections::{BTreeMap, BTreeSet};
-use xxhash_rust::xxh3::{xxh3_64_with_seed, xxh3_128};
+use xxhash_rust::xxh3::xxh3_128;
 
 /// A chunk and where it stands in its source.
 #[derive(Debug, Clone, Copy)]
@@ -31,28 +31,8 @@ pub struct Chunk<'a> {
     pub copy: u32,
     /// Record numbers to take, ascending; none: all.
     pub selection: Option<&'a [u64]>,
-    /// Which share of the rows to take, by a hash of their bytes, so that equal rows stay together.
-    pub split: Option<Split>,
-}
-
-/// One side of a random split of the rows.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Split {
-    /// Share of the validation side, 0 to 1.
-    pub valid_ratio: f64,
-    /// Whether to take the validation side or the other.
-    pub valid: bool,
-    /// Chooses the split.
-    pub seed: u64,
-}
-
-impl Split {
-    fn takes(self, record: &[u8]) -> bool {
-        let hash = xxh3_64_with_seed(record, self.seed);
-        // 32 bits are plenty, and exact in a double
-        let draw = f64::from((hash >> 32) as u32) / 4_294_967_296.0;
-        (draw < self.valid_ratio) == self.valid
-    }
+    /// Those of them that repeat an earlier row and are left out, ascending.
+    pub duplicates: &'a [u64],
 }
 
 /// What a chunk became.
@@ -132,20 +112,49 @@ pub fn encode_chunk(encoder: &Encoder, read: &ReadOptions, chunk: &Chunk) -> Res
         buffer: vec![],
         sides: [Conversation::default(), Conversation::default()],
     };
+    for_each_record(read, chunk, |record, line, number| run.record(record, line, number, read))?;
+    Ok(Encoded { rows: run.rows.finish()?, ledger: ledger_batch(&run.ledger)?, counts: run.counts })
+}
+
+/// A number for the content of every selected record, for finding duplicates: equal if and only if training would see the
+/// same. A bad row is like no other.
+#[must_use]
+pub fn content_hashes(read: &ReadOptions, chunk: &Chunk) -> Vec<(u64, u128)> {
+    let mut out = vec![];
+    let mut buffer = vec![];
+    for_each_record(read, chunk, |record, _, number| {
+        let parsed = record.and_then(|record| {
+            let value = lines::parse_record(chunk.data, &record)?;
+            rows::normalize(value, &read.rows)
+        });
+        let hash = parsed.map_or_else(
+            |_| u128::from_be_bytes(row_id(b"bad row", chunk.source, number, chunk.copy, 0, &mut buffer)),
+            |row| rows::content_hash(&row),
+        );
+        out.push((number, hash));
+        Ok::<(), Error>(())
+    })
+    .unwrap_or_default();
+    out
+}
+
+/// Call `visit(record, line, number)` for the selected records.
+fn for_each_record<E>(
+    read: &ReadOptions,
+    chunk: &Chunk,
+    mut visit: impl FnMut(Result<Record, RowError>, u64, u64) -> Result<(), E>,
+) -> Result<(), E> {
     let limit = if read.max_line_bytes == 0 { lines::MAX_LINE_BYTES } else { read.max_line_bytes };
     let mut records = Lines::new(chunk.data, chunk.first_line, limit);
-    let mut number = chunk.first_record;
     let mut selection = chunk.selection.map(|numbers| numbers.iter().copied().peekable());
-    loop {
+    for number in chunk.first_record.. {
         let line = records.next_line();
         let Some(record) = records.next() else { break };
-        let wanted = selection.as_mut().is_none_or(|numbers| numbers.next_if_eq(&number).is_some());
-        if wanted {
-            run.record(record, line, number, read)?;
+        if selection.as_mut().is_none_or(|numbers| numbers.next_if_eq(&number).is_some()) {
+            visit(record, line, number)?;
         }
-        number += 1;
     }
-    Ok(Encoded { rows: run.rows.finish()?, ledger: ledger_batch(&run.ledger)?, counts: run.counts })
+    Ok(())
 }
 
 struct Run<'a> {
@@ -169,11 +178,12 @@ impl Run<'_> {
     ) -> Result<(), Error> {
         let line = record.as_ref().map_or(line, |record| record.line);
         let bytes = record.as_ref().map_or(&[][..], |record| &self.chunk.data[record.range.clone()]);
-        if self.chunk.split.is_some_and(|split| !split.takes(bytes)) {
-            return Ok(());
-        }
         self.counts.add("rows_in", 1);
         let id = row_id(bytes, self.chunk.source, number, self.chunk.copy, 0, &mut self.buffer);
+        if self.chunk.duplicates.binary_search(&number).is_ok() {
+            self.drop_row(id, line, "duplicate", 0);
+            return Ok(());
+        }
         let parsed = record.and_then(|record| {
             let value = lines::parse_record(self.chunk.data, &record)?;
             rows::normalize(value, &read.rows)

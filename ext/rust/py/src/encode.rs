@@ -6,7 +6,7 @@ use postmill_core::conversation::{Encoder, Options, SpecialText, Templates};
 use postmill_core::encode::Tokens;
 use postmill_core::error::Error;
 use postmill_core::json;
-use postmill_core::pipeline::{self, Chunk, ReadOptions, Split};
+use postmill_core::pipeline::{self, Chunk, ReadOptions};
 use postmill_core::rows::RowOptions;
 use postmill_core::seams::Segments;
 use postmill_core::template::{Date, SpecialTexts, Template};
@@ -19,6 +19,7 @@ use pyo3::buffer::PyBuffer;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use pyo3_arrow::PyRecordBatch;
+use std::borrow::Cow;
 
 type Pairs = Vec<(String, String)>;
 
@@ -206,13 +207,13 @@ impl ChatEncoder {
         build().map_err(|error: Error| to_python(py, &error))
     }
 
-    /// `encode_chunk(data, file, source, first_line, first_record, copy=0, selection=None, split=None)
+    /// `encode_chunk(data, file, source, first_line, first_record, copy=0, selection=None, duplicates=[])
     /// -> (rows, ledger, counts)`.
     ///
-    /// `data`: whole lines of JSON Lines, bytes-like. `selection`: ascending record numbers. `split`: (share of the
-    /// validation side, whether to take that side, seed). The batches export `__arrow_c_array__`; `counts` is a dict of
+    /// `data`: whole lines of JSON Lines, bytes-like. `selection`: ascending record numbers. `duplicates`: those
+    /// of them that are left out. The batches export `__arrow_c_array__`; `counts` is a dict of
     /// sums, with `length_histogram` and `closing_ids`. Raises `NativeError`.
-    #[pyo3(signature = (data, file, source, first_line, first_record, copy = 0, selection = None, split = None))]
+    #[pyo3(signature = (data, file, source, first_line, first_record, copy = 0, selection = None, duplicates = vec![]))]
     #[allow(clippy::too_many_arguments)]
     fn encode_chunk<'py>(
         &self,
@@ -224,12 +225,12 @@ impl ChatEncoder {
         first_record: u64,
         copy: u32,
         selection: Option<Vec<u64>>,
-        split: Option<(f64, bool, u64)>,
+        duplicates: Vec<u64>,
     ) -> PyResult<(PyRecordBatch, PyRecordBatch, Bound<'py, PyDict>)> {
         let data = bytes_of(py, &data)?;
-        let split = split.map(|(valid_ratio, valid, seed)| Split { valid_ratio, valid, seed });
         let selection = selection.as_deref();
-        let chunk = Chunk { data: &data, file, source, first_line, first_record, copy, selection, split };
+        let chunk =
+            Chunk { data: &data, file, source, first_line, first_record, copy, selection, duplicates: &duplicates };
         let encoded = py
             .detach(|| pipeline::encode_chunk(&self.encoder, &self.read, &chunk))
             .map_err(|error| to_python(py, &error))?;
@@ -240,6 +241,27 @@ impl ChatEncoder {
         counts.set_item("length_histogram", encoded.counts.length_histogram)?;
         counts.set_item("closing_ids", encoded.counts.closing_ids.into_iter().collect::<Vec<_>>())?;
         Ok((PyRecordBatch::new(encoded.rows), PyRecordBatch::new(encoded.ledger), counts))
+    }
+
+    /// `content_hashes(data, source, first_line, first_record, copy=0, selection=None) -> [(record, hash)]`: numbers that
+    /// are equal for rows that training cannot tell apart, as 16 bytes each.
+    #[pyo3(signature = (data, source, first_line, first_record, copy = 0, selection = None))]
+    #[allow(clippy::too_many_arguments)]
+    fn content_hashes(
+        &self,
+        py: Python<'_>,
+        data: PyBuffer<u8>,
+        source: i32,
+        first_line: u64,
+        first_record: u64,
+        copy: u32,
+        selection: Option<Vec<u64>>,
+    ) -> PyResult<Vec<(u64, Cow<'static, [u8]>)>> {
+        let data = bytes_of(py, &data)?;
+        let selection = selection.as_deref();
+        let chunk = Chunk { data: &data, file: "", source, first_line, first_record, copy, selection, duplicates: &[] };
+        let hashes = py.detach(|| pipeline::content_hashes(&self.read, &chunk));
+        Ok(hashes.into_iter().map(|(number, hash)| (number, Cow::Owned(hash.to_be_bytes().to_vec()))).collect())
     }
 
     /// `reweight(rows) -> rows`: a batch of tokens with this encoder's loss scale. Encodes nothing. Raises `NativeError`.

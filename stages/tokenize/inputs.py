@@ -1,0 +1,17 @@
+"""What `tokenize` can be given: a dataset, or a tokens artifact to weigh again."""
+
+from pathlib import Path
+
+from postmill.io.manifest import MANIFEST, load_artifact
+from postmill.stages.protocol import Input
+
+
+def resolve(port: str, reference: str) -> list[Input]:
+    """The runner's resolver. Raises ConfigError and ArtifactError."""
+    path = Path(reference)
+    if (path / MANIFEST).is_file():
+        artifact = load_artifact(path, ("tokens",))
+        return [Input(port, "tokens", artifact.digest, path.name, path, artifact)]
+    from postmill.stages.tokenize.sources import resolve_inputs
+
+    return resolve_inputs(port, reference)

@@ -1,0 +1,102 @@
+"""A model's tokenizer and chat templates, read from its folder without transformers.
+
+The same files win as in transformers: `chat_template.jinja` and `additional_chat_templates/` over `chat_template.json` over
+the configuration; `tokenizer_config.json` over `special_tokens_map.json`.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from postmill.io.digest import digest_bytes
+from postmill.io.errors import ArtifactError, ConfigError
+from postmill.io.model_folder import load_json, tokenizer_files
+
+_NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+
+
+class TokenizerFolder(msgspec.Struct, frozen=True):
+    """What the encoder needs of a model folder."""
+
+    tokenizer_json: bytes
+    special_texts: dict[str, str]
+    """`bos_token` and the like, for the template."""
+    extra_special: list[str]
+    """Special tokens the configuration names, in its order."""
+    templates: dict[str, str]
+    """Chat templates by name."""
+
+
+def load_tokenizer(folder: Path) -> TokenizerFolder:
+    """Read the folder. Raises ArtifactError if there is no fast tokenizer in it (66) or a file is damaged (65)."""
+    files = tokenizer_files(folder)
+    config = load_json(files["tokenizer_config.json"]) if "tokenizer_config.json" in files else {}
+    mapped = load_json(files["special_tokens_map.json"]) if "special_tokens_map.json" in files else {}
+    texts: dict[str, str] = {}
+    extra: list[str] = []
+    for name, value in {**mapped, **config}.items():
+        text = _token_text(value)
+        if text is not None and (name in _NAMED or (name.endswith("_token") and not name.startswith("add_"))):
+            texts[name] = text
+    added = config.get("added_tokens_decoder") or {}
+    if isinstance(added, dict):
+        ordered = sorted((item for item in added.items() if item[0].isdigit()), key=lambda item: int(item[0]))
+        extra += [v["content"] for _, v in ordered if isinstance(v, dict) and v.get("special") and "content" in v]
+    extra += texts.values()
+    for text in config.get("additional_special_tokens") or mapped.get("additional_special_tokens") or []:
+        extra.append(_token_text(text) or "")
+    return TokenizerFolder(
+        files["tokenizer.json"].read_bytes(), texts, list(dict.fromkeys(filter(None, extra))), _templates(files, config)
+    )
+
+
+def _token_text(value: Any) -> str | None:
+    if isinstance(value, dict):
+        value = value.get("content")
+    return value if isinstance(value, str) else None
+
+
+def _templates(files: dict[str, Path], config: dict[str, Any]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    given = config.get("chat_template")
+    if "chat_template.json" in files:
+        given = load_json(files["chat_template.json"]).get("chat_template", given)
+    if isinstance(given, str):
+        found["default"] = given
+    for item in given if isinstance(given, list) else []:
+        found[item["name"]] = item["template"]
+    for name, path in files.items():
+        if name.endswith(".jinja"):
+            found["default" if name == "chat_template.jinja" else path.stem] = _text(path)
+    return found
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ArtifactError(f"{path}: not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from error
+
+
+class ChosenTemplates(msgspec.Struct, frozen=True):
+    """The templates of a run. `with_tools` is set when rows with tools have one of their own."""
+
+    name: str
+    default: str | None
+    with_tools: str | None
+
+    def digest(self) -> str:
+        return digest_bytes("\0".join([self.default or "", self.with_tools or ""]).encode())
+
+
+def choose_templates(model: TokenizerFolder, name: str, file: Path | None) -> ChosenTemplates:
+    """`file` if given, else the template called `name`, else what transformers would take. Raises ConfigError (2)."""
+    if file is not None:
+        return ChosenTemplates(file.name, _text(file), None)
+    if name:
+        if name not in model.templates:
+            known = ", ".join(sorted(model.templates)) or "none"
+            raise ConfigError(f"template_name: no chat template {name!r} in the model, it has {known}")
+        return ChosenTemplates(name, model.templates[name], None)
+    return ChosenTemplates("chat template", model.templates.get("default"), model.templates.get("tool_use"))
