@@ -12,32 +12,32 @@ class Tokenize(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Turn raw rows into token ids with a weight for every token, exactly as the model's chat template has it."""
 
     loss_scale: str = "default"
-    """What is trained on, and how much: a base (`default`: every assistant turn; `last_round`: those after the last user or
-    tool message; `all`: every token), then `+` and strategies whose weights multiply: ignore_empty_think,
+    """What is trained on, and how much: a base (`default`: every assistant turn; `last_round`: those after the last
+    user or tool message; `all`: every token), then `+` and strategies whose weights multiply: ignore_empty_think,
     ignore_think_prefix, react, hermes, qwen, agentflan, alpha_umi, swift-table-14, or the name of a `--rules` file."""
     loss_rules: Literal["spans", "ms-swift"] = "spans"
     """How strategies are read. `spans`: a pattern weighs exactly what it matches. `ms-swift`: as ms-swift does, quirks
     included."""
     segments: Literal["whole", "turn", "ms-swift"] = "whole"
-    """Where text is cut before encoding. `whole`: the ids of apply_chat_template; `turn`: at the start of each assistant turn,
-    as in generation; `ms-swift`: where the weight changes, as ms-swift does."""
+    """Where text is cut before encoding. `whole`: the ids of apply_chat_template; `turn`: at the start of each assistant
+    turn, as in generation; `ms-swift`: where the weight changes, as ms-swift does."""
     max_length: Annotated[int, Meta(ge=1, le=2**31 - 1)] | None = None
     """Longest row in tokens, prompt and answer together."""
     truncation: Literal["drop", "right", "left", "split", "error"] = "drop"
-    """What to do with longer rows: leave them out; keep their first or last tokens (an assistant turn that loses a part is no
-    longer trained on); `split`: cut text rows into blocks and leave out conversations; or stop."""
+    """What to do with longer rows: leave them out; keep their first or last tokens (an assistant turn that loses a part
+    is no longer trained on); `split`: cut text rows into blocks and leave out conversations; or stop."""
     thinking: Literal["template", "strip", "empty", "no-think"] = "template"
-    """Changes to thinking before the template sees a row. `strip` removes it; `empty` adds an empty block to answers without;
-    `no-think` also ends their question in /no_think."""
+    """Changes to thinking before the template sees a row. `strip` removes it; `empty` adds an empty block to answers
+    without; `no-think` also ends their question in /no_think."""
     special_text: Literal["keep", "drop", "error"] = "keep"
-    """What to do with rows whose messages contain a special token as text. `keep` encodes it as transformers does, as the
-    special token; it is counted in any case."""
+    """What to do with rows whose messages contain a special token as text. `keep` encodes it as transformers does, as
+    the special token; it is counted in any case."""
     system: str | None = None
     """System message of conversations that have none."""
     template_kwargs: dict[str, Any] = {}
     """Arguments of the chat template, as JSON: '{"enable_thinking": false}'. Those of a row win."""
     template_name: str = ""
-    """Which of the model's named chat templates; default: `default`, and `tool_use` for rows with tools if there is one."""
+    """Which of the model's named chat templates. Unset: `default`, or `tool_use` for rows with tools if there is one."""
     date: Annotated[str, Meta(pattern=r"^\d{4}-\d\d-\d\d$")] | None = None
     """The date that templates which print one shall print, YYYY-MM-DD."""
     columns: dict[str, str] = {}
@@ -55,7 +55,7 @@ class Tokenize(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     mix_stop: Literal["first_exhausted", "all_exhausted"] = "first_exhausted"
     """Whether the smallest dataset, for its share, ends a mix, or the largest, while others repeat."""
     val_ratio: Annotated[float, Meta(ge=0, lt=1)] = 0.0
-    """Share of rows held out for validation, chosen by a hash of each row's bytes. Run twice, once for each `--split`."""
+    """Share of rows held out for validation, chosen by a hash of each row's bytes. Run once for each `--split`."""
     split: Literal["train", "validation"] = "train"
     """Which side of `--val-ratio` to take."""
     seed: Annotated[int, Meta(ge=0, le=2**63 - 1)] = 42
@@ -79,8 +79,8 @@ STAGE = Stage(
     inputs={
         "data": Port(
             kinds=("dataset", "tokens"),
-            help="jsonl, json, csv, parquet, arrow or text files, folders, hf:owner/name, ms:owner/name, any of them with"
-            " #count; or one tokens artifact to weigh again without encoding",
+            help="jsonl, json, csv, parquet, arrow or text files, folders, hf:owner/name, ms:owner/name, any of them"
+            " with #count; or one tokens artifact to weigh again without encoding",
             many=True,
             resolver="postmill.stages.tokenize.inputs:resolve",
         ),

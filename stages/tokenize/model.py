@@ -1,7 +1,7 @@
 """A model's tokenizer and chat templates, read from its folder without transformers.
 
-The same files win as in transformers: `chat_template.jinja` and `additional_chat_templates/` over `chat_template.json` over
-the configuration; `tokenizer_config.json` over `special_tokens_map.json`.
+The same files win as in transformers: `chat_template.jinja` and `additional_chat_templates/` over `chat_template.json`
+over the configuration; `tokenizer_config.json` over `special_tokens_map.json`.
 """
 
 from pathlib import Path

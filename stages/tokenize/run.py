@@ -1,8 +1,8 @@
 """Tokenize: read chunks of rows, encode them on all cores, write tokens and the ledger in the order of the input.
 
-The work on a chunk is one call into the Rust core with the interpreter lock released, and depends on the chunk alone; so any
-number of threads writes the same bytes. At most a few chunks are in memory. Given a tokens artifact, the same encoder weighs
-its rows again and encodes nothing.
+The work on a chunk is one call into the Rust core with the interpreter lock released, and depends on the chunk alone;
+so any number of threads writes the same bytes. At most a few chunks are in memory. Given a tokens artifact, the same
+encoder weighs its rows again and encodes nothing.
 """
 
 import contextlib
@@ -201,7 +201,7 @@ def _check_trained(out: Out, place: str) -> None:
     untrained = counts.dropped.get(_NOTHING, 0)
     if untrained > counts.rows_in / 2:
         raise StageError(
-            f"{untrained} of {counts.rows_in} rows have nothing to train on; check --loss-scale, and `loss` in the rows",
+            f"{untrained} of {counts.rows_in} rows have nothing to train on; check --loss-scale and the rows' loss",
             BAD_DATA,
         )
 
