@@ -19,8 +19,8 @@ class Tokenize(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """How strategies are read. `spans`: a pattern weighs exactly what it matches. `ms-swift`: as ms-swift does, quirks
     included."""
     segments: Literal["whole", "turn", "ms-swift"] = "whole"
-    """Where text is cut before encoding. `whole`: the ids of apply_chat_template; `turn`: at the start of each assistant
-    turn, as in generation; `ms-swift`: where the weight changes, as ms-swift does."""
+    """Where text is cut before encoding. `whole`: the ids of apply_chat_template; `turn`: at the start of each
+    assistant turn, as in generation; `ms-swift`: where the weight changes, as ms-swift does."""
     max_length: Annotated[int, Meta(ge=1, le=2**31 - 1)] | None = None
     """Longest row in tokens, prompt and answer together."""
     truncation: Literal["drop", "right", "left", "split", "error"] = "drop"
@@ -37,7 +37,7 @@ class Tokenize(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     template_kwargs: dict[str, Any] = {}
     """Arguments of the chat template, as JSON: '{"enable_thinking": false}'. Those of a row win."""
     template_name: str = ""
-    """Which of the model's named chat templates. Unset: `default`, or `tool_use` for rows with tools if there is one."""
+    """Which of the model's named chat templates. Unset: `default`, or `tool_use` for rows with tools if there is."""
     date: Annotated[str, Meta(pattern=r"^\d{4}-\d\d-\d\d$")] | None = None
     """The date that templates which print one shall print, YYYY-MM-DD."""
     columns: dict[str, str] = {}
