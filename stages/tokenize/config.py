@@ -60,6 +60,8 @@ class Tokenize(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Which side of `--val-ratio` to take."""
     seed: Annotated[int, Meta(ge=0, le=2**63 - 1)] = 42
     """Chooses the rows of `#count`, of mixes and of the split."""
+    engine: Literal["auto", "tokenizers"] = "auto"
+    """`auto`: our own encoder where it knows every part of the tokenizer, else the tokenizers crate. Equal ids."""
     max_line_bytes: Annotated[int, Meta(ge=1, le=2**31 - 1)] = 64 * 2**20
     """Longest line of a source."""
 
@@ -101,5 +103,6 @@ STAGE = Stage(
     },
     output="tokens",
     stream=True,
+    safe_to_change=frozenset({"engine"}),
     example="postmill tokenize chats.jsonl -m base/ -o tokens/ --loss-scale last_round+hermes --max-length 4096",
 )

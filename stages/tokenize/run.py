@@ -27,7 +27,7 @@ from postmill.stages.tokenize.config import Tokenize
 from postmill.stages.tokenize.model import ChosenTemplates, TokenizerFolder, choose_templates, load_tokenizer
 
 TOKENS = "tokens.arrow"
-_REWEIGHABLE = frozenset({"loss_scale", "loss_rules"})
+_REWEIGHABLE = frozenset({"loss_scale", "loss_rules", "engine"})
 _NOTHING = "nothing_to_train"
 
 Item = TypeVar("Item")
@@ -94,6 +94,7 @@ def make_encoder(
         model_author=cfg.model_author,
         skip_bad_rows=cfg.on_bad_row == "skip",
         max_line_bytes=cfg.max_line_bytes,
+        engine=cfg.engine,
     )
     if encoder.date is not None and cfg.date is None and "date_string" not in cfg.template_kwargs:
         raise ConfigError(

@@ -1,5 +1,7 @@
 //! What is known about a vocabulary besides how to encode with it: the bytes of every id, and the special tokens.
-use crate::encode::HfEngine;
+use crate::bpe::Bpe;
+use crate::bpe::engine::BpeEngine;
+use crate::encode::{Engine, HfEngine};
 use crate::error::Error;
 use crate::json;
 use crate::types::Json;
@@ -46,11 +48,20 @@ pub struct TokenNames {
     pub extra: Vec<String>,
 }
 
+/// Which engine encodes. Both give the same ids.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EngineChoice {
+    /// Our own where it knows every part of the tokenizer for certain, else the crate.
+    Auto,
+    /// The `tokenizers` crate.
+    Tokenizers,
+}
+
 /// Read a `tokenizer.json` into an engine and its tables.
 ///
 /// # Errors
-/// `Error::Config` when it is not a tokenizer, or names a token it does not have.
-pub fn load(tokenizer_json: &[u8], names: &TokenNames) -> Result<(HfEngine, Vocabulary)> {
+/// `Error::Config` when it is not a tokenizer.
+pub fn load(tokenizer_json: &[u8], names: &TokenNames, choice: EngineChoice) -> Result<(Box<dyn Engine>, Vocabulary)> {
     let fault = |why: String| Error::Config { message: format!("tokenizer.json: {why}").into() };
     let mut tokenizer = Tokenizer::from_bytes(tokenizer_json).map_err(|error| fault(error.to_string()))?;
     let missing: Vec<AddedToken> = names
@@ -59,10 +70,16 @@ pub fn load(tokenizer_json: &[u8], names: &TokenNames) -> Result<(HfEngine, Voca
         .filter(|text| tokenizer.token_to_id(text).is_none())
         .map(|text| AddedToken::from(text.clone(), true))
         .collect();
+    let as_written = missing.is_empty();
     tokenizer.add_special_tokens(missing).map_err(|error| fault(error.to_string()))?;
     let layout = json::parse(tokenizer_json).map_err(|error| fault(error.to_string()))?;
     let vocabulary = Vocabulary::new(&tokenizer, &layout, names);
-    Ok((HfEngine::new(tokenizer), vocabulary))
+    let own = if choice == EngineChoice::Auto && as_written { Bpe::compile(tokenizer_json).ok() } else { None };
+    let engine: Box<dyn Engine> = match own {
+        Some(bpe) => Box::new(BpeEngine::new(bpe)),
+        None => Box::new(HfEngine::new(tokenizer)),
+    };
+    Ok((engine, vocabulary))
 }
 
 impl Vocabulary {

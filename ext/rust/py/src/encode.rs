@@ -13,7 +13,7 @@ use postmill_core::template::{Date, SpecialTexts, Template};
 use postmill_core::thinking::Thinking;
 use postmill_core::truncate::Truncation;
 use postmill_core::types::Json;
-use postmill_core::vocabulary::{self, TokenNames};
+use postmill_core::vocabulary::{self, EngineChoice, TokenNames};
 use postmill_core::weights::{Semantics, Spec};
 use pyo3::buffer::PyBuffer;
 use pyo3::prelude::*;
@@ -71,6 +71,14 @@ fn thinking(name: &str) -> Result<Thinking, Error> {
         "empty" => Ok(Thinking::Empty),
         "no-think" => Ok(Thinking::NoThink),
         other => unknown("thinking", other, "template, strip, empty, no-think"),
+    }
+}
+
+fn engine_choice(name: &str) -> Result<EngineChoice, Error> {
+    match name {
+        "auto" => Ok(EngineChoice::Auto),
+        "tokenizers" => Ok(EngineChoice::Tokenizers),
+        other => unknown("engine", other, "auto, tokenizers"),
     }
 }
 
@@ -142,7 +150,7 @@ impl ChatEncoder {
         template_name = "chat template", special_texts = vec![], date = None, loss_scale = "default", loss_rules = "spans", rule_files = vec![],
         segments = "whole", max_length = None, truncation = "drop", special_text = "keep", thinking = "template",
         system = None, template_kwargs = "{}", columns = vec![], model_name = None, model_author = None,
-        skip_bad_rows = false, max_line_bytes = 0
+        skip_bad_rows = false, max_line_bytes = 0, engine = "auto"
     ))]
     #[allow(clippy::too_many_arguments)] // named in Python
     fn new(
@@ -171,6 +179,7 @@ impl ChatEncoder {
         model_author: Option<String>,
         skip_bad_rows: bool,
         max_line_bytes: usize,
+        engine: &str,
     ) -> PyResult<Self> {
         let build = || {
             let spec = Spec::parse(loss_scale, semantics(loss_rules)?, &rule_files)?;
@@ -184,7 +193,7 @@ impl ChatEncoder {
                 template_kwargs: self::template_kwargs(template_kwargs)?,
             };
             let names = TokenNames { bos, eos, extra: extra_special };
-            let (engine, vocabulary) = vocabulary::load(tokenizer_json, &names)?;
+            let (engine, vocabulary) = vocabulary::load(tokenizer_json, &names, engine_choice(engine)?)?;
             let specials = SpecialTexts { named: boxed(special_texts), tokens: vocabulary.added_texts.clone() };
             let compile = |source: &str| {
                 let date = date.map(|(year, month, day)| Date { year, month, day });
@@ -196,7 +205,7 @@ impl ChatEncoder {
                 default: template.map(compile).transpose()?,
                 with_tools: tools_template.map(compile).transpose()?,
             };
-            let encoder = Encoder::new(Box::new(engine), vocabulary, templates, spec, options)?;
+            let encoder = Encoder::new(engine, vocabulary, templates, spec, options)?;
             let rows = RowOptions {
                 columns: boxed(columns),
                 model_name: model_name.map(Into::into),

@@ -15,7 +15,8 @@ pub(super) fn prompt_rule(body: &[Stmt], layout: &Layout) -> PromptRule {
     if !layout.outside.iter().any(|name| &**name == "add_generation_prompt") {
         return PromptRule::Absent;
     }
-    let mut taint = Taint { tainted: ["messages", "tools", "documents", "loop", "caller", "namespace"].map(Box::from).into() };
+    let mut taint =
+        Taint { tainted: ["messages", "tools", "documents", "loop", "caller", "namespace"].map(Box::from).into() };
     loop {
         let before = taint.tainted.len();
         taint.statements(body, false);

@@ -196,7 +196,9 @@ impl<'a> Interp<'a> {
                 None => {
                     return match self.emit_sum(right)? {
                         None => Ok(None),
-                        Some(right) => ops::binary(BinaryOp::Add, &Value::literal(""), &right, &self.fuel).map(|_| None),
+                        Some(right) => {
+                            ops::binary(BinaryOp::Add, &Value::literal(""), &right, &self.fuel).map(|_| None)
+                        }
                     };
                 }
                 Some(left) => {
@@ -423,12 +425,7 @@ fn loop_attribute<'a>(state: &LoopState<'a>, name: &'a str) -> Outcome<Value<'a>
     })
 }
 
-fn call_loop<'a>(
-    state: &LoopState<'a>,
-    name: &str,
-    args: Args<'a>,
-    fuel: &super::fuel::Fuel,
-) -> Outcome<Value<'a>> {
+fn call_loop<'a>(state: &LoopState<'a>, name: &str, args: Args<'a>, fuel: &super::fuel::Fuel) -> Outcome<Value<'a>> {
     match name {
         "cycle" if !args.positional.is_empty() && args.keyword.is_empty() => {
             Ok(args.positional[state.index0.get() % args.positional.len()].clone())

@@ -375,6 +375,8 @@ fn parse_float(text: &str) -> Outcome<Option<f64>> {
         return Ok(text.parse().ok());
     }
     let lower = text.trim_start_matches(['+', '-']).to_ascii_lowercase();
-    let odd = matches!(&*lower, "inf" | "infinity" | "nan") || text.contains('_') || text.chars().any(|c| !c.is_ascii() && c.is_numeric());
+    let odd = matches!(&*lower, "inf" | "infinity" | "nan")
+        || text.contains('_')
+        || text.chars().any(|c| !c.is_ascii() && c.is_numeric());
     if odd { fail(format!("{text:?} as a number is not supported")) } else { Ok(None) }
 }

@@ -129,8 +129,10 @@ impl<'a> Interp<'a> {
             }
             StmtKind::Generation(scope) => return self.generation(scope),
             StmtKind::With(values, scope) => {
-                let values =
-                    values.iter().map(|(target, value)| Ok((target, self.eval(value)?))).collect::<Outcome<Vec<_>>>()?;
+                let values = values
+                    .iter()
+                    .map(|(target, value)| Ok((target, self.eval(value)?)))
+                    .collect::<Outcome<Vec<_>>>()?;
                 self.clear(scope.slots);
                 for (target, value) in values {
                     self.assign(target, value)?;
@@ -402,12 +404,7 @@ impl<'a> Interp<'a> {
     // Macros.
 
     /// Call a macro; what it printed.
-    pub fn call_macro(
-        &mut self,
-        body: &'a Macro,
-        args: Args<'a>,
-        caller: Option<Value<'a>>,
-    ) -> Outcome<Value<'a>> {
+    pub fn call_macro(&mut self, body: &'a Macro, args: Args<'a>, caller: Option<Value<'a>>) -> Outcome<Value<'a>> {
         if self.calls >= MAX_CALLS {
             return fail(format!("macros call each other more than {MAX_CALLS} deep"));
         }

@@ -200,7 +200,10 @@ impl<'s> Lexer<'s> {
             } else if first == '_' || first.is_alphanumeric() {
                 let length = rest.find(|c: char| !(c == '_' || c.is_alphanumeric())).unwrap_or(rest.len());
                 if !rest[..length].is_ascii() {
-                    return Err(syntax(self.line, format!("the name {:?} is not plain ASCII; rename it", &rest[..length])));
+                    return Err(syntax(
+                        self.line,
+                        format!("the name {:?} is not plain ASCII; rename it", &rest[..length]),
+                    ));
                 }
                 self.push(Token::Name(rest[..length].into()));
                 self.advance(length);
@@ -260,7 +263,10 @@ impl<'s> Lexer<'s> {
         }
         let text = &rest[..end];
         let digits = text.replace('_', "");
-        if text.ends_with('_') || text.contains("__") || (!is_float && digits.len() > 1 && digits.starts_with('0') && digits.bytes().any(|b| b != b'0')) {
+        if text.ends_with('_')
+            || text.contains("__")
+            || (!is_float && digits.len() > 1 && digits.starts_with('0') && digits.bytes().any(|b| b != b'0'))
+        {
             return Err(syntax(self.line, format!("{text} is not a number Jinja2 accepts")));
         }
         if rest.starts_with('0') && rest[1..].starts_with(['x', 'X', 'o', 'O', 'b', 'B']) {

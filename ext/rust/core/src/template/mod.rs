@@ -174,11 +174,16 @@ impl Template {
     /// The variables a row may set: what `chat_template_kwargs` can change.
     pub fn variables(&self) -> impl Iterator<Item = &str> {
         let given: HashSet<&str> = self.specials.named.iter().map(|(name, _)| &**name).collect();
-        self.layout.outside.iter().map(|name| &**name).filter(move |name| !given.contains(name) && !row::is_builtin(name))
+        self.layout
+            .outside
+            .iter()
+            .map(|name| &**name)
+            .filter(move |name| !given.contains(name) && !row::is_builtin(name))
     }
 
     fn error(&self, place: &str, message: impl Into<Box<str>>) -> Error {
-        let place = if place.is_empty() { self.options.name.clone() } else { format!("{}, {place}", self.options.name).into() };
+        let place =
+            if place.is_empty() { self.options.name.clone() } else { format!("{}, {place}", self.options.name).into() };
         Error::Template { place, message: message.into() }
     }
 }

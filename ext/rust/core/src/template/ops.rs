@@ -69,7 +69,9 @@ pub(super) fn binary<'a>(op: BinaryOp, left: &Value<'a>, right: &Value<'a>, fuel
             };
             percent(text.as_str(), &args, fuel).map(Value::string)
         }
-        (BinaryOp::Mul, Value::List(_) | Value::Json(_) | Value::Tuple(_), _) => fail("repeating a list is not supported"),
+        (BinaryOp::Mul, Value::List(_) | Value::Json(_) | Value::Tuple(_), _) => {
+            fail("repeating a list is not supported")
+        }
         _ => mismatch(symbol(op), left, right),
     }
 }
@@ -86,11 +88,7 @@ fn symbol(op: BinaryOp) -> &'static str {
     }
 }
 
-fn join_items<'a>(
-    left: &Value<'a>,
-    right: &Value<'a>,
-    fuel: &Fuel,
-) -> Outcome<std::rc::Rc<super::value::Items<'a>>> {
+fn join_items<'a>(left: &Value<'a>, right: &Value<'a>, fuel: &Fuel) -> Outcome<std::rc::Rc<super::value::Items<'a>>> {
     let mut items = left.to_vec().unwrap_or_default();
     items.extend(right.to_vec().unwrap_or_default());
     if !fuel.spend(items.len() as u64) {
@@ -141,7 +139,8 @@ fn integers<'a>(op: BinaryOp, a: i64, b: i64) -> Outcome<Value<'a>> {
         BinaryOp::Pow if b < 0 => return fail("negative powers are not supported"),
         BinaryOp::Pow => u32::try_from(b).ok().and_then(|b| a.checked_pow(b)),
     };
-    result.map_or_else(|| fail("the result does not fit 64 bits, which is not supported"), |value| Ok(Value::Int(value)))
+    result
+        .map_or_else(|| fail("the result does not fit 64 bits, which is not supported"), |value| Ok(Value::Int(value)))
 }
 
 fn floats<'a>(op: BinaryOp, a: f64, b: f64) -> Outcome<Value<'a>> {

@@ -86,7 +86,11 @@ fn spend(fuel: &Fuel) -> Outcome<()> {
 }
 
 fn check_big(text: &str) -> Outcome<&str> {
-    if number::is_too_long(text) { fail("an integer has more than 4300 digits, which Python refuses") } else { Ok(text) }
+    if number::is_too_long(text) {
+        fail("an integer has more than 4300 digits, which Python refuses")
+    } else {
+        Ok(text)
+    }
 }
 
 fn separate(index: usize, out: &mut String) {

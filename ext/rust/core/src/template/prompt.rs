@@ -97,10 +97,7 @@ impl Template {
     fn compute_prompts(&self, kwargs: &[(Box<str>, Json)]) -> Option<Arc<Prompts>> {
         let probe = [Message {
             role: Role::User,
-            fields: vec![
-                ("role".into(), Json::String("user".into())),
-                ("content".into(), Json::String("x".into())),
-            ],
+            fields: vec![("role".into(), Json::String("user".into())), ("content".into(), Json::String("x".into()))],
             loss: Vec::new(),
             loss_scale: Vec::new(),
             pieces: Vec::new(),
@@ -147,8 +144,12 @@ impl Template {
             return Ok(None);
         }
         let text = written.text[mark.start..].to_owned();
-        let mut cuts: Vec<usize> =
-            written.cuts.iter().filter(|&&cut| cut > mark.start && cut < mark.end).map(|cut| cut - mark.start).collect();
+        let mut cuts: Vec<usize> = written
+            .cuts
+            .iter()
+            .filter(|&&cut| cut > mark.start && cut < mark.end)
+            .map(|cut| cut - mark.start)
+            .collect();
         cuts.extend(self.closers.tokens_in(&text).map(|(_, end)| end).filter(|&end| end < text.len()));
         cuts.sort_unstable();
         cuts.dedup();

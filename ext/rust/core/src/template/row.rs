@@ -33,7 +33,8 @@ pub(super) struct Written {
 impl<'a> Row<'a> {
     pub fn new(messages: &'a [Message], tools: Option<&'a Json>, kwargs: &'a [(Box<str>, Json)]) -> Self {
         let reasons = |message: &Message| message.fields.iter().any(|(name, _)| REASONING.contains(&&**name));
-        let aliased = if messages.iter().any(reasons) { messages.iter().map(alias_reasoning).collect() } else { Vec::new() };
+        let aliased =
+            if messages.iter().any(reasons) { messages.iter().map(alias_reasoning).collect() } else { Vec::new() };
         let texts = messages.iter().flat_map(|message| message.fields.iter().map(|(_, value)| weight(value)));
         let input_bytes = texts.sum::<u64>() + tools.map_or(0, weight);
         Self { messages, aliased, tools, kwargs, input_bytes }
@@ -60,7 +61,8 @@ fn weight(json: &Json) -> u64 {
 /// Reasoning under every name transformers gives it: `{"thinking": r, **message, "reasoning_content": r}`.
 fn alias_reasoning(message: &Message) -> Option<Members> {
     let member = |name: &str| message.fields.iter().find(|(key, _)| &**key == name).map(|(_, value)| value);
-    let reasoning = REASONING.iter().filter_map(|name| member(name)).find(|value| !matches!(value, Json::Null))?.clone();
+    let reasoning =
+        REASONING.iter().filter_map(|name| member(name)).find(|value| !matches!(value, Json::Null))?.clone();
     let mut members: Members = vec![("thinking".into(), reasoning.clone())];
     for (key, value) in &message.fields {
         if &**key == "thinking" {
@@ -109,8 +111,7 @@ impl Template {
         }
         let outside = self.layout.outside.iter().map(|name| self.variable(name, row, count, prompt)).collect();
         let fuel = self.options.fuel + 64 * row.input_bytes;
-        let mut interp =
-            Interp::new(self.layout.num_slots as usize, outside, fuel, self.date, self.options.max_output);
+        let mut interp = Interp::new(self.layout.num_slots as usize, outside, fuel, self.date, self.options.max_output);
         let result = interp.run(&self.body);
         if let Err(error) = result {
             let place = interp.locate(&error);

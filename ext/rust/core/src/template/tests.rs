@@ -67,7 +67,9 @@ impl<'a> Interp<'a> {
     pub(super) fn apply_test(&mut self, test: Test, value: &Value<'a>, args: Args<'a>) -> Outcome<bool> {
         match test {
             Test::Compare(op) => {
-                let [Some(other)] = args.bind("the test", ["other"])? else { return fail("the test needs an argument") };
+                let [Some(other)] = args.bind("the test", ["other"])? else {
+                    return fail("the test needs an argument");
+                };
                 return ops::compare(op, value, &other, &self.fuel);
             }
             Test::DivisibleBy => {

@@ -64,10 +64,10 @@ pub(super) fn split_words(text: &str, limit: Option<usize>) -> Vec<&str> {
     words
 }
 
-
 /// `str.splitlines(keepends)`.
 pub(super) fn split_lines(text: &str, keep_ends: bool) -> Vec<&str> {
-    let is_break = |c: char| matches!(c, '\n' | '\r' | '\x0b' | '\x0c' | '\x1c'..='\x1e' | '\u{85}' | '\u{2028}' | '\u{2029}');
+    let is_break =
+        |c: char| matches!(c, '\n' | '\r' | '\x0b' | '\x0c' | '\x1c'..='\x1e' | '\u{85}' | '\u{2028}' | '\u{2029}');
     let mut lines = Vec::new();
     let mut rest = text;
     while !rest.is_empty() {
@@ -75,7 +75,8 @@ pub(super) fn split_lines(text: &str, keep_ends: bool) -> Vec<&str> {
             lines.push(rest);
             break;
         };
-        let width = if rest[at..].starts_with("\r\n") { 2 } else { rest[at..].chars().next().map_or(1, char::len_utf8) };
+        let width =
+            if rest[at..].starts_with("\r\n") { 2 } else { rest[at..].chars().next().map_or(1, char::len_utf8) };
         lines.push(&rest[..if keep_ends { at + width } else { at }]);
         rest = &rest[at + width..];
     }
@@ -90,7 +91,8 @@ pub(super) fn length(text: &str) -> usize {
 /// Upper case of one character in title position; none where Unicode has a title form that differs from upper case.
 fn title_char(c: char) -> Option<String> {
     let upper: String = c.to_uppercase().collect();
-    let special = matches!(c, '\u{1c4}'..='\u{1cc}' | '\u{1f1}'..='\u{1f3}' | '\u{10d0}'..='\u{10ff}' | '\u{1f80}'..='\u{1fff}');
+    let special =
+        matches!(c, '\u{1c4}'..='\u{1cc}' | '\u{1f1}'..='\u{1f3}' | '\u{10d0}'..='\u{10ff}' | '\u{1f80}'..='\u{1fff}');
     (upper.chars().count() == 1 && !special).then_some(upper)
 }
 

@@ -20,7 +20,8 @@ pub(super) struct Closers {
 impl Closers {
     pub fn new(specials: &SpecialTexts) -> Self {
         let named = specials.named.iter().map(|(_, text)| text);
-        let tokens: HashSet<Box<str>> = specials.tokens.iter().chain(named).filter(|text| !text.trim().is_empty()).cloned().collect();
+        let tokens: HashSet<Box<str>> =
+            specials.tokens.iter().chain(named).filter(|text| !text.trim().is_empty()).cloned().collect();
         let mut lengths: Vec<usize> = tokens.iter().map(|token| token.len()).collect();
         lengths.sort_unstable_by(|a, b| b.cmp(a));
         lengths.dedup();
@@ -147,7 +148,12 @@ impl Locator<'_> {
 
     /// `{% generation %}` says what is generated.
     fn marked(&self, stretches: &[Stretch]) -> Result<Vec<Turn>, Error> {
-        let mut marks = self.written.marks.iter().filter(|mark| mark.kind == MarkKind::Generation && mark.end > mark.start).peekable();
+        let mut marks = self
+            .written
+            .marks
+            .iter()
+            .filter(|mark| mark.kind == MarkKind::Generation && mark.end > mark.start)
+            .peekable();
         let mut turns = Vec::with_capacity(stretches.len());
         for stretch in stretches {
             let mut rest = stretch.bytes.clone();
@@ -158,7 +164,10 @@ impl Locator<'_> {
                 let literal = &self.written.text[mark.literal_from..mark.end];
                 let (_, closing) = self.template.closers.close(literal, "");
                 let more = self.written.marks.iter().any(|other| {
-                    other.kind == MarkKind::Generation && other.start >= mark.end && other.start < rest.end && other.end > other.start
+                    other.kind == MarkKind::Generation
+                        && other.start >= mark.end
+                        && other.start < rest.end
+                        && other.end > other.start
                 });
                 let end = if more { mark.end } else { rest.end };
                 turns.push(Turn {

@@ -328,7 +328,11 @@ impl<'a> Value<'a> {
             }
             Self::List(items) | Self::Tuple(items) | Self::View(items) => Sequence::Items(items.clone()),
             Self::Generator(items, used) => {
-                if used.replace(true) { Sequence::Json(&[]) } else { Sequence::Items(items.clone()) }
+                if used.replace(true) {
+                    Sequence::Json(&[])
+                } else {
+                    Sequence::Items(items.clone())
+                }
             }
             Self::Range(start, step, length) => Sequence::Range(*start, *step, *length),
             _ => return None,
@@ -411,7 +415,8 @@ impl<'a> Value<'a> {
             (Self::Object(..) | Self::Dict(_), Self::Object(..) | Self::Dict(_)) => {
                 let (Some(a), Some(b)) = (self.entries(), other.entries()) else { return false };
                 a.len() == b.len()
-                    && a.iter().all(|(key, value)| other.lookup(key, fuel).is_some_and(|found| value.equals(&found, fuel)))
+                    && a.iter()
+                        .all(|(key, value)| other.lookup(key, fuel).is_some_and(|found| value.equals(&found, fuel)))
             }
             (Self::Range(a, b, c), Self::Range(x, y, z)) => c == z && (*c == 0 || (a == x && (*c == 1 || b == y))),
             (Self::Namespace(a), Self::Namespace(b)) => a == b,
