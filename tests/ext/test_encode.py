@@ -138,7 +138,7 @@ def test_the_last_end_follows_the_base_in_ms_swift() -> None:
 
 
 def test_a_token_belongs_to_the_side_of_its_first_byte() -> None:
-    template = TEMPLATE.replace("<bot>", "<bot>\\n")
+    template = TEMPLATE.replace("<bot>", "<bot>\n")
     enc = encoder(template=template)
     (row,), _, counts = run(enc, chat("a", "\nb"))
     assert shown(enc, row)[-1] == ("b<end>", 1.0) and counts["straddles"] == 1
@@ -185,7 +185,7 @@ def test_bad_rows_stop_with_their_place_or_are_skipped() -> None:
 
 
 def test_text_rows_end_in_eos_and_split_in_blocks() -> None:
-    row = {"messages": [{"role": "assistant", "content": "abcdefghij"}]}
+    row = {"messages": [{"role": "assistant", "content": "abcdefgxyz"}]}
     (made,), _, _ = run(encoder(), row)
     assert made["turns"] == [] and made["length"] == 11 and made["trained_tokens"] == 10
     blocks, ledger, _ = run(encoder(max_length=4, truncation="split"), row)
