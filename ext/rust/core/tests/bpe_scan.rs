@@ -88,6 +88,37 @@ fn enumerate(alphabet: &[char], longest: usize) {
     }
 }
 
+/// The same with plain text behind, so that the fast scanner sees whole blocks and decides by itself.
+fn enumerate_before_text(alphabet: &[char], longest: usize) {
+    let tail = "the rest of this line is as plain as it can be, and longer than one block of it\n";
+    for (name, steps) in FAMILIES {
+        let (scanner, oracle) = (Scanner::new(pattern_of(steps)), Oracle::new(steps));
+        let mut text = String::new();
+        every_string(alphabet, longest, |head| {
+            for between in ["", " ", "\n", "7", "."] {
+                text.clear();
+                text.extend([head, between, tail]);
+                check(name, &scanner, &oracle, &text);
+            }
+        });
+    }
+}
+
+/// What ASCII text is cut by.
+const ASCII: [char; 14] = ['a', 'B', 's', 'l', 'E', '\'', ' ', '\n', '\r', '\t', '1', '!', '/', '\u{1}'];
+
+#[test]
+fn every_short_string_before_text_is_cut_as_the_regex_cuts_it() {
+    enumerate_before_text(&ASCII, 3);
+}
+
+#[test]
+#[ignore = "minutes; run in release mode"]
+fn every_longer_string_before_text_is_cut_as_the_regex_cuts_it() {
+    enumerate_before_text(&ASCII, 4);
+    enumerate_before_text(&['a', 'B', 's', '\'', ' ', '\n', '1', '!', '/'], 5);
+}
+
 #[test]
 fn every_short_string_is_cut_as_the_regex_cuts_it() {
     enumerate(&ALPHABET, 3);

@@ -75,6 +75,17 @@ pub fn encode_word(tables: &Tables, word: &[u8], scratch: &mut MergeScratch, out
 /// `scratch.ids` becomes the encoding of `word`, started from whole characters where that is proven safe.
 fn encode_window(tables: &Tables, word: &[u8], scratch: &mut MergeScratch) {
     scratch.ids.clear();
+    if word.is_ascii() {
+        scratch.ids.extend(word.iter().map(|&b| tables.byte_id(b)));
+        scratch.ranks.clear();
+        scratch.joined.clear();
+        for pair in word.windows(2) {
+            let (rank, id) = tables.byte_pair(pair[0], pair[1]);
+            scratch.ranks.push(rank);
+            scratch.joined.push(id);
+        }
+        return merge_ranked(tables, scratch);
+    }
     let mut i = 0;
     while i < word.len() {
         // A window may start inside a character.
@@ -85,7 +96,7 @@ fn encode_window(tables: &Tables, word: &[u8], scratch: &mut MergeScratch) {
         }
         let (c, len) = decode(word, i);
         let len = len.min(word.len() - i);
-        match tables.character(c) {
+        match tables.character(c, word, i, i + len) {
             Some(id) => scratch.ids.push(id),
             None => scratch.ids.extend(word[i..i + len].iter().map(|&b| tables.byte_id(b))),
         }
@@ -101,10 +112,6 @@ fn merge(tables: &Tables, scratch: &mut MergeScratch) {
 
 fn merge_small(tables: &Tables, scratch: &mut MergeScratch) {
     let MergeScratch { ids, ranks, joined, .. } = scratch;
-    let mut len = ids.len();
-    if len < 2 {
-        return;
-    }
     ranks.clear();
     joined.clear();
     for pair in ids.windows(2) {
@@ -112,7 +119,14 @@ fn merge_small(tables: &Tables, scratch: &mut MergeScratch) {
         ranks.push(rank);
         joined.push(id);
     }
-    loop {
+    merge_ranked(tables, scratch);
+}
+
+/// `ranks` and `joined` are those of each pair of `ids`.
+fn merge_ranked(tables: &Tables, scratch: &mut MergeScratch) {
+    let MergeScratch { ids, ranks, joined, .. } = scratch;
+    let mut len = ids.len();
+    while len > 1 {
         let pairs = len - 1;
         let lowest = ranks[..pairs].iter().copied().min().unwrap_or(NONE);
         if lowest == NONE {
@@ -129,9 +143,6 @@ fn merge_small(tables: &Tables, scratch: &mut MergeScratch) {
         }
         if i + 1 < len {
             (ranks[i], joined[i]) = tables.pair(ids[i], ids[i + 1]);
-        }
-        if len < 2 {
-            break;
         }
     }
     ids.truncate(len);

@@ -11,6 +11,8 @@ pub mod added;
 pub mod cache;
 mod compile;
 pub mod engine;
+#[cfg(target_arch = "x86_64")]
+mod masks;
 mod merge;
 pub mod normalize;
 pub mod pattern;
@@ -78,7 +80,8 @@ const BATCH: usize = 128;
 pub struct Scratch {
     words: WordCache,
     merge: merge::MergeScratch,
-    batch: Box<[Word; BATCH]>,
+    batch: Box<[Word; BATCH + 64]>,
+    ends: Vec<usize>,
 }
 
 /// Where ids come from.
@@ -99,8 +102,8 @@ struct Word {
 
 impl Default for Scratch {
     fn default() -> Self {
-        let batch = Box::new([Word::default(); BATCH]);
-        Self { words: WordCache::default(), merge: merge::MergeScratch::default(), batch }
+        let batch = Box::new([Word::default(); BATCH + 64]);
+        Self { words: WordCache::default(), merge: merge::MergeScratch::default(), batch, ends: Vec::new() }
     }
 }
 
@@ -190,24 +193,22 @@ impl Bpe {
     /// Text without added tokens, in normal form.
     fn encode_words(&self, text: &str, scratch: &mut Scratch, ids: &mut Vec<u32>) {
         let bytes = text.as_bytes();
-        let Scratch { words, merge, batch } = scratch;
+        let Scratch { words, merge, batch, ends } = scratch;
         let mut at = 0;
         while at < bytes.len() {
-            let mut count = 0;
-            for word in batch.iter_mut() {
-                let end = self.scanner.word_end(text, at);
-                let len = end - at;
-                *word = Word { key: [0, 0], start: at, end, line: 0 };
+            ends.clear();
+            let mut start = at;
+            at = self.scanner.fill(text, at, ends, BATCH);
+            let count = ends.len();
+            for (word, &end) in batch.iter_mut().zip(ends.iter()) {
+                let len = end - start;
+                *word = Word { key: [0, 0], start, end, line: 0 };
                 if len <= MAX_WORD {
-                    word.key = cache::key(bytes, at, len);
+                    word.key = cache::key(bytes, start, len);
                     word.line = WordCache::line(word.key);
                     words.prefetch(word.line);
                 }
-                at = end;
-                count += 1;
-                if at >= bytes.len() {
-                    break;
-                }
+                start = end;
             }
             for word in &batch[..count] {
                 if word.end - word.start > MAX_WORD {

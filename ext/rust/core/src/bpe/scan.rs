@@ -17,6 +17,9 @@ pub struct Scanner {
     pattern: Pattern,
     table: PageTable,
     ascii: [u16; 128],
+    /// Whether the processor can run `masks`.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
+    has_masks: bool,
 }
 
 /// A text, up to the end of the piece that is scanned.
@@ -241,7 +244,15 @@ impl Scanner {
         for (c, class) in (0u32..).zip(&mut ascii) {
             *class = 1 << table.get(c);
         }
-        Self { pattern, table, ascii }
+        #[cfg(target_arch = "x86_64")]
+        let has_masks = is_x86_feature_detected!("avx2")
+            && is_x86_feature_detected!("bmi1")
+            && is_x86_feature_detected!("bmi2")
+            && is_x86_feature_detected!("lzcnt")
+            && is_x86_feature_detected!("popcnt");
+        #[cfg(not(target_arch = "x86_64"))]
+        let has_masks = false;
+        Self { pattern, table, ascii, has_masks }
     }
 
     /// Which pattern this is.
@@ -264,12 +275,27 @@ impl Scanner {
         }
     }
 
+    /// Appends where words of `text` end, the first of which starts at `at`, until `ends` holds `enough` or more, or the
+    /// text is done. Returns the last of them.
+    #[inline]
+    pub fn fill(&self, text: &str, mut at: usize, ends: &mut Vec<usize>, enough: usize) -> usize {
+        #[cfg(target_arch = "x86_64")]
+        if self.has_masks {
+            // SAFETY: the processor has these features; `has_masks` asked it.
+            return unsafe { super::masks::fill(self, text, at, ends, enough) };
+        }
+        while at < text.len() && ends.len() < enough {
+            at = self.word_end(text, at);
+            ends.push(at);
+        }
+        at
+    }
+
     /// Appends where each word of `text` ends.
     pub fn ends(&self, text: &str, ends: &mut Vec<usize>) {
         let mut at = 0;
         while at < text.len() {
-            at = self.word_end(text, at);
-            ends.push(at);
+            at = self.fill(text, at, ends, ends.len() + 1024);
         }
     }
 

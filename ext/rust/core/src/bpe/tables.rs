@@ -22,18 +22,26 @@ const EMPTY: Rule = Rule { pair: u64::MAX, rank: NONE, id: NONE };
 struct Rules {
     slots: Vec<Rule>,
     shift: u32,
+    /// One bit for the hash of each rule, eight bits a slot of the table: most pairs of a text have no rule, and this
+    /// says so from a part of memory that stays in the second-level cache.
+    known: Vec<u64>,
 }
 
 impl Rules {
     fn with_capacity(len: usize) -> Self {
         let size = (len.max(8) * 2).next_power_of_two();
-        Self { slots: vec![EMPTY; size], shift: 64 - size.trailing_zeros() }
+        Self { slots: vec![EMPTY; size], shift: 64 - size.trailing_zeros(), known: vec![0; size / 8] }
+    }
+
+    /// Ids of neighbours in rank are neighbours too; the multiplication spreads them over the high bits.
+    #[inline]
+    fn hash(pair: u64) -> u64 {
+        (pair ^ (pair >> 29)).wrapping_mul(0x9E37_79B9_7F4A_7C15)
     }
 
     #[inline]
     fn slot(&self, pair: u64) -> usize {
-        // Ids of neighbours in rank are neighbours too; the multiplication spreads them over the high bits.
-        let mut i = ((pair ^ (pair >> 29)).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> self.shift) as usize;
+        let mut i = (Self::hash(pair) >> self.shift) as usize;
         while self.slots[i].pair != pair && self.slots[i].pair != u64::MAX {
             i = (i + 1) & (self.slots.len() - 1);
         }
@@ -45,11 +53,18 @@ impl Rules {
         let pair = u64::from(left) << 32 | u64::from(right);
         let slot = self.slot(pair);
         self.slots[slot] = Rule { pair, rank, id };
+        let bit = Self::hash(pair) >> (self.shift - 3);
+        self.known[(bit / 64) as usize] |= 1 << (bit % 64);
     }
 
     #[inline]
     fn get(&self, left: u32, right: u32) -> (u32, u32) {
-        let rule = self.slots[self.slot(u64::from(left) << 32 | u64::from(right))];
+        let pair = u64::from(left) << 32 | u64::from(right);
+        let bit = Self::hash(pair) >> (self.shift - 3);
+        if self.known[(bit / 64) as usize] >> (bit % 64) & 1 == 0 {
+            return (NONE, NONE);
+        }
+        let rule = self.slots[self.slot(pair)];
         (rule.rank, rule.id)
     }
 
@@ -124,8 +139,14 @@ pub struct Tables {
     /// Some byte that text may hold has no token. The crate drops it without a trace, so we do.
     drops_bytes: bool,
     ignore_merges: bool,
-    /// Id of each character of the basic plane that may be taken whole, or [`NONE`].
-    characters: Vec<u32>,
+    /// For each character of the basic plane that is one token, its id and the highest rank on the way to it; or
+    /// [`NONE`] and 0.
+    characters: Vec<(u32, u32)>,
+    /// For the last byte of one character and the first of the next: the lowest rank of a rule that joins across their
+    /// border what is not a whole character on both sides of it.
+    across: Vec<u32>,
+    /// Rank and joined id for each two bytes.
+    byte_pairs: Vec<(u32, u32)>,
 }
 
 impl Tables {
@@ -154,7 +175,15 @@ impl Tables {
         for (rank, &(left, right, id)) in (0u32..).zip(merges) {
             rules.insert(left, right, rank, id);
         }
-        let mut tables = Self { vocab, rules, byte_ids, drops_bytes, ignore_merges, characters: Vec::new() };
+        let mut tables = Self { vocab, rules, byte_ids, drops_bytes, ignore_merges,
+            characters: Vec::new(),
+            across: Vec::new(),
+            byte_pairs: Vec::new(),
+        };
+        tables.across = tables.ranks_across();
+        let bytes = || 0..=255u8;
+        let id = |byte: u8| tables.byte_id(byte);
+        tables.byte_pairs = bytes().flat_map(|a| bytes().map(move |b| (a, b))).map(|(a, b)| tables.pair(id(a), id(b))).collect();
         tables.characters = tables.whole_characters();
         Ok(tables)
     }
@@ -187,10 +216,21 @@ impl Tables {
         self.byte_ids[usize::from(byte)]
     }
 
-    /// Id of a character whose bytes are known to merge before anything else touches them.
+    /// Id of the character `c`, `word[start..end]`, if its bytes are known to merge before anything else touches them.
     #[inline]
-    pub fn character(&self, c: u32) -> Option<u32> {
-        self.characters.get(c as usize).copied().filter(|&id| id != NONE)
+    pub fn character(&self, c: u32, word: &[u8], start: usize, end: usize) -> Option<u32> {
+        let &(id, highest) = self.characters.get(c as usize)?;
+        let across = |left: usize| {
+            let pair = word.get(left).zip(word.get(left + 1));
+            pair.is_none_or(|(&a, &b)| self.across[usize::from(a) << 8 | usize::from(b)] > highest)
+        };
+        (id != NONE && (start == 0 || across(start - 1)) && across(end - 1)).then_some(id)
+    }
+
+    /// [`Self::pair`] of the tokens of two bytes.
+    #[inline]
+    pub fn byte_pair(&self, left: u8, right: u8) -> (u32, u32) {
+        self.byte_pairs[usize::from(left) << 8 | usize::from(right)]
     }
 
     /// Rank and joined id of a pair; rank `u32::MAX` if there is no such rule.
@@ -220,50 +260,54 @@ impl Tables {
         self.vocab.spans.len()
     }
 
-    /// The characters that may be taken whole.
-    ///
-    /// Alone, such a character merges to one token, the last of those merges having rank R. If every rule by which a
-    /// neighbour could take a part of it (a rule whose right side is one of its proper prefixes; a rule whose left side
-    /// is one of its proper suffixes and whose right side starts a character) has a rank above R, the character is
-    /// complete before any such rule can be the lowest. If every rule that takes the whole token also ranks above R,
-    /// having it early changes no choice either.
-    fn whole_characters(&self) -> Vec<u32> {
-        let len = self.num_ids();
-        let (mut as_right, mut as_left, mut before_start) = (vec![NONE; len], vec![NONE; len], vec![NONE; len]);
+    /// See `across`.
+    fn ranks_across(&self) -> Vec<u32> {
+        let mut across = vec![NONE; 1 << 16];
         for (left, right, rank, _) in self.rules.iter() {
-            let (l, r) = (left as usize, right as usize);
-            as_right[r] = as_right[r].min(rank);
-            as_left[l] = as_left[l].min(rank);
-            if self.token(right).first().is_some_and(|&b| b & 0xC0 != 0x80) {
-                before_start[l] = before_start[l].min(rank);
+            let (left, right) = (self.token(left), self.token(right));
+            let (Some(&last), Some(&first)) = (left.last(), right.first()) else { continue };
+            if first & 0xC0 != 0x80 && !(ends_whole(left) && starts_whole(right)) {
+                let lowest = &mut across[usize::from(last) << 8 | usize::from(first)];
+                *lowest = rank.min(*lowest);
             }
         }
-        let mut characters = vec![NONE; 0x1_0000];
+        across
+    }
+
+    /// The characters that may be taken whole, where `across` allows it.
+    ///
+    /// Alone, such a character merges to one token; R is the highest rank of those merges. Where no rule of rank R or
+    /// less joins a part of it to a neighbour, or any of it to a part of a neighbour, the character is complete before
+    /// such a rule can be the lowest. Where every rule that takes the whole token also ranks above R, having it early
+    /// changes no choice either.
+    fn whole_characters(&self) -> Vec<(u32, u32)> {
+        let len = self.num_ids();
+        let mut whole = vec![NONE; len];
+        for (left, right, rank, _) in self.rules.iter() {
+            for side in [left, right] {
+                whole[side as usize] = whole[side as usize].min(rank);
+            }
+        }
+        let mut characters = vec![(NONE, 0); 0x1_0000];
         for id in 0..len as u32 {
             let bytes = self.token(id);
             let Some(c) = std::str::from_utf8(bytes).ok().filter(|_| bytes.len() > 1).and_then(single_char) else {
                 continue;
             };
             let Some(place) = characters.get_mut(c as usize) else { continue };
-            let Some((highest, prefixes, suffixes)) = self.alone(bytes, id) else { continue };
-            let outside = prefixes.iter().map(|&p| as_right[p as usize]);
-            let outside = outside.chain(suffixes.iter().map(|&s| before_start[s as usize]));
-            let whole = [as_right[id as usize], as_left[id as usize]];
-            if outside.chain(whole).all(|rank| rank > highest) {
-                *place = id;
+            match self.alone(bytes, id) {
+                Some(highest) if whole[id as usize] > highest => *place = (id, highest),
+                _ => {}
             }
         }
         characters
     }
 
-    /// How the bytes of one character merge to `id`: highest rank used, and every symbol that stood first or last on
-    /// the way. `None` if they merge to anything else.
-    fn alone(&self, bytes: &[u8], id: u32) -> Option<(u32, Vec<u32>, Vec<u32>)> {
+    /// The highest rank used when `bytes` alone merge to `id`; `None` if they merge to anything else.
+    fn alone(&self, bytes: &[u8], id: u32) -> Option<u32> {
         let mut symbols: Vec<u32> = bytes.iter().map(|&b| self.byte_id(b)).collect();
-        let (mut highest, mut first, mut last) = (0, vec![], vec![]);
+        let mut highest = 0;
         while symbols.len() > 1 {
-            first.push(symbols[0]);
-            last.push(symbols[symbols.len() - 1]);
             let ranked = symbols.windows(2).enumerate().map(|(i, pair)| (self.pair(pair[0], pair[1]), i));
             let ((rank, joined), i) = ranked.min_by_key(|&((rank, _), i)| (rank, i))?;
             if rank == NONE {
@@ -272,8 +316,28 @@ impl Tables {
             highest = highest.max(rank);
             symbols.splice(i..i + 2, [joined]);
         }
-        (symbols == [id]).then_some((highest, first, last))
+        (symbols == [id]).then_some(highest)
     }
+}
+
+/// Length of the character that starts with this byte; 0 for a byte that starts none.
+fn char_len(lead: u8) -> usize {
+    match lead {
+        0..0x80 => 1,
+        0x80..0xC0 => 0,
+        0xC0..0xE0 => 2,
+        0xE0..0xF0 => 3,
+        0xF0.. => 4,
+    }
+}
+
+fn starts_whole(token: &[u8]) -> bool {
+    let len = token.first().map_or(0, |&lead| char_len(lead));
+    (1..=token.len()).contains(&len)
+}
+
+fn ends_whole(token: &[u8]) -> bool {
+    (1..=token.len().min(4)).any(|len| char_len(token[token.len() - len]) == len)
 }
 
 fn single_char(text: &str) -> Option<char> {
