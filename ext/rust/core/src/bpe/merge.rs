@@ -23,7 +23,6 @@ const NONE: u32 = u32::MAX;
 pub struct MergeScratch {
     ids: Vec<u32>,
     ranks: Vec<u32>,
-    joined: Vec<u32>,
     bytes: Vec<u8>,
     ends: Vec<usize>,
     heap: HeapScratch,
@@ -37,7 +36,6 @@ impl Default for MergeScratch {
         Self {
             ids: Vec::new(),
             ranks: Vec::new(),
-            joined: Vec::new(),
             bytes: Vec::new(),
             ends: Vec::new(),
             heap: HeapScratch::default(),
@@ -78,12 +76,7 @@ fn encode_window(tables: &Tables, word: &[u8], scratch: &mut MergeScratch) {
     if word.is_ascii() {
         scratch.ids.extend(word.iter().map(|&b| tables.byte_id(b)));
         scratch.ranks.clear();
-        scratch.joined.clear();
-        for pair in word.windows(2) {
-            let (rank, id) = tables.byte_pair(pair[0], pair[1]);
-            scratch.ranks.push(rank);
-            scratch.joined.push(id);
-        }
+        scratch.ranks.extend(word.windows(2).map(|pair| tables.byte_rank(pair[0], pair[1])));
         return merge_ranked(tables, scratch);
     }
     let mut i = 0;
@@ -111,20 +104,15 @@ fn merge(tables: &Tables, scratch: &mut MergeScratch) {
 }
 
 fn merge_small(tables: &Tables, scratch: &mut MergeScratch) {
-    let MergeScratch { ids, ranks, joined, .. } = scratch;
+    let MergeScratch { ids, ranks, .. } = scratch;
     ranks.clear();
-    joined.clear();
-    for pair in ids.windows(2) {
-        let (rank, id) = tables.pair(pair[0], pair[1]);
-        ranks.push(rank);
-        joined.push(id);
-    }
+    ranks.extend(ids.windows(2).map(|pair| tables.rank(pair[0], pair[1])));
     merge_ranked(tables, scratch);
 }
 
-/// `ranks` and `joined` are those of each pair of `ids`.
+/// `ranks` are those of each pair of `ids`.
 fn merge_ranked(tables: &Tables, scratch: &mut MergeScratch) {
-    let MergeScratch { ids, ranks, joined, .. } = scratch;
+    let MergeScratch { ids, ranks, .. } = scratch;
     let mut len = ids.len();
     while len > 1 {
         let pairs = len - 1;
@@ -133,16 +121,15 @@ fn merge_ranked(tables: &Tables, scratch: &mut MergeScratch) {
             break;
         }
         let Some(i) = ranks[..pairs].iter().position(|&rank| rank == lowest) else { break };
-        ids[i] = joined[i];
+        ids[i] = tables.joined(lowest);
         ids.copy_within(i + 2..len, i + 1);
         ranks.copy_within(i + 1..pairs, i);
-        joined.copy_within(i + 1..pairs, i);
         len -= 1;
         if i > 0 {
-            (ranks[i - 1], joined[i - 1]) = tables.pair(ids[i - 1], ids[i]);
+            ranks[i - 1] = tables.rank(ids[i - 1], ids[i]);
         }
         if i + 1 < len {
-            (ranks[i], joined[i]) = tables.pair(ids[i], ids[i + 1]);
+            ranks[i] = tables.rank(ids[i], ids[i + 1]);
         }
     }
     ids.truncate(len);
@@ -158,18 +145,18 @@ fn merge_heap(tables: &Tables, scratch: &mut MergeScratch) {
     previous.extend((0..len as u32).map(|i| i.wrapping_sub(1)));
     next.extend(1..=len as u32);
     let entry = |place: u32, left: u32, right: u32| {
-        let (rank, _) = tables.pair(left, right);
+        let rank = tables.rank(left, right);
         (rank != NONE).then_some(std::cmp::Reverse((rank, place, left, right)))
     };
     queue.extend((0u32..).zip(ids.windows(2)).filter_map(|(i, pair)| entry(i, pair[0], pair[1])));
-    while let Some(std::cmp::Reverse((_, place, left, right))) = queue.pop() {
+    while let Some(std::cmp::Reverse((rank, place, left, right))) = queue.pop() {
         let i = place as usize;
         let j = next[i] as usize;
         // A symbol that was merged into its left neighbour is marked with an id that no token has.
         if ids[i] != left || j >= len || ids[j] != right {
             continue;
         }
-        ids[i] = tables.pair(left, right).1;
+        ids[i] = tables.joined(rank);
         ids[j] = NONE;
         next[i] = next[j];
         if let Some(after) = previous.get_mut(next[j] as usize) {

@@ -7,70 +7,83 @@ const NONE: u32 = u32::MAX;
 /// Ids stay below this, so that a count fits above them in the word cache.
 pub const MAX_ID: u32 = 1 << 28;
 
-/// A merge rule, keyed by `left << 32 | right`.
-#[derive(Debug, Clone, Copy)]
-struct Rule {
-    pair: u64,
-    rank: u32,
-    id: u32,
-}
+/// Ids in merge rules, and ranks of rules, fit in these many bits.
+const ID_BITS: u32 = 18;
+const RANK_BITS: u32 = 28;
 
-const EMPTY: Rule = Rule { pair: u64::MAX, rank: NONE, id: NONE };
+const EMPTY: u64 = u64::MAX;
 
-/// Merge rules in an open-addressed table at most half full.
+/// Merge rules in an open-addressed table at most half full: `left | right | rank` in one word, since the time of a lookup
+/// is that of the memory it touches.
 #[derive(Debug)]
 struct Rules {
-    slots: Vec<Rule>,
+    slots: Vec<u64>,
     shift: u32,
     /// One bit for the hash of each rule, eight bits a slot of the table: most pairs of a text have no rule, and this
     /// says so from a part of memory that stays in the second-level cache.
     known: Vec<u64>,
+    /// What the rule of each rank makes.
+    joined: Vec<u32>,
 }
 
 impl Rules {
-    fn with_capacity(len: usize) -> Self {
-        let size = (len.max(8) * 2).next_power_of_two();
-        Self { slots: vec![EMPTY; size], shift: 64 - size.trailing_zeros(), known: vec![0; size / 8] }
+    /// A later rule for the same pair replaces an earlier one, as in the crate.
+    fn new(merges: &[(u32, u32, u32)]) -> Result<Self, Unsupported> {
+        let size = (merges.len().max(32) * 2).next_power_of_two();
+        let joined = merges.iter().map(|merge| merge.2).collect();
+        let mut rules =
+            Self { slots: vec![EMPTY; size], shift: 64 - size.trailing_zeros(), known: vec![0; size / 8], joined };
+        for (rank, &(left, right, _)) in (0u64..).zip(merges) {
+            if rank >> RANK_BITS != 0 || (left | right) >> ID_BITS != 0 {
+                return Err(Unsupported::new("merges", format!("more than {} ids or ranks", 1 << ID_BITS)));
+            }
+            let key = Self::key(left, right);
+            let slot = rules.slot(key);
+            rules.slots[slot] = key << RANK_BITS | rank;
+            let bit = Self::hash(key) >> (rules.shift - 3);
+            rules.known[(bit / 64) as usize] |= 1 << (bit % 64);
+        }
+        Ok(rules)
     }
 
-    /// Ids of neighbours in rank are neighbours too; the multiplication spreads them over the high bits.
     #[inline]
-    fn hash(pair: u64) -> u64 {
-        (pair ^ (pair >> 29)).wrapping_mul(0x9E37_79B9_7F4A_7C15)
+    fn key(left: u32, right: u32) -> u64 {
+        u64::from(left) << ID_BITS | u64::from(right)
     }
 
     #[inline]
-    fn slot(&self, pair: u64) -> usize {
-        let mut i = (Self::hash(pair) >> self.shift) as usize;
-        while self.slots[i].pair != pair && self.slots[i].pair != u64::MAX {
+    fn hash(key: u64) -> u64 {
+        key.wrapping_mul(0x9E37_79B9_7F4A_7C15)
+    }
+
+    #[inline]
+    fn slot(&self, key: u64) -> usize {
+        let mut i = (Self::hash(key) >> self.shift) as usize;
+        while self.slots[i] >> RANK_BITS != key && self.slots[i] != EMPTY {
             i = (i + 1) & (self.slots.len() - 1);
         }
         i
     }
 
-    /// A later rule for the same pair replaces an earlier one, as in the crate.
-    fn insert(&mut self, left: u32, right: u32, rank: u32, id: u32) {
-        let pair = u64::from(left) << 32 | u64::from(right);
-        let slot = self.slot(pair);
-        self.slots[slot] = Rule { pair, rank, id };
-        let bit = Self::hash(pair) >> (self.shift - 3);
-        self.known[(bit / 64) as usize] |= 1 << (bit % 64);
-    }
-
+    /// The rank of a pair, or [`NONE`]. An id of [`NONE`] is in no rule.
     #[inline]
-    fn get(&self, left: u32, right: u32) -> (u32, u32) {
-        let pair = u64::from(left) << 32 | u64::from(right);
-        let bit = Self::hash(pair) >> (self.shift - 3);
-        if self.known[(bit / 64) as usize] >> (bit % 64) & 1 == 0 {
-            return (NONE, NONE);
+    fn rank(&self, left: u32, right: u32) -> u32 {
+        let key = Self::key(left, right);
+        let bit = Self::hash(key) >> (self.shift - 3);
+        if self.known[(bit / 64) as usize] >> (bit % 64) & 1 == 0 || (left | right) >> ID_BITS != 0 {
+            return NONE;
         }
-        let rule = self.slots[self.slot(pair)];
-        (rule.rank, rule.id)
+        let slot = self.slots[self.slot(key)];
+        if slot == EMPTY { NONE } else { slot as u32 & ((1 << RANK_BITS) - 1) }
     }
 
-    fn iter(&self) -> impl Iterator<Item = (u32, u32, u32, u32)> {
-        let rules = self.slots.iter().filter(|rule| rule.pair != u64::MAX);
-        rules.map(|rule| ((rule.pair >> 32) as u32, rule.pair as u32, rule.rank, rule.id))
+    fn iter(&self) -> impl Iterator<Item = (u32, u32, u32)> {
+        let rules = self.slots.iter().filter(|&&slot| slot != EMPTY);
+        let field = |slot: u64, shift: u32, bits: u32| (slot >> shift) as u32 & ((1 << bits) - 1);
+        rules.map(move |&slot| {
+            let left = field(slot, RANK_BITS + ID_BITS, ID_BITS);
+            (left, field(slot, RANK_BITS, ID_BITS), field(slot, 0, RANK_BITS))
+        })
     }
 }
 
@@ -145,8 +158,8 @@ pub struct Tables {
     /// For the last byte of one character and the first of the next: the lowest rank of a rule that joins across their
     /// border what is not a whole character on both sides of it.
     across: Vec<u32>,
-    /// Rank and joined id for each two bytes.
-    byte_pairs: Vec<(u32, u32)>,
+    /// Rank of each two bytes.
+    byte_pairs: Vec<u32>,
 }
 
 impl Tables {
@@ -171,19 +184,21 @@ impl Tables {
                 None => drops_bytes = true,
             }
         }
-        let mut rules = Rules::with_capacity(merges.len());
-        for (rank, &(left, right, id)) in (0u32..).zip(merges) {
-            rules.insert(left, right, rank, id);
-        }
-        let mut tables = Self { vocab, rules, byte_ids, drops_bytes, ignore_merges,
+        let rules = Rules::new(merges)?;
+        let mut tables = Self {
+            vocab,
+            rules,
+            byte_ids,
+            drops_bytes,
+            ignore_merges,
             characters: Vec::new(),
             across: Vec::new(),
             byte_pairs: Vec::new(),
         };
         tables.across = tables.ranks_across();
-        let bytes = || 0..=255u8;
-        let id = |byte: u8| tables.byte_id(byte);
-        tables.byte_pairs = bytes().flat_map(|a| bytes().map(move |b| (a, b))).map(|(a, b)| tables.pair(id(a), id(b))).collect();
+        let ids = tables.byte_ids;
+        tables.byte_pairs =
+            ids.iter().flat_map(|&a| ids.iter().map(move |&b| (a, b))).map(|(a, b)| tables.rank(a, b)).collect();
         tables.characters = tables.whole_characters();
         Ok(tables)
     }
@@ -227,16 +242,22 @@ impl Tables {
         (id != NONE && (start == 0 || across(start - 1)) && across(end - 1)).then_some(id)
     }
 
-    /// [`Self::pair`] of the tokens of two bytes.
+    /// [`Self::rank`] of the tokens of two bytes.
     #[inline]
-    pub fn byte_pair(&self, left: u8, right: u8) -> (u32, u32) {
+    pub fn byte_rank(&self, left: u8, right: u8) -> u32 {
         self.byte_pairs[usize::from(left) << 8 | usize::from(right)]
     }
 
-    /// Rank and joined id of a pair; rank `u32::MAX` if there is no such rule.
+    /// Rank of a pair; `u32::MAX` if there is no such rule.
     #[inline]
-    pub fn pair(&self, left: u32, right: u32) -> (u32, u32) {
-        self.rules.get(left, right)
+    pub fn rank(&self, left: u32, right: u32) -> u32 {
+        self.rules.rank(left, right)
+    }
+
+    /// What the rule of this rank makes.
+    #[inline]
+    pub fn joined(&self, rank: u32) -> u32 {
+        self.rules.joined[rank as usize]
     }
 
     /// The id of these bytes, whether or not merges lead to it.
@@ -263,7 +284,7 @@ impl Tables {
     /// See `across`.
     fn ranks_across(&self) -> Vec<u32> {
         let mut across = vec![NONE; 1 << 16];
-        for (left, right, rank, _) in self.rules.iter() {
+        for (left, right, rank) in self.rules.iter() {
             let (left, right) = (self.token(left), self.token(right));
             let (Some(&last), Some(&first)) = (left.last(), right.first()) else { continue };
             if first & 0xC0 != 0x80 && !(ends_whole(left) && starts_whole(right)) {
@@ -283,7 +304,7 @@ impl Tables {
     fn whole_characters(&self) -> Vec<(u32, u32)> {
         let len = self.num_ids();
         let mut whole = vec![NONE; len];
-        for (left, right, rank, _) in self.rules.iter() {
+        for (left, right, rank) in self.rules.iter() {
             for side in [left, right] {
                 whole[side as usize] = whole[side as usize].min(rank);
             }
@@ -308,13 +329,13 @@ impl Tables {
         let mut symbols: Vec<u32> = bytes.iter().map(|&b| self.byte_id(b)).collect();
         let mut highest = 0;
         while symbols.len() > 1 {
-            let ranked = symbols.windows(2).enumerate().map(|(i, pair)| (self.pair(pair[0], pair[1]), i));
-            let ((rank, joined), i) = ranked.min_by_key(|&((rank, _), i)| (rank, i))?;
+            let ranked = symbols.windows(2).enumerate().map(|(i, pair)| (self.rank(pair[0], pair[1]), i));
+            let (rank, i) = ranked.min()?;
             if rank == NONE {
                 return None;
             }
             highest = highest.max(rank);
-            symbols.splice(i..i + 2, [joined]);
+            symbols.splice(i..i + 2, [self.joined(rank)]);
         }
         (symbols == [id]).then_some(highest)
     }
