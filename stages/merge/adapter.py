@@ -73,7 +73,7 @@ def load_adapter(path: Path, scale: float) -> Adapter:
             factors.setdefault(bare.removesuffix(suffix), {})[_FACTORS[suffix]] = _load(file, name)
         elif ".lora_" in bare:
             raise ArtifactError(f"{file.path}: tensor {name}: of no LoRA method known here; merge with peft instead")
-        else:
+        elif ".original_module." not in bare:  # what modules_to_save kept aside untrained
             replaced[bare.replace(".base_layer.", ".").replace(".modules_to_save.", ".")] = name
     edits: dict[str, list[Edit]] = {}
     for module, parts in factors.items():

@@ -97,9 +97,12 @@ def _untie(
 ) -> None:
     """Give the head a tensor of its own, if some adapter treats embedding and head unlike."""
     for adapter in adapters:
+        if adapter.ties:  # what PEFT stores for the head is what it stores for the embedding
+            adapter.edits.pop(head, None)
+            adapter.replaced.pop(head, None)
+    for adapter in adapters:
         changed = {*adapter.edits, *adapter.replaced}
-        edits = [e for tensor in changed if embedding.endswith(tensor) or tensor == embedding
-                 for e in adapter.edits.get(tensor, [])]  # fmt: skip
+        edits = adapter.edits.get(embedding, [])
         # tokens trained by PEFT's token adapter stay tied; whatever else touches only one of the two unties them
         tokens_only = bool(edits) and all(isinstance(edit, SetRows) for edit in edits)
         if head in changed or (embedding in changed and not adapter.ties and not tokens_only):
