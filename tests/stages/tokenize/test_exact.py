@@ -6,23 +6,20 @@ them (what makes these out of raw rows is tested in tests/ext/test_rows.py).
 
 import functools
 import json
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import assets
 import pyarrow as pa
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
-import assets
-import hostile
 
 from postmill import _native
 from postmill.stages.tokenize.config import Tokenize
 from postmill.stages.tokenize.model import choose_templates, load_tokenizer
 from postmill.stages.tokenize.run import make_encoder
+
+from . import hostile
 
 transformers = pytest.importorskip("transformers")
 
