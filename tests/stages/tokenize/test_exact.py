@@ -80,6 +80,31 @@ def encode(encoder: _native.ChatEncoder, lines: Iterable[bytes]) -> tuple[pa.Rec
     return pa.record_batch(rows), pa.record_batch(ledger)
 
 
+def oracle_row(line: bytes) -> dict[str, Any]:
+    """The row in Hugging Face form, its objects ordered as in the raw row: `normalize_lines` sorts keys."""
+    known: dict[str, Any] = {}
+
+    def learn(value: Any) -> None:
+        if isinstance(value, str) and value[:1] in "[{":
+            try:
+                value = json.loads(value)
+            except ValueError:
+                return
+        for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+            learn(item)
+        if isinstance(value, dict):
+            known[json.dumps(value, sort_keys=True)] = value
+
+    def restored(value: Any) -> Any:
+        if isinstance(value, dict):
+            found = known.get(json.dumps(value, sort_keys=True))
+            return found if found is not None else {key: restored(item) for key, item in value.items()}
+        return [restored(item) for item in value] if isinstance(value, list) else value
+
+    learn(json.loads(line))
+    return restored(json.loads(_native.normalize_lines(line + b"\n", "x")[0]))
+
+
 def compare_ids(model: str, lines: list[bytes]) -> tuple[int, int]:
     """Rows and tokens that are equal; fails at the first that is not. What transformers refuses, we must refuse."""
     tokenizer, ours = reference(model), encoder(model, on_bad_row="skip")
@@ -88,7 +113,7 @@ def compare_ids(model: str, lines: list[bytes]) -> tuple[int, int]:
     dropped = dict(zip(ledger["line"].to_pylist(), ledger["reason"].to_pylist(), strict=True))
     tokens = 0
     for number, line in enumerate(lines, 1):
-        row = json.loads(_native.normalize_lines(line + b"\n", "x")[0])
+        row = oracle_row(line)
         try:
             expected = tokenizer.apply_chat_template(
                 row["messages"], tools=row.get("tools"), tokenize=True, return_dict=False
@@ -138,7 +163,11 @@ TRL_TWINS = {"qwen3": "qwen3_training.jinja", "llama31": "llama3_training.jinja"
 
 @pytest.mark.parametrize("model", MODELS)
 def test_masks_equal_trls(model: str) -> None:
-    """TRL marks what is generated with `{% generation %}`; we get the same template without needing its marks."""
+    """TRL marks what is generated with `{% generation %}`; we find it in the template that has no marks.
+
+    Some of its twins also mark the newline that the generation prompt gives, or that follows the closing token. The model
+    never generates either, so ours do not.
+    """
     trl = pytest.importorskip("trl")
     training = Path(trl.__file__).parent / "chat_templates" / TRL_TWINS[model]
     plain = training.with_name(training.name.replace("_training", ""))
@@ -151,7 +180,7 @@ def test_masks_equal_trls(model: str) -> None:
     for number, ids, spans in zip(
         rows["line"].to_pylist(), rows["input_ids"].to_pylist(), rows["spans"].to_pylist(), strict=True
     ):
-        row = json.loads(_native.normalize_lines(lines[number - 1] + b"\n", "x")[0])
+        row = oracle_row(lines[number - 1])
         expected = tokenizer.apply_chat_template(
             row["messages"], chat_template=template, return_dict=True, return_assistant_tokens_mask=True
         )
@@ -159,4 +188,7 @@ def test_masks_equal_trls(model: str) -> None:
         for span in spans:
             mask[span["start"] : span["end"]] = [1] * (span["end"] - span["start"])
         assert ids == expected["input_ids"]
-        assert mask == expected["assistant_masks"], (model, number)
+        for at, (our, their) in enumerate(zip(mask, expected["assistant_masks"], strict=True)):
+            beside = mask[at + 1 : at + 2] == [1] or mask[at - 1 : at] == [1]
+            framing = not our and beside and tokenizer.decode(ids[at]) == "\n"
+            assert our == their or framing, (model, number, at, tokenizer.decode(ids[at - 1 : at + 5]))
