@@ -39,3 +39,76 @@ class JsonSplitter:
     def __init__(self) -> None: ...
     def feed(self, data: bytes) -> bytes: ...
     def finish(self) -> bytes: ...
+
+# error.rs
+class NativeError(ValueError):
+    code: int
+
+# encode.rs
+def loss_scale_files(spec: str) -> list[str]: ...
+
+class LossScale:
+    def __init__(self, spec: str, rules: str = "spans", files: list[tuple[str, str]] = ...) -> None: ...
+    def segments(self, text: str, query: str = "") -> list[tuple[str, float]]: ...
+    @property
+    def is_binary(self) -> bool: ...
+
+class ChatEncoder:
+    def __init__(
+        self,
+        tokenizer_json: bytes,
+        *,
+        bos: str | None = None,
+        eos: str | None = None,
+        extra_special: list[str] = ...,
+        template: str | None = None,
+        tools_template: str | None = None,
+        template_name: str = "chat template",
+        special_texts: list[tuple[str, str]] = ...,
+        date: tuple[int, ...] | None = None,
+        loss_scale: str = "default",
+        loss_rules: str = "spans",
+        rule_files: list[tuple[str, str]] = ...,
+        segments: str = "whole",
+        max_length: int | None = None,
+        truncation: str = "drop",
+        special_text: str = "keep",
+        thinking: str = "template",
+        system: str | None = None,
+        template_kwargs: str = "{}",
+        columns: list[tuple[str, str]] = ...,
+        model_name: str | None = None,
+        model_author: str | None = None,
+        skip_bad_rows: bool = False,
+        max_line_bytes: int = 0,
+        engine: str = "auto",
+    ) -> None: ...
+    def encode_chunk(
+        self,
+        data: bytes,
+        file: str,
+        source: int,
+        first_line: int,
+        first_record: int,
+        copy: int = 0,
+        selection: list[int] | None = None,
+        duplicates: list[int] = ...,
+    ) -> tuple[Any, Any, dict[str, Any]]: ...
+    def content_hashes(
+        self,
+        data: bytes,
+        source: int,
+        first_line: int,
+        first_record: int,
+        copy: int = 0,
+        selection: list[int] | None = None,
+    ) -> list[tuple[int, bytes]]: ...
+    def reweight(self, rows: Any) -> Any: ...
+    def encode(self, text: str) -> tuple[list[int], list[int]]: ...
+    def read(self, ids: list[int]) -> str: ...
+    @property
+    def date(self) -> tuple[int, int, int] | None: ...
+    @property
+    def engine(self) -> str: ...
+    @property
+    def num_ids(self) -> int: ...

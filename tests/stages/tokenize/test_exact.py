@@ -165,7 +165,7 @@ TRL_TWINS = {"qwen3": "qwen3_training.jinja", "llama31": "llama3_training.jinja"
 def test_masks_equal_trls(model: str) -> None:
     """TRL marks what is generated with `{% generation %}`; we find it in the template that has no marks.
 
-    Some of its twins also mark the newline that the generation prompt gives, or that follows the closing token. The model
+    Some twins also mark the newline that the generation prompt gives, or that follows the closing token. The model
     never generates either, so ours do not.
     """
     trl = pytest.importorskip("trl")

@@ -1,0 +1,75 @@
+//! How fast is everything around the encoder: lines, JSON, rows, template, turns, weights, Arrow?
+//!
+//! `around_bpe TOKENIZER_JSON TEMPLATE ROWS_JSONL [THREADS] [LOSS_SCALE]` encodes the rows five times with an engine that
+//! gives one id for every four bytes, and prints MB of input a second, the median. Results are in `bench/LOG.md`.
+#![allow(clippy::print_stdout, clippy::unwrap_used)]
+use postmill_core::conversation::{Encoder, Options, Templates};
+use postmill_core::encode::{Engine, Tokens};
+use postmill_core::error::Error;
+use postmill_core::lines;
+use postmill_core::pipeline::{Chunk, ReadOptions, encode_chunk};
+use postmill_core::template::{self, SpecialTexts, Template};
+use postmill_core::vocabulary::{self, EngineChoice, TokenNames};
+use postmill_core::weights::{Semantics, Spec};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
+
+struct FourBytes;
+
+impl Engine for FourBytes {
+    fn name(&self) -> String {
+        "one id for four bytes".to_owned()
+    }
+
+    fn encode(&self, text: &str, out: &mut Tokens) -> Result<(), Error> {
+        let length = text.len() as u32;
+        out.ids.extend((0..length.div_ceil(4)).map(|token| token as i32 % 1000));
+        out.ends.extend((0..length.div_ceil(4)).map(|token| length.min(4 * token + 4)));
+        Ok(())
+    }
+}
+
+fn main() {
+    let args: Vec<String> = std::env::args().collect();
+    let [tokenizer, template, rows] = [&args[1], &args[2], &args[3]].map(|path| std::fs::read(path).unwrap());
+    let threads: usize = args.get(4).map_or(2, |text| text.parse().unwrap());
+    let spec = args.get(5).map_or("default", String::as_str);
+    let (_, vocabulary) = vocabulary::load(&tokenizer, &TokenNames::default(), EngineChoice::Tokenizers).unwrap();
+    let specials = SpecialTexts { named: vec![], tokens: vocabulary.added_texts.clone() };
+    let template =
+        Template::new(&String::from_utf8(template).unwrap(), &specials, template::Options::default()).unwrap();
+    let templates = Templates { default: Some(template), with_tools: None };
+    let spec = Spec::parse(spec, Semantics::Spans, &[]).unwrap();
+    let encoder = Encoder::new(Box::new(FourBytes), vocabulary, templates, spec, Options::default()).unwrap();
+    let chunks = lines::chunk_bounds(&rows, 0, lines::CHUNK_BYTES, true);
+    let mut speeds: Vec<f64> = (0..5)
+        .map(|_| {
+            let (next, made) = (AtomicUsize::new(0), AtomicUsize::new(0));
+            let start = Instant::now();
+            std::thread::scope(|scope| {
+                for _ in 0..threads {
+                    scope.spawn(|| {
+                        while let Some(range) = chunks.get(next.fetch_add(1, Ordering::Relaxed)) {
+                            let chunk = Chunk {
+                                data: &rows[range.clone()],
+                                file: "rows",
+                                source: 0,
+                                first_line: 1,
+                                first_record: 0,
+                                copy: 0,
+                                selection: None,
+                                duplicates: &[],
+                            };
+                            let encoded = encode_chunk(&encoder, &ReadOptions::default(), &chunk).unwrap();
+                            made.fetch_add(encoded.rows.num_rows(), Ordering::Relaxed);
+                        }
+                    });
+                }
+            });
+            assert!(made.load(Ordering::Relaxed) > 0);
+            rows.len() as f64 / 1e6 / start.elapsed().as_secs_f64()
+        })
+        .collect();
+    speeds.sort_by(f64::total_cmp);
+    println!("{:.1} MB/s of JSON Lines on {threads} threads ({:.1} to {:.1})", speeds[2], speeds[0], speeds[4]);
+}
