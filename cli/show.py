@@ -1,0 +1,249 @@
+"""`postmill show`: what is trained on, coloured by weight: raw rows, tokens, bins, the batch of a step."""
+
+import itertools
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from postmill.cli.tool import Args, ancestors, input_paths, need, open_artifact, parse
+from postmill.io.errors import MISMATCH, NO_INPUT, ArtifactError, ConfigError
+from postmill.io.manifest import MANIFEST, Artifact
+
+if TYPE_CHECKING:
+    from postmill._native import ChatEncoder
+    from postmill.io.packed import PackedReader
+
+USAGE = """
+Show what is trained on, coloured by weight: rows of a raw file, of tokens, of a bin, or of a training step.
+
+usage: postmill show chats.jsonl -m base/ [-n 3]
+       postmill show tokens/ [-n 3] [--row ID|file:line]
+       postmill show packed/ [--bin 0]
+       postmill show run/ --step 40
+
+  -m MODEL       folder with the tokenizer (default: where the tokens were made with it)
+  -n N           how many rows or bins (default: 3)
+  --row ROW      only this row: its id, the first digits of it, or file:line
+  --bin N        only this bin
+  --step N       the bins of this training step, counted from 1
+  --loss-scale S for a raw file: what tokenize would weigh (default: default)
+  --ids          token ids too
+  --html FILE    a page that needs nothing else, instead of the terminal
+"""
+
+_ROLES = ("system", "user", "assistant", "tool")
+_SHOWN_RAW = 2000
+
+
+class Piece(msgspec.Struct, frozen=True):
+    """A run of tokens of one weight inside one turn."""
+
+    text: str
+    ids: list[int]
+    weight: float
+    role: str
+
+
+class Shown(msgspec.Struct, frozen=True):
+    """A row ready to print: a title, the raw record if there is one, and pieces."""
+
+    title: str
+    pieces: list[Piece]
+    raw: str = ""
+
+
+def pieces_of(row: dict[str, Any], encoder: "ChatEncoder") -> list[Piece]:
+    """The row cut wherever its weight or its turn changes."""
+    ids: list[int] = row["input_ids"]
+    turns, spans = row["turns"] or [], row["spans"] or []
+    cuts = {0, len(ids)}
+    for turn in turns:
+        cuts |= {turn["start"], turn["end"], turn["generated_start"], turn["generated_end"]}
+    for span in spans:
+        cuts |= {span["start"], span["end"]}
+    edges = sorted(cut for cut in cuts if 0 <= cut <= len(ids))
+    pieces = []
+    for start, end in itertools.pairwise(edges):
+        weight = next((s["weight"] for s in spans if s["start"] <= start < s["end"]), 0.0)
+        role = next((_ROLES[t["role"]] for t in turns if t["start"] <= start < t["end"]), "")
+        pieces.append(Piece(encoder.read(ids[start:end]), ids[start:end], weight, role))
+    return pieces
+
+
+def _title(row: dict[str, Any], names: list[str]) -> str:
+    source = names[row["source"]] if row["source"] < len(names) else f"source {row['source']}"
+    parts = [f"{source}:{row['line']}", row["row_id"].hex()[:12], f"{row['length']} tokens"]
+    parts.append(f"{row['trained_tokens']} trained, weight {row['weight_sum']:g}")
+    if row["side"] is not None:
+        parts.append("rejected" if row["side"] else "chosen")
+    return "  ".join(parts)
+
+
+class Viewer:
+    """Finds rows, and their sources and tokenizer through the tokens artifact behind what is shown."""
+
+    def __init__(self, tokens: Artifact, model: str | None) -> None:
+        from postmill.cli.ledger import source_names
+
+        self.tokens = tokens
+        self.names = source_names(tokens)
+        self.encoder = _encoder(_model_folder(tokens, model))
+
+    def show(self, row: dict[str, Any], prefix: str = "") -> Shown:
+        return Shown(prefix + _title(row, self.names), pieces_of(row, self.encoder))
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Rows of the tokens artifact, in order."""
+        from postmill.io.packed import token_tables
+
+        for table in token_tables(self.tokens):
+            for batch in table:
+                for index in range(batch.num_rows):
+                    yield batch.slice(index, 1).to_pylist()[0]
+
+    def has_place(self, row: dict[str, Any], word: str) -> bool:
+        """Whether `word` names this row, by id or by file:line."""
+        place, _, line = word.rpartition(":")
+        if line.isdecimal() and row["line"] == int(line) and row["source"] < len(self.names):
+            name = self.names[row["source"]]
+            return name == place or Path(name).name == Path(place).name
+        return bool(row["row_id"].hex().startswith(word.lower()))
+
+
+def _model_folder(tokens: Artifact, given: str | None) -> Path:
+    from postmill.io.model_folder import tokenizer_digest
+
+    wanted = tokens.manifest.digests.get("tokenizer")
+    places = [Path(given)] if given else [p for entry, p in input_paths(tokens) if entry.port == "model" and p]
+    for place in places:
+        if place.is_dir() and (wanted is None or tokenizer_digest(place) == wanted):
+            return place
+    if given:
+        raise ArtifactError(f"{given}: not the tokenizer that {tokens.path} was made with ({wanted})", MISMATCH)
+    raise ArtifactError(f"{tokens.path}: its tokenizer is no longer where it was; pass -m MODEL", NO_INPUT)
+
+
+def _encoder(folder: Path, loss_scale: str = "default") -> "ChatEncoder":
+    from datetime import UTC, datetime
+
+    from postmill.stages.tokenize.config import Tokenize
+    from postmill.stages.tokenize.model import choose_templates, load_tokenizer
+    from postmill.stages.tokenize.run import make_encoder
+
+    model = load_tokenizer(folder)
+    today = datetime.now(UTC).strftime("%Y-%m-%d")
+    return make_encoder(Tokenize(loss_scale=loss_scale, date=today), model, choose_templates(model, "", None), [])
+
+
+def _raw_rows(path: Path, args: Args, count: int) -> Iterator[Shown]:
+    """The first rows of a raw file, as tokenize would make them."""
+    import pyarrow as pa
+
+    model = args.options.get("-m")
+    if model is None:
+        raise ConfigError("show: a raw file needs -m MODEL, to render and tokenize it as training would")
+    encoder = _encoder(Path(model), args.options.get("--loss-scale", "default"))
+    from postmill.stages.tokenize.sources import open_sources
+
+    shown = 0
+    for chunk in open_sources([str(path)], seed=0).chunks():
+        place = (chunk.source, chunk.first_line, chunk.first_record)
+        rows, *_ = encoder.encode_chunk(chunk.data, path.name, *place)
+        lines = bytes(chunk.data).split(b"\n")
+        for row in pa.record_batch(rows).to_pylist():
+            raw = lines[row["line"] - chunk.first_line].decode(errors="replace")
+            yield Shown(_title(row, [path.name]), pieces_of(row, encoder), raw[:_SHOWN_RAW])
+            shown += 1
+            if shown == count:
+                return
+
+
+def _bins(reader: "PackedReader", wanted: list[int], viewer: Viewer) -> Iterator[Shown]:
+    rows = {index: reader.rows(index).tolist() for index in wanted}
+    needed = {ordinal for ordinals in rows.values() for ordinal in ordinals}
+    found = {n: row for n, row in enumerate(viewer.rows()) if n in needed}
+    for index, ordinals in rows.items():
+        start = 0
+        for ordinal in ordinals:
+            yield viewer.show(found[ordinal], f"bin {index} @{start}  ")
+            start += found[ordinal]["length"]
+
+
+def _step_bins(run: Artifact, number: int, reader: "PackedReader") -> list[int]:
+    """Bins of a training step of a run, from its plan."""
+    from postmill.stages.train.config import Train
+    from postmill.stages.train.plan import Steps
+
+    steps = Steps(msgspec.convert(run.manifest.config, Train), reader, 1)
+    if not 1 <= number <= steps.total:
+        raise ConfigError(f"--step {number}: the run has steps 1 to {steps.total}")
+    return [int(index) for index in steps[number - 1].bins.ravel() if index >= 0]
+
+
+def _collect(args: Args, count: int) -> Iterator[Shown]:
+    path = Path(args.words[0])
+    if not (path / MANIFEST).is_file() and path.name != MANIFEST:
+        if not path.exists():
+            raise ArtifactError(f"{path}: no such file or artifact", NO_INPUT)
+        yield from _raw_rows(path, args, count)
+        return
+    artifact = open_artifact(args.words[0])
+    kind, model = artifact.manifest.kind, args.options.get("-m")
+    if kind == "tokens":
+        viewer = Viewer(artifact, model)
+        word = args.options.get("--row")
+        rows = (row for row in viewer.rows() if word is None or viewer.has_place(row, word))
+        yield from (viewer.show(row) for row in itertools.islice(rows, count))
+        return
+    packed = artifact if kind == "packed" else _parent_packed(artifact)
+    from postmill.io.packed import PackedReader
+
+    reader = PackedReader(packed.path)
+    viewer = Viewer(reader.tokens[0], model)
+    if kind == "packed":
+        wanted = [int(args.options["--bin"])] if "--bin" in args.options else list(range(min(count, len(reader))))
+    else:
+        wanted = _step_bins(artifact, int(args.options.get("--step", "1")), reader)
+    if any(index >= len(reader) for index in wanted):
+        raise ConfigError(f"--bin {wanted[0]}: there are {len(reader)} bins, counted from 0")
+    yield from _bins(reader, wanted, viewer)
+
+
+def _parent_packed(artifact: Artifact) -> Artifact:
+    for _, entry, _, parent in ancestors(artifact):
+        if entry.kind == "packed" and parent is not None:
+            return parent
+    raise ArtifactError(
+        f"{artifact.path}: the packed artifact it was trained on is not to be found; move it back", NO_INPUT
+    )
+
+
+def run(argv: list[str]) -> int:
+    """Print rows, or write a page."""
+    valued = ("-m", "-n", "--row", "--bin", "--step", "--loss-scale", "--html")
+    args = parse(argv, USAGE, switches=("--ids",), valued=valued)
+    if args is None:
+        return 0
+    need(args, 1, 1, USAGE)
+    for name in ("-n", "--bin", "--step"):
+        if not args.options.get(name, "0").isdecimal():
+            raise ConfigError(f"{name}: {args.options[name]!r}: expected a number")
+    from postmill.cli import show_render
+
+    shown = _collect(args, int(args.options.get("-n", "3")))
+    if "--html" in args.options:
+        Path(args.options["--html"]).write_text(show_render.to_html(args.words[0], shown), encoding="utf-8")
+        sys.stdout.write(args.options["--html"] + "\n")
+        return 0
+    colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    any_shown = False
+    for row in shown:
+        sys.stdout.write(show_render.to_terminal(row, colour=colour, ids=args.has("--ids")))
+        any_shown = True
+    if not any_shown:
+        raise ArtifactError(f"{args.words[0]}: no such row; look at postmill ledger why", NO_INPUT)
+    return 0
