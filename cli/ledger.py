@@ -3,8 +3,6 @@
 import sys
 from typing import Any
 
-import msgspec
-
 from postmill.cli.tool import ancestors, need, open_artifact, parse
 from postmill.io.errors import NO_INPUT, ArtifactError
 from postmill.io.ledger import read_ledger
@@ -28,11 +26,9 @@ def _row(row: dict[str, Any], names: list[str]) -> str:
 def source_names(artifact: Artifact) -> list[str]:
     """Names of the sources that `source` columns count, from the tokenize stage among the ancestors."""
     for found in [artifact, *(parent for *_, parent in ancestors(artifact) if parent)]:
-        try:
-            record = msgspec.json.decode((found.path / "sources.json").read_bytes())
-        except (OSError, msgspec.DecodeError):
-            continue
-        return [str(name) for name in record]
+        names = found.manifest.metrics.get("sources")
+        if names:
+            return [str(name) for name in names]
     return []
 
 

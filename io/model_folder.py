@@ -8,6 +8,7 @@ import msgspec
 from postmill.io.digest import digest_files
 from postmill.io.errors import NO_INPUT, REFUSED, ArtifactError
 from postmill.io.manifest import MANIFEST, SIDE_FILES, load_artifact
+from postmill.io.safetensors_file import SafetensorsFile
 
 PICKLES = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".mdl"})
 TOKENIZER_FILES = (
@@ -44,7 +45,11 @@ def model_digest(path: Path) -> str:
     """Digest of a model: of its manifest if it is our artifact, of its files by name and content if not."""
     if (path / MANIFEST).is_file():
         return load_artifact(path, ("model", "adapter", "checkpoint")).digest
-    return digest_files(model_files(path))
+    files = model_files(path)
+    for file in files.values():
+        if file.suffix == ".safetensors":
+            SafetensorsFile(file).close()  # its header is checked here, with our words, before any library sees it
+    return digest_files(files)
 
 
 def tokenizer_digest(path: Path) -> str:

@@ -9,6 +9,7 @@ import contextlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
@@ -186,7 +187,7 @@ def _encode(cfg: Tokenize, encoder: _native.ChatEncoder, references: list[str], 
             Progress.say("tokenize", f"{totals.sums['rows']:,} rows, {totals.sums['tokens']:,} tokens")
     _close(writer, out)
     _check_trained(out, ", ".join(references))
-    return totals.metrics()
+    return totals.metrics() | {"sources": [Path(name).name for name in names]}
 
 
 def _close(writer: TableWriter, out: Out) -> None:
@@ -199,6 +200,9 @@ def _check_trained(out: Out, place: str) -> None:
     counts = out.ledger.counts
     if counts.rows_in == 0:
         raise ArtifactError(f"{place}: no rows; check the file and --columns", BAD_DATA)
+    if counts.num_dropped == counts.rows_in:
+        reasons = ", ".join(f"{number} {reason}" for reason, number in sorted(counts.dropped.items()))
+        raise StageError(f"{place}: nothing left of {counts.rows_in} rows ({reasons}); change what drops them", BAD_DATA)
     untrained = counts.dropped.get(_NOTHING, 0)
     if untrained > counts.rows_in / 2:
         raise StageError(
@@ -274,7 +278,7 @@ def _reweigh(
             totals.add(kept, {"rows": kept.num_rows, "tokens": tokens, "trained_tokens": trained})
     _close(writer, out)
     _check_trained(out, str(artifact.path))
-    unchanged = ("length_histogram", "stop_ids", "straddles", "special_look_alikes", "rendered_bytes")
+    unchanged = ("sources", "length_histogram", "stop_ids", "straddles", "special_look_alikes", "rendered_bytes")
     return totals.metrics() | {name: manifest.metrics[name] for name in unchanged if name in manifest.metrics}
 
 

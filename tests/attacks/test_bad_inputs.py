@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 import pytest
 import token_tables
-from tiny_models import tiny_model, tiny_tokenizer
+from tiny_model import write_model
+from tiny_tokenizer import write_tokenizer
 
 from postmill.cli.main import _guarded
 
@@ -31,7 +32,7 @@ def rows(*lines: str | bytes) -> Callable[[Path], None]:
     def prepare(folder: Path) -> None:
         data = b"\n".join(line.encode() if isinstance(line, str) else line for line in lines)
         (folder / "in.jsonl").write_bytes(data)
-        tiny_tokenizer(folder / "base")
+        write_tokenizer(folder / "base")
 
     return prepare
 
@@ -82,7 +83,7 @@ TOKENIZE_CASES = [
     Case("json that is no list", lambda f: (rows(GOOD)(f), (f / "in.json").write_text("3"))[0], "tokenize in.json -m base -o out", 65, ("in.json",)),
     Case("parquet that is none", lambda f: (rows(GOOD)(f), (f / "in.parquet").write_text("PAR1"))[0], "tokenize in.parquet -m base -o out", 65, ("in.parquet",)),
     Case("a template that loops", lambda f: (rows(GOOD)(f), (f / "t.jinja").write_text("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"))[0], TOKENIZE + " --chat-template t.jinja", 65, ("in.jsonl:1",)),
-    Case("a template that does not parse", lambda f: (rows(GOOD)(f), (f / "t.jinja").write_text("{% for %}"))[0], TOKENIZE + " --chat-template t.jinja", 2, ("t.jinja",)),
+    Case("a template that does not parse", lambda f: (rows(GOOD)(f), (f / "t.jinja").write_text("{% for %}"))[0], TOKENIZE + " --chat-template t.jinja", 65, ("t.jinja",)),
     Case("a template that raises", lambda f: (rows(GOOD)(f), (f / "t.jinja").write_text("{{ raise_exception('roles must alternate') }}"))[0], TOKENIZE + " --chat-template t.jinja", 65, ("in.jsonl:1", "roles must alternate")),
     Case("a crafted tokenizer", lambda f: (rows(GOOD)(f), (f / "base/tokenizer.json").write_text('{"model": {"type": "BPE", "vocab": {"a": -1}}}'))[0], TOKENIZE, 65, ("tokenizer",)),
     Case("the output is a file", lambda f: (rows(GOOD)(f), (f / "out").write_text("mine"))[0], TOKENIZE, 73, ("out",)),
@@ -97,7 +98,7 @@ def tokens(folder: Path) -> None:
 def packed(folder: Path) -> None:
     """`tokens/`, `packed/` of ids below 64, and the model `base/`."""
     ids = [token_tables.row([(7 * n + k) % 60 for k in range(12)]) for n in range(9)]
-    tiny_model(folder / "base")
+    write_model(folder / "base")
     from postmill.io.model_folder import tokenizer_digest
 
     digests = {"tokenizer": tokenizer_digest(folder / "base")}
@@ -134,7 +135,7 @@ LATER_CASES = [
     Case("tokens to train", packed, "train tokens -m base -o out", 78, ("tokens", "packed")),
     Case("no such model to train", packed, "train packed -m none -o out", 66, ("none",)),
     Case("pickled weights", then(packed, lambda f: (f / "base/model.safetensors").rename(f / "base/pytorch_model.bin")), TRAIN, 77, ("pytorch_model.bin",)),
-    Case("another tokenizer", then(packed, lambda f: _replace(f / "base/tokenizer.json", b'"version"', b'"Version"')), TRAIN, 78, ("tokenizer",)),
+    Case("another tokenizer", then(packed, lambda f: _replace(f / "base/tokenizer.json", b'"id": 2', b'"id": 1')), TRAIN, 78, ("tokenizer",)),
     Case("a learning rate of nothing", packed, TRAIN + " --lr 0", 2, ("lr",)),
     Case("tokens moved away", then(packed, lambda f: (f / "tokens").rename(f / "elsewhere")), TRAIN, 66, ("tokens",)),
     Case("other tokens in their place", then(packed, lambda f: (shutil.rmtree(f / "tokens"), tokens(f))), TRAIN, 78, ("tokens",)),

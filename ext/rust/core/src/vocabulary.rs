@@ -62,7 +62,7 @@ pub enum EngineChoice {
 /// # Errors
 /// `Error::Config` when it is not a tokenizer.
 pub fn load(tokenizer_json: &[u8], names: &TokenNames, choice: EngineChoice) -> Result<(Box<dyn Engine>, Vocabulary)> {
-    let fault = |why: String| Error::Config { message: format!("tokenizer.json: {why}").into() };
+    let fault = |why: String| Error::Data { place: "tokenizer.json".into(), message: why.into() };
     let mut tokenizer = Tokenizer::from_bytes(tokenizer_json).map_err(|error| fault(error.to_string()))?;
     let missing: Vec<AddedToken> = names
         .extra
