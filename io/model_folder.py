@@ -1,9 +1,6 @@
 """A model on disk, in Hugging Face layout, looked at without loading it. Pickled weights are refused."""
 
 from pathlib import Path
-from typing import Any
-
-import msgspec
 
 from postmill.io.digest import digest_files
 from postmill.io.errors import NO_INPUT, REFUSED, ArtifactError
@@ -69,14 +66,3 @@ def tokenizer_files(path: Path) -> dict[str, Path]:
     files = {name: path / name for name in TOKENIZER_FILES if (path / name).is_file()}
     extra = sorted((path / "additional_chat_templates").glob("*.jinja"))
     return files | {f"additional_chat_templates/{p.name}": p for p in extra}
-
-
-def load_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a small file. Raises ArtifactError (65) when it is none."""
-    try:
-        value = msgspec.json.decode(path.read_bytes())
-    except msgspec.DecodeError as error:
-        raise ArtifactError(f"{path}: not JSON ({error})") from error
-    if not isinstance(value, dict):
-        raise ArtifactError(f"{path}: a JSON {type(value).__name__}, expected an object")
-    return value

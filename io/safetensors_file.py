@@ -20,7 +20,7 @@ from typing import Any, NoReturn, Self
 import msgspec
 
 from postmill.io.errors import BAD_DATA, INTERNAL, NO_INPUT, REFUSED, ArtifactError, StageError
-from postmill.io.model_folder import load_json
+from postmill.io.json_file import load_json
 
 MAX_HEADER_BYTES = 100_000_000
 _MAX_DIM = 2**63 - 1

@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 
 from postmill.io.errors import BAD_DATA, MISMATCH, USAGE, ArtifactError, ConfigError
-from postmill.io.model_folder import load_json
+from postmill.io.json_file import load_json
 from postmill.io.safetensors_file import SafetensorsFile
 from postmill.stages.merge.arithmetic import DTYPES, F32, Add, Dora, Edit, LowRank, SetRows, to_float32
 

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from postmill.io.errors import USAGE, ConfigError, StageError
-from postmill.io.model_folder import load_json, tokenizer_digest
+from postmill.io.json_file import load_json
+from postmill.io.model_folder import tokenizer_digest
 from postmill.io.safetensors_file import INDEX, SafetensorsWriter, Weights, open_weights, shard_index
 from postmill.stages.merge.adapter import Adapter, load_adapter
 from postmill.stages.merge.arithmetic import EditedTensor, write_edited

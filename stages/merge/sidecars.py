@@ -5,7 +5,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from postmill.io.model_folder import load_json, model_files, tokenizer_files
+from postmill.io.json_file import load_json
+from postmill.io.model_folder import model_files, tokenizer_files
 from postmill.io.safetensors_file import INDEX
 from postmill.stages.merge.plan import Plan
 from postmill.stages.shared.base_model import TRAINING, configured_stop_ids, trained_stop_ids

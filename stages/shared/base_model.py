@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from postmill.io.errors import MISMATCH, NO_INPUT, ArtifactError
-from postmill.io.model_folder import load_json, model_digest
+from postmill.io.json_file import load_json
+from postmill.io.model_folder import model_digest
 from postmill.stages.protocol import Input, Inputs
 
 ADAPTER_CONFIG = "adapter_config.json"

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from postmill.io.errors import USAGE, ConfigError
-from postmill.io.model_folder import load_json
+from postmill.io.json_file import load_json
 
 
 def need(*packages: str, remedy: str) -> dict[str, str]:

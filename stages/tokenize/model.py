@@ -11,7 +11,8 @@ import msgspec
 
 from postmill.io.digest import digest_bytes
 from postmill.io.errors import ArtifactError, ConfigError
-from postmill.io.model_folder import load_json, tokenizer_files
+from postmill.io.json_file import load_json
+from postmill.io.model_folder import tokenizer_files
 
 _NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 

@@ -202,7 +202,7 @@ def _check_trained(out: Out, place: str) -> None:
         raise ArtifactError(f"{place}: no rows; check the file and --columns", BAD_DATA)
     if counts.num_dropped == counts.rows_in:
         reasons = ", ".join(f"{number} {reason}" for reason, number in sorted(counts.dropped.items()))
-        raise StageError(f"{place}: nothing left of {counts.rows_in} rows ({reasons}); change what drops them", BAD_DATA)
+        raise StageError(f"{place}: nothing left of {counts.rows_in} rows ({reasons}); mend them", BAD_DATA)
     untrained = counts.dropped.get(_NOTHING, 0)
     if untrained > counts.rows_in / 2:
         raise StageError(

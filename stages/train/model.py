@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from postmill.io.errors import USAGE, ConfigError
-from postmill.io.model_folder import load_json
+from postmill.io.json_file import load_json
 from postmill.stages.train.config import Lora, Train
 
 ADAPTER = "adapter_model.safetensors"

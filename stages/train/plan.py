@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from postmill.io.errors import BAD_DATA, MISMATCH, USAGE, ArtifactError, ConfigError
-from postmill.io.model_folder import load_json, tokenizer_digest
+from postmill.io.json_file import load_json
+from postmill.io.model_folder import tokenizer_digest
 from postmill.io.packed import PackedReader, token_tables
 from postmill.stages.protocol import Input
 from postmill.stages.train.config import Train

@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from postmill.io.errors import DIVERGED, INTERNAL, StageError
-from postmill.io.model_folder import load_json, tokenizer_files
+from postmill.io.json_file import load_json
+from postmill.io.model_folder import tokenizer_files
 from postmill.stages.train.model import ADAPTER, ADAPTER_CONFIG, causal_lm
 
 TRAINING = "training.json"

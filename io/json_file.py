@@ -1,0 +1,19 @@
+"""Small JSON files."""
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from postmill.io.errors import ArtifactError
+
+
+def load_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a small file. Raises ArtifactError (65) when it is none."""
+    try:
+        value = msgspec.json.decode(path.read_bytes())
+    except msgspec.DecodeError as error:
+        raise ArtifactError(f"{path}: not JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise ArtifactError(f"{path}: a JSON {type(value).__name__}, expected an object")
+    return value
