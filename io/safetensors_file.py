@@ -217,7 +217,7 @@ class SafetensorsWriter:
         offsets = {name: header[name]["data_offsets"] for name in tensors}
         self._start = {name: base + begin for name, (begin, _) in offsets.items()}
         self._left = {name: end - begin for name, (begin, end) in offsets.items()}
-        self._sizes = dict(self._left)
+        self._sizes: dict[str, int] = dict(self._left)
         self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         try:
             _write_all(self._fd, memoryview(struct.pack("<Q", len(text)) + text), 0)

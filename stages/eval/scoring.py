@@ -77,8 +77,8 @@ def read_choice(output: str, choices: list[str]) -> str | None:
     ):
         found = re.search(pattern, output)
         if found:
-            return found.group(1)
-    alone = set(re.findall(rf"(?<![A-Za-z'])([{letters}])(?![A-Za-z'])", output)) - {"I"}
+            return str(found.group(1))
+    alone: set[str] = set(re.findall(rf"(?<![A-Za-z'])([{letters}])(?![A-Za-z'])", output)) - {"I"}
     if len(alone) == 1:
         return alone.pop()
     named = [letter for letter, choice in zip(letters, choices, strict=True) if contains(output, choice)]

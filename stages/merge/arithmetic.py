@@ -17,7 +17,11 @@ from postmill.io.safetensors_file import SafetensorsFile, SafetensorsWriter, Ten
 
 F32 = np.ndarray[Any, np.dtype[np.float32]]
 BLOCK_ELEMENTS = 256 * 1024
-DTYPES = {"BF16": np.dtype(np.uint16), "F16": np.dtype(np.float16), "F32": np.dtype(np.float32)}
+DTYPES: dict[str, np.dtype[Any]] = {
+    "BF16": np.dtype(np.uint16),
+    "F16": np.dtype(np.float16),
+    "F32": np.dtype(np.float32),
+}
 """Dtypes that can be merged into, and how their bytes are held: bfloat16 has no NumPy dtype, so as its bits."""
 
 
@@ -60,12 +64,12 @@ Edit = LowRank | Dora | SetRows | Add
 
 def to_float32(raw: memoryview | bytearray, dtype: str) -> F32:
     """The numbers in the bytes of a tensor, flat."""
-    held = np.frombuffer(raw, DTYPES[dtype])
+    held: np.ndarray[Any, Any] = np.frombuffer(raw, DTYPES[dtype])
     if dtype == "BF16":
         wide = held.astype(np.uint32)
         wide <<= 16
-        return wide.view(np.float32)
-    return held.astype(np.float32)
+        return np.asarray(wide.view(np.float32), np.float32)
+    return np.asarray(held, np.float32)
 
 
 def from_float32(values: F32, dtype: str) -> memoryview:
@@ -81,7 +85,7 @@ def from_float32(values: F32, dtype: str) -> memoryview:
     else:
         with np.errstate(over="ignore"):
             rounded = values.reshape(-1).astype(DTYPES[dtype])
-    return memoryview(rounded).cast("B")
+    return memoryview(rounded.data).cast("B")
 
 
 class EditedTensor:
@@ -146,7 +150,7 @@ def _delta(edit: LowRank, start: int, end: int) -> F32:
 
 
 def _norm(values: F32, axis: int) -> F32:
-    return np.sqrt(np.square(values, dtype=np.float64).sum(axis=axis)).astype(np.float32)
+    return np.asarray(np.sqrt(np.square(values, dtype=np.float64).sum(axis=axis)), np.float32)
 
 
 def write_edited(tensor: EditedTensor, writer: SafetensorsWriter, dtype: str, pool: ThreadPoolExecutor) -> None:
