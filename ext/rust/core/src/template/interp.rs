@@ -8,7 +8,7 @@ use super::filters::Filter;
 use super::fuel::Fuel;
 use super::marks::{Captured, Mark, MarkKind, OpenTurn, Output};
 use super::print;
-use super::value::{Chars, LoopState, Sequence, Text, Value};
+use super::value::{Chars, LoopState, Sequence, Text, Value, message_index};
 use super::{Date, Fail, Outcome, fail, undefined};
 
 /// Calls of macros within macros; each level takes some kilobytes of stack.
@@ -38,9 +38,7 @@ pub(super) struct Interp<'a> {
     suspended: Vec<Output>,
     turns: Vec<OpenTurn>,
     calls: usize,
-    /// Cut points of the generation prompt are wanted.
-    in_prompt: bool,
-    /// Messages whose content was printed while another message had its turn, or none.
+    /// Messages of the model whose words were printed while another message had its turn, or none.
     pub strays: Vec<usize>,
     /// Captured blocks with marks: those made less those printed. Not zero: marks were lost or doubled.
     pub captured_marks: i64,
@@ -60,7 +58,6 @@ impl<'a> Interp<'a> {
             suspended: Vec::new(),
             turns: Vec::new(),
             calls: 0,
-            in_prompt: false,
             strays: Vec::new(),
             captured_marks: 0,
         }
@@ -148,9 +145,7 @@ impl<'a> Interp<'a> {
     /// The statement that writes the generation prompt.
     fn prompt(&mut self, body: &'a [Stmt]) -> Outcome<Flow> {
         let start = self.out.text.len();
-        self.in_prompt = true;
         let flow = self.run(body)?;
-        self.in_prompt = false;
         let mark = Mark { kind: MarkKind::Prompt, start, end: self.out.text.len(), literal_from: start };
         self.out.marks.push(mark);
         Ok(flow)
@@ -254,8 +249,10 @@ impl<'a> Interp<'a> {
             self.clear(stmt.scope.slots);
             let Some(item) = state.items.get(i) else { break };
             let open = self.turns.len();
-            if let Value::Object(_, message @ 1..) = item {
-                self.open_turn(message as usize - 1);
+            if let Value::Object(_, number) = item {
+                if let Some(message) = message_index(number) {
+                    self.open_turn(message);
+                }
             }
             self.slots[stmt.loop_slot as usize] = Value::Loop(state.clone());
             self.assign(&stmt.target, item)?;
@@ -281,8 +278,8 @@ impl<'a> Interp<'a> {
 
     /// `set message = messages[i]` inside a loop over `i`: from here on the iteration writes for that message.
     fn open_indexed_turn(&mut self, value: &Value<'a>) {
-        if let Value::Object(_, message @ 1..) = value {
-            let message = *message as usize - 1;
+        let Value::Object(_, number) = value else { return };
+        if let Some(message) = message_index(*number) {
             if self.turns.last().is_none_or(|open| open.message != message) {
                 self.open_turn(message);
             }
@@ -327,15 +324,11 @@ impl<'a> Interp<'a> {
         if literal < text.len() {
             self.out.data_end = self.out.text.len() - literal;
         }
-        if self.in_prompt && self.suspended.is_empty() {
-            self.out.cuts.push(self.out.text.len());
-        }
         Ok(())
     }
 
     pub fn emit_text(&mut self, text: &Text<'a>) -> Outcome<()> {
-        if text.source != 0 && !text.as_str().is_empty() {
-            let message = text.source as usize - 1;
+        if let Some(message) = message_index(text.source).filter(|_| !text.as_str().is_empty()) {
             if self.turns.last().is_none_or(|turn| turn.message != message) {
                 self.strays.push(message);
             }

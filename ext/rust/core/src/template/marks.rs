@@ -37,8 +37,6 @@ pub(super) struct Output {
     pub marks: Vec<Mark>,
     /// End of the last byte that came from data.
     pub data_end: usize,
-    /// Ends of single emissions inside the generation prompt, where it could be cut.
-    pub cuts: Vec<usize>,
 }
 
 /// A message whose turn is being written.

@@ -25,12 +25,30 @@ pub(super) enum PromptRule {
     OfConversation,
 }
 
-/// A generation prompt and the places where it may be cut: ends of the pieces it was printed in and of its special
-/// tokens.
+/// A generation prompt.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Prompt {
     pub text: String,
-    pub cuts: Vec<usize>,
+    /// Where the part that opens (or skips) the thinking starts: templates leave it out of turns of the past.
+    pub thinking: Option<usize>,
+}
+
+impl Prompt {
+    fn new(text: String) -> Self {
+        let thinking = thinking_tail(&text);
+        Self { text, thinking }
+    }
+}
+
+/// Start of the first tag that speaks of thinking: `<think>`, `[THINK]`, `<|channel>thought`. Nothing stands before a
+/// header, so a tag at the very start is none.
+fn thinking_tail(prompt: &str) -> Option<usize> {
+    prompt.match_indices(['<', '[']).map(|(at, _)| at).filter(|&at| at > 0).find(|&at| {
+        let close = prompt[at..].find(['>', ']']).map_or(prompt.len(), |length| at + length + 1);
+        let end = prompt[close..].find(['<', '[', '\n']).map_or(prompt.len(), |length| close + length);
+        let tag = prompt[at..end].to_ascii_lowercase();
+        ["think", "thought", "reason"].iter().any(|word| tag.contains(word))
+    })
 }
 
 /// The prompt for a row's kwargs, and those for other settings of thinking, longest first.
@@ -50,17 +68,19 @@ pub(super) struct PromptCache {
 impl Prompts {
     /// Where the model's own bytes start in the text of a turn; none if no prompt fits for certain.
     pub fn start_in(&self, turn: &str) -> Option<usize> {
+        if self.own.text.is_empty() {
+            return None;
+        }
         if turn.starts_with(&self.own.text) {
             return Some(self.own.text.len());
         }
         if let Some(other) = self.others.iter().find(|other| !other.text.is_empty() && turn.starts_with(&other.text)) {
             return Some(other.text.len());
         }
-        // A turn of the past may lack the part that opens the thinking: the longest piece of a prompt that fits.
-        let pieces = std::iter::once(&self.own).chain(&self.others);
-        let pieces = pieces.flat_map(|prompt| prompt.cuts.iter().map(|&cut| &prompt.text[..cut]));
-        if let Some(piece) = pieces.filter(|piece| turn.starts_with(piece)).max_by_key(|piece| piece.len()) {
-            return Some(piece.len());
+        let prompts = std::iter::once(&self.own).chain(&self.others);
+        let mut headers = prompts.filter_map(|prompt| prompt.thinking.map(|at| &prompt.text[..at]));
+        if let Some(header) = headers.find(|header| turn.starts_with(header)) {
+            return Some(header.len());
         }
         // A default system prompt printed in the first iteration stands before it.
         let mut found = turn.match_indices(&self.own.text);
@@ -143,17 +163,7 @@ impl Template {
         if mark.end != written.text.len() {
             return Ok(None);
         }
-        let text = written.text[mark.start..].to_owned();
-        let mut cuts: Vec<usize> = written
-            .cuts
-            .iter()
-            .filter(|&&cut| cut > mark.start && cut < mark.end)
-            .map(|cut| cut - mark.start)
-            .collect();
-        cuts.extend(self.closers.tokens_in(&text).map(|(_, end)| end).filter(|&end| end < text.len()));
-        cuts.sort_unstable();
-        cuts.dedup();
-        Ok(Some(Prompt { text, cuts }))
+        Ok(Some(Prompt::new(written.text[mark.start..].to_owned())))
     }
 
     /// Where the model's own bytes start in a row's text, for the message at `index`: right after what the model is
@@ -167,13 +177,16 @@ impl Template {
     ) -> Result<Option<usize>, Error> {
         let shown = self.write(row, index, true)?.text;
         if text.starts_with(&shown) && turn.contains(&shown.len()) {
-            return Ok(Some(shown.len()));
+            // A template that promises to go on without a header, and then prints one all the same.
+            let usual = self.fixed_prompts(row.kwargs).filter(|_| shown.len() == turn.start);
+            let header = usual.filter(|usual| text[turn.clone()].starts_with(&usual.own.text));
+            return Ok(Some(shown.len() + header.map_or(0, |usual| usual.own.text.len())));
         }
         let without = self.write(row, index, false)?.text;
         let own = match self.prompt_after(row, index)? {
             Some(own) => own,
             None => match shown.strip_prefix(&without) {
-                Some(added) => Prompt { text: added.to_owned(), cuts: Vec::new() },
+                Some(added) => Prompt::new(added.to_owned()),
                 None => return Ok(None),
             },
         };

@@ -1,9 +1,9 @@
 //! A row as a template sees it: the variables that `apply_chat_template` passes.
 use super::interp::Interp;
 use super::marks::Mark;
-use super::value::{Builtin, Text, Value};
+use super::value::{Builtin, FROM_ASSISTANT, Text, Value};
 use super::{Error, Template};
-use crate::types::{Json, Message};
+use crate::types::{Json, Message, Role};
 
 type Members = Vec<(Box<str>, Json)>;
 
@@ -25,7 +25,6 @@ pub(super) struct Row<'a> {
 pub(super) struct Written {
     pub text: String,
     pub marks: Vec<Mark>,
-    pub cuts: Vec<usize>,
     pub strays: Vec<usize>,
     pub lost_marks: bool,
 }
@@ -38,6 +37,11 @@ impl<'a> Row<'a> {
         let texts = messages.iter().flat_map(|message| message.fields.iter().map(|(_, value)| weight(value)));
         let input_bytes = texts.sum::<u64>() + tools.map_or(0, weight);
         Self { messages, aliased, tools, kwargs, input_bytes }
+    }
+
+    fn value(&self, message: usize) -> Value<'_> {
+        let mine = if self.messages[message].role == Role::Assistant { FROM_ASSISTANT } else { 0 };
+        Value::Object(self.members(message), (message as u32 + 1) | mine)
     }
 
     pub fn members(&self, message: usize) -> &[(Box<str>, Json)] {
@@ -123,7 +127,6 @@ impl Template {
         Ok(Written {
             text: interp.out.text,
             marks: interp.out.marks,
-            cuts: interp.out.cuts,
             strays: interp.strays,
             lost_marks: interp.captured_marks != 0,
         })
@@ -131,9 +134,7 @@ impl Template {
 
     fn variable<'a>(&'a self, name: &'a str, row: &'a Row<'_>, count: usize, prompt: bool) -> Value<'a> {
         match name {
-            "messages" => Value::list(
-                (0..count.min(row.messages.len())).map(|i| Value::Object(row.members(i), i as u32 + 1)).collect(),
-            ),
+            "messages" => Value::list((0..count.min(row.messages.len())).map(|i| row.value(i)).collect()),
             "tools" => row.tools.map_or(Value::None, |tools| Value::from_json(tools, 0)),
             "documents" => Value::None,
             "add_generation_prompt" => Value::Bool(prompt),

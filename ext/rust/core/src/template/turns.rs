@@ -6,7 +6,7 @@ use super::marks::{Mark, MarkKind};
 use super::prompt::PromptRule;
 use super::row::{Row, Written};
 use super::{Error, SpecialTexts, Template};
-use crate::types::{Role, Turn};
+use crate::types::{Json, Role, Turn};
 
 /// Texts of special tokens, found in literal text.
 #[derive(Debug)]
@@ -50,27 +50,29 @@ impl Closers {
 
     /// In the literal end of a turn: where generation ends, and where the closing token starts.
     ///
-    /// The end-of-sequence token closes; without one, the last token that nothing but whitespace follows. A token
-    /// that opens the next turn (`opener` starts with it) is not part of this one. Without any, the turn ends where
-    /// its text does.
+    /// The end-of-sequence token closes; without one, the last token that nothing but whitespace follows. What starts
+    /// as the generation prompt (`opener`) and is not closed in turn belongs to the next turn. Without any token, the
+    /// turn ends where its text does.
     fn close(&self, literal: &str, opener: &str) -> (usize, usize) {
-        let mut closing = None;
-        let mut limit = literal.len();
-        for (i, (start, end)) in self.tokens_in(literal).enumerate() {
-            let token = &literal[start..end];
-            if i > 0 && opener.starts_with(token) {
-                limit = start;
-                break;
-            }
-            closing = Some((start, end));
-            if self.eos.as_deref() == Some(token) {
-                return (end, start);
-            }
+        let tokens: Vec<(usize, usize)> = self.tokens_in(literal).collect();
+        let text = |&(start, end): &(usize, usize)| &literal[start..end];
+        if let Some(&(start, end)) = tokens.iter().find(|token| self.eos.as_deref() == Some(text(token))) {
+            return (end, start);
         }
-        let end = literal[..limit].trim_end().len();
-        match closing {
-            Some((start, token_end)) if token_end >= end => (token_end, start),
-            _ => (end, end),
+        let opens = |token: &(usize, usize)| opener.starts_with(text(token));
+        let closes = |&(_, end): &(usize, usize), limit: usize| literal[end..limit].trim().is_empty();
+        let last = tokens.iter().rfind(|token| !opens(token) || token.0 == 0);
+        if let Some(&(start, end)) = last.filter(|token| closes(token, literal.len())) {
+            return (end, start);
+        }
+        let next = tokens.iter().position(|token| token.0 > 0 && opens(token));
+        let limit = next.map_or(literal.len(), |next| tokens[next].0);
+        match tokens[..next.unwrap_or(tokens.len())].last() {
+            Some(&(start, end)) if closes(&(start, end), limit) => (end, start),
+            _ => {
+                let end = literal[..limit].trim_end().len();
+                (end, end)
+            }
         }
     }
 }
@@ -112,8 +114,7 @@ impl Locator<'_> {
         if self.written.lost_marks {
             return self.fail(0, "the template stores whole turns before it prints them, so they cannot be located");
         }
-        let stray = self.written.strays.iter().find(|&&message| self.role(message) == Role::Assistant);
-        match stray {
+        match self.written.strays.first() {
             Some(&message) => self.fail(message, "the template prints this message outside a loop over messages"),
             None => Ok(()),
         }
@@ -184,6 +185,20 @@ impl Locator<'_> {
                 turns.push(self.plain(&Stretch { bytes: rest, ..stretch.clone() }));
             }
         }
+        // What is printed after the loop, such as a last end-of-sequence token, goes on with the last message.
+        if let (Some(mark), Some(last)) = (marks.peek(), stretches.last()) {
+            if mark.start == last.bytes.end && self.role(last.message) == Role::Assistant {
+                let bytes = mark.start..mark.end;
+                turns.push(Turn {
+                    role: Role::Assistant,
+                    message: last.message,
+                    all: bytes.clone(),
+                    generated: bytes,
+                    closing: mark.literal_from,
+                });
+                marks.next();
+            }
+        }
         match marks.next() {
             Some(_) => self.fail(0, "a {% generation %} block is not inside a loop over messages"),
             None => Ok(turns),
@@ -199,7 +214,10 @@ impl Locator<'_> {
                 let earlier = stretches[..i].iter().rposition(|other| other.message == stretch.message);
                 let start = match earlier {
                     Some(earlier) => self.resumed(&stretches[earlier..=i])?,
-                    None => self.start(stretch)?,
+                    None => match stretches[..i].last().filter(|before| self.goes_on(before, stretch)) {
+                        Some(_) => stretch.bytes.start,
+                        None => self.start(stretch)?,
+                    },
                 };
                 let literal_from = stretch.literal_from.max(start).min(stretch.bytes.end);
                 let opener = self.opener();
@@ -216,10 +234,26 @@ impl Locator<'_> {
     /// A turn goes on after what other messages (tool results) wrote inside it: all of it is the model's.
     fn resumed(&self, stretches: &[Stretch]) -> Result<usize, Error> {
         let touching = stretches.windows(2).all(|pair| pair[0].bytes.end == pair[1].bytes.start);
+        let inside = &stretches[1..stretches.len().saturating_sub(1)];
+        let tools = inside.iter().all(|other| self.role(other.message) == Role::Tool);
         match stretches.last() {
-            Some(last) if touching => Ok(last.bytes.start),
+            Some(last) if touching && tools => Ok(last.bytes.start),
             _ => self.fail(stretches[0].message, "the template prints this message in two places"),
         }
+    }
+
+    /// The template merges messages of one model turn: this one has no header and starts with its own words, right
+    /// where another of the model's messages or a tool's result ends.
+    fn goes_on(&self, before: &Stretch, stretch: &Stretch) -> bool {
+        let follows = matches!(self.role(before.message), Role::Assistant | Role::Tool);
+        let content = self.row.members(stretch.message).iter().find(|(name, _)| &**name == "content");
+        let Some((_, Json::String(content))) = content else { return false };
+        let words = content.trim();
+        follows
+            && before.bytes.end == stretch.bytes.start
+            && !words.is_empty()
+            && self.written.text[stretch.bytes.clone()].starts_with(words)
+            && self.template.prompt == PromptRule::OfConversation
     }
 
     fn opener(&self) -> String {

@@ -11,6 +11,14 @@ use crate::types::Json;
 /// Members of a JSON object.
 pub(super) type Members<'a> = &'a [(Box<str>, Json)];
 
+/// Set in the number of a message that is the model's: only of its words it matters where they are printed.
+pub(super) const FROM_ASSISTANT: u32 = 1 << 31;
+
+/// The index of the message with this number (one more, perhaps with `FROM_ASSISTANT`); none for 0.
+pub(super) fn message_index(number: u32) -> Option<usize> {
+    (number & !FROM_ASSISTANT).checked_sub(1).map(|index| index as usize)
+}
+
 /// Nesting of built lists and dicts beyond which a template is refused (dropping and printing recurse).
 pub(super) const MAX_NESTING: u16 = 100;
 
@@ -28,7 +36,7 @@ pub(super) struct Text<'a> {
     pub chars: Chars<'a>,
     /// This many bytes at the end are the template's own words, or special tokens.
     pub literal_tail: u32,
-    /// One more than the message whose content this came from; 0 where it came from none.
+    /// Number of the assistant message whose words these are; 0 where they are nobody's.
     pub source: u32,
     /// Marked `safe`: Jinja2 would escape what is added to it.
     pub markup: bool,
@@ -152,7 +160,7 @@ pub(super) enum Value<'a> {
     Float(f64),
     Str(Text<'a>),
     Json(&'a [Json]),
-    /// A JSON object, and one more than the message it is (0: none).
+    /// A JSON object, and the number of the message it is (0: none).
     Object(Members<'a>, u32),
     List(Rc<Items<'a>>),
     Tuple(Rc<Items<'a>>),
@@ -360,7 +368,8 @@ impl<'a> Value<'a> {
 
     /// A member's value; text of a message that stands for what it says remembers the message.
     pub fn member(key: &str, value: &'a Json, message: u32) -> Self {
-        let says = message != 0 && matches!(key, "content" | "reasoning_content" | "thinking" | "reasoning");
+        let says =
+            message & FROM_ASSISTANT != 0 && matches!(key, "content" | "reasoning_content" | "thinking" | "reasoning");
         Self::from_json(value, if says { message } else { 0 })
     }
 
