@@ -69,6 +69,9 @@ TUNINGS = {
     "hopper": Tuning(
         Blocks(128, 256, 64, 8, 3), Blocks(128, 128, 64, 8, 4), Blocks(128, 64, 256, 8, 3), Blocks(64, 128, 256, 8, 3)
     ),
+    "blackwell": Tuning(
+        Blocks(128, 256, 64, 8, 3), Blocks(128, 128, 64, 8, 4), Blocks(128, 64, 128, 8, 4), Blocks(64, 128, 128, 8, 4)
+    ),
     "ampere": Tuning(
         Blocks(128, 128, 32, 8, 3), Blocks(128, 128, 32, 8, 3), Blocks(128, 32, 128, 8, 3), Blocks(32, 128, 128, 8, 3)
     ),
@@ -82,7 +85,7 @@ def tuning_for(dtype: torch.dtype, capability: int) -> Tuning:
     """Tile shapes by input dtype and compute capability (80, 90, 100, ...); 120 has the shared memory of Ampere."""
     if dtype == torch.float32:
         return TUNINGS["float32"]
-    return TUNINGS["hopper" if capability in (90, 100, 103) else "ampere"]
+    return TUNINGS[{90: "hopper", 100: "blackwell", 103: "blackwell"}.get(capability, "ampere")]
 
 
 def row_stats(hidden_TH: Tensor, head: Head, rows: Rows, *, want_sums: bool) -> RowStats:

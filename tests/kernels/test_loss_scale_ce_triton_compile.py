@@ -19,6 +19,8 @@ from triton.compiler import ASTSource  # noqa: E402
 from postmill.kernels.loss_scale_ce import triton_host  # noqa: E402
 from postmill.kernels.loss_scale_ce import triton_kernels as kernels  # noqa: E402
 
+pytestmark = pytest.mark.timeout(1200)  # seconds a kernel on a free core
+
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 SHARED_LIMIT = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10, 120: 99 << 10}
 MATRIX = {80: "mma.sync", 90: "wgmma.mma_async", 100: "tcgen05.mma", 120: "mma.sync"}

@@ -8,8 +8,9 @@ import sys
 from pathlib import Path
 
 import torch
+from triton.runtime import interpreter
 
-from postmill.kernels.loss_scale_ce import triton_host
+from postmill.kernels.loss_scale_ce import cost, triton_host
 from postmill.kernels.loss_scale_ce.api import loss_scale_ce
 from postmill.kernels.loss_scale_ce.triton_host import Blocks, Tuning
 
@@ -124,6 +125,59 @@ def nan_and_out_of_range():
     return {"nan": bool(nan.isnan()), "outside": bool(outside.isnan())}
 
 
+class Counter:
+    """Counts what the interpreter is asked to do, kernel by kernel."""
+
+    def __init__(self):
+        self.counts = {}
+        builder = interpreter.InterpreterBuilder
+        dot, load, store = builder.create_dot, builder.create_masked_load, builder.create_masked_store
+
+        def counted_dot(this, a, b, *rest):
+            self.add(0, 2 * a.data.shape[0] * a.data.shape[1] * b.data.shape[1])
+            return dot(this, a, b, *rest)
+
+        def counted_load(this, pointers, mask, *rest):
+            self.add(1, int(mask.data.sum()) * pointers.get_element_ty().primitive_bitwidth // 8)
+            return load(this, pointers, mask, *rest)
+
+        def counted_store(this, pointers, value, mask, *rest):
+            self.add(2, int(mask.data.sum()) * pointers.get_element_ty().primitive_bitwidth // 8)
+            return store(this, pointers, value, mask, *rest)
+
+        builder.create_dot = counted_dot
+        builder.create_masked_load, builder.create_masked_store = counted_load, counted_store
+
+    def add(self, index, amount):
+        kernel = next(f.f_code.co_name for f in walk_stack() if f.f_code.co_name.endswith("_kernel"))
+        self.counts.setdefault(kernel, [0, 0, 0])[index] += amount
+
+
+def walk_stack():
+    frame = sys._getframe()
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
+
+
+def counted_and_closed_form():
+    """One stored gradient on whole tiles, counted, beside what cost.py says of it."""
+    counter = Counter()
+    num_tokens, vocab_size, hidden_size = 64, 256, 32
+    g = torch.Generator().manual_seed(0)
+    hidden, weight = (torch.randn(n, hidden_size, generator=g).requires_grad_() for n in (num_tokens, vocab_size))
+    targets = torch.randint(vocab_size, (num_tokens,), generator=g)
+    loss_scale_ce(hidden, weight, targets, torch.ones(num_tokens), denominator=1.0, backend="triton")
+    sizes = (num_tokens, vocab_size, hidden_size)
+    closed = {
+        "logits_kernel": cost.logits_cost(*sizes, SMALL.logits, 4),
+        "reduce_kernel": cost.reduce_cost(num_tokens, vocab_size, SMALL.logits),
+        "grad_hidden_kernel": cost.grad_hidden_cost(*sizes, SMALL.hidden, 4),
+        "grad_weight_kernel": cost.grad_weight_cost(*sizes, SMALL.weight, 4),
+    }
+    return {"counted": counter.counts, "closed": closed, "6AHV": 6 * num_tokens * vocab_size * hidden_size}
+
+
 def main():
     triton_host.TUNINGS = dict.fromkeys(triton_host.TUNINGS, SMALL)
     for name, run in cases():
@@ -136,6 +190,8 @@ def main():
     print(json.dumps(["sliced", deviations(torch.float32, size=(37, 19, 700), label_smoothing=0.1)]), flush=True)
     print(json.dumps(["sliced rows", deviations(torch.float32, size=(37, 19, 700), rows=True)]), flush=True)
     print(json.dumps(["nan", nan_and_out_of_range()]), flush=True)
+    triton_host.STORE_BYTES = 1 << 30
+    print(json.dumps(["cost", counted_and_closed_form()]), flush=True)
 
 
 if __name__ == "__main__":
