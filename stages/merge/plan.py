@@ -61,9 +61,11 @@ def make_plan(base: Weights, adapters: list[Adapter], config: dict[str, Any]) ->
     tied_head = _head_name(adapters) if tied else None
     if tied and tied_head:
         _untie(tied, tied_head, sources, where, adapters)
-    for index, adapter in enumerate(adapters):
+    originals = {name: msgspec.structs.replace(source, edits=[]) for name, source in sources.items()}
+    for adapter in adapters:
         for tensor, name in adapter.replaced.items():
-            _replace(sources, adapter, _target(sources, tensor, adapter), name, first=index == 0)
+            target = _target(sources, tensor, adapter)
+            _replace(sources, originals[target], adapter, target, name)
         for tensor, edits in adapter.edits.items():
             source = sources[_target(sources, tensor, adapter)]
             for edit in edits:
@@ -123,13 +125,16 @@ def _target(sources: dict[str, Source], tensor: str, adapter: Adapter) -> str:
     )
 
 
-def _replace(sources: dict[str, Source], adapter: Adapter, target: str, name: str, *, first: bool) -> None:
-    """Take a tensor whole from the adapter. Raises ConfigError (2) if that would undo what an adapter before it did."""
+def _replace(sources: dict[str, Source], original: Source, adapter: Adapter, target: str, name: str) -> None:
+    """Take a tensor whole from the adapter, unless it is the base's own, which PEFT saves beside what it edits.
+
+    Raises ConfigError (2) if that would undo what an adapter before it did, ArtifactError (78) if it does not fit.
+    """
     source = sources[target]
     taken = Source(adapter.file, name, source.dtype, adapter.file.tensors[name].shape, [])
-    if _same(source, taken):
+    if _same(original, taken):
         return
-    if not first and (source.edits or source.name != target):
+    if source.edits or (source.file, source.name) != (original.file, original.name):
         raise ConfigError(
             f"{adapter.path}: replaces {target}, which an adapter before it changed; merge one of them", USAGE
         )

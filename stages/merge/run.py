@@ -18,7 +18,7 @@ from postmill.io.json_file import load_json
 from postmill.io.model_folder import tokenizer_digest
 from postmill.io.safetensors_file import INDEX, SafetensorsWriter, Weights, open_weights, shard_index
 from postmill.stages.merge.adapter import Adapter, load_adapter
-from postmill.stages.merge.arithmetic import EditedTensor, write_edited
+from postmill.stages.merge.arithmetic import EditedTensor, single_threaded_blas, write_edited
 from postmill.stages.merge.config import Merge
 from postmill.stages.merge.plan import Plan, make_plan
 from postmill.stages.merge.sidecars import write_sidecars
@@ -69,7 +69,7 @@ def _write_weights(plan: Plan, weights: Weights, out: Out) -> None:
     written: dict[str, list[tuple[str, int]]] = {}
     done = 0
     total = sum(len(sources) for sources in plan.shards.values())
-    with ThreadPoolExecutor(out.threads) as pool:
+    with single_threaded_blas(), ThreadPoolExecutor(out.threads) as pool:
         for file, sources in plan.shards.items():
             layout = {name: (source.dtype, source.shape) for name, source in sources.items()}
             metadata = weights.files[file].metadata or {"format": "pt"}

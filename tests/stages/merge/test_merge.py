@@ -18,6 +18,7 @@ peft = pytest.importorskip("peft")
 transformers = pytest.importorskip("transformers")
 
 from safetensors.torch import load_file, save_file  # noqa: E402
+from token_tables import row, to_batches, write_tokens  # noqa: E402
 
 from postmill.io.errors import ArtifactError, ConfigError, StageError  # noqa: E402
 from postmill.io.manifest import MANIFEST, load_artifact  # noqa: E402
@@ -338,6 +339,28 @@ def test_a_failed_parity_commits_nothing(tmp_path: Path) -> None:
     assert report == metrics["parity"]
     assert 0 < report["relative_difference"] < 0.05
     assert report["num_tokens"] > 100
+
+
+def test_parity_on_stored_rows(tmp_path: Path) -> None:
+    base = make_base(tmp_path / "base")
+    adapter = make_adapter(tmp_path / "adapter", base)
+    rows = write_tokens(tmp_path / "rows", to_batches([row([1, 2, 3, 4, 5]), row([6, 7]), row([8])]))
+    given = {"adapters": [str(adapter)], "model": [str(base)], "rows": [str(rows)]}
+    metrics = run_stage(STAGE, Merge(), given, tmp_path / "out", Options()).manifest.metrics
+    assert (metrics["parity"]["source"], metrics["parity"]["num_tokens"]) == ("rows", 8)
+
+
+def test_adapters_on_the_embedding_in_sequence(tmp_path: Path) -> None:
+    """PEFT saves the embedding itself beside its factors; that is no replacement, and a second adapter may follow."""
+    base = make_base(tmp_path / "base", dtype="float32")
+    adapters = [make_adapter(tmp_path / n, base, seed=i, target_modules=["embed_tokens"]) for i, n in enumerate("ab")]
+    merge(adapters, base, tmp_path / "out")
+    expected = weights(base)["model.embed_tokens.weight"].clone()
+    for adapter in adapters:  # loaded one after the other, PEFT would put the saved base back over the first
+        file = load_file(adapter / "adapter_model.safetensors")
+        a, b = (next(t for n, t in file.items() if n.endswith(f"lora_embedding_{x}")) for x in "AB")
+        expected += (b @ a).T * (6 / 4)
+    assert torch.equal(weights(tmp_path / "out")["model.embed_tokens.weight"], expected)
 
 
 def test_threads_and_shards_change_no_byte_of_any_tensor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
