@@ -1,9 +1,9 @@
 """What is done to one weight: a list of edits, applied in float32 to blocks of rows, and rounded once at the end.
 
 A weight of any shape is a matrix here, its first axis by all others. Each edit can work on some rows alone, so a
-block of half a megabyte stays in the core's cache from the first read to the rounding, and memory does not grow with the
-model. NumPy's matrix product sums over the rank in order with fused multiply-adds, as torch's does: results are
-bit-equal, whatever the block or the number of threads.
+block of half a megabyte stays in the cache from first read to rounding, and memory does not grow with the model.
+NumPy's matrix product sums over the rank in order with fused multiply-adds, as torch's does: results are bit-equal,
+whatever the block or the number of threads.
 """
 
 import contextlib
