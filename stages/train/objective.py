@@ -48,7 +48,7 @@ class Objective(nn.Module):
     def forward(self, batch: Batch, denominator: float, *, want_logp: bool = False) -> LossOutput:
         """Loss of `batch`: sum of weight * nll / denominator; with `want_logp`, each target's log-probability too."""
         device_type = batch.input_ids_1T.device.type
-        with torch.autocast(device_type, self._compute_dtype, enabled=self._compute_dtype != torch.float32):
+        with torch.autocast(device_type, self._compute_dtype, enabled=self._compute_dtype == torch.bfloat16):
             hidden_TH = self._hidden(batch)
         head: Any = self.model.get_output_embeddings()
         bias = getattr(head, "bias", None)

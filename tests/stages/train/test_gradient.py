@@ -1,0 +1,266 @@
+"""The loss and its gradient, against a plain float64 computation on each row alone, whatever the batching."""
+
+import copy
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="training needs torch")
+transformers = pytest.importorskip("transformers")
+
+import tiny_model  # noqa: E402
+from accelerate import Accelerator  # noqa: E402
+
+from postmill.io.packed import PackedReader  # noqa: E402
+from postmill.stages.train import attention  # noqa: E402
+from postmill.stages.train.batch import collate, load_batch  # noqa: E402
+from postmill.stages.train.config import Train  # noqa: E402
+from postmill.stages.train.objective import Objective  # noqa: E402
+from postmill.stages.train.plan import Steps, read_channels  # noqa: E402
+from postmill.stages.train.probe import check_objective  # noqa: E402
+from postmill.stages.train.step import accumulate, validate  # noqa: E402
+
+pytest.importorskip("postmill._native", reason="native module not built")
+
+COMMON = {
+    "vocab_size": tiny_model.VOCAB,
+    "hidden_size": 32,
+    "intermediate_size": 40,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "initializer_range": 0.2,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+LEAKY = {"lfm2": ("Lfm2", {"layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False})}
+FAMILIES = {
+    "llama": ("Llama", {"tie_word_embeddings": True}),
+    "qwen3": ("Qwen3", {"head_dim": 8}),
+    "mistral_window": ("Mistral", {"sliding_window": 5, "head_dim": 8}),
+    "gemma2": ("Gemma2", {"sliding_window": 5, "head_dim": 8, "query_pre_attn_scalar": 8}),
+    "gemma3": ("Gemma3Text", {"sliding_window": 5, "head_dim": 8, "query_pre_attn_scalar": 8}),
+    "cohere": ("Cohere", {"logit_scale": 0.25}),
+    "granite": ("Granite", {"logits_scaling": 3.0, "embedding_multiplier": 2.0, "residual_multiplier": 0.5}),
+    "phi3": ("Phi3", {}),
+    "gpt_bias_head": ("Phi", {}),
+}
+
+
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory):
+    """Eight bins of several rows."""
+    folder = tmp_path_factory.mktemp("gradient")
+    (folder / "base").mkdir()
+    (folder / "base" / "tokenizer.json").write_text("{}")
+    packed = tiny_model.write_packed(folder / "packed", folder / "base", tiny_model.make_rows(24, seed=3))
+    found = PackedReader(packed)
+    assert len(found) == 8, "the tests below want eight bins"
+    return found
+
+
+def build(family="llama", dtype=torch.float64, implementation="sdpa"):
+    """A causal language model with random weights."""
+    name, extra = (FAMILIES | LEAKY)[family]
+    torch.manual_seed(1)
+    attention.choose("rows", torch.device("cpu"), torch.float32)
+    config = getattr(transformers, f"{name}Config")(**(COMMON | extra))
+    model = getattr(transformers, f"{name}ForCausalLM")._from_config(
+        config, attn_implementation=implementation
+    )
+    for parameter in model.parameters():  # biases and norms too, so that none can hide
+        if parameter.ndim == 1:
+            torch.nn.init.normal_(parameter, std=0.3)
+    return model.to(dtype)
+
+
+def objective_of(model, dtype=torch.float64, **options):
+    return Objective(model, compute_dtype=dtype, backend="reference", **options)
+
+
+def plain_loss(model, reader, bins, normaliser):
+    """Sum of weight * nll over the rows, each alone through the model's own logits, by the definition."""
+    total = torch.zeros((), dtype=torch.float64)
+    for index in bins:
+        found = reader.bin(int(index))
+        for start, end in zip(found.cu_seqlens, found.cu_seqlens[1:], strict=False):
+            ids = torch.from_numpy(found.input_ids[start:end].astype(np.int64))
+            logits = model(input_ids=ids[None], use_cache=False).logits[0].double()
+            logp = logits[:-1].log_softmax(-1).gather(-1, ids[1:, None])[:, 0]
+            total = total - (logp * torch.from_numpy(found.weights[start + 1 : end]).double()).sum()
+    return total / normaliser
+
+
+def gradients(model):
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_bin_gives_each_row_the_loss_it_has_alone(reader, family):
+    model = build(family, implementation=attention.ROWS)
+    # torch's kernel cannot cap scores, and transformers' eager one rounds its softmax to float32
+    own, loose = (build(family, implementation="eager"), 1e4) if family == "gemma2" else (build(family), 1)
+    own.load_state_dict(model.state_dict())
+    batch = load_batch(reader, np.arange(3))
+    ours = objective_of(model)(batch, 7.0)
+    ours.loss.backward()
+    expected = plain_loss(own, reader, range(3), 7.0)
+    expected.backward()
+    torch.testing.assert_close(ours.loss, expected, rtol=1e-12 * loose, atol=1e-12)
+    want = gradients(own)
+    got = gradients(model)
+    assert got.keys() == want.keys()
+    for name, gradient in got.items():
+        torch.testing.assert_close(gradient, want[name], rtol=1e-9 * loose, atol=1e-11 * loose, msg=name)
+
+
+def test_no_row_sees_another(reader):
+    """Change one row's tokens: the log-probabilities of all other rows stay the same to the last bit."""
+    model = build(implementation=attention.ROWS)
+    found = reader.bin(0)
+    start, end = found.cu_seqlens[1], found.cu_seqlens[2]
+    ids = found.input_ids.copy()
+    ids[start:end] = (ids[start:end] + 7) % tiny_model.VOCAB
+    weights = np.ones_like(found.weights)
+    with torch.no_grad():
+        before, after = (
+            objective_of(model)(collate([found._replace(input_ids=i, weights=weights)]), 1.0, want_logp=True).logp_T
+            for i in (found.input_ids, ids)
+        )
+    others = np.ones(len(ids), bool)
+    others[start - 1 : end] = False  # the target of the row's last-but-one token, and of the token before it
+    assert torch.equal(before[others], after[others])
+    assert not torch.equal(before[start:end], after[start:end])
+
+
+@pytest.mark.parametrize("normalize", ["tokens", "weights", "rows"])
+@pytest.mark.parametrize("micro_bins", [1, 2, 4, 8])
+def test_gradient_does_not_depend_on_micro_batches(reader, normalize, micro_bins):
+    accelerator = Accelerator(cpu=True)
+    cfg = Train(bins_per_step=8, micro_bins=micro_bins, normalize=normalize)
+    model = build(dtype=torch.float32, implementation=attention.ROWS)
+    step = Steps(cfg, reader, 1)[0]
+    result = accumulate(cfg, objective_of(model, torch.float32).train(), reader, step, accelerator=accelerator)
+    own = build()
+    normaliser = {
+        "tokens": sum((reader.bin(b).weights != 0).sum() for b in range(8)),
+        "weights": sum(reader.bin(b).weights.sum(dtype=np.float64) for b in range(8)),
+        "rows": sum(len(reader.bin(b).rows) for b in range(8)),
+    }[normalize]
+    expected = plain_loss(own, reader, range(8), float(normaliser))
+    expected.backward()
+    torch.testing.assert_close(result.loss, expected.detach(), rtol=1e-6, atol=1e-6)
+    scale = max(float(g.abs().max()) for g in gradients(own).values())
+    for name, gradient in gradients(model).items():
+        want = gradients(own)[name]
+        assert float((gradient.double() - want).abs().max()) <= 1e-6 * max(1.0, scale), name
+
+
+def test_ranks_are_dealt_every_bin_once_and_padding_counts_nothing(reader):
+    cfg = Train(bins_per_step=6, micro_bins=1, epochs=2)
+    one, three = Steps(cfg, reader, 1), Steps(cfg, reader, 3)
+    assert one.total == three.total == 4
+    for number in range(4):
+        a, b = one[number], three[number]
+        assert (a.normaliser, a.tokens, a.trained_tokens) == (b.normaliser, b.tokens, b.trained_tokens)
+        assert sorted(a.bins.ravel()) == sorted(b.bins.ravel())
+        assert len({len(b.micro_batches(rank, 1)) for rank in range(3)}) == 1
+    model = build(implementation=attention.ROWS)
+    objective_of(model)(load_batch(reader, np.array([-1])), 5.0).loss.backward()
+    assert all(not g.any() for g in gradients(model).values())
+
+
+def test_steps_are_a_function_of_seed_and_epoch(reader):
+    def bins(seed):
+        steps = Steps(Train(bins_per_step=2, epochs=3, seed=seed), reader, 1)
+        return [steps[number].bins.ravel().tolist() for number in range(steps.total)]
+
+    assert bins(1) == bins(1)
+    assert bins(1) != bins(2)
+    one = bins(1)
+    for epoch in range(3):
+        assert sorted(b for step in one[4 * epoch : 4 * epoch + 4] for b in step) == list(range(8))
+    assert one[:4] != one[4:8]
+
+
+def test_neftune_is_noise_of_the_stated_width_and_reproducible(reader):
+    model = build(implementation=attention.ROWS)
+    clean = objective_of(model)
+    noisy = objective_of(model, neftune_alpha=5.0)
+    batch = load_batch(reader, np.array([0]))
+    torch.manual_seed(3)
+    added = noisy._noisy_embeddings(batch) - model.get_input_embeddings()(batch.input_ids_1T)
+    for start, end in zip(batch.row_starts, batch.row_starts[1:], strict=False):
+        width = 5.0 / np.sqrt((end - start) * 32)
+        piece = added[0, start:end].abs().max().item()
+        assert 0.8 * width < piece <= width
+    assert torch.equal(noisy.eval()(batch, 1.0).loss, clean.eval()(batch, 1.0).loss)
+    cfg = Train(bins_per_step=8, neftune_alpha=5.0)
+    accelerator = Accelerator(cpu=True)
+    step = Steps(cfg, reader, 1)[0]
+    losses = {float(accumulate(cfg, noisy.train(), reader, step, accelerator=accelerator).loss) for _ in range(2)}
+    assert len(losses) == 1
+    assert float(accumulate(cfg, clean.train(), reader, step, accelerator=accelerator).loss) not in losses
+
+
+def test_gradient_checkpointing_changes_nothing(reader):
+    model = build(implementation=attention.ROWS)
+    again = copy.deepcopy(model)
+    again.gradient_checkpointing_enable({"use_reentrant": False})
+    batch = load_batch(reader, np.array([1]))
+    for m in (model, again):
+        objective_of(m).train()(batch, 3.0).loss.backward()
+    for name, gradient in gradients(again).items():
+        torch.testing.assert_close(gradient, gradients(model)[name], rtol=1e-12, atol=0)
+
+
+def test_label_smoothing_is_torchs_and_only_in_training(reader):
+    model = build(implementation=attention.ROWS)
+    batch = load_batch(reader, np.array([0]))
+    objective = objective_of(model, label_smoothing=0.2).train()
+    hidden = objective._hidden(batch)
+    logits = model.get_output_embeddings()(hidden)
+    nll = torch.nn.functional.cross_entropy(
+        logits, batch.targets_T, reduction="none", label_smoothing=0.2, ignore_index=-1
+    )
+    torch.testing.assert_close(objective(batch, 2.0).loss, (nll * batch.weights_T).sum() / 2)
+    torch.testing.assert_close(objective.eval()(batch, 2.0).loss, objective_of(model)(batch, 2.0).loss)
+
+
+def test_channel_losses_add_up_to_the_loss(reader):
+    cfg = Train(bins_per_step=8, channel_loss=True)
+    channels = read_channels(reader)
+    assert channels.names == ["c0", "c1"]
+    accelerator = Accelerator(cpu=True)
+    step = Steps(cfg, reader, 1)[0]
+    got = accumulate(cfg, objective_of(build(implementation=attention.ROWS)).train(), reader, step, accelerator=accelerator, channels=channels)
+    sums, counts = got.channels
+    assert int(counts.sum()) == step.trained_tokens
+    torch.testing.assert_close(sums.sum() / step.normaliser, got.loss, rtol=1e-10, atol=0)
+
+
+def test_validation_is_the_mean_over_all_bins(reader):
+    model = build(implementation=attention.ROWS)
+    got = validate(Train(micro_bins=2), objective_of(model), reader, 11.0, Accelerator(cpu=True))
+    with torch.no_grad():
+        want = float(plain_loss(build(), reader, range(8), 11.0))
+    assert got == pytest.approx(want, rel=1e-10)
+
+
+def test_probe_passes_what_fits_and_catches_a_leak(reader):
+    from postmill.io.errors import StageError
+
+    cpu = torch.device("cpu")
+    assert check_objective(objective_of(build(implementation=attention.ROWS), torch.float32).float(), reader, torch.float32, cpu) < 1e-4
+
+    leaky = build("lfm2", dtype=torch.float32, implementation=attention.ROWS)  # its convolutions reach over borders
+    with pytest.raises(StageError, match="other log-probabilities than alone"):
+        check_objective(objective_of(leaky, torch.float32), reader, torch.float32, cpu)
+
+    scaled = build("cohere", dtype=torch.float32, implementation=attention.ROWS)
+    objective_ = objective_of(scaled, torch.float32)
+    objective_._scale = objective_._scale._replace(logit_scale=1.0)
+    with pytest.raises(StageError, match="other log-probabilities than alone"):
+        check_objective(objective_, reader, torch.float32, cpu)

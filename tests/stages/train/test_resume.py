@@ -1,0 +1,252 @@
+"""A run that was stopped or killed, wherever, and started again, ends with the bytes of one that never was.
+
+Children are forked from this process after torch has loaded: real processes, real signals, no import to wait for.
+"""
+
+import json
+import os
+import random
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="training needs torch")
+pytest.importorskip("transformers")
+pytest.importorskip("postmill._native", reason="native module not built")
+
+import tiny_model  # noqa: E402
+
+from postmill.io.errors import ArtifactError, ConfigError, StageError  # noqa: E402
+from postmill.io.manifest import load_artifact, verify_files  # noqa: E402
+from postmill.stages.protocol import Out  # noqa: E402
+from postmill.stages.runner import Options, find_inputs, name_work, run_stage  # noqa: E402
+from postmill.stages.train import run as train_stage  # noqa: E402
+from postmill.stages.train.config import STAGE, Lora, Train  # noqa: E402
+
+STEPS = 6
+# dropout, noise, accumulation, several epochs, warm-up: everything that has a state in other trainers
+LORA = Train(
+    lr=3e-2,
+    bins_per_step=4,
+    micro_bins=2,
+    steps=STEPS,
+    save_every=2,
+    neftune_alpha=5.0,
+    lora=Lora(rank=4, dropout=0.2),
+)
+FULL = Train(tuner="full", lr=1e-2, bins_per_step=4, steps=STEPS, save_every=2, neftune_alpha=5.0, schedule="wsd")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A model, bins for it, and the unbroken runs."""
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("resume")
+    base = tiny_model.write_model(folder / "base")
+    tiny_model.write_packed(folder / "packed", base, tiny_model.make_rows(26, seed=3))
+    tiny_model.write_packed(folder / "valid", base, tiny_model.make_rows(4, seed=9))
+    for name, cfg in (("lora", LORA), ("full", FULL)):
+        run_stage(STAGE, cfg, given(folder), folder / name, Options(threads=1))
+    return folder
+
+
+def given(world, **ports):
+    return {"packed": [str(world / "packed")], "model": [str(world / "base")]} | ports
+
+
+def digest(path):
+    """Digest of a whole artifact, checked file by file."""
+    artifact = load_artifact(path)
+    assert verify_files(artifact) == []
+    return artifact.digest
+
+
+class StopAfter:
+    """A stop request that comes true when it is looked at for the n-th time."""
+
+    def __init__(self, looks):
+        self.looks, self.signal, self.graceful = looks, int(signal.SIGTERM), False
+
+    @property
+    def requested(self):
+        self.looks -= 1
+        return self.looks < 0
+
+    def stopped(self, saved):
+        return StageError(saved, 75)
+
+
+def stop_at(world, cfg, target, step):
+    """Run the stage itself until `step` steps are done; its output is thrown away."""
+    inputs = find_inputs(STAGE, given(world))
+    key, resolved, entries = name_work(STAGE, cfg, inputs)
+    out = Out(STAGE, key, target, None, target.parent / "nowhere")
+    out.threads, out.inputs, out.config, out.stop = 1, entries, resolved, StopAfter(step)
+    with pytest.raises(StageError) as error:
+        train_stage.run(cfg, inputs, out)
+    assert error.value.code == 75
+
+
+@pytest.mark.parametrize(("name", "cfg"), [("lora", LORA), ("full", FULL)])
+def test_stopped_after_every_step_in_turn(world, tmp_path, name, cfg):
+    target = tmp_path / "run"
+    for step in range(1, STEPS):
+        # each run goes one step on from where the last was stopped
+        stop_at(world, cfg, target, 1)
+        assert (tmp_path / "run.checkpoints" / f"step-{step:08d}" / "manifest.json").is_file()
+    run_stage(STAGE, cfg, given(world), target, Options(threads=1))
+    assert digest(target) == digest(world / name)
+    assert (target / "metrics.jsonl").read_bytes() == (world / name / "metrics.jsonl").read_bytes()
+
+
+def fork_run(cfg, ports, target, env=None):
+    """Start a run in a forked child; returns its pid. The child leaves with the run's exit code."""
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 99
+    try:
+        os.environ.update(env or {})
+        if env:
+            from accelerate.state import AcceleratorState
+
+            AcceleratorState._reset_state(True)
+        run_stage(STAGE, cfg, ports, target, Options(threads=1))
+        code = 0
+    except (ArtifactError, StageError, ConfigError) as error:
+        print(error)
+        code = error.code
+    finally:
+        os._exit(code)
+
+
+def wait_code(pid, limit_s=120):
+    """Exit code of a child, -signal if it was killed."""
+    end = time.monotonic() + limit_s
+    while time.monotonic() < end:
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.005)
+    os.kill(pid, signal.SIGKILL)
+    raise AssertionError("the child hangs")
+
+
+def kill_until_done(world, cfg, target, kills, seed):
+    """Run, and send each of `kills` at a random moment; then run to the end. Returns the exit codes."""
+    dice = random.Random(seed)
+    codes = []
+    for number in kills:
+        pid = fork_run(cfg, given(world), target)
+        time.sleep(dice.uniform(0.02, 1.2))
+        os.kill(pid, number)
+        codes.append(wait_code(pid))
+        for path in (target.parent / f"{target.name}.checkpoints").glob("step-*"):
+            digest(path)  # whatever has the name of a checkpoint is whole
+        assert not target.exists() or codes[-1] == 0
+    codes.append(wait_code(fork_run(cfg, given(world), target)))
+    return codes
+
+
+@pytest.mark.parametrize(("name", "cfg"), [("lora", LORA), ("full", FULL)])
+def test_killed_and_terminated_at_random(world, tmp_path, name, cfg):
+    kills = [signal.SIGKILL, signal.SIGTERM, signal.SIGKILL, signal.SIGTERM]
+    codes = kill_until_done(world, cfg, tmp_path / "run", kills, seed=7)
+    assert set(codes) <= {0, 75, -signal.SIGKILL, 143}
+    assert digest(tmp_path / "run") == digest(world / name)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("seed", range(10))
+def test_killed_and_terminated_at_random_fifty_times(world, tmp_path, seed):
+    kills = [signal.SIGKILL, signal.SIGTERM, signal.SIGKILL, signal.SIGTERM, signal.SIGKILL]
+    name, cfg = (("lora", LORA), ("full", FULL))[seed % 2]
+    codes = kill_until_done(world, cfg, tmp_path / "run", kills, seed=100 + seed)
+    assert set(codes) <= {0, 75, -signal.SIGKILL, 143}
+    assert digest(tmp_path / "run") == digest(world / name)
+
+
+def test_two_ranks_learn_what_one_does(world, tmp_path):
+    """gloo, two processes: the same steps, the same weights up to rounding, and resumable."""
+    cfg = Train(tuner="full", lr=1e-2, bins_per_step=4, steps=4, save_every=2, normalize="weights")
+    one = tmp_path / "one"
+    run_stage(STAGE, cfg, given(world), one, Options(threads=1))
+    two = tmp_path / "two"
+    env = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(20000 + os.getpid() % 20000)}
+    pids = [
+        fork_run(cfg, given(world), two, env | {"RANK": str(r), "LOCAL_RANK": str(r), "ACCELERATE_USE_CPU": "true"})
+        for r in range(2)
+    ]
+    assert [wait_code(pid) for pid in pids] == [0, 0]
+    from safetensors.torch import load_file
+
+    a, b = load_file(one / "model.safetensors"), load_file(two / "model.safetensors")
+    for name, tensor in a.items():
+        torch.testing.assert_close(tensor, b[name], rtol=1e-4, atol=1e-5, msg=name)
+    lines = [[json.loads(line) for line in (p / "metrics.jsonl").read_text().splitlines()] for p in (one, two)]
+    for x, y in zip(*lines, strict=True):
+        assert (x["step"], x["trained_tokens"], x["normaliser"]) == (y["step"], y["trained_tokens"], y["normaliser"])
+        assert x["loss"] == pytest.approx(y["loss"], rel=1e-5)
+    assert load_artifact(two).manifest.metrics["ranks"] == 2
+
+
+def test_damaged_checkpoints_are_passed_over(world, tmp_path, capfd):
+    target = tmp_path / "run"
+    stop_at(world, FULL, target, 3)
+    stop_at(world, FULL, target, 1)
+    folders = sorted((tmp_path / "run.checkpoints").glob("step-*"))
+    newest = folders[-1] / "optimizer.safetensors"
+    data = bytearray(newest.read_bytes())
+    data[-9] ^= 1
+    newest.write_bytes(data)
+    run_stage(STAGE, FULL, given(world), target, Options(threads=1))
+    assert "step-00000004 is damaged and passed over" in capfd.readouterr().err
+    assert digest(target) == digest(world / "full")
+
+
+def test_other_options_or_data_are_refused_and_named(world, tmp_path):
+    target = tmp_path / "run"
+    stop_at(world, FULL, target, 2)
+    with pytest.raises(ArtifactError, match=r"lr was 0.01, is 0.02, seed was 0, is 4") as error:
+        run_stage(STAGE, replace(FULL, lr=2e-2, seed=4, save_every=1), given(world), target, Options(threads=1))
+    assert error.value.code == 78
+    with pytest.raises(ArtifactError, match="input packed changed") as error:
+        run_stage(STAGE, FULL, given(world, packed=[str(world / "valid")]), target, Options(threads=1))
+    assert error.value.code == 78
+    run_stage(STAGE, replace(FULL, save_every=5, keep_last=1), given(world), target, Options(threads=1))
+    left = [p.name for p in sorted((tmp_path / "run.checkpoints").glob("step-*"))]
+    assert left == ["step-00000005"]
+    assert (target / "model.safetensors").read_bytes() == (world / "full" / "model.safetensors").read_bytes()
+    run_stage(STAGE, replace(FULL, seed=4), given(world), tmp_path / "other", Options(threads=1))
+    run_stage(STAGE, replace(FULL, seed=4), given(world), target, Options(threads=1, force=True))
+    assert digest(target) == digest(tmp_path / "other")
+
+
+def replace(cfg, **changes):
+    import msgspec
+
+    return msgspec.structs.replace(cfg, **changes)
+
+
+def test_best_checkpoints_are_kept(world, tmp_path):
+    cfg = replace(FULL, save_every=0, valid_every=1, keep_best=2, keep_last=1)
+    run_stage(STAGE, cfg, given(world, valid=[str(world / "valid")]), tmp_path / "run", Options(threads=1))
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    best = sorted(range(STEPS), key=lambda i: lines[i]["valid_loss"])[:2]
+    kept = {p.name for p in (tmp_path / "run.checkpoints").glob("step-*")}
+    assert {f"step-{i + 1:08d}" for i in best} <= kept
+    assert len(kept) <= 3
+
+
+def test_up_to_date_and_equal_elsewhere(world, tmp_path):
+    outcome = run_stage(STAGE, FULL, given(world), world / "full", Options(threads=1))
+    assert outcome.status == "up-to-date"
+    moved = tmp_path / "moved"
+    for name in ("base", "packed", "packed-tokens"):
+        shutil.copytree(world / name, moved / name)
+    run_stage(STAGE, FULL, given(moved), tmp_path / "run", Options(threads=1))
+    assert digest(tmp_path / "run") == digest(world / "full")

@@ -1,0 +1,60 @@
+"""Learning rates against values worked out by hand. No torch."""
+
+import pytest
+
+from postmill.stages.train.config import STAGE, Train
+from postmill.stages.train.schedule import lr_at, warmup_steps
+
+
+def rates(num_steps, **options):
+    return [lr_at(Train(lr=1.0, **options), step, num_steps) for step in range(num_steps)]
+
+
+def test_linear_with_warm_up():
+    assert rates(10, schedule="linear", warmup=2) == pytest.approx(
+        [0.5, 1.0, 1.0, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125]
+    )
+
+
+def test_cosine_is_half_way_down_in_the_middle():
+    got = rates(8, schedule="cosine", warmup=0, min_lr=0.1)
+    assert got[0] == 1.0
+    assert got[4] == pytest.approx(0.55)
+    assert got == sorted(got, reverse=True)
+    assert lr_at(Train(lr=1.0, warmup=0, min_lr=0.1), 8, 8) == pytest.approx(0.1)
+
+
+def test_constant_and_wsd():
+    assert rates(4, schedule="constant", warmup=0) == [1.0] * 4
+    assert rates(10, schedule="wsd", warmup=1, decay=0.4) == pytest.approx([1, 1, 1, 1, 1, 1, 1, 0.75, 0.5, 0.25])
+
+
+def test_warm_up_is_a_share_or_a_number():
+    assert warmup_steps(Train(warmup=0.03), 100) == 3
+    assert warmup_steps(Train(warmup=0.03), 10) == 1
+    assert warmup_steps(Train(warmup=5), 100) == 5
+    assert rates(3, warmup=9) == pytest.approx([1 / 3, 2 / 3, 1.0])
+
+
+def test_every_rate_is_above_zero_and_at_most_the_peak():
+    for schedule in ("cosine", "linear", "constant", "wsd"):
+        for warmup in (0, 0.03, 0.99, 1, 7):
+            for num_steps in (1, 2, 13):
+                got = rates(num_steps, schedule=schedule, warmup=warmup)
+                assert all(0 < rate <= 1 + 1e-12 for rate in got), (schedule, warmup, num_steps)
+
+
+def test_default_rate_follows_the_tuner():
+    assert Train().peak_lr == 1e-4
+    assert Train(tuner="full").peak_lr == 1e-5
+
+
+def test_rules_between_options():
+    with pytest.raises(ValueError, match="micro_bins 3 does not divide bins_per_step 8"):
+        Train(micro_bins=3)
+    with pytest.raises(ValueError, match="keep_best needs valid_every"):
+        Train(keep_best=1)
+
+
+def test_what_is_made_follows_the_tuner():
+    assert (STAGE.kind(Train()), STAGE.kind(Train(tuner="full"))) == ("adapter", "model")
