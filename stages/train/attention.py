@@ -24,7 +24,7 @@ def choose(wanted: str, device: torch.device, dtype: torch.dtype) -> str:
     Raises ConfigError (2) if flash-attn is asked for and cannot run here.
     """
     from transformers import AttentionInterface
-    from transformers.utils import is_flash_attn_2_available
+    from transformers.utils.import_utils import is_flash_attn_2_available
 
     AttentionInterface.register(ROWS, rows_attention)
     can_flash = device.type == "cuda" and dtype != torch.float32 and is_flash_attn_2_available()

@@ -22,7 +22,8 @@ class Batch(NamedTuple):
 
     def to(self, device: torch.device) -> "Batch":
         """The same on `device`."""
-        return Batch(*(t.to(device, non_blocking=True) for t in self[:4]), self.row_starts)
+        ids, positions, targets, weights = (t.to(device, non_blocking=True) for t in self[:4])
+        return Batch(ids, positions, targets, weights, self.row_starts)
 
 
 def collate(bins: list[Bin]) -> Batch:

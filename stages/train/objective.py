@@ -50,7 +50,8 @@ class Objective(nn.Module):
         device_type = batch.input_ids_1T.device.type
         with torch.autocast(device_type, self._compute_dtype, enabled=self._compute_dtype == torch.bfloat16):
             hidden_TH = self._hidden(batch)
-        head: Any = self.model.get_output_embeddings()
+        model: Any = self.model
+        head = model.get_output_embeddings()
         bias = getattr(head, "bias", None)
         return loss_scale_ce(
             hidden_TH.to(self._compute_dtype),
@@ -68,7 +69,8 @@ class Objective(nn.Module):
 
     def _hidden(self, batch: Batch) -> Tensor:
         """Last hidden states, [T, H], each row for itself."""
-        decoder: Any = self.model.get_decoder()
+        model: Any = self.model
+        decoder = model.get_decoder()
         starts = torch.tensor(batch.row_starts, dtype=torch.int32, device=batch.input_ids_1T.device)
         longest = max(end - start for start, end in itertools.pairwise(batch.row_starts))
         inputs: dict[str, Tensor] = {"input_ids": batch.input_ids_1T}

@@ -5,7 +5,7 @@ tokens, how much weight and how many rows each bin trains on, so the loss of a s
 from its first micro-batch on, and neither accumulation nor the number of ranks changes a gradient.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -82,7 +82,7 @@ class Steps:
 
 
 def _bin_normaliser(cfg: Train, reader: PackedReader) -> NDArray[np.float64]:
-    columns = {
+    columns: dict[str, NDArray[Any]] = {
         "tokens": reader.plan.trained_tokens,
         "weights": reader.plan.weight_sum,
         "rows": reader.plan.num_rows,
@@ -173,7 +173,8 @@ def _closings(batch: object) -> NDArray[np.int32]:
         """Field `name` of every item, as an index into the batch's ids."""
         lengths = np.diff(column.offsets.to_numpy())
         values = column.flatten().field(name).to_numpy(zero_copy_only=False).astype(np.int64)
-        return values + np.repeat(starts[:-1], lengths)
+        absolute_values: NDArray[np.int64] = values + np.repeat(starts[:-1], lengths)
+        return absolute_values
 
     closing, end = absolute(turns, "closing"), absolute(turns, "generated_end")
     closing = closing[closing < end]
