@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import assets
 import pytest
-from tests import assets
 
 native = pytest.importorskip("postmill._native")
 trl = pytest.importorskip("trl")
@@ -22,7 +22,10 @@ chat_template_utils = pytest.importorskip("transformers.utils.chat_template_util
 FOLDER = Path(trl.__file__).parent / "chat_templates"
 TEMPLATES = sorted(path.name for path in FOLDER.glob("*.jinja"))
 NAMED = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
-TAG = r"<\|[\w:▁]+\|>|<｜[^｜<>]+｜>|</?(?:start|end)_of_\w+>|<\|?\w+\|?>(?<=\|>)|<\|\w+>|</?think>|</?tool_call>|\[/?INST\]"
+TAG = (
+    r"<\|[\w:▁]+\|>|<｜[^｜<>]+｜>|</?(?:start|end)_of_\w+>|<\|?\w+\|?>(?<=\|>)|<\|\w+>|</?think>|</?tool_call>"
+    r"|\[/?INST\]"
+)
 PIECES = [
     *["hello", "", "\n", "  ", "\n\n", "<|im_end|>", "<|im_start|>assistant\n", "<think>", "</think>", "日本語"],
     *["<think>\n\n</think>\n\n", "e\u0301", "😀", "'q'", '"dq"', '{"a": 1}', "<tool_call>", "\\n", "a\tb", "\u2028"],

@@ -3,7 +3,7 @@
 import random
 from typing import Any
 
-# ruff: noqa: E501, RUF001
+# ruff: noqa: E501
 PIECES = [
     "", " ", "\n", "\n\n", "\r\n", "\t", "  \n", "a", "Hello", " world", "don't", "I'll", "1234567", "3.14", "...", "?!", "::",
     "你好，世界", "こんにちは", "안녕", "Привет", "مرحبا", "é", "e\u0301", "ﬁ", "Å", "🙂", "👩‍👩‍👧", "\u200b", "\ufeff", "\u00a0", "\u2028",
