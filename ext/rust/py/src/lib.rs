@@ -1,4 +1,5 @@
 //! Python face of `postmill-core`.
+mod bpe;
 mod encode;
 mod error;
 mod pack;
@@ -12,6 +13,7 @@ use pyo3::prelude::*;
 fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     error::register(module)?;
+    bpe::register(module)?;
     encode::register(module)?;
     pack::register(module)?;
     rows::register(module)?;

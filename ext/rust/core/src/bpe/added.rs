@@ -62,6 +62,12 @@ impl Matcher {
         self.tokens.is_empty()
     }
 
+    /// Whether what is found before and after a line break followed by a letter is the same when text is cut there.
+    #[must_use]
+    pub fn leaves_seams(&self) -> bool {
+        self.tokens.iter().all(|token| !token.lstrip && !token.content.contains('\n'))
+    }
+
     /// Next place at or after `from` where a token could start.
     fn candidate(&self, bytes: &[u8], from: usize) -> Option<usize> {
         let rest = bytes.get(from..)?;

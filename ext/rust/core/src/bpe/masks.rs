@@ -156,7 +156,7 @@ fn line_spaces(m: &Masks, spaces: u64, cut_before: u64) -> u64 {
     let mut joined = blanks.wrapping_add(after) & !blanks & newlines;
     while joined != 0 {
         let before = after & ((joined & joined.wrapping_neg()) - 1);
-        after &= !(1u64.checked_shl(63 - before.leading_zeros()).unwrap_or(0));
+        after &= !(before.checked_ilog2().map_or(0, |last| 1 << last));
         joined &= joined - 1;
     }
     firsts(spaces) | after | blanks & !(m.spaces >> 1) & !(cut_before >> 1)

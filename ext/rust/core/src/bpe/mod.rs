@@ -8,6 +8,7 @@
 //! The compiled [`Bpe`] is shared by all threads; each thread brings a [`Scratch`].
 
 pub mod added;
+pub mod batch;
 pub mod cache;
 mod compile;
 pub mod engine;
@@ -228,6 +229,12 @@ impl Bpe {
     #[must_use]
     pub fn token(&self, id: u32) -> &[u8] {
         if (id as usize) < self.tables.num_ids() { self.tables.token(id) } else { &[] }
+    }
+
+    /// Whether text may be cut at [`Scanner::is_seam`]s: no added token reaches over one.
+    #[must_use]
+    pub fn has_seams(&self) -> bool {
+        self.raw.leaves_seams() && self.normalized.leaves_seams()
     }
 
     /// The pre-tokenizer.
