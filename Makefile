@@ -34,7 +34,7 @@ demo: setup ## the whole pipeline on a real small model, on the CPU
 
 test: assets ## everything that runs in minutes
 	$(RUN) cargo test --release --workspace --exclude postmill-py -q
-	$(RUN) $(BIN)/pytest -m "not slow and not gpu"
+	$(RUN) $(BIN)/pytest -m "not slow and not gpu" -n 2 --dist loadfile
 
 test-slow: assets ## everything, hours of fuzzing aside
 	$(RUN) $(BIN)/pytest -m "not gpu"

@@ -67,7 +67,7 @@ def llamafactory_data() -> Path | None:
     """The `data` folder of LLaMA-Factory's source distribution: chats, tools, preferences in two languages."""
 
     def make(folder: Path) -> None:
-        archive = _pip("llamafactory==0.9.5", folder, "--no-binary", ":all:", "--no-build-isolation")
+        archive = _pip("llamafactory==0.9.5", folder, "--no-binary", "llamafactory")
         with tarfile.open(archive) as tar:
             for member in tar.getmembers():
                 parts = Path(member.name).parts
