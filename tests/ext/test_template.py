@@ -159,10 +159,10 @@ def kind_of_difference(text: bytes, run: tuple[int, int, bool], turns: list[tupl
     piece = text[start:end].decode()
     if not theirs:
         return f"only ours: {piece!r}"
-    if any(turn[5] == start for turn in turns):
-        return "space after the closing token" if not piece.strip() else f"after the closing token: {piece!r}"
-    if any(turn[4] == end for turn in turns):
+    if any(turn[4] == end < turn[5] for turn in turns):
         return f"generation prompt: {piece!r}"
+    if any(turn[4] < turn[5] == start for turn in turns):
+        return "space after the closing token" if not piece.strip() else f"after the closing token: {piece!r}"
     return f"only theirs: {piece!r}"
 
 

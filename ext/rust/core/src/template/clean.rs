@@ -93,7 +93,9 @@ impl Taint {
                     self.statements(&body.scope.body, true);
                 }
                 StmtKind::With(values, scope) => {
-                    values.iter().for_each(|(target, _)| self.target(target));
+                    for (target, _) in values {
+                        self.target(target);
+                    }
                     self.statements(&scope.body, true);
                 }
                 StmtKind::FilterBlock(_, scope) | StmtKind::Generation(scope) => self.statements(&scope.body, true),

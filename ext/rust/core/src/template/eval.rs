@@ -286,13 +286,13 @@ impl<'a> Interp<'a> {
 
     pub(super) fn call_with_caller(&mut self, call: &'a Expr, caller: &'a Macro) -> Outcome<Value<'a>> {
         match call {
-            Expr::Call(callee, args) => self.eval_call(callee, args, Some(Value::Macro(caller))),
+            Expr::Call(function, args) => self.eval_call(function, args, Some(Value::Macro(caller))),
             _ => fail("a call block needs a call"),
         }
     }
 
-    fn eval_call(&mut self, callee: &'a Expr, args: &'a ArgExprs, caller: Option<Value<'a>>) -> Outcome<Value<'a>> {
-        if let Expr::Attribute(object, name) = callee {
+    fn eval_call(&mut self, function: &'a Expr, args: &'a ArgExprs, caller: Option<Value<'a>>) -> Outcome<Value<'a>> {
+        if let Expr::Attribute(object, name) = function {
             let object = self.eval(object)?;
             if has_attribute(&object, name) {
                 if caller.is_some() {
@@ -309,7 +309,7 @@ impl<'a> Interp<'a> {
             let args = self.args(args)?;
             return self.call_value(&function, args, caller);
         }
-        let function = self.eval(callee)?;
+        let function = self.eval(function)?;
         let args = self.args(args)?;
         self.call_value(&function, args, caller)
     }
@@ -330,7 +330,7 @@ impl<'a> Interp<'a> {
 
     fn call_builtin(&mut self, builtin: Builtin, args: Args<'a>) -> Outcome<Value<'a>> {
         match builtin {
-            Builtin::Range => range(args),
+            Builtin::Range => range(&args),
             Builtin::Dict => {
                 if !args.positional.is_empty() {
                     return fail("dict() of positional arguments is not supported");
@@ -376,7 +376,7 @@ fn char_at<'a>(text: &Text<'a>, index: i64) -> Option<Value<'a>> {
     Some(Value::Str(text.part(|text| &text[from..from + c.len_utf8()])))
 }
 
-fn range<'a>(args: Args<'a>) -> Outcome<Value<'a>> {
+fn range<'a>(args: &Args<'_>) -> Outcome<Value<'a>> {
     if !args.keyword.is_empty() {
         return fail("range() takes no keyword arguments");
     }
@@ -388,16 +388,16 @@ fn range<'a>(args: Args<'a>) -> Outcome<Value<'a>> {
             _ => return fail(format!("'{}' object cannot be interpreted as an integer", value.type_name())),
         }
     }
-    let (start, stop, step) = match numbers[..] {
-        [stop] => (0, stop, 1),
-        [start, stop] => (start, stop, 1),
-        [start, stop, step] => (start, stop, step),
+    let (start, end, step) = match numbers[..] {
+        [end] => (0, end, 1),
+        [start, end] => (start, end, 1),
+        [start, end, step] => (start, end, step),
         _ => return fail("range expects 1 to 3 arguments"),
     };
     if step == 0 {
         return fail("range() arg 3 must not be zero");
     }
-    let span = if step > 0 { stop.saturating_sub(start) } else { start.saturating_sub(stop) };
+    let span = if step > 0 { end.saturating_sub(start) } else { start.saturating_sub(end) };
     let length = u64::try_from(span).unwrap_or(0).div_ceil(step.unsigned_abs());
     if length > MAX_RANGE {
         return fail(format!("range too big: the sandbox blocks ranges larger than {MAX_RANGE}"));

@@ -106,7 +106,7 @@ impl<'a> Interp<'a> {
                 let replace = value.is_undefined() || (boolean.is_some_and(|b| b.truthy()) && !value.truthy());
                 Ok(if replace { default.unwrap_or(Value::literal("")) } else { value })
             }
-            Filter::ToJson => self.to_json(&value, args),
+            Filter::ToJson => self.dumps(&value, args),
             Filter::Length => {
                 args.none("length")?;
                 match value.length() {
@@ -124,7 +124,7 @@ impl<'a> Interp<'a> {
                 self.reshape(filter, value, args)
             }
             Filter::Replace => self.replace(value, args),
-            Filter::Format => self.format(value, args),
+            Filter::Format => self.format(value, &args),
             Filter::Indent => self.indent(&value, args),
             Filter::Abs | Filter::Round | Filter::Int | Filter::Float => numeric(filter, &value, args),
             _ => self.apply_sequence_filter(filter, value, args),
@@ -146,7 +146,7 @@ impl<'a> Interp<'a> {
         }
         if filter == Filter::Trim {
             let [chars] = args.bind("trim", ["chars"])?;
-            return self.strip(&text, chars.as_ref(), Side::Both);
+            return Self::strip(&text, chars.as_ref(), Side::Both);
         }
         args.none("the filter")?;
         let source = text.source;
@@ -163,7 +163,7 @@ impl<'a> Interp<'a> {
     }
 
     /// `text.strip(chars)` and its one-sided kin.
-    pub(super) fn strip(&self, text: &Text<'a>, chars: Option<&Value<'a>>, side: Side) -> Outcome<Value<'a>> {
+    pub(super) fn strip(text: &Text<'a>, chars: Option<&Value<'a>>, side: Side) -> Outcome<Value<'a>> {
         if matches!(text.chars, Chars::Marked(_)) {
             return fail("a captured block that holds whole messages is stripped: turns cannot be located");
         }
@@ -213,7 +213,7 @@ impl<'a> Interp<'a> {
         Ok(Value::Str(Text::owned(replaced, source)))
     }
 
-    fn format(&mut self, value: Value<'a>, args: Args<'a>) -> Outcome<Value<'a>> {
+    fn format(&mut self, value: Value<'a>, args: &Args<'a>) -> Outcome<Value<'a>> {
         if !args.keyword.is_empty() {
             return fail("format with named values is not supported");
         }
@@ -252,7 +252,7 @@ impl<'a> Interp<'a> {
         Ok(Value::Str(Text::owned(out, text.source)))
     }
 
-    fn to_json(&mut self, value: &Value<'a>, args: Args<'a>) -> Outcome<Value<'a>> {
+    fn dumps(&mut self, value: &Value<'a>, args: Args<'a>) -> Outcome<Value<'a>> {
         let [ascii, indent, separators, sort] =
             args.bind("tojson", ["ensure_ascii", "indent", "separators", "sort_keys"])?;
         let indent = match &indent {
@@ -272,8 +272,8 @@ impl<'a> Interp<'a> {
             None | Some(Value::None) => {}
             Some(pair) => match pair.to_vec().as_deref() {
                 Some([Value::Str(item), Value::Str(key)]) => {
-                    style.item = item.as_str().to_owned();
-                    style.key = key.as_str().to_owned();
+                    item.as_str().clone_into(&mut style.item);
+                    key.as_str().clone_into(&mut style.key);
                 }
                 _ => return fail("the separators of tojson must be two texts"),
             },

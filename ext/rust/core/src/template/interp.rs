@@ -249,10 +249,10 @@ impl<'a> Interp<'a> {
             self.clear(stmt.scope.slots);
             let Some(item) = state.items.get(i) else { break };
             let open = self.turns.len();
-            if let Value::Object(_, number) = item {
-                if let Some(message) = message_index(number) {
-                    self.open_turn(message);
-                }
+            if let Value::Object(_, number) = item
+                && let Some(message) = message_index(number)
+            {
+                self.open_turn(message);
             }
             self.slots[stmt.loop_slot as usize] = Value::Loop(state.clone());
             self.assign(&stmt.target, item)?;
@@ -279,10 +279,10 @@ impl<'a> Interp<'a> {
     /// `set message = messages[i]` inside a loop over `i`: from here on the iteration writes for that message.
     fn open_indexed_turn(&mut self, value: &Value<'a>) {
         let Value::Object(_, number) = value else { return };
-        if let Some(message) = message_index(*number) {
-            if self.turns.last().is_none_or(|open| open.message != message) {
-                self.open_turn(message);
-            }
+        if let Some(message) = message_index(*number)
+            && self.turns.last().is_none_or(|open| open.message != message)
+        {
+            self.open_turn(message);
         }
     }
 
@@ -328,10 +328,10 @@ impl<'a> Interp<'a> {
     }
 
     pub fn emit_text(&mut self, text: &Text<'a>) -> Outcome<()> {
-        if let Some(message) = message_index(text.source).filter(|_| !text.as_str().is_empty()) {
-            if self.turns.last().is_none_or(|turn| turn.message != message) {
-                self.strays.push(message);
-            }
+        if let Some(message) = message_index(text.source).filter(|_| !text.as_str().is_empty())
+            && self.turns.last().is_none_or(|turn| turn.message != message)
+        {
+            self.strays.push(message);
         }
         if let Chars::Marked(captured) = &text.chars {
             let (at, data_end) = (self.out.text.len(), self.out.data_end);

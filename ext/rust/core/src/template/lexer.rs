@@ -224,10 +224,8 @@ impl<'s> Lexer<'s> {
             "{" => brackets.push('}'),
             "(" => brackets.push(')'),
             "[" => brackets.push(']'),
-            "}" | ")" | "]" => {
-                if brackets.pop() != op.chars().next() {
-                    return Err(syntax(self.line, format!("unexpected '{op}': brackets are not balanced")));
-                }
+            "}" | ")" | "]" if brackets.pop() != op.chars().next() => {
+                return Err(syntax(self.line, format!("unexpected '{op}': brackets are not balanced")));
             }
             _ => {}
         }

@@ -168,9 +168,9 @@ impl<'a> Interp<'a> {
                     _ => Side::Right,
                 };
                 let [chars] = args.bind(name, ["chars"])?;
-                self.strip(text, chars.as_ref(), side)
+                Self::strip(text, chars.as_ref(), side)
             }
-            "split" | "rsplit" => self.split(text, args, name == "rsplit"),
+            "split" | "rsplit" => Self::split(text, args, name == "rsplit"),
             "startswith" | "endswith" => {
                 let [Some(affix)] = args.bind(name, ["prefix"])? else {
                     return fail(format!("{name} with positions is not supported"));
@@ -202,12 +202,12 @@ impl<'a> Interp<'a> {
             }
             "partition" | "rpartition" => partition(text, args, name == "rpartition"),
             "count" | "find" | "rfind" | "index" | "rindex" => search(text.as_str(), name, args),
-            "format" => self.format_method(text.as_str(), args),
+            "format" => self.format_method(text.as_str(), &args),
             _ => reshape(text, name, args),
         }
     }
 
-    fn split(&mut self, text: &Text<'a>, args: Args<'a>, from_right: bool) -> Outcome<Value<'a>> {
+    fn split(text: &Text<'a>, args: Args<'a>, from_right: bool) -> Outcome<Value<'a>> {
         let [separator, limit] = args.bind("split", ["sep", "maxsplit"])?;
         let limit = match limit.map(|limit| limit.as_index()) {
             None => None,
@@ -250,7 +250,7 @@ impl<'a> Interp<'a> {
     }
 
     /// `format` with `{}`, `{0}` and `{name}`, without conversions or specifications.
-    fn format_method(&mut self, format: &str, args: Args<'a>) -> Outcome<Value<'a>> {
+    fn format_method(&mut self, format: &str, args: &Args<'a>) -> Outcome<Value<'a>> {
         let mut out = String::new();
         let mut rest = format;
         let mut next = 0;
@@ -289,13 +289,13 @@ impl<'a> Interp<'a> {
 }
 
 fn has_affix(text: &str, affix: &Value<'_>, prefix: bool) -> Outcome<bool> {
-    let test = |affix: &str| if prefix { text.starts_with(affix) } else { text.ends_with(affix) };
+    let has = |part: &str| if prefix { text.starts_with(part) } else { text.ends_with(part) };
     match affix {
-        Value::Str(affix) => Ok(test(affix.as_str())),
+        Value::Str(affix) => Ok(has(affix.as_str())),
         Value::Tuple(affixes) => {
             for affix in &affixes.items {
                 let Some(affix) = affix.as_str() else { return fail("a tuple of affixes must hold texts") };
-                if test(affix) {
+                if has(affix) {
                     return Ok(true);
                 }
             }

@@ -109,6 +109,7 @@ impl Number {
 
     pub fn as_float(&self) -> f64 {
         match self {
+            #[expect(clippy::cast_precision_loss, reason = "Python rounds the same way")]
             Self::Int(value) => *value as f64,
             Self::Big(text) => text.parse().unwrap_or(f64::NAN),
             Self::Float(value) => *value,

@@ -128,6 +128,7 @@ fn integers<'a>(op: BinaryOp, a: i64, b: i64) -> Outcome<Value<'a>> {
             if a.unsigned_abs() > 1 << 53 || b.unsigned_abs() > 1 << 53 {
                 return fail("division of integers beyond 2^53 is not supported");
             }
+            #[expect(clippy::cast_precision_loss, reason = "checked above")]
             return floats(op, a as f64, b as f64);
         }
         BinaryOp::FloorDiv | BinaryOp::Mod if b == 0 => return fail("division by zero"),
@@ -247,13 +248,13 @@ fn slice_indices(length: usize, bounds: &[Option<i64>; 3]) -> Outcome<Vec<usize>
         None => default,
         Some(at) => (if at < 0 { at.saturating_add(length) } else { at }).clamp(low, high),
     };
-    let (mut at, stop) = if step > 0 {
+    let (mut at, end) = if step > 0 {
         (clamp(bounds[0], low), clamp(bounds[1], high))
     } else {
         (clamp(bounds[0], high), clamp(bounds[1], low))
     };
     let mut picked = Vec::new();
-    while if step > 0 { at < stop } else { at > stop } {
+    while if step > 0 { at < end } else { at > end } {
         picked.push(at as usize);
         at = at.saturating_add(step);
     }

@@ -114,12 +114,12 @@ impl Parser {
                     body.push(Stmt { kind: StmtKind::Output(value), line });
                 }
                 Token::BlockBegin => {
-                    if let Token::Name(name) = self.token() {
-                        if let Some(end) = ends.iter().find(|end| **end == &**name) {
-                            let end: Box<str> = (*end).into();
-                            self.next();
-                            return Ok((body, end));
-                        }
+                    if let Token::Name(name) = self.token()
+                        && let Some(end) = ends.iter().find(|end| **end == &**name)
+                    {
+                        let end: Box<str> = (*end).into();
+                        self.next();
+                        return Ok((body, end));
                     }
                     let kind = self.statement()?;
                     self.block_end()?;

@@ -69,9 +69,9 @@ fn write_repr(value: &Value<'_>, out: &mut String, fuel: &Fuel) -> Outcome<()> {
             out.push('}');
         }
         Value::Range(start, step, length) => {
-            let stop = start + step * *length as i64;
+            let end = start + step * *length as i64;
             return if *step == 1 && *length > 0 {
-                write!(out, "range({start}, {stop})").map_err(|error| Fail::new(error.to_string()))
+                write!(out, "range({start}, {end})").map_err(|error| Fail::new(error.to_string()))
             } else {
                 fail("printing a range with a step, or an empty one, is not supported")
             };
@@ -167,7 +167,7 @@ impl JsonWriter<'_> {
             Value::Big(text) => self.out.push_str(check_big(text)?),
             Value::Float(value) => number::write_json_float(*value, &mut self.out),
             Value::Str(text) => self.string(text.as_str())?,
-            Value::Json(items) => self.list(items, |writer, item| writer.json(item))?,
+            Value::Json(items) => self.list(items, JsonWriter::json)?,
             Value::List(items) | Value::Tuple(items) => self.list(&items.items, Self::value)?,
             Value::Object(members, _) => self.object(members)?,
             Value::Dict(entries) => self.dict(&entries.entries)?,
@@ -184,7 +184,7 @@ impl JsonWriter<'_> {
             Json::Bool(false) => self.out.push_str("false"),
             Json::Number(text) => number::write_json_number(check_big(text)?, &mut self.out),
             Json::String(text) => self.string(text)?,
-            Json::Array(items) => self.list(items, |writer, item| writer.json(item))?,
+            Json::Array(items) => self.list(items, JsonWriter::json)?,
             Json::Object(members) => self.object(members)?,
         }
         Ok(())

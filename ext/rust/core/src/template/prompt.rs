@@ -99,16 +99,16 @@ impl Template {
         }
         let mut key = String::new();
         let _ = write!(key, "{kwargs:?}");
-        if let Ok(cache) = self.prompts.by_kwargs.read() {
-            if let Some(known) = cache.get(&key) {
-                return known.clone();
-            }
+        if let Ok(cache) = self.prompts.by_kwargs.read()
+            && let Some(known) = cache.get(&key)
+        {
+            return known.clone();
         }
         let prompts = self.compute_prompts(kwargs);
-        if let Ok(mut cache) = self.prompts.by_kwargs.write() {
-            if cache.len() < MAX_CACHED {
-                cache.insert(key, prompts.clone());
-            }
+        if let Ok(mut cache) = self.prompts.by_kwargs.write()
+            && cache.len() < MAX_CACHED
+        {
+            cache.insert(key, prompts.clone());
         }
         prompts
     }
@@ -144,14 +144,15 @@ impl Template {
             for setting in [None, Some(true), Some(false)] {
                 let mut changed: Vec<_> = kwargs.iter().filter(|(name, _)| &**name != switch).cloned().collect();
                 changed.extend(setting.map(|on| (switch.into(), Json::Bool(on))));
-                if let Ok(Some(prompt)) = self.prompt_after(&Row::new(messages, tools, &changed), count) {
-                    if prompt != *own && !others.contains(&prompt) {
-                        others.push(prompt);
-                    }
+                if let Ok(Some(prompt)) = self.prompt_after(&Row::new(messages, tools, &changed), count)
+                    && prompt != *own
+                    && !others.contains(&prompt)
+                {
+                    others.push(prompt);
                 }
             }
         }
-        others.sort_by(|a, b| b.text.len().cmp(&a.text.len()));
+        others.sort_by_key(|prompt| std::cmp::Reverse(prompt.text.len()));
         others
     }
 

@@ -108,10 +108,10 @@ impl Template {
         }) {
             return Err(self.error("", format!("chat_template_kwargs cannot set '{name}'; remove it")));
         }
-        if let Some(Json::Array(tools)) = row.tools {
-            if tools.iter().any(|tool| !matches!(tool, Json::Object(_))) {
-                return Err(self.error("", "every tool must be an object (a JSON schema)"));
-            }
+        if let Some(Json::Array(tools)) = row.tools
+            && tools.iter().any(|tool| !matches!(tool, Json::Object(_)))
+        {
+            return Err(self.error("", "every tool must be an object (a JSON schema)"));
         }
         let outside = self.layout.outside.iter().map(|name| self.variable(name, row, count, prompt)).collect();
         let fuel = self.options.fuel + 64 * row.input_bytes;

@@ -70,19 +70,14 @@ fn target_names(target: &Target, names: &mut Vec<Box<str>>) {
 }
 
 impl Resolver {
-    fn slot(&mut self) -> u32 {
-        self.layout.num_slots += 1;
-        self.layout.num_slots - 1
-    }
-
     /// Open a scope that owns `names`; its slots.
     fn enter(&mut self, names: Vec<Box<str>>, loop_variable: Option<Box<str>>) -> (u32, u32) {
         let first = self.layout.num_slots;
         let mut frame = Frame { names: HashMap::new(), loop_variable };
         for name in names {
-            if !frame.names.contains_key(&name) {
-                let slot = self.slot();
-                frame.names.insert(name, slot);
+            let next = self.layout.num_slots;
+            if *frame.names.entry(name).or_insert(next) == next {
+                self.layout.num_slots += 1;
             }
         }
         self.frames.push(frame);
@@ -95,13 +90,12 @@ impl Resolver {
         }
         let mut slots: Vec<u32> =
             self.frames.iter().rev().filter_map(|frame| frame.names.get(&name.name).copied()).collect();
-        let outside = match self.outside.get(&name.name) {
-            Some(slot) => *slot,
-            None => {
-                let slot = self.outside.len() as u32;
-                self.outside.insert(name.name.clone(), slot);
-                slot
-            }
+        let outside = if let Some(slot) = self.outside.get(&name.name) {
+            *slot
+        } else {
+            let slot = self.outside.len() as u32;
+            self.outside.insert(name.name.clone(), slot);
+            slot
         };
         slots.push(outside);
         name.slots = slots.into();
@@ -164,10 +158,14 @@ impl Resolver {
                     self.expr(value);
                 }
                 let mut names = Vec::new();
-                values.iter().for_each(|(target, _)| target_names(target, &mut names));
+                for (target, _) in values.iter() {
+                    target_names(target, &mut names);
+                }
                 stored(&scope.body, &mut names);
                 scope.slots = self.enter(names, None);
-                values.iter_mut().for_each(|(target, _)| self.target(target));
+                for (target, _) in values.iter_mut() {
+                    self.target(target);
+                }
                 self.statements(&mut scope.body, false);
                 self.frames.pop();
             }
@@ -175,7 +173,9 @@ impl Resolver {
     }
 
     fn filters(&mut self, filters: &mut [(super::filters::Filter, ArgExprs)]) {
-        filters.iter_mut().for_each(|(_, args)| self.args(args));
+        for (_, args) in filters {
+            self.args(args);
+        }
     }
 
     fn scope(&mut self, scope: &mut Scope, mut names: Vec<Box<str>>) {
@@ -273,16 +273,22 @@ pub(super) fn children(expr: &mut Expr, visit: &mut impl FnMut(&mut Expr)) {
         }
         Expr::Slice(value, bounds) => {
             visit(value);
-            bounds.iter_mut().flatten().for_each(|bound| visit(bound));
+            for bound in bounds.iter_mut().flatten() {
+                visit(bound);
+            }
         }
         Expr::Compare(first, rest) => {
             visit(first);
-            rest.iter_mut().for_each(|(_, value)| visit(value));
+            for (_, value) in rest.iter_mut() {
+                visit(value);
+            }
         }
         Expr::Conditional(test, value, otherwise) => {
             visit(test);
             visit(value);
-            otherwise.iter_mut().for_each(|value| visit(value));
+            if let Some(value) = otherwise {
+                visit(value);
+            }
         }
         _ => {}
     }

@@ -10,20 +10,21 @@ use super::value::{Text, Value};
 use super::{Outcome, ast::BinaryOp, fail, ops, undefined};
 
 impl<'a> Interp<'a> {
+    #[expect(clippy::needless_pass_by_value, reason = "as its caller has it")]
     pub(super) fn apply_sequence_filter(
         &mut self,
         filter: Filter,
         value: Value<'a>,
         args: Args<'a>,
     ) -> Outcome<Value<'a>> {
-        if let Some(length) = value.length() {
-            if !self.fuel.spend(length as u64) {
-                return fail("out of fuel");
-            }
+        if let Some(length) = value.length()
+            && !self.fuel.spend(length as u64)
+        {
+            return fail("out of fuel");
         }
         match filter {
             Filter::Join => self.join(&value, args),
-            Filter::Items => self.items(&value, args),
+            Filter::Items => Self::items(&value, args),
             Filter::DictSort => self.dict_sort(&value, args),
             Filter::Sort => self.sort(&value, args),
             Filter::Map => self.map(&value, args),
@@ -33,12 +34,12 @@ impl<'a> Interp<'a> {
             Filter::Sum => self.sum(&value, args),
             _ => {
                 args.none("the filter")?;
-                self.pick(filter, &value)
+                Self::pick(filter, &value)
             }
         }
     }
 
-    fn pick(&mut self, filter: Filter, value: &Value<'a>) -> Outcome<Value<'a>> {
+    fn pick(filter: Filter, value: &Value<'a>) -> Outcome<Value<'a>> {
         match filter {
             Filter::List => Ok(Value::list(iterated(value)?)),
             Filter::First => Ok(iterated(value)?.into_iter().next().unwrap_or(Value::Undefined("first of nothing"))),
@@ -80,7 +81,7 @@ impl<'a> Interp<'a> {
         Ok(Value::Str(Text::owned(out, source)))
     }
 
-    fn items(&mut self, value: &Value<'a>, args: Args<'a>) -> Outcome<Value<'a>> {
+    fn items(value: &Value<'a>, args: Args<'a>) -> Outcome<Value<'a>> {
         args.none("items")?;
         if value.is_undefined() {
             return Ok(Value::generator(Vec::new()));

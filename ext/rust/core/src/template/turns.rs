@@ -186,18 +186,19 @@ impl Locator<'_> {
             }
         }
         // What is printed after the loop, such as a last end-of-sequence token, goes on with the last message.
-        if let (Some(mark), Some(last)) = (marks.peek(), stretches.last()) {
-            if mark.start == last.bytes.end && self.role(last.message) == Role::Assistant {
-                let bytes = mark.start..mark.end;
-                turns.push(Turn {
-                    role: Role::Assistant,
-                    message: last.message,
-                    all: bytes.clone(),
-                    generated: bytes,
-                    closing: mark.literal_from,
-                });
-                marks.next();
-            }
+        if let (Some(mark), Some(last)) = (marks.peek(), stretches.last())
+            && mark.start == last.bytes.end
+            && self.role(last.message) == Role::Assistant
+        {
+            let bytes = mark.start..mark.end;
+            turns.push(Turn {
+                role: Role::Assistant,
+                message: last.message,
+                all: bytes.clone(),
+                generated: bytes,
+                closing: mark.literal_from,
+            });
+            marks.next();
         }
         match marks.next() {
             Some(_) => self.fail(0, "a {% generation %} block is not inside a loop over messages"),
@@ -272,10 +273,10 @@ impl Locator<'_> {
         match self.template.prompt {
             PromptRule::Absent => return Ok(turn.start),
             PromptRule::Fixed => {
-                if let Some(prompts) = self.template.fixed_prompts(self.row.kwargs) {
-                    if let Some(start) = prompts.start_in(&text[turn.clone()]) {
-                        return Ok(turn.start + start);
-                    }
+                if let Some(prompts) = self.template.fixed_prompts(self.row.kwargs)
+                    && let Some(start) = prompts.start_in(&text[turn.clone()])
+                {
+                    return Ok(turn.start + start);
                 }
             }
             PromptRule::OfConversation => {}

