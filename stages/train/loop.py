@@ -124,7 +124,8 @@ def _fix_numerics(
     if cfg.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
-        torch.utils.deterministic.fill_uninitialized_memory = False
+        # a module that answers as an object: its one setting has no declaration
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu {platform.machine()}"
     here = {"ranks": accelerator.num_processes, "threads": threads, "torch": str(torch.__version__), "device": name}
     if found:
@@ -144,7 +145,8 @@ def _load(cfg: Train, base: Input, dtype: torch.dtype, kernel: str, found: tuple
         if found:
             save.load_adapter(net, found[0].path)
     if cfg.gradient_checkpointing:
-        model.causal_lm(net).gradient_checkpointing_enable({"use_reentrant": False})
+        with model.quiet_libraries():
+            model.causal_lm(net).gradient_checkpointing_enable({"use_reentrant": False})
     return net
 
 

@@ -1,7 +1,7 @@
 """Loading a model, giving it a tuner, and naming what is trained."""
 
 import contextlib
-import gc
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -36,21 +36,28 @@ def load_causal_lm(path: Path, dtype: torch.dtype, attention: str) -> Any:
     """The causal language model in `path`, on the CPU. Never runs code from the folder."""
     import transformers
 
-    transformers.utils.logging.disable_progress_bar()
-    with _quiet(transformers):
+    with quiet_libraries():
         return transformers.AutoModelForCausalLM.from_pretrained(
             path, dtype=dtype, attn_implementation=attention, trust_remote_code=False, local_files_only=True
         )
 
 
 @contextlib.contextmanager
-def _quiet(transformers: Any) -> Iterator[None]:
-    before = transformers.utils.logging.get_verbosity()
-    transformers.utils.logging.set_verbosity_error()
+def quiet_libraries() -> Iterator[None]:
+    """Keep transformers' and peft's notices to themselves: stderr is for what a user can act on."""
+    import transformers
+
+    logging: Any = transformers.utils.logging
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
     finally:
-        transformers.utils.logging.set_verbosity(before)
+        logging.set_verbosity(before)
+        logging.enable_progress_bar()
 
 
 def full_model(path: Path, attention: str) -> Any:
@@ -77,7 +84,8 @@ def lora_model(path: Path, cfg: Train, compute: torch.dtype, attention: str) -> 
         use_dora=lora.dora,
         task_type="CAUSAL_LM",
     )
-    model = get_peft_model(base, adapter)
+    with quiet_libraries():
+        model = get_peft_model(base, adapter)
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
@@ -118,10 +126,3 @@ def trainable(model: Any) -> dict[str, Tensor]:
     if not found:
         raise ConfigError("0 trainable parameters; check --lora.targets", USAGE)
     return found
-
-
-def free_memory() -> None:
-    """Give memory of dropped tensors back."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

@@ -40,18 +40,17 @@ class Objective(nn.Module):
     ) -> None:
         """`model` is a transformers causal language model, adapters injected or not."""
         super().__init__()
-        self.model = model
+        self.model: Any = model
         self._compute_dtype = compute_dtype
         self._backend, self._label_smoothing, self._neftune_alpha = backend, label_smoothing, neftune_alpha
-        self._scale = head_scale(model.config)
+        self._scale = head_scale(self.model.config)
 
     def forward(self, batch: Batch, denominator: float, *, want_logp: bool = False) -> LossOutput:
         """Loss of `batch`: sum of weight * nll / denominator; with `want_logp`, each target's log-probability too."""
         device_type = batch.input_ids_1T.device.type
         with torch.autocast(device_type, self._compute_dtype, enabled=self._compute_dtype == torch.bfloat16):
             hidden_TH = self._hidden(batch)
-        model: Any = self.model
-        head = model.get_output_embeddings()
+        head = self.model.get_output_embeddings()
         bias = getattr(head, "bias", None)
         return loss_scale_ce(
             hidden_TH.to(self._compute_dtype),
@@ -69,8 +68,7 @@ class Objective(nn.Module):
 
     def _hidden(self, batch: Batch) -> Tensor:
         """Last hidden states, [T, H], each row for itself."""
-        model: Any = self.model
-        decoder = model.get_decoder()
+        decoder = self.model.get_decoder()
         starts = torch.tensor(batch.row_starts, dtype=torch.int32, device=batch.input_ids_1T.device)
         longest = max(end - start for start, end in itertools.pairwise(batch.row_starts))
         inputs: dict[str, Tensor] = {"input_ids": batch.input_ids_1T}
@@ -91,8 +89,7 @@ class Objective(nn.Module):
 
     def _noisy_embeddings(self, batch: Batch) -> Tensor:
         """Embeddings plus uniform noise of width alpha / sqrt(row length * H), <https://arxiv.org/abs/2310.05914>."""
-        model: Any = self.model
-        embeddings: Tensor = model.get_input_embeddings()(batch.input_ids_1T)
+        embeddings: Tensor = self.model.get_input_embeddings()(batch.input_ids_1T)
         lengths = torch.tensor(batch.row_starts, device=embeddings.device).diff()
         length_T = torch.repeat_interleave(lengths, lengths).to(embeddings.dtype)
         width_T1 = self._neftune_alpha / torch.sqrt(length_T * embeddings.shape[-1])[:, None]

@@ -16,8 +16,9 @@ from postmill.stages.train.batch import collate
 from postmill.stages.train.objective import Objective
 
 _LONGEST = 48
-_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
-"""Mean difference of log-probabilities, in nats, per nat of loss."""
+_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1}
+"""Mean difference of log-probabilities, in nats. SmolLM2-135M differs by 6e-6 in float32 and 0.02 in bfloat16, small
+random models by 2e-7, and a leaking one (LFM2, whose convolutions reach over borders) by 4e-4. CPU, 2026-11-22."""
 
 
 def check_objective(objective: Objective, reader: PackedReader, dtype: torch.dtype, device: torch.device) -> float:
@@ -41,7 +42,7 @@ def check_objective(objective: Objective, reader: PackedReader, dtype: torch.dty
             alone = torch.cat([_own_logp(objective.model, row, device) for row in rows])
     objective.train(was_training)
     difference = float((ours - alone).abs().mean())
-    if not difference <= _TOLERANCE[dtype] * max(1.0, float(alone.abs().mean())):
+    if not difference <= _TOLERANCE[dtype]:
         raise StageError(
             f"the model gives rows in a bin other log-probabilities than alone (by {difference:.3g} nats on average);"
             " its layers or its head are of a kind that packing does not fit: use another model, or report this",

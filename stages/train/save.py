@@ -13,7 +13,7 @@ from torch import Tensor
 from postmill.io.errors import DIVERGED, INTERNAL, StageError
 from postmill.io.json_file import load_json
 from postmill.io.model_folder import tokenizer_files
-from postmill.stages.train.model import ADAPTER, ADAPTER_CONFIG, causal_lm
+from postmill.stages.train.model import ADAPTER, ADAPTER_CONFIG, causal_lm, quiet_libraries
 
 TRAINING = "training.json"
 _TOKENIZER_EXTRAS = ("tokenizer.model", "vocab.json", "vocab.txt", "merges.txt", "spiece.model")
@@ -31,7 +31,8 @@ def save_weights(model: Any, folder: Path, base: str) -> None:
     if hasattr(model, "peft_config"):
         _save_adapter(model, folder, base)
     else:
-        model.save_pretrained(folder)
+        with quiet_libraries():
+            model.save_pretrained(folder)
     check_saved(folder)
 
 
@@ -42,7 +43,7 @@ def _save_adapter(model: Any, folder: Path, base: str) -> None:
     save_tensors({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, folder / ADAPTER)
     config = model.peft_config["default"].to_dict()
     # peft holds names in sets, whose order changes from process to process
-    plain = {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
+    plain: dict[str, Any] = {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
     if plain["lora_alpha"] == int(plain["lora_alpha"]):
         plain["lora_alpha"] = int(plain["lora_alpha"])  # some engines insist on an integer
     write_json(folder / ADAPTER_CONFIG, plain | {"base_model_name_or_path": base, "inference_mode": True})

@@ -35,11 +35,13 @@ COMMON = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
+LEAKY = {"lfm2": ("Lfm2", {"layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False})}
 FAMILIES = {
     "llama": ("Llama", {"tie_word_embeddings": True}),
     "qwen3": ("Qwen3", {"head_dim": 8}),
     "mistral_window": ("Mistral", {"sliding_window": 5, "head_dim": 8}),
     "gemma2": ("Gemma2", {"sliding_window": 5, "head_dim": 8, "query_pre_attn_scalar": 8}),
+    "gemma3": ("Gemma3", {"sliding_window": 5, "head_dim": 8, "query_pre_attn_scalar": 8}),
     "cohere": ("Cohere", {"logit_scale": 0.25}),
     "granite": ("Granite", {"logits_scaling": 3.0, "embedding_multiplier": 2.0, "residual_multiplier": 0.5}),
     "phi3": ("Phi3", {}),
@@ -61,10 +63,11 @@ def reader(tmp_path_factory):
 
 def build(family="llama", dtype=torch.float64, implementation="sdpa"):
     """A causal language model with random weights."""
-    name, extra = FAMILIES[family]
+    name, extra = (FAMILIES | LEAKY)[family]
+    config_name = "Gemma3Text" if name == "Gemma3" else name
     torch.manual_seed(1)
     attention.choose("rows", torch.device("cpu"), torch.float32)
-    config = getattr(transformers, f"{name}Config")(**(COMMON | extra))
+    config = getattr(transformers, f"{config_name}Config")(**(COMMON | extra))
     model = getattr(transformers, f"{name}ForCausalLM")._from_config(config, attn_implementation=implementation)
     for parameter in model.parameters():  # biases and norms too, so that none can hide
         if parameter.ndim == 1:
@@ -97,7 +100,9 @@ def gradients(model):
 def test_a_bin_gives_each_row_the_loss_it_has_alone(reader, family):
     model = build(family, implementation=attention.ROWS)
     # torch's kernel cannot cap scores; transformers' eager attention and these families' norms compute in float32
-    own, loose = (build(family, implementation="eager"), 1e4) if family in ("gemma2", "cohere") else (build(family), 1)
+    own, loose = (
+        (build(family, implementation="eager"), 1e4) if family in ("gemma2", "gemma3", "cohere") else (build(family), 1)
+    )
     own.load_state_dict(model.state_dict())
     batch = load_batch(reader, np.arange(3))
     ours = objective_of(model)(batch, 7.0)
@@ -109,7 +114,10 @@ def test_a_bin_gives_each_row_the_loss_it_has_alone(reader, family):
     got = gradients(model)
     assert got.keys() == want.keys()
     for name, gradient in got.items():
-        torch.testing.assert_close(gradient, want[name], rtol=1e-9 * loose, atol=1e-11 * loose, msg=name)
+        peak = float(want[name].abs().max())
+        # these families' norms round to float32: 5e-7 of the largest gradient was seen
+        tolerance = (2e-6 if loose > 1 else 1e-10) * peak
+        torch.testing.assert_close(gradient, want[name], rtol=0, atol=tolerance + 1e-12, msg=name)
 
 
 def test_no_row_sees_another(reader):
@@ -252,7 +260,7 @@ def test_validation_is_the_mean_over_all_bins(reader):
     assert got == pytest.approx(want, rel=1e-10)
 
 
-def test_probe_passes_what_fits_and_catches_an_unknown_scale(reader):
+def test_probe_passes_what_fits_and_catches_a_leak(reader):
     from postmill.io.errors import StageError
 
     cpu = torch.device("cpu")
@@ -262,6 +270,10 @@ def test_probe_passes_what_fits_and_catches_an_unknown_scale(reader):
         )
         < 1e-4
     )
+
+    leaky = build("lfm2", dtype=torch.float32, implementation=attention.ROWS)  # its convolutions reach over borders
+    with pytest.raises(StageError, match="other log-probabilities than alone"):
+        check_objective(objective_of(leaky, torch.float32), reader, torch.float32, cpu)
 
     scaled = build("cohere", dtype=torch.float32, implementation=attention.ROWS)
     objective_ = objective_of(scaled, torch.float32)

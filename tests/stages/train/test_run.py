@@ -159,6 +159,7 @@ def test_a_step_that_is_not_finite_is_not_applied(world, tmp_path):
     rows = tiny_model.make_rows(26, seed=3)
     rows[7]["spans"] = [{"start": 1, "end": 3, "weight": math.inf}]
     rows[7]["weight_sum"] = math.inf
+    rows[7]["trained_tokens"] = 2
     packed = tiny_model.write_packed(tmp_path / "packed", world / "base", rows)
     cfg = changed(bins_per_step=1, steps=9, save_every=1, keep_last=9)
     with pytest.raises(StageError, match="not finite, so the step was not applied") as error:
