@@ -8,7 +8,7 @@ this file fails if another kind appears.
 import json
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,11 @@ class Chats:
         return "".join(self.rng.choices(PIECES, k=self.rng.randrange(5)))
 
     def value(self, depth: int = 0) -> Any:
-        kinds = [self.text, lambda: self.rng.choice(NUMBERS), lambda: self.rng.choice([True, False, None])]
+        kinds: list[Callable[[], Any]] = [
+            self.text,
+            lambda: self.rng.choice(NUMBERS),
+            lambda: self.rng.choice([True, False, None]),
+        ]
         if depth < 3:
             kinds.append(lambda: [self.value(depth + 1) for _ in range(self.rng.randrange(3))])
             kinds.append(lambda: {self.text() or "k": self.value(depth + 1) for _ in range(self.rng.randrange(3))})
