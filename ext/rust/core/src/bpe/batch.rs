@@ -42,8 +42,8 @@ impl BpeEngine {
         let next = AtomicUsize::new(0);
         let results: Vec<Mutex<(Vec<u32>, Vec<usize>)>> = chunks.iter().map(|_| Mutex::default()).collect();
         let work = || {
-            while let Some((chunk, result)) = Some(next.fetch_add(1, Ordering::Relaxed))
-                .and_then(|i| Some((chunks.get(i)?.clone(), results.get(i)?)))
+            while let Some((chunk, result)) =
+                Some(next.fetch_add(1, Ordering::Relaxed)).and_then(|i| Some((chunks.get(i)?.clone(), results.get(i)?)))
             {
                 let found = self.encode_parts(&parts[chunk], texts);
                 *result.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = found;

@@ -43,7 +43,8 @@ impl Masks {
     #[inline]
     #[target_feature(enable = "avx2,bmi1,bmi2,lzcnt,popcnt")]
     fn new(block: &[u8; 64], len: u32) -> Self {
-        // SAFETY: both loads lie inside the 64 bytes of `block`.
+        // SAFETY: both loads lie inside the 64 bytes of `block`, and need no alignment.
+        #[allow(clippy::cast_ptr_alignment)]
         let (low, high) = unsafe {
             let low = block.as_ptr().cast::<__m256i>();
             (_mm256_loadu_si256(low), _mm256_loadu_si256(low.add(1)))
@@ -274,12 +275,11 @@ pub fn fill(scanner: &Scanner, text: &str, mut at: usize, ends: &mut Vec<usize>,
         }
         let mut tail = [0; 64];
         let rest = &bytes[at..];
-        let (block, len) = match rest.first_chunk::<64>() {
-            Some(block) => (block, 64),
-            None => {
-                tail[..rest.len()].copy_from_slice(rest);
-                (&tail, rest.len() as u32)
-            }
+        let (block, len) = if let Some(block) = rest.first_chunk::<64>() {
+            (block, 64)
+        } else {
+            tail[..rest.len()].copy_from_slice(rest);
+            (&tail, rest.len() as u32)
         };
         let masks = Masks::new(block, len);
         let (starts, limit) = match scanner.pattern() {
