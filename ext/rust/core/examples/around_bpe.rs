@@ -60,8 +60,8 @@ fn main() {
                                 selection: None,
                                 duplicates: &[],
                             };
-                            let encoded = encode_chunk(&encoder, &ReadOptions::default(), &chunk).unwrap();
-                            made.fetch_add(encoded.rows.num_rows(), Ordering::Relaxed);
+                            let batch = encode_chunk(&encoder, &ReadOptions::default(), &chunk).unwrap();
+                            made.fetch_add(batch.rows.num_rows(), Ordering::Relaxed);
                         }
                     });
                 }
