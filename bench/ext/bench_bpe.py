@@ -6,6 +6,7 @@ encodings (`encode_batch_fast`, which keeps no offsets), tiktoken lists. Real te
 that is new is the cold case: a process of its own that loads the tokenizer, encodes one megabyte and leaves.
 """
 
+import importlib.util
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -120,6 +121,7 @@ def cold_case(path: Path, text: str, folder: Path) -> Case:
     rivals = [
         Rival(name, [sys.executable, "-c", code.format(t=str(path), f=str(file))], 1.0, env=env)
         for name, code in COLD.items()
+        if importlib.util.find_spec(name)
     ]
     return Case("cold-1mb", "a process that encodes 1 MB", "MB", rivals, None, 5, PACKAGES)
 
