@@ -53,7 +53,14 @@ def ask(url: str, home: Path, *references: str) -> dict[str, object]:
         "HOME": str(home),
     }
     argv = [sys.executable, "-c", PROGRAM, *references]
-    run = subprocess.run(argv, env={**os.environ, **settings}, capture_output=True, text=True, check=True, timeout=240)
+    run = subprocess.run(
+        argv,
+        env={**os.environ, "HF_HUB_OFFLINE": "0", **settings},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=240,
+    )
     found: dict[str, object] = json.loads(run.stdout.splitlines()[-1])
     return found
 
