@@ -58,19 +58,18 @@ def _names_source(place: str, source: int, names: list[str]) -> bool:
 
 def _find_kept(word: str, chain: list[Artifact], names: list[str]) -> str | None:
     """Where a row that no ledger mentions is among the token rows."""
-    from postmill.io.schemas import TOKENS_V1
-    from postmill.io.table import TableReader
+    from postmill.io.packed import token_tables
 
     place, _, line = word.rpartition(":")
-    for artifact in chain:
-        for path in sorted(artifact.path.glob("rows*.arrow")):
-            ordinal = 0
-            for batch in TableReader(path, TOKENS_V1):
+    for artifact in (found for found in chain if found.manifest.kind == "tokens"):
+        ordinal = 0
+        for table in token_tables(artifact):
+            for batch in table:
                 ids, sources, lines = (batch[name].to_pylist() for name in ("row_id", "source", "line"))
                 for row_id, source, number in zip(ids, sources, lines, strict=True):
                     at = line.isdecimal() and number == int(line) and _names_source(place, source, names)
                     if at or row_id.hex().startswith(word):
-                        return f"{artifact.path}/{path.name} row {ordinal}, id {row_id.hex()}"
+                        return f"{table.path} row {ordinal}, id {row_id.hex()}"
                     ordinal += 1
     return None
 

@@ -5,7 +5,6 @@ heavy library; `run.py` holds `run(cfg, inputs, out) -> Result`. The runner join
 """
 
 import signal
-import threading
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -15,7 +14,7 @@ import pyarrow as pa
 from postmill.io.errors import STOPPED, StageError
 from postmill.io.ledger import Ledger
 from postmill.io.manifest import Artifact, InputEntry
-from postmill.io.table import StreamReader, TableWriter
+from postmill.io.table import StreamHeader, StreamReader, TableWriter
 from postmill.stages.spec import Stage
 
 
@@ -82,7 +81,6 @@ class Out:
         self.inputs: list[InputEntry] = []
         self.config: dict[str, Any] = {}
         self.stream_writer: TableWriter | None = None
-        self._say = threading.Lock()
 
     @property
     def dir(self) -> Path:
@@ -100,8 +98,6 @@ class Out:
         """A table of the artifact, or the stream itself when the output is one."""
         if self.sink is None:
             return TableWriter(self.dir / name, schema)
-        from postmill.io.table import StreamHeader
-
         header = StreamHeader(kind=self.stage.kind(None), stage=self.stage.name, key=self.key)
         self.stream_writer = TableWriter(self.sink, schema, header)
         return self.stream_writer
