@@ -5,7 +5,8 @@ import sys
 import typing
 from typing import Any
 
-from postmill.cli.flags import config_fields, flag_name, strip_optional
+from postmill.cli.flags import config_fields, strip_optional
+from postmill.cli.help import COMMON, flag_name
 from postmill.cli.tool import need, parse
 from postmill.io.errors import ConfigError
 
@@ -34,7 +35,6 @@ complete -o default -F _postmill postmill
 def _stages() -> dict[str, dict[str, Any]]:
     """Stage -> flag -> choices (empty when any value goes)."""
     from postmill.cli.main import STAGES
-    from postmill.cli.stage_command import COMMON
 
     table: dict[str, dict[str, Any]] = {}
     for name in STAGES:

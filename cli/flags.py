@@ -4,9 +4,7 @@ Sources, later wins: defaults, recipes left to right (`@ file.toml`), flags. All
 where it was said.
 """
 
-import ast
 import difflib
-import inspect
 import types
 import typing
 from collections.abc import Collection
@@ -15,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from postmill.cli.help import flag_name
 from postmill.io.errors import ConfigError
 
 
@@ -30,10 +29,6 @@ def closest(word: str, known: list[str]) -> str:
     """`; did you mean X?` for the known word nearest to `word`, or nothing."""
     near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     return f"; did you mean {near[0]}?" if near else ""
-
-
-def flag_name(field: str) -> str:
-    return "--" + field.replace("_", "-")
 
 
 def strip_optional(kind: Any) -> Any:
@@ -63,24 +58,6 @@ def config_fields(config: type[Any], prefix: str = "") -> dict[str, tuple[Any, A
         default = field.default_factory() if field.default_factory is not msgspec.NODEFAULT else field.default
         fields[prefix + field.name] = (kind, default)
     return fields
-
-
-def field_docs(config: type[Any], prefix: str = "") -> dict[str, str]:
-    """Field path -> the string below the field in the source, on one line."""
-    docs: dict[str, str] = {}
-    tree = ast.parse(Path(inspect.getfile(config)).read_text(encoding="utf-8"))
-    body = next(n.body for n in tree.body if isinstance(n, ast.ClassDef) and n.name == config.__name__)
-    for node, after in zip(body, [*body[1:], None], strict=True):
-        if not isinstance(node, ast.AnnAssign) or not isinstance(node.target, ast.Name):
-            continue
-        kind = typing.get_type_hints(config)[node.target.id]
-        if is_nested(kind):
-            docs |= field_docs(strip_optional(kind), f"{node.target.id}.")
-        elif (
-            isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) and isinstance(after.value.value, str)
-        ):
-            docs[prefix + node.target.id] = " ".join(after.value.value.split())
-    return docs
 
 
 def from_text(text: str, kind: Any) -> Any:

@@ -3,7 +3,6 @@
 import importlib
 import os
 import sys
-from pathlib import Path
 
 from postmill.io.errors import INTERNAL, IO_ERROR, USAGE, ArtifactError, ConfigError, StageError
 
@@ -45,6 +44,12 @@ def _overview() -> str:
 
 def dispatch(command: str, argv: list[str]) -> int:
     """Run one command. Raises what it raises."""
+    if command in STAGES and ("--help" in argv or "-h" in argv):
+        from postmill.cli.declaration import read_declaration
+        from postmill.cli.help import stage_help
+
+        sys.stdout.write(stage_help(read_declaration(command)))
+        return 0
     if command in STAGES:
         from postmill.cli.stage_command import run
 
@@ -59,7 +64,7 @@ def dispatch(command: str, argv: list[str]) -> int:
 
 def main() -> None:
     """Entry point of every console script; leaves through the exit code."""
-    program = Path(sys.argv[0]).name
+    program = sys.argv[0].rpartition(os.sep)[2]
     argv = sys.argv[1:]
     if program.startswith("postmill-"):
         argv = [program.removeprefix("postmill-"), *argv]

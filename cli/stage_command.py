@@ -6,21 +6,11 @@ from typing import Any
 
 import msgspec
 
-from postmill.cli.flags import Said, closest, config_fields, flag_name, read_recipe, resolve, strip_optional
+from postmill.cli.flags import Said, closest, config_fields, read_recipe, resolve, strip_optional
+from postmill.cli.help import COMMON, flag_name
 from postmill.io.errors import ConfigError
 from postmill.stages.spec import Stage
 
-COMMON = {
-    "--output": "where to put the artifact; `-` is stdout (-o)",
-    "--dry-run": "print the resolved config, the inputs found and the output planned; do nothing",
-    "--json": "print one object about the run at the end",
-    "--quiet": "no progress (-q)",
-    "--force": "make the output again, in place of what is there (-f)",
-    "--threads": "threads to use; never changes the result (default: all cores)",
-    "--max-dropped": "fail if more than this share of rows is dropped, like 1% (default: 100%)",
-    "--debug": "show a traceback with an error",
-    "--help": "this text (-h)",
-}
 _SHORT = {"-o": "--output", "-q": "--quiet", "-h": "--help", "-f": "--force"}
 _SWITCHES = {"--dry-run", "--json", "--quiet", "--force", "--debug", "--help"}
 
@@ -105,11 +95,6 @@ def _place(stage: Stage, positional: list[str], words: list[str], call: Call) ->
 
 def run(stage: Stage, argv: list[str]) -> int:
     """Parse, run, report. Returns the exit code; errors are raised for `main` to show."""
-    if not {"-h", "--help"}.isdisjoint(argv):
-        from postmill.cli.help import stage_help
-
-        sys.stdout.write(stage_help(stage))
-        return 0
     call = parse(stage, argv)
     config = resolve(stage.config, call.said, stage.name)
     output = call.common.get("--output", "-" if stage.stream else "")

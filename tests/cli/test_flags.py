@@ -7,7 +7,8 @@ import msgspec
 import pytest
 from msgspec import Meta
 
-from postmill.cli.flags import Said, config_fields, field_docs, resolve
+from postmill.cli.declaration import Declaration
+from postmill.cli.flags import Said, config_fields, resolve
 from postmill.cli.help import stage_help
 from postmill.cli.stage_command import parse
 from postmill.io.errors import ConfigError
@@ -151,12 +152,14 @@ def test_a_recipe_that_cannot_be_read_says_why(tmp_path: Path) -> None:
 
 
 def test_help_says_every_field_with_its_type_default_and_meaning() -> None:
-    text = stage_help(STAGE)
+    declared = Declaration(Path(__file__).read_text(encoding="utf-8"))
+    text = stage_help(declared)
     assert text.startswith("Grind rows into meal.")
-    docs = field_docs(Mill)
-    for path in config_fields(Mill):
-        assert f"--{path.replace('_', '-')}" in text
-        assert docs[path] in text
+    assert [option.path for option in declared.options] == list(config_fields(Mill))
+    for option in declared.options:
+        assert f"--{option.path.replace('_', '-')}" in text
+        assert option.doc in text
+        assert option.doc
     assert "(required)" in text
     assert "best_fit|in_order" in text
 

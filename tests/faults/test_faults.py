@@ -115,6 +115,7 @@ def train_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
         yield lab
 
 
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("step", [101, pytest.param(7, marks=pytest.mark.slow)])
 def test_train_killed_anywhere_goes_on_to_the_same_model(step: int, train_lab: Lab, tmp_path: Path) -> None:
     """Checkpoints and the model itself: killed at any of their writes, the same command ends with equal bytes."""
