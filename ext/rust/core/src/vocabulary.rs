@@ -7,6 +7,8 @@ use crate::json;
 use crate::types::Json;
 use tokenizers::{AddedToken, Tokenizer};
 
+mod own;
+
 type Result<T> = std::result::Result<T, Error>;
 
 /// Where the tokenizer puts a space that the text does not have.
@@ -18,7 +20,7 @@ enum DummySpace {
 }
 
 /// Tables by token id.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub struct Vocabulary {
     bytes: Vec<u8>,
     starts: Vec<u32>,
@@ -62,19 +64,20 @@ pub enum EngineChoice {
 /// # Errors
 /// `Error::Config` when it is not a tokenizer.
 pub fn load(tokenizer_json: &[u8], names: &TokenNames, choice: EngineChoice) -> Result<(Box<dyn Engine>, Vocabulary)> {
+    let own = if choice == EngineChoice::Auto { Bpe::compile_all(tokenizer_json).ok() } else { None };
+    let own = own.filter(|(bpe, rest)| names.extra.iter().all(|text| own::id_of(bpe, rest, text).is_some()));
+    let vocabulary = own.as_ref().and_then(|(bpe, rest)| own::vocabulary(bpe, rest, names));
+    let own = match (own, vocabulary) {
+        (Some((bpe, _)), Some(vocabulary)) => return Ok((Box::new(BpeEngine::new(bpe)), vocabulary)),
+        (own, _) => own.map(|(bpe, _)| bpe),
+    };
     let fault = |why: String| Error::Data { place: "tokenizer.json".into(), message: why.into() };
     let mut tokenizer = Tokenizer::from_bytes(tokenizer_json).map_err(|error| fault(error.to_string()))?;
-    let missing: Vec<AddedToken> = names
-        .extra
-        .iter()
-        .filter(|text| tokenizer.token_to_id(text).is_none())
-        .map(|text| AddedToken::from(text.clone(), true))
-        .collect();
-    let as_written = missing.is_empty();
+    let missing = names.extra.iter().filter(|text| tokenizer.token_to_id(text).is_none());
+    let missing: Vec<AddedToken> = missing.map(|text| AddedToken::from(text.clone(), true)).collect();
     tokenizer.add_special_tokens(missing).map_err(|error| fault(error.to_string()))?;
     let layout = json::parse(tokenizer_json).map_err(|error| fault(error.to_string()))?;
-    let vocabulary = Vocabulary::new(&tokenizer, &layout, names);
-    let own = if choice == EngineChoice::Auto && as_written { Bpe::compile(tokenizer_json).ok() } else { None };
+    let vocabulary = Vocabulary::of_crate(&mut tokenizer, &layout, names);
     let engine: Box<dyn Engine> = match own {
         Some(bpe) => Box::new(BpeEngine::new(bpe)),
         None => Box::new(HfEngine::new(tokenizer)),
@@ -82,8 +85,30 @@ pub fn load(tokenizer_json: &[u8], names: &TokenNames, choice: EngineChoice) -> 
     Ok((engine, vocabulary))
 }
 
+/// The bytes of ids in ascending order, as they are appended.
+#[derive(Debug)]
+struct Surfaces {
+    bytes: Vec<u8>,
+    starts: Vec<u32>,
+    added: Vec<bool>,
+}
+
+impl Surfaces {
+    fn with_capacity(ids: usize) -> Self {
+        let mut starts = Vec::with_capacity(ids + 1);
+        starts.push(0);
+        Self { bytes: Vec::with_capacity(8 * ids), starts, added: Vec::with_capacity(ids) }
+    }
+
+    /// The next id has the bytes appended since the last.
+    fn end(&mut self, added: bool) {
+        self.starts.push(self.bytes.len() as u32);
+        self.added.push(added);
+    }
+}
+
 impl Vocabulary {
-    fn new(tokenizer: &Tokenizer, layout: &Json, names: &TokenNames) -> Self {
+    fn of_crate(tokenizer: &mut Tokenizer, layout: &Json, names: &TokenNames) -> Self {
         let mut kinds = Vec::new();
         collect_types(member(layout, "decoder"), &mut kinds);
         let byte_level = kinds.contains(&"ByteLevel");
@@ -92,37 +117,54 @@ impl Vocabulary {
         let added_tokens = tokenizer.get_added_tokens_decoder();
         let size = tokenizer.get_vocab(true).values().max().map_or(0, |id| *id as usize + 1);
         let unicode_to_byte = byte_level_table();
-        let (mut bytes, mut starts, mut added) = (Vec::new(), vec![0_u32], vec![false; size]);
+        let mut surfaces = Surfaces::with_capacity(size);
         for id in 0..size as u32 {
-            if let Some(token) = added_tokens.get(&id) {
-                added[id as usize] = true;
-                bytes.extend_from_slice(token.content.as_bytes());
+            let token = added_tokens.get(&id);
+            let out = &mut surfaces.bytes;
+            if let Some(token) = token {
+                out.extend_from_slice(token.content.as_bytes());
             } else if let Some(token) = tokenizer.id_to_token(id) {
-                append_surface(&mut bytes, &token, byte_level.then_some(&unicode_to_byte), metaspace, byte_fallback);
+                append_surface(out, &token, byte_level.then_some(&unicode_to_byte), metaspace, byte_fallback);
             }
-            starts.push(bytes.len() as u32);
+            surfaces.end(token.is_some());
         }
         let id_of = |name: &Option<String>| name.as_deref().and_then(|text| tokenizer.token_to_id(text));
-        let eos = id_of(&names.eos).map(|id| id as i32);
-        let mut text_prefix = match tokenizer.encode("", true) {
-            Ok(encoding) => encoding.get_ids().iter().map(|id| *id as i32).collect(),
-            Err(_) => vec![],
-        };
+        let mut added: Vec<_> = added_tokens.iter().map(|(id, t)| (*id, t.content.as_str(), t.special)).collect();
+        added.sort_unstable();
+        let ends = (id_of(&names.bos), id_of(&names.eos));
+        // Lengths are the caller's business.
+        tokenizer.with_padding(None);
+        // with no parameters this cannot fail
+        let _ = tokenizer.with_truncation(None);
+        let around = tokenizer.encode("", true).map_or(vec![], |encoding| encoding.get_ids().to_vec());
+        let readable = byte_level || metaspace || byte_fallback;
+        Self::new(surfaces, &added, &around, ends, (dummy_space(layout, byte_level), readable))
+    }
+
+    /// `added` by id; `around`: what the tokenizer puts around a text; `ends`: ids of beginning and end of sequence.
+    fn new(
+        surfaces: Surfaces,
+        added: &[(u32, &str, bool)],
+        around: &[u32],
+        ends: (Option<u32>, Option<u32>),
+        (dummy, readable): (DummySpace, bool),
+    ) -> Self {
+        let (bos, eos) = (ends.0.map(|id| id as i32), ends.1.map(|id| id as i32));
+        let mut text_prefix: Vec<i32> = around.iter().map(|id| *id as i32).collect();
         if text_prefix.last().copied() == eos {
             text_prefix.pop();
         }
-        let mut order: Vec<_> = added_tokens.iter().collect();
-        order.sort_by_key(|(id, _)| **id);
+        let Surfaces { bytes, starts, added: flags } = surfaces;
         Self {
             bytes,
             starts,
-            added,
-            dummy: dummy_space(layout, byte_level),
-            readable: byte_level || metaspace || byte_fallback,
-            specials: order.iter().filter(|(_, t)| t.special).map(|(_, t)| t.content.as_str().into()).collect(),
-            added_texts: order.iter().map(|(_, token)| token.content.as_str().into()).collect(),
+            added: flags,
+            dummy,
+            readable,
+            specials: added.iter().filter(|token| token.2).map(|token| token.1.into()).collect(),
+            added_texts: added.iter().map(|token| token.1.into()).collect(),
             text_prefix,
-            bos: id_of(&names.bos).map(|id| id as i32),
+            bos,
             eos,
         }
     }

@@ -1,160 +1,21 @@
 //! `tokenizer.json` -> engine: every part is recognised for certain, or the whole is refused.
 
-use std::borrow::Cow;
 use std::collections::HashMap;
 
-use serde::Deserialize;
 use serde_json::Value;
 
 use super::added::AddedToken;
+use super::file::{Added, File, Merge, Model};
 use super::pattern::Pattern;
 use super::tables::{MAX_ID, Tables, Vocab};
-use super::{Parts, Unsupported};
-
-/// The file. A key we do not know is a part we do not know.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct File<'a> {
-    version: Option<String>,
-    // Lengths are the caller's business, as with the crate behind `encode::HfEngine`.
-    #[serde(default, rename = "truncation")]
-    _truncation: serde::de::IgnoredAny,
-    #[serde(default, rename = "padding")]
-    _padding: serde::de::IgnoredAny,
-    #[serde(default)]
-    added_tokens: Vec<Added>,
-    normalizer: Option<Value>,
-    pre_tokenizer: Option<Value>,
-    #[serde(default, rename = "post_processor")]
-    _post_processor: serde::de::IgnoredAny,
-    #[serde(default, rename = "decoder")]
-    _decoder: serde::de::IgnoredAny,
-    #[serde(borrow)]
-    model: Model<'a>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-#[allow(clippy::struct_excessive_bools)] // the file's own form
-struct Added {
-    id: u32,
-    content: String,
-    single_word: bool,
-    lstrip: bool,
-    rstrip: bool,
-    normalized: bool,
-    #[serde(rename = "special")]
-    _special: bool,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Model<'a> {
-    #[serde(rename = "type")]
-    kind: Option<String>,
-    dropout: Option<f32>,
-    // Where every byte has a token, nothing is ever unknown, and these three change nothing.
-    unk_token: Option<String>,
-    #[serde(default, rename = "fuse_unk")]
-    _fuse_unk: Option<bool>,
-    byte_fallback: Option<bool>,
-    continuing_subword_prefix: Option<String>,
-    end_of_word_suffix: Option<String>,
-    #[serde(default)]
-    ignore_merges: Option<bool>,
-    #[serde(borrow, deserialize_with = "json::pairs")]
-    vocab: Vec<(Cow<'a, str>, u32)>,
-    #[serde(borrow)]
-    merges: Vec<json::Merge<'a>>,
-}
-
-mod json {
-    //! Borrowing readers for the two large members.
-    use super::Cow;
-    use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Visitor};
-    use std::fmt;
-
-    /// A string, borrowed from the file where it holds no escapes.
-    pub struct Text<'a>(pub Cow<'a, str>);
-
-    impl<'de: 'a, 'a> Deserialize<'de> for Text<'a> {
-        fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-            struct Read;
-            impl<'de> Visitor<'de> for Read {
-                type Value = Text<'de>;
-                fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                    f.write_str("a string")
-                }
-                fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Self::Value, E> {
-                    Ok(Text(Cow::Borrowed(text)))
-                }
-                fn visit_str<E>(self, text: &str) -> Result<Self::Value, E> {
-                    Ok(Text(Cow::Owned(text.to_owned())))
-                }
-            }
-            deserializer.deserialize_str(Read)
-        }
-    }
-
-    /// `["a", "b"]`, or `"a b"` of older files.
-    pub struct Merge<'a>(pub Cow<'a, str>, pub Cow<'a, str>);
-
-    impl<'de: 'a, 'a> Deserialize<'de> for Merge<'a> {
-        fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-            struct Read;
-            impl<'de> Visitor<'de> for Read {
-                type Value = Merge<'de>;
-                fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                    f.write_str("a pair of tokens")
-                }
-                fn visit_borrowed_str<E: Error>(self, text: &'de str) -> Result<Self::Value, E> {
-                    let (left, right) = text.split_once(' ').ok_or_else(|| E::custom("a merge without a space"))?;
-                    Ok(Merge(Cow::Borrowed(left), Cow::Borrowed(right)))
-                }
-                fn visit_str<E: Error>(self, text: &str) -> Result<Self::Value, E> {
-                    let (left, right) = text.split_once(' ').ok_or_else(|| E::custom("a merge without a space"))?;
-                    Ok(Merge(Cow::Owned(left.to_owned()), Cow::Owned(right.to_owned())))
-                }
-                fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
-                    let mut next =
-                        || seq.next_element::<Text<'de>>()?.ok_or_else(|| Error::custom("a merge of one token"));
-                    let (left, right) = (next()?, next()?);
-                    match seq.next_element::<serde::de::IgnoredAny>()? {
-                        None => Ok(Merge(left.0, right.0)),
-                        Some(_) => Err(Error::custom("a merge of more than two tokens")),
-                    }
-                }
-            }
-            deserializer.deserialize_any(Read)
-        }
-    }
-
-    /// An object of numbers, in file order.
-    pub fn pairs<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<(Cow<'de, str>, u32)>, D::Error> {
-        struct Read;
-        impl<'de> Visitor<'de> for Read {
-            type Value = Vec<(Cow<'de, str>, u32)>;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object of token ids")
-            }
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-                let mut out = Vec::with_capacity(1 << 16);
-                while let Some((token, id)) = map.next_entry::<Text<'de>, u32>()? {
-                    out.push((token.0, id));
-                }
-                Ok(out)
-            }
-        }
-        deserializer.deserialize_map(Read)
-    }
-}
+use super::{Parts, Rest, Unsupported};
 
 fn refuse<T>(part: &'static str, why: impl Into<String>) -> Result<T, Unsupported> {
     Err(Unsupported::new(part, why))
 }
 
-/// Reads the file into the parts of the engine.
-pub fn compile(tokenizer_json: &[u8]) -> Result<Parts, Unsupported> {
+/// Reads the file into the parts of the engine, and what else it says.
+pub fn compile(tokenizer_json: &[u8]) -> Result<(Parts, Rest), Unsupported> {
     let file: File =
         serde_json::from_slice(tokenizer_json).map_err(|e| Unsupported::new("tokenizer.json", e.to_string()))?;
     if file.version.as_deref().is_some_and(|version| version != "1.0") {
@@ -167,7 +28,11 @@ pub fn compile(tokenizer_json: &[u8]) -> Result<Parts, Unsupported> {
     let pattern = pre_tokenizer(file.pre_tokenizer.as_ref())?;
     let (tables, names) = model(&file.model)?;
     let (raw, normalized) = added_tokens(&file, &tables, &names, nfc)?;
-    Ok(Parts { tables, pattern, nfc, raw, normalized })
+    let others = names.others.iter().map(|(name, id)| ((*name).into(), *id)).collect();
+    let added = file.added_tokens.into_iter().filter(|token| !token.content.is_empty());
+    let added = added.map(|token| (token.id, token.content.into(), token.special)).collect();
+    let rest = Rest { added, others, decoder: file.decoder, post_processor: file.post_processor };
+    Ok((Parts { tables, pattern, nfc, raw, normalized }, rest))
 }
 
 fn kind(part: &Value) -> &str {
@@ -276,6 +141,12 @@ fn decode(token: &str, out: &mut Vec<u8>) -> bool {
     token.chars().all(|c| byte_of(c).map(|byte| out.push(byte)).is_some())
 }
 
+/// The bytes of a byte-level token.
+pub fn bytes_of(token: &str) -> Option<Vec<u8>> {
+    let mut bytes = Vec::new();
+    (!token.is_empty() && decode(token, &mut bytes)).then_some(bytes)
+}
+
 /// Vocabulary entries that are not byte-level tokens, which no text can reach, and the number of all entries.
 struct Names<'a> {
     others: HashMap<&'a str, u32>,
@@ -315,10 +186,10 @@ fn model<'a>(model: &'a Model<'a>) -> Result<(Tables, Names<'a>), Unsupported> {
     Ok((Tables::new(vocab, &merges, model.ignore_merges == Some(true), has_unknown)?, names))
 }
 
-fn merges(list: &[json::Merge], vocab: &Vocab) -> Result<Vec<(u32, u32, u32)>, Unsupported> {
+fn merges(list: &[Merge], vocab: &Vocab) -> Result<Vec<(u32, u32, u32)>, Unsupported> {
     let (mut left_bytes, mut right_bytes) = (Vec::new(), Vec::new());
     let mut out = Vec::with_capacity(list.len());
-    for (i, json::Merge(left, right)) in list.iter().enumerate() {
+    for (i, Merge(left, right)) in list.iter().enumerate() {
         let unknown =
             || Unsupported::new("merges", format!("entry {i}, {left:?} {right:?}, is not of byte-level tokens"));
         if !decode(left, &mut left_bytes) || !decode(right, &mut right_bytes) {

@@ -12,6 +12,7 @@ pub mod batch;
 pub mod cache;
 mod compile;
 pub mod engine;
+mod file;
 #[cfg(target_arch = "x86_64")]
 mod masks;
 mod merge;
@@ -61,6 +62,19 @@ struct Parts {
     nfc: bool,
     raw: Vec<AddedToken>,
     normalized: Vec<AddedToken>,
+}
+
+/// What a `tokenizer.json` says besides how text becomes ids.
+#[derive(Debug)]
+pub struct Rest {
+    /// Id and content of each added token, and whether it is marked special, in file order.
+    pub added: Vec<(u32, Box<str>, bool)>,
+    /// Vocabulary entries that stand for no bytes, so that no text reaches them.
+    pub others: Vec<(Box<str>, u32)>,
+    /// As written.
+    pub decoder: Option<serde_json::Value>,
+    /// As written.
+    pub post_processor: Option<serde_json::Value>,
 }
 
 /// A compiled tokenizer.
@@ -114,14 +128,23 @@ impl Bpe {
     /// # Errors
     /// The part that is not known for certain, or is wrong.
     pub fn compile(tokenizer_json: &[u8]) -> Result<Self, Unsupported> {
-        let parts = compile::compile(tokenizer_json)?;
-        Ok(Self {
+        Self::compile_all(tokenizer_json).map(|(bpe, _)| bpe)
+    }
+
+    /// Compiles a `tokenizer.json`, and keeps what else it says.
+    ///
+    /// # Errors
+    /// As [`Self::compile`].
+    pub fn compile_all(tokenizer_json: &[u8]) -> Result<(Self, Rest), Unsupported> {
+        let (parts, rest) = compile::compile(tokenizer_json)?;
+        let bpe = Self {
             tables: parts.tables,
             scanner: Scanner::new(parts.pattern),
             nfc: parts.nfc.then(Nfc::default),
             raw: Matcher::new(parts.raw),
             normalized: Matcher::new(parts.normalized),
-        })
+        };
+        Ok((bpe, rest))
     }
 
     /// Appends the ids of `text`, without those a post-processor adds: the crate's
@@ -229,6 +252,18 @@ impl Bpe {
     #[must_use]
     pub fn token(&self, id: u32) -> &[u8] {
         if (id as usize) < self.tables.num_ids() { self.tables.token(id) } else { &[] }
+    }
+
+    /// Number of ids that stand for bytes, holes included.
+    #[must_use]
+    pub fn num_ids(&self) -> usize {
+        self.tables.num_ids()
+    }
+
+    /// The id of a vocabulary entry by its name in the file, if it stands for bytes.
+    #[must_use]
+    pub fn id_of(&self, name: &str) -> Option<u32> {
+        compile::bytes_of(name).and_then(|bytes| self.tables.find(&bytes))
     }
 
     /// Whether text may be cut at [`Scanner::is_seam`]s: no added token reaches over one.

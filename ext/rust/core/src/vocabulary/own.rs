@@ -1,0 +1,80 @@
+//! The same tables from our own engine, without the crate's tokenizer, which takes ten times as long to build.
+use super::{DummySpace, Surfaces, TokenNames, Vocabulary, append_surface, byte_level_table};
+use crate::bpe::{Bpe, Rest};
+use serde_json::Value;
+
+/// The id of an added token or a vocabulary entry, as the crate's `token_to_id`.
+pub fn id_of(bpe: &Bpe, rest: &Rest, name: &str) -> Option<u32> {
+    let added = rest.added.iter().find(|token| &*token.1 == name).map(|token| token.0);
+    let other = || rest.others.iter().find(|other| &*other.0 == name).map(|other| other.1);
+    added.or_else(|| bpe.id_of(name)).or_else(other)
+}
+
+/// None where the decoder or the post-processor is one that only the crate knows.
+pub fn vocabulary(bpe: &Bpe, rest: &Rest, names: &TokenNames) -> Option<Vocabulary> {
+    if !decodes_bytes(rest.decoder.as_ref()?) {
+        return None;
+    }
+    let around = rest.post_processor.as_ref().map_or(Some(vec![]), around)?;
+    let mut added: Vec<_> = rest.added.iter().map(|(id, content, special)| (*id, &**content, *special)).collect();
+    added.sort_unstable();
+    let mut others: Vec<_> = rest.others.iter().map(|(name, id)| (*id, &**name)).collect();
+    others.sort_unstable();
+    let last = [added.last().map(|token| token.0), others.last().map(|other| other.0)];
+    let size = last.into_iter().flatten().map(|id| id as usize + 1).fold(bpe.num_ids(), usize::max);
+    let unicode_to_byte = byte_level_table();
+    let mut surfaces = Surfaces::with_capacity(size);
+    let (mut next_added, mut next_other) = (added.iter().peekable(), others.iter().peekable());
+    for id in 0..size as u32 {
+        let token = next_added.next_if(|token| token.0 == id);
+        let other = next_other.next_if(|other| other.0 == id);
+        match (token, other) {
+            (Some(token), _) => surfaces.bytes.extend_from_slice(token.1.as_bytes()),
+            (None, Some(other)) => append_surface(&mut surfaces.bytes, other.1, Some(&unicode_to_byte), false, false),
+            (None, None) => surfaces.bytes.extend_from_slice(bpe.token(id)),
+        }
+        surfaces.end(token.is_some());
+    }
+    let id_of = |name: &Option<String>| name.as_deref().and_then(|name| id_of(bpe, rest, name));
+    let ends = (id_of(&names.bos), id_of(&names.eos));
+    // A tokenizer whose normaliser or pre-tokenizer adds a space is none of ours.
+    Some(Vocabulary::new(surfaces, &added, &around, ends, (DummySpace::Never, true)))
+}
+
+fn kind(part: &Value) -> &str {
+    part.get("type").and_then(Value::as_str).unwrap_or("")
+}
+
+/// Whether the decoder is `ByteLevel`, alone or in a sequence.
+fn decodes_bytes(decoder: &Value) -> bool {
+    let parts = decoder.get("decoders").and_then(Value::as_array);
+    kind(decoder) == "ByteLevel" || parts.is_some_and(|parts| parts.iter().any(decodes_bytes))
+}
+
+/// The ids that a post-processor puts around a text; none where it is not known for certain.
+fn around(part: &Value) -> Option<Vec<u32>> {
+    let list = |name: &str| part.get(name).and_then(Value::as_array);
+    match kind(part) {
+        "ByteLevel" => Some(vec![]),
+        "Sequence" => {
+            let parts: Option<Vec<_>> = list("processors")?.iter().map(around).collect();
+            let mut adding = parts?.into_iter().filter(|ids| !ids.is_empty());
+            let ids = adding.next().unwrap_or_default();
+            adding.next().is_none().then_some(ids)
+        }
+        "TemplateProcessing" => {
+            let specials = part.get("special_tokens")?;
+            let mut ids = vec![];
+            for piece in list("single")? {
+                if let Some(special) = piece.get("SpecialToken") {
+                    let known = specials.get(special.get("id")?.as_str()?)?.get("ids")?.as_array()?;
+                    for id in known {
+                        ids.push(u32::try_from(id.as_u64()?).ok()?);
+                    }
+                }
+            }
+            Some(ids)
+        }
+        _ => None,
+    }
+}
