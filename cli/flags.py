@@ -61,15 +61,38 @@ def config_fields(config: type[Any], prefix: str = "") -> dict[str, tuple[Any, A
 
 
 def from_text(text: str, kind: Any) -> Any:
-    """What the text of a flag stands for, as far as its type tells: numbers and lists are left to msgspec to judge."""
+    """What the text of a flag stands for, as far as its type tells: numbers are left to msgspec to judge."""
     bare = strip_optional(kind)
     if bare is str or typing.get_origin(bare) is typing.Literal:
         return text
     if typing.get_origin(bare) is dict or bare is dict:
-        return msgspec.json.decode(text.encode())
+        return _members(text, typing.get_args(bare)[1:] == (str,))
+    if typing.get_origin(bare) in (list, tuple):
+        return _items(text, typing.get_args(bare)[0])
     if bare is float and text.endswith("%"):
         return float(text[:-1]) / 100
     return text
+
+
+def _members(text: str, are_texts: bool) -> dict[str, Any]:
+    """`key=value`, or an object as JSON. Unless values are texts, one that is JSON is read so (`thinking=false`)."""
+    if text.lstrip().startswith("{"):
+        decoded: dict[str, Any] = msgspec.json.decode(text.encode())
+        return decoded
+    key, is_pair, value = text.partition("=")
+    if not key or not is_pair:
+        raise ValueError("expected key=value, or an object as JSON")
+    try:
+        return {key: value if are_texts else msgspec.json.decode(value.encode())}
+    except msgspec.DecodeError:
+        return {key: value}
+
+
+def _items(text: str, kind: Any) -> list[Any]:
+    """`0.7,0.3` or `[0.7, 0.3]` for numbers; text is one item as it is, since it may hold commas and brackets."""
+    if strip_optional(kind) not in (int, float):
+        return [text]
+    return [item.strip() for item in text.strip().removeprefix("[").removesuffix("]").split(",")]
 
 
 def resolve(config: type[Any], said: dict[str, list[Said]], command: str) -> Any:
@@ -103,12 +126,14 @@ def resolve(config: type[Any], said: dict[str, list[Said]], command: str) -> Any
 
 
 def _one_value(path: str, kind: Any, givens: list[Said], faults: list[str]) -> Any:
-    """The value of one field: the last one said; flags of a list field add up. Faults are appended."""
+    """The value of one field: the last one said; flags of a list or a table add up. Faults are appended."""
     flags = [given for given in givens if given.from_flag]
-    is_list = typing.get_origin(strip_optional(kind)) in (list, tuple)
+    origin = typing.get_origin(strip_optional(kind))
     try:
-        if flags and is_list:
-            value: Any = [given.value for given in flags]
+        if flags and origin in (list, tuple):
+            value: Any = [item for given in flags for item in from_text(given.value, kind)]
+        elif flags and origin is dict:
+            value = {key: item for given in flags for key, item in from_text(given.value, kind).items()}
         else:
             last = givens[-1]
             value = from_text(last.value, kind) if last.from_flag else last.value

@@ -1,8 +1,10 @@
 """`postmill ledger`: what became of the rows that were not passed on as they came."""
 
 import sys
+from collections.abc import Iterator
 from typing import Any
 
+from postmill.cli.rows import RowName, place, source_names
 from postmill.cli.tool import ancestors, need, open_artifact, parse
 from postmill.io.errors import NO_INPUT, ArtifactError
 from postmill.io.ledger import read_ledger
@@ -17,61 +19,43 @@ usage: postmill ledger ARTIFACT
 
 
 def _row(row: dict[str, Any], names: list[str]) -> str:
-    name = names[row["source"]] if row["source"] < len(names) else f"source {row['source']}"
     lost = "" if row["tokens_before"] is None else f"  {row['tokens_before']} -> {row['tokens_after'] or 0} tokens"
     row_id = row["row_id"].hex() if row["row_id"] else "-"
-    return f"{row_id}  {name}:{row['line']}  {row['action']}: {row['reason']}{lost}"
-
-
-def source_names(artifact: Artifact) -> list[str]:
-    """Names of the sources that `source` columns count, from the tokenize stage among the ancestors."""
-    for found in [artifact, *(parent for *_, parent in ancestors(artifact) if parent)]:
-        names = found.manifest.metrics.get("sources")
-        if names:
-            return [str(name) for name in names]
-    return []
+    return f"{row_id}  {place(row, names)}  {row['action']}: {row['reason']}{lost}"
 
 
 def _why(word: str, artifact: Artifact) -> int:
-    names = source_names(artifact)
+    wanted = RowName(word)
     chain = [artifact, *(parent for *_, parent in ancestors(artifact) if parent)]
-    place, _, line = word.rpartition(":")
     found = False
     for stage in reversed(chain):
+        names = source_names(stage)
         for row in read_ledger(stage.path).to_pylist():
-            by_place = line.isdecimal() and row["line"] == int(line) and _names_source(place, row["source"], names)
-            if by_place or (row["row_id"] and row["row_id"].hex().startswith(word)):
+            if wanted.fits(row, names):
                 sys.stdout.write(f"{stage.manifest.stage}: {_row(row, names)}\n")
                 found = True
     if found:
         return 0
-    kept = _find_kept(word, chain, names)
+    kept = next(_find_kept(wanted, chain), None)
     if kept is None:
         raise ArtifactError(f"{word}: no such row in {artifact.path} or what it was made from; check the id", NO_INPUT)
     sys.stdout.write(f"kept whole by every stage: {kept}\n")
     return 0
 
 
-def _names_source(place: str, source: int, names: list[str]) -> bool:
-    return source < len(names) and (names[source] == place or names[source].endswith("/" + place))
-
-
-def _find_kept(word: str, chain: list[Artifact], names: list[str]) -> str | None:
-    """Where a row that no ledger mentions is among the token rows."""
+def _find_kept(wanted: RowName, chain: list[Artifact]) -> Iterator[str]:
+    """Where rows that no ledger mentions are among the token rows."""
     from postmill.io.packed import token_tables
 
-    place, _, line = word.rpartition(":")
     for artifact in (found for found in chain if found.manifest.kind == "tokens"):
+        names = source_names(artifact)
         ordinal = 0
         for table in token_tables(artifact):
             for batch in table:
-                ids, sources, lines = (batch[name].to_pylist() for name in ("row_id", "source", "line"))
-                for row_id, source, number in zip(ids, sources, lines, strict=True):
-                    at = line.isdecimal() and number == int(line) and _names_source(place, source, names)
-                    if at or row_id.hex().startswith(word):
-                        return f"{table.path} row {ordinal}, id {row_id.hex()}"
+                for row in batch.select(["row_id", "source", "line"]).to_pylist():
+                    if wanted.fits(row, names):
+                        yield f"{table.path} row {ordinal}, id {row['row_id'].hex()}"
                     ordinal += 1
-    return None
 
 
 def run(argv: list[str]) -> int:

@@ -3,12 +3,13 @@
 import itertools
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from postmill.cli.rows import RowName, place, source_names
 from postmill.cli.tool import Args, ancestors, input_paths, need, open_artifact, parse
 from postmill.io.errors import MISMATCH, NO_INPUT, ArtifactError, ConfigError
 from postmill.io.manifest import MANIFEST, Artifact
@@ -20,9 +21,9 @@ if TYPE_CHECKING:
 USAGE = """
 Show what is trained on, coloured by weight: rows of a raw file, of tokens, of a bin, or of a training step.
 
-usage: postmill show chats.jsonl -m base/ [-n 3]
+usage: postmill show chats.jsonl -m base/ [-n 3]     any data that tokenize reads; - is stdin
        postmill show tokens/ [-n 3] [--row ID|file:line]
-       postmill show packed/ [--bin 0]
+       postmill show packed/ [--bin 0] [--row ID|file:line]
        postmill show run/ --step 40
 
   -m MODEL       folder with the tokenizer (default: where the tokens were made with it)
@@ -37,6 +38,8 @@ usage: postmill show chats.jsonl -m base/ [-n 3]
 
 _ROLES = ("system", "user", "assistant", "tool")
 _SHOWN_RAW = 2000
+_PLACE = ("row_id", "source", "line", "length")
+"""Columns that say which row it is and how much of its bin it takes."""
 
 
 class Piece(msgspec.Struct, frozen=True):
@@ -75,8 +78,7 @@ def pieces_of(row: dict[str, Any], encoder: "ChatEncoder") -> list[Piece]:
 
 
 def _title(row: dict[str, Any], names: list[str]) -> str:
-    source = names[row["source"]] if row["source"] < len(names) else f"source {row['source']}"
-    parts = [f"{source}:{row['line']}", row["row_id"].hex()[:12], f"{row['length']} tokens"]
+    parts = [place(row, names), row["row_id"].hex()[:12], f"{row['length']} tokens"]
     parts.append(f"{row['trained_tokens']} trained, weight {row['weight_sum']:g}")
     if row["side"] is not None:
         parts.append("rejected" if row["side"] else "chosen")
@@ -84,34 +86,25 @@ def _title(row: dict[str, Any], names: list[str]) -> str:
 
 
 class Viewer:
-    """Finds rows, and their sources and tokenizer through the tokens artifact behind what is shown."""
+    """Makes rows of an artifact ready to print, with the tokenizer that its tokens were made with."""
 
-    def __init__(self, tokens: Artifact, model: str | None) -> None:
-        from postmill.cli.ledger import source_names
-
-        self.tokens = tokens
-        self.names = source_names(tokens)
+    def __init__(self, artifact: Artifact, tokens: Artifact, model: str | None) -> None:
+        self.names = source_names(artifact)
         self.encoder = _encoder(_model_folder(tokens, model))
 
     def show(self, row: dict[str, Any], prefix: str = "") -> Shown:
         return Shown(prefix + _title(row, self.names), pieces_of(row, self.encoder))
 
-    def rows(self) -> Iterator[dict[str, Any]]:
-        """Rows of the tokens artifact, in order."""
-        from postmill.io.packed import token_tables
 
-        for table in token_tables(self.tokens):
-            for batch in table:
-                for index in range(batch.num_rows):
+def _token_rows(tokens: Artifact, wanted: RowName | None, names: list[str]) -> Iterator[dict[str, Any]]:
+    """Rows of a tokens artifact, in order: all, or those that `wanted` names."""
+    from postmill.io.packed import token_tables
+
+    for table in token_tables(tokens):
+        for batch in table:
+            for index, row in enumerate(batch.select(["row_id", "source", "line"]).to_pylist()):
+                if wanted is None or wanted.fits(row, names):
                     yield batch.slice(index, 1).to_pylist()[0]
-
-    def has_place(self, row: dict[str, Any], word: str) -> bool:
-        """Whether `word` names this row, by id or by file:line."""
-        place, _, line = word.rpartition(":")
-        if line.isdecimal() and row["line"] == int(line) and row["source"] < len(self.names):
-            name = self.names[row["source"]]
-            return name == place or Path(name).name == Path(place).name
-        return bool(row["row_id"].hex().startswith(word.lower()))
 
 
 def _model_folder(tokens: Artifact, given: str | None) -> Path:
@@ -119,9 +112,9 @@ def _model_folder(tokens: Artifact, given: str | None) -> Path:
 
     wanted = tokens.manifest.digests.get("tokenizer")
     places = [Path(given)] if given else [p for entry, p in input_paths(tokens) if entry.port == "model" and p]
-    for place in places:
-        if place.is_dir() and (wanted is None or tokenizer_digest(place) == wanted):
-            return place
+    for folder in places:
+        if folder.is_dir() and (wanted is None or tokenizer_digest(folder) == wanted):
+            return folder
     if given:
         raise ArtifactError(f"{given}: not the tokenizer that {tokens.path} was made with ({wanted})", MISMATCH)
     raise ArtifactError(f"{tokens.path}: its tokenizer is no longer where it was; pass -m MODEL", NO_INPUT)
@@ -139,38 +132,46 @@ def _encoder(folder: Path, loss_scale: str = "default") -> "ChatEncoder":
     return make_encoder(Tokenize(loss_scale=loss_scale, date=today), model, choose_templates(model, "", None), [])
 
 
-def _raw_rows(path: Path, args: Args, count: int) -> Iterator[Shown]:
-    """The first rows of a raw file, as tokenize would make them."""
+def _raw_rows(reference: str, args: Args, wanted: RowName | None, count: int) -> Iterator[Shown]:
+    """The first rows of raw data, or of those that `wanted` names, as tokenize would make them."""
     import pyarrow as pa
 
     model = args.options.get("-m")
     if model is None:
         raise ConfigError("show: a raw file needs -m MODEL, to render and tokenize it as training would")
-    encoder = _encoder(Path(model), args.options.get("--loss-scale", "default"))
     from postmill.stages.tokenize.sources import open_sources
+    from postmill.stages.tokenize.work import refusals
 
+    with refusals():
+        encoder = _encoder(Path(model), args.options.get("--loss-scale", "default"))
+    sources = open_sources([reference])
+    names = [source.name for source in sources.sources]
     shown = 0
-    for chunk in open_sources([str(path)], seed=0).chunks():
-        place = (chunk.source, chunk.first_line, chunk.first_record)
-        rows, *_ = encoder.encode_chunk(chunk.data, path.name, *place)
-        lines = bytes(chunk.data).split(b"\n")
+    for chunk in sources.chunks():
+        with refusals():
+            start = (chunk.source, chunk.first_line, chunk.first_record)
+            rows, *_ = encoder.encode_chunk(chunk.data, names[chunk.source], *start)
+        lines = chunk.data.split(b"\n")
         for row in pa.record_batch(rows).to_pylist():
+            if wanted is not None and not wanted.fits(row, names):
+                continue
             raw = lines[row["line"] - chunk.first_line].decode(errors="replace")
-            yield Shown(_title(row, [path.name]), pieces_of(row, encoder), raw[:_SHOWN_RAW])
+            yield Shown(_title(row, names), pieces_of(row, encoder), raw[:_SHOWN_RAW])
             shown += 1
             if shown == count:
                 return
 
 
-def _bins(reader: "PackedReader", wanted: list[int], viewer: Viewer) -> Iterator[Shown]:
-    rows = {index: reader.rows(index).tolist() for index in wanted}
-    needed = {ordinal for ordinals in rows.values() for ordinal in ordinals}
-    found = {n: row for n, row in enumerate(viewer.rows()) if n in needed}
-    for index, ordinals in rows.items():
+def _bins(reader: "PackedReader", bins: Sequence[int], viewer: Viewer, wanted: RowName | None) -> Iterator[Shown]:
+    """The rows of `bins`: all, or those that `wanted` names."""
+    for index in bins:
         start = 0
-        for ordinal in ordinals:
-            yield viewer.show(found[ordinal], f"bin {index} @{start}  ")
-            start += found[ordinal]["length"]
+        rows = reader.rows(index)
+        for number, row in enumerate(reader.records(rows, _PLACE)):
+            if wanted is None or wanted.fits(row, viewer.names):
+                [whole] = reader.records(rows[number : number + 1])
+                yield viewer.show(whole, f"bin {index} @{start}  ")
+            start += row["length"]
 
 
 def _step_bins(run: Artifact, number: int, reader: "PackedReader") -> list[int]:
@@ -186,31 +187,31 @@ def _step_bins(run: Artifact, number: int, reader: "PackedReader") -> list[int]:
 
 def _collect(args: Args, count: int) -> Iterator[Shown]:
     path = Path(args.words[0])
+    wanted = RowName(args.options["--row"]) if "--row" in args.options else None
     if not (path / MANIFEST).is_file() and path.name != MANIFEST:
-        if not path.exists():
-            raise ArtifactError(f"{path}: no such file or artifact", NO_INPUT)
-        yield from _raw_rows(path, args, count)
+        yield from _raw_rows(args.words[0], args, wanted, count)
         return
     artifact = open_artifact(args.words[0])
     kind, model = artifact.manifest.kind, args.options.get("-m")
     if kind == "tokens":
-        viewer = Viewer(artifact, model)
-        word = args.options.get("--row")
-        rows = (row for row in viewer.rows() if word is None or viewer.has_place(row, word))
+        viewer = Viewer(artifact, artifact, model)
+        rows = _token_rows(artifact, wanted, viewer.names)
         yield from (viewer.show(row) for row in itertools.islice(rows, count))
         return
     packed = artifact if kind == "packed" else _parent_packed(artifact)
     from postmill.io.packed import PackedReader
 
     reader = PackedReader(packed.path)
-    viewer = Viewer(reader.tokens[0], model)
-    if kind == "packed":
-        wanted = [int(args.options["--bin"])] if "--bin" in args.options else list(range(min(count, len(reader))))
+    viewer = Viewer(packed, reader.tokens[0], model)
+    if kind != "packed":
+        bins: Sequence[int] = _step_bins(artifact, int(args.options.get("--step", "1")), reader)
+    elif "--bin" in args.options:
+        bins = [int(args.options["--bin"])]
     else:
-        wanted = _step_bins(artifact, int(args.options.get("--step", "1")), reader)
-    if any(index >= len(reader) for index in wanted):
-        raise ConfigError(f"--bin {wanted[0]}: there are {len(reader)} bins, counted from 0")
-    yield from _bins(reader, wanted, viewer)
+        bins = range(len(reader) if wanted else min(count, len(reader)))
+    if any(index >= len(reader) for index in bins):
+        raise ConfigError(f"--bin {bins[0]}: there are {len(reader)} bins, counted from 0")
+    yield from _bins(reader, bins, viewer, wanted)
 
 
 def _parent_packed(artifact: Artifact) -> Artifact:

@@ -39,7 +39,7 @@ def parse(stage: Stage, argv: list[str]) -> Call:
         if word.startswith("@"):
             recipe = word[1:] or _value(rest, "@")
             call.said |= read_recipe(Path(recipe), stage.name, fields)
-        elif word.startswith("-") and word != "-":
+        elif word.startswith("-") and word != "-" and not word.startswith("-#"):
             name, has_value, value = word.partition("=")
             name = _SHORT.get(name, name)
             if has_value:

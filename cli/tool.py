@@ -8,7 +8,7 @@ import msgspec
 
 from postmill.cli.flags import closest
 from postmill.io.errors import NO_INPUT, ArtifactError, ConfigError
-from postmill.io.manifest import MANIFEST, Artifact, InputEntry, load_artifact
+from postmill.io.manifest import INSIDE, MANIFEST, Artifact, InputEntry, load_artifact, recorded_paths
 
 
 class Args(msgspec.Struct):
@@ -37,7 +37,7 @@ def parse(argv: list[str], usage: str, switches: tuple[str, ...] = (), valued: t
             args.options[name] = value if has_value else rest.pop(0)
         elif word in (*switches, "--debug"):
             args.options[word] = ""
-        elif word.startswith("-") and word != "-":
+        elif word.startswith("-") and word != "-" and not word.startswith("-:"):  # stdin, and a line of it
             raise ConfigError(f"{word}: no such flag{closest(word, [*switches, *valued])}")
         else:
             args.words.append(word)
@@ -53,11 +53,7 @@ def need(args: Args, least: int, most: int, usage: str) -> None:
 
 def input_paths(artifact: Artifact) -> list[tuple[InputEntry, Path | None]]:
     """Inputs of an artifact with where they were when it was made, as far as its side file still tells."""
-    try:
-        record = msgspec.json.decode((artifact.path / "run.json").read_bytes())
-        paths = record.get("inputs", {})
-    except (OSError, msgspec.DecodeError):
-        paths = {}
+    paths = recorded_paths(artifact)
     seen: dict[str, int] = {}
     pairs: list[tuple[InputEntry, Path | None]] = []
     for entry in artifact.manifest.inputs:
@@ -72,7 +68,7 @@ def find_parent(entry: InputEntry, hint: Path | None, child: Path) -> Artifact |
     """The artifact an input entry names, at its recorded place or beside the child; None if it is neither."""
     places = [hint] if hint else []
     places += [p for p in sorted(child.resolve().parent.iterdir()) if (p / MANIFEST).is_file()]
-    places.append(child / "tokens")  # what came through a pipe is inside
+    places.append(child / INSIDE)  # what came through a pipe
     for place in places:
         if not (place / MANIFEST).is_file():
             continue

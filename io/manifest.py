@@ -15,7 +15,11 @@ from postmill.io.errors import MISMATCH, NO_INPUT, ArtifactError
 
 FORMAT = 1
 MANIFEST = "manifest.json"
-SIDE_FILES = frozenset({MANIFEST, "run.json", "timing.jsonl", "loss.png"})
+SIDE_FILE = "run.json"
+"""Where the inputs lay, the time and the host: what may differ between equal runs."""
+INSIDE = "tokens"
+"""Folder of an artifact that keeps what came through a pipe: an artifact in itself; see `io/upstream.py`."""
+SIDE_FILES = frozenset({MANIFEST, SIDE_FILE, f"{INSIDE}/{SIDE_FILE}", "timing.jsonl", "loss.png"})
 """Files an artifact may hold that its manifest does not vouch for."""
 
 
@@ -108,6 +112,19 @@ def parse_manifest(data: bytes, place: str) -> Manifest:
         return msgspec.convert(head, Manifest)
     except msgspec.ValidationError as error:
         raise ArtifactError(f"{place}: not a manifest ({error}); make the artifact again") from error
+
+
+def recorded_paths(artifact: Artifact) -> dict[str, list[str]]:
+    """Where the inputs of each port lay when the artifact was made, as far as its side file still tells: a hint."""
+    try:
+        paths = msgspec.json.decode((artifact.path / SIDE_FILE).read_bytes(), type=_Recorded).inputs
+    except (OSError, msgspec.DecodeError):
+        return {}
+    return paths
+
+
+class _Recorded(msgspec.Struct):
+    inputs: dict[str, list[str]] = {}
 
 
 def load_artifact(path: Path, kinds: tuple[str, ...] = ()) -> Artifact:

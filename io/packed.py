@@ -5,24 +5,22 @@ digests of the tokens artifacts it was planned from. Rows are named by their ord
 end. Everything is memory-mapped: opening costs a read of the plan, and a bin costs the copy of its own tokens.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import msgspec
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from postmill.io.arrays import to_numpy
 from postmill.io.errors import BAD_DATA, MISMATCH, NO_INPUT, ArtifactError
-from postmill.io.manifest import Artifact, load_artifact
+from postmill.io.manifest import INSIDE, SIDE_FILE, Artifact, load_artifact, recorded_paths
 from postmill.io.schemas import BINS_V1, TOKENS_V1
 from postmill.io.table import TableReader
 
 BINS = "bins.arrow"
 TOKENS = "tokens.arrow"
-INSIDE = "tokens"
-"""Folder of a packed artifact that holds the tokens artifact, when that came through a pipe."""
 
 
 class Plan(NamedTuple):
@@ -104,7 +102,9 @@ class TokenRows:
 
 
 def token_tables(artifact: Artifact) -> list[TableReader]:
-    """The token tables of a tokens artifact, in order."""
+    """The token tables of a tokens artifact, in order; none where only what was said of a stream has been kept."""
+    if not any(entry.path == TOKENS for entry in artifact.manifest.files):
+        return []
     return [TableReader(artifact.file(TOKENS), TOKENS_V1)]
 
 
@@ -119,7 +119,11 @@ class PackedReader:
     def __init__(self, path: Path, tokens: list[Path] | None = None) -> None:
         self.artifact = load_artifact(path, ("packed",))
         self.tokens = _find_tokens(self.artifact, tokens)
-        self._tokens = TokenRows([table for found in self.tokens for table in token_tables(found)])
+        tables = [token_tables(found) for found in self.tokens]
+        self._tokens = TokenRows([table for found in tables for table in found])
+        self._tables = np.cumsum([0] + [len(TokenRows(found)) for found in tables[:-1]])
+        """First row of each tokens artifact."""
+        self._first_sources = np.cumsum([0] + [len(found.manifest.metrics.get("sources", ())) for found in self.tokens])
         self._bins = TableReader(self.artifact.file(BINS), BINS_V1)
         batches = list(self._bins)
         self.plan = Plan(*(_whole_column(batches, field) for field in Plan._fields))
@@ -170,6 +174,15 @@ class PackedReader:
         """Another column of TOKENS_V1 for `rows`, as Python values."""
         return [batch.table.column(column)[index].as_py() for batch, index in self._tokens.locate(rows)]
 
+    def records(self, rows: NDArray[np.int64], columns: Sequence[str] = TOKENS_V1.names) -> list[dict[str, Any]]:
+        """`rows` as Python values, for looking at them. `source` counts the sources of all tokens artifacts as one."""
+        found = []
+        for (batch, index), row in zip(self._tokens.locate(rows), rows.tolist(), strict=True):
+            [record] = batch.table.select(columns).slice(index, 1).to_pylist()
+            table = int(np.searchsorted(self._tables, row, side="right")) - 1
+            found.append(record | {"source": record["source"] + self._first_sources[table]})
+        return found
+
     def order(self, epoch: int, seed: int | None = None) -> NDArray[np.uint32]:
         """The order in which `epoch` visits the bins: a function of (seed, epoch, number of bins).
 
@@ -207,7 +220,11 @@ def _find_tokens(packed: Artifact, given: list[Path] | None) -> list[Artifact]:
     if packed.file(INSIDE).is_dir():
         return [load_artifact(packed.file(INSIDE), ("tokens",))]
     wanted = [entry.digest for entry in packed.manifest.inputs if entry.port == "tokens"]
-    recorded = [Path(path) for path in _recorded_paths(packed)] if given is None else given
+    recorded = [Path(path) for path in recorded_paths(packed).get("tokens", [])] if given is None else given
+    if wanted and not recorded:
+        raise ArtifactError(
+            f"{packed.path}: its {SIDE_FILE} does not say where its tokens lie; name the tokens artifacts", NO_INPUT
+        )
     if len(recorded) != len(wanted):
         raise ArtifactError(f"{packed.path}: {len(recorded)} tokens given, it was packed from {len(wanted)}", MISMATCH)
     return [_find_one(packed, path, digest) for path, digest in zip(recorded, wanted, strict=True)]
@@ -222,14 +239,3 @@ def _find_one(packed: Artifact, path: Path, digest: str) -> Artifact:
     if not fitting:
         raise ArtifactError(f"{places[0]}: digest {found[0].digest}, {packed.path} was packed from {digest}", MISMATCH)
     return fitting[0]
-
-
-def _recorded_paths(packed: Artifact) -> list[str]:
-    """Where the tokens lay when they were packed. Only a hint: `run.json` is no part of the artifact's identity."""
-    try:
-        record = msgspec.json.decode(packed.file("run.json").read_bytes())
-        return [str(path) for path in record["inputs"]["tokens"]]
-    except (FileNotFoundError, msgspec.DecodeError, KeyError, TypeError) as error:
-        raise ArtifactError(
-            f"{packed.path}: does not say where its tokens lie ({error}); name the tokens artifacts", NO_INPUT
-        ) from error

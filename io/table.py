@@ -43,11 +43,18 @@ class Trailer(msgspec.Struct, frozen=True):
     digest: str
     manifest: Manifest
     ledger: bytes
+    side: bytes
+    """The maker's `run.json`, or nothing."""
 
 
 def batch_digest(batch: pa.RecordBatch) -> bytes:
     """XXH3-128 of the batch's IPC message, as 32 hex digits. The message holds every value and no custom metadata."""
     return xxhash.xxh3_128_hexdigest(memoryview(batch.serialize())).encode()
+
+
+def is_stream_schema(schema: pa.Schema) -> bool:
+    """Whether a stage of ours says it wrote the stream that begins so."""
+    return _HEADER in (schema.metadata or {})
 
 
 class TableWriter:
@@ -74,8 +81,8 @@ class TableWriter:
         self._seq += 1
         self.rows += batch.num_rows
 
-    def finish_stream(self, manifest: Manifest, ledger: bytes) -> None:
-        """Write the trailer and close. Only for streams."""
+    def finish_stream(self, manifest: Manifest, ledger: bytes, side: bytes = b"") -> None:
+        """Write the trailer and close. Only for streams. `side`: where the inputs lie, as `run.json` would say it."""
         self._writer.write_batch(
             empty_batch(self.schema),
             custom_metadata={
@@ -84,6 +91,7 @@ class TableWriter:
                 b"digest": self._all.hexdigest().encode(),
                 b"manifest": manifest.to_json(),
                 b"ledger": ledger,
+                b"run": side,
             },
         )
         self.close()
@@ -176,11 +184,10 @@ class StreamReader:
         except _DAMAGE as error:
             what = str(error).splitlines()[0]
             raise ArtifactError(f"{place}: the stream was cut before its schema ({what})", CUT_STREAM) from error
-        metadata = self._stream.schema.metadata or {}
-        if _HEADER not in metadata:
+        if not is_stream_schema(self._stream.schema):
             raise ArtifactError(f"{place}: not a Postmill stream; pipe the output of a stage", BAD_DATA)
         try:
-            self.header = msgspec.json.decode(metadata[_HEADER], type=StreamHeader)
+            self.header = msgspec.json.decode(self._stream.schema.metadata[_HEADER], type=StreamHeader)
         except msgspec.ValidationError as error:
             raise ArtifactError(f"{place}: stream header {error}", BAD_DATA) from error
         if schema is not None:
@@ -210,7 +217,7 @@ class StreamReader:
         if metadata[b"rows"] != str(self.rows).encode() or metadata[b"digest"] != self._all.hexdigest().encode():
             raise self._cut(f"{self.rows} rows came, its trailer says {metadata[b'rows'].decode()}")
         manifest = parse_manifest(metadata[b"manifest"], f"{self.place} (trailer)")
-        return Trailer(self.rows, self._all.hexdigest(), manifest, metadata[b"ledger"])
+        return Trailer(self.rows, self._all.hexdigest(), manifest, metadata[b"ledger"], metadata.get(b"run", b""))
 
     def _cut(self, why: str) -> ArtifactError:
         return ArtifactError(f"{self.place}: the stream was cut: {why}; run the stage before it again", CUT_STREAM)

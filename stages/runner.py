@@ -19,7 +19,16 @@ import msgspec
 from postmill.io.commit import Staging
 from postmill.io.digest import digest_file
 from postmill.io.errors import EXISTS, IO_ERROR, MISMATCH, NO_INPUT, USAGE, ArtifactError, ConfigError
-from postmill.io.manifest import MANIFEST, Artifact, InputEntry, Manifest, content_key, list_files, load_artifact
+from postmill.io.manifest import (
+    MANIFEST,
+    SIDE_FILE,
+    Artifact,
+    InputEntry,
+    Manifest,
+    content_key,
+    list_files,
+    load_artifact,
+)
 from postmill.io.model_folder import model_digest, tokenizer_digest
 from postmill.io.table import stdin_stream, stdout_sink
 from postmill.stages.protocol import Input, Inputs, Out, Result
@@ -155,7 +164,7 @@ def run_stage(stage: Stage, config: Any, given: dict[str, list[str]], output: Pa
                 return Outcome(status="helped", path=output, manifest=manifest, seconds=seconds)
             if staging is None:
                 assert out.stream_writer is not None
-                out.stream_writer.finish_stream(manifest, out.ledger.to_ipc())
+                out.stream_writer.finish_stream(manifest, out.ledger.to_ipc(), _side_record(inputs))
             else:
                 _write_side_file(staging.path, inputs, result, seconds)
                 staging.commit(manifest, replace=options.force)
@@ -185,19 +194,27 @@ def _done_before(stage: Stage, key: str, output: Path) -> Artifact | None:
     )
 
 
-def _write_side_file(folder: Path, inputs: Inputs, result: Result, seconds: float) -> None:
-    paths = {
+def _paths(inputs: Inputs) -> dict[str, list[str]]:
+    return {
         name: [str(item.path.resolve()) if item.path else item.name for item in items] for name, items in inputs.items()
     }
+
+
+def _side_record(inputs: Inputs) -> bytes:
+    """The side file of a stream: places only, since equal runs should write equal streams."""
+    return msgspec.json.format(msgspec.json.encode({"inputs": _paths(inputs)})) + b"\n"
+
+
+def _write_side_file(folder: Path, inputs: Inputs, result: Result, seconds: float) -> None:
     record = {
-        "inputs": paths,
+        "inputs": _paths(inputs),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "seconds": {"total": round(seconds, 3)} | {k: round(v, 3) for k, v in result.seconds.items()},
         "host": platform.node(),
         "machine": platform.machine(),
         "python": platform.python_version(),
     }
-    (folder / "run.json").write_bytes(msgspec.json.format(msgspec.json.encode(record)) + b"\n")
+    (folder / SIDE_FILE).write_bytes(msgspec.json.format(msgspec.json.encode(record)) + b"\n")
 
 
 @contextlib.contextmanager

@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 
 from postmill.io.arrays import from_numpy, list_of, text, to_numpy, validity
 from postmill.io.errors import BAD_DATA, INTERNAL, MISMATCH, USAGE, ArtifactError, ConfigError, StageError
-from postmill.io.ledger import LEDGER
-from postmill.io.manifest import MANIFEST, list_files
-from postmill.io.packed import BINS, INSIDE, TOKENS, TokenRows, span_columns, token_tables
+from postmill.io.manifest import Manifest
+from postmill.io.packed import BINS, TOKENS, TokenRows, span_columns, token_tables
 from postmill.io.schemas import BINS_V1, LEDGER_V1, TOKENS_V1
 from postmill.io.table import StreamReader, TableReader, TableWriter
+from postmill.io.upstream import inside, keep_trailer
 from postmill.stages.pack.config import Pack
 from postmill.stages.protocol import Input, Inputs, Out, Result
 
@@ -35,6 +35,15 @@ class Survey(NamedTuple):
     """Whether the row belongs to the same pair as the row before it."""
     reasons: NDArray[np.uint8]
     """Index into `_REASONS` of why the row is dropped, 0 if it is kept."""
+
+
+class Table(NamedTuple):
+    """One input: its rows, and what its `source` column counts."""
+
+    reader: TableReader
+    sources: list[str]
+    first_source: int
+    """How many sources the inputs before have; with that, all inputs' sources are numbered as one."""
 
 
 class Bins(NamedTuple):
@@ -55,16 +64,18 @@ def run(cfg: Pack, inputs: Inputs, out: Out) -> Result:
     bins = _count(tables, survey, starts, rows, out)
     costs = _write(cfg, bins, survey, out)
     _prove(cfg, survey, out)
-    return Result(metrics=_metrics(cfg, bins, survey, costs), digests=digests)
+    sources = [name for table in tables for name in table.sources]
+    return Result(metrics=_metrics(cfg, bins, survey, costs) | {"sources": sources}, digests=digests)
 
 
-def _open_tokens(inputs: list[Input], out: Out) -> tuple[list[TableReader], dict[str, str]]:
+def _open_tokens(inputs: list[Input], out: Out) -> tuple[list[Table], dict[str, str]]:
     """The token tables, and the digests (tokenizer, template) that all of them share."""
     streams = [item.stream for item in inputs if item.stream is not None]
     if streams and len(inputs) > 1:
         raise ConfigError("pack: a stream together with artifacts; write it to an artifact first", USAGE)
     if streams:
-        return [_receive(streams[0], out)], dict(streams[0].trailer.manifest.digests if streams[0].trailer else {})
+        reader, made = _receive(streams[0], out)
+        return [Table(reader, _sources(made), 0)], dict(made.digests)
     artifacts = [item.artifact for item in inputs if item.artifact is not None]
     digests: dict[str, str] = {}
     for artifact in artifacts:
@@ -75,36 +86,46 @@ def _open_tokens(inputs: list[Input], out: Out) -> tuple[list[TableReader], dict
                     " together need one tokenizer and template: run tokenize again",
                     MISMATCH,
                 )
-    return [table for artifact in artifacts for table in token_tables(artifact)], digests
+    tables: list[Table] = []
+    first_source = 0
+    for artifact in artifacts:
+        sources = _sources(artifact.manifest)
+        tables += [Table(reader, sources, first_source) for reader in token_tables(artifact)]
+        first_source += len(sources)
+    return tables, digests
 
 
-def _receive(stream: StreamReader, out: Out) -> TableReader:
+def _sources(made: Manifest) -> list[str]:
+    return [str(name) for name in made.metrics.get("sources", [])]
+
+
+def _receive(stream: StreamReader, out: Out) -> tuple[TableReader, Manifest]:
     """Copy a stream into a tokens artifact inside this one, with its ledger and manifest. Raises ArtifactError (76)."""
-    folder = out.dir / INSIDE
-    folder.mkdir()
+    folder = inside(out.dir)
     writer = TableWriter(folder / TOKENS, TOKENS_V1)
     for batch in stream:
         writer.write(batch)
     writer.close()
     assert stream.trailer is not None  # a stream that ends without one has raised
-    (folder / LEDGER).write_bytes(stream.trailer.ledger)
-    manifest = stream.trailer.manifest
-    whole = type(manifest)(
-        **{f: getattr(manifest, f) for f in manifest.__struct_fields__} | {"files": list_files(folder)}
-    )
-    (folder / MANIFEST).write_bytes(whole.to_json())
-    return TableReader(folder / TOKENS, TOKENS_V1)
+    keep_trailer(stream.trailer, folder)
+    return TableReader(folder / TOKENS, TOKENS_V1), stream.trailer.manifest
 
 
-def _batches(tables: list[TableReader]) -> Iterator[tuple[str, pa.RecordBatch]]:
-    """All batches in order, with the path of their table; pages are given back once a batch has been used."""
+def _batches(tables: list[Table]) -> Iterator[tuple[Table, pa.RecordBatch]]:
+    """All batches in order, with their table; pages are given back once a batch has been used."""
     for table in tables:
-        for batch in table:
-            yield str(table.path), batch
-            table.release()
+        for batch in table.reader:
+            yield table, batch
+            table.reader.release()
 
 
-def _check_targets(batch: pa.RecordBatch, place: str) -> None:
+def _place_in(table: Table, batch: pa.RecordBatch, row: int) -> str:
+    """`file:line` of a row of `batch`, or its numbers where a maker of tokens names no files."""
+    source, line = (batch.column(name)[row].as_py() for name in ("source", "line"))
+    return f"{table.sources[source]}:{line}" if source < len(table.sources) else f"source {source} line {line}"
+
+
+def _check_targets(batch: pa.RecordBatch, table: Table) -> None:
     """Raises ArtifactError (65) if `trained_tokens` is not what the spans cover.
 
     A row's first token is never a target: what would predict it is the row before. Loss normalisers come from these
@@ -116,23 +137,23 @@ def _check_targets(batch: pa.RecordBatch, place: str) -> None:
     counted = to_numpy(batch.column("trained_tokens"))
     wrong = np.flatnonzero(expected != counted)
     if len(wrong):
-        source, line = (batch.column(name)[int(wrong[0])].as_py() for name in ("source", "line"))
+        place = _place_in(table, batch, int(wrong[0]))
         raise ArtifactError(
-            f"{place}: source {source} line {line} says {counted[wrong[0]]} trained tokens, its spans have"
+            f"{table.reader.path}: {place} says {counted[wrong[0]]} trained tokens, its spans have"
             f" {expected[wrong[0]]} (the first token is never one); tokenize again",
             BAD_DATA,
         )
 
 
-def _survey(tables: list[TableReader]) -> Survey:
+def _survey(tables: list[Table]) -> Survey:
     """First pass. Raises ArtifactError (65) for a pair with one side missing."""
     lengths: list[NDArray[np.uint32]] = [np.empty(0, np.uint32)]
     joined: list[NDArray[np.bool_]] = [np.empty(0, np.bool_)]
     sides: list[NDArray[np.int8]] = [np.empty(0, np.int8)]
     reasons: list[NDArray[np.uint8]] = [np.empty(0, np.uint8)]
     last: bytes | None = None
-    for place, batch in _batches(tables):
-        _check_targets(batch, place)
+    for table, batch in _batches(tables):
+        _check_targets(batch, table)
         length = to_numpy(batch.column("length")).astype(np.uint32)
         trained = to_numpy(batch.column("trained_tokens"))
         reason = np.where((trained == 0) & ~validity(batch.column("label")), _UNTRAINED, 0).astype(np.uint8)
@@ -166,7 +187,7 @@ def _group_starts(joined: NDArray[np.bool_]) -> NDArray[np.int64]:
     return np.append(np.flatnonzero(~joined), len(joined))
 
 
-def _check_pairs(joined: NDArray[np.bool_], sides: NDArray[np.int8], tables: list[TableReader]) -> None:
+def _check_pairs(joined: NDArray[np.bool_], sides: NDArray[np.int8], tables: list[Table]) -> None:
     """Raises ArtifactError (65) for a row with a side whose other side does not stand next to it."""
     paired = sides >= 0
     if not paired.any():
@@ -181,10 +202,15 @@ def _check_pairs(joined: NDArray[np.bool_], sides: NDArray[np.int8], tables: lis
         )
 
 
-def _place(tables: list[TableReader], row: int) -> str:
-    [(batch, index)] = TokenRows(tables).locate(np.array([row]))
-    source, line = (batch.table.column(name)[index].as_py() for name in ("source", "line"))
-    return f"source {source} line {line}"
+def _place(tables: list[Table], row: int) -> str:
+    """Where the row with this ordinal came from."""
+    for table in tables:
+        rows = TokenRows([table.reader])
+        if row < len(rows):
+            [(batch, index)] = rows.locate(np.array([row]))
+            return _place_in(table, batch.table, index)
+        row -= len(rows)
+    raise IndexError(row)
 
 
 def _spread(survey: Survey) -> None:
@@ -195,7 +221,7 @@ def _spread(survey: Survey) -> None:
         survey.reasons[:] = np.repeat(worst, np.diff(starts))
 
 
-def _plan(cfg: Pack, survey: Survey, tables: list[TableReader]) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
+def _plan(cfg: Pack, survey: Survey, tables: list[Table]) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
     """Bins as offsets and row ordinals; rows that do not fit are marked in `survey`. Raises StageError (65)."""
     from postmill._native import pack_rows
 
@@ -224,7 +250,7 @@ def _plan(cfg: Pack, survey: Survey, tables: list[TableReader]) -> tuple[NDArray
     return starts, rows if ordinals is None else ordinals[rows]
 
 
-def _too_long(cfg: Pack, survey: Survey, long: NDArray[np.uint32], tables: list[TableReader]) -> StageError:
+def _too_long(cfg: Pack, survey: Survey, long: NDArray[np.uint32], tables: list[Table]) -> StageError:
     worst = int(long[np.argmax(survey.lengths[long])])
     share = len(long) / len(survey.lengths)
     return StageError(
@@ -235,16 +261,14 @@ def _too_long(cfg: Pack, survey: Survey, long: NDArray[np.uint32], tables: list[
     )
 
 
-def _count(
-    tables: list[TableReader], survey: Survey, starts: NDArray[np.uint32], rows: NDArray[np.uint32], out: Out
-) -> Bins:
+def _count(tables: list[Table], survey: Survey, starts: NDArray[np.uint32], rows: NDArray[np.uint32], out: Out) -> Bins:
     """Second pass: what each bin trains on, and the ledger."""
     num_bins = len(starts) - 1
     trained_sum, weight_sum = np.zeros(num_bins, np.int64), np.zeros(num_bins, np.float64)
     bin_of_row = np.zeros(len(survey.lengths), np.uint32)
     bin_of_row[rows] = np.repeat(np.arange(num_bins, dtype=np.uint32), np.diff(starts))
     at = 0
-    for _, batch in _batches(tables):
+    for table, batch in _batches(tables):
         span = slice(at, at + batch.num_rows)
         at += batch.num_rows
         kept = survey.reasons[span] == 0
@@ -253,18 +277,18 @@ def _count(
         np.add.at(weight_sum, bins, to_numpy(batch.column("weight_sum"))[kept])
         out.ledger.keep(int(kept.sum()))
         if not kept.all():
-            out.ledger.add(_dropped(batch, survey.reasons[span]))
+            out.ledger.add(_dropped(batch, survey.reasons[span], table.first_source))
     return Bins(starts.astype(np.int64), rows, trained_sum, weight_sum)
 
 
-def _dropped(batch: pa.RecordBatch, reasons: NDArray[np.uint8]) -> pa.RecordBatch:
+def _dropped(batch: pa.RecordBatch, reasons: NDArray[np.uint8], first_source: int) -> pa.RecordBatch:
     """Ledger lines of the rows of `batch` that have a reason."""
     gone = np.flatnonzero(reasons)
     table = batch.select(["row_id", "source", "line", "length"]).take(from_numpy(gone, pa.int64()))
     words = [_REASONS[reason] for reason in reasons[gone].tolist()]
     columns = {
         "row_id": table.column("row_id"),
-        "source": table.column("source"),
+        "source": from_numpy(to_numpy(table.column("source")) + np.int32(first_source), pa.int32()),
         "line": table.column("line"),
         "action": text(["dropped"] * len(words)),
         "reason": text(words),

@@ -35,13 +35,13 @@ class Tokenize(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     system: str | None = None
     """System message of conversations that have none."""
     template_kwargs: dict[str, Any] = {}
-    """Arguments of the chat template, as JSON: '{"enable_thinking": false}'. Those of a row win."""
+    """Arguments of the chat template, one at a time (enable_thinking=false) or as JSON. Those of a row win."""
     template_name: str = ""
     """Which of the model's named chat templates. Unset: `default`, or `tool_use` for rows with tools if there is."""
     date: Annotated[str, Meta(pattern=r"^\d{4}-\d\d-\d\d$")] | None = None
     """The date that templates which print one shall print, YYYY-MM-DD."""
     columns: dict[str, str] = {}
-    """Columns to rename first, as JSON: '{"my_question": "query"}'."""
+    """Columns to rename first, one at a time (my_question=query) or as JSON."""
     model_name: str | None = None
     """What {{NAME}} becomes in self-cognition data."""
     model_author: str | None = None
@@ -51,7 +51,7 @@ class Tokenize(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     dedup: bool = False
     """Leave out rows whose conversation, tools and labels equal those of an earlier row. Takes some 100 bytes a row."""
     mix: list[Annotated[float, Meta(gt=0)]] = []
-    """Shares of the datasets in the result, one weight each."""
+    """Shares of the datasets in the result, one weight each: 0.7,0.3."""
     mix_stop: Literal["first_exhausted", "all_exhausted"] = "first_exhausted"
     """Whether the smallest dataset, for its share, ends a mix, or the largest, while others repeat."""
     val_ratio: Annotated[float, Meta(ge=0, lt=1)] = 0.0
@@ -82,8 +82,9 @@ STAGE = Stage(
         "data": Port(
             kinds=("dataset", "tokens"),
             help="jsonl, json, csv, parquet, arrow or text files, folders, hf:owner/name, ms:owner/name, any of them"
-            " with #count; or one tokens artifact to weigh again without encoding",
+            " with #count, - for rows from a pipe; or one tokens artifact or stream to weigh again without encoding",
             many=True,
+            stream=True,
             resolver="postmill.stages.tokenize.inputs:resolve",
         ),
         "model": Port(kinds=("tokenizer",), help="folder with the tokenizer and its chat template", flag="-m"),

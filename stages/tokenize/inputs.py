@@ -1,4 +1,4 @@
-"""What `tokenize` can be given: a dataset, or a tokens artifact to weigh again."""
+"""What `tokenize` can be given: a dataset, or tokens to weigh again, in an artifact or from a pipe."""
 
 from pathlib import Path
 
@@ -14,4 +14,10 @@ def resolve(port: str, reference: str) -> list[Input]:
         return [Input(port, "tokens", artifact.digest, path.name, path, artifact)]
     from postmill.stages.tokenize.sources import resolve_inputs
 
+    if reference == "-":
+        from postmill.stages.tokenize.stdin import Rows, open_stdin
+
+        found = open_stdin()
+        if not isinstance(found, Rows):
+            return [Input(port, "tokens", found.header.key, "stdin", stream=found)]
     return resolve_inputs(port, reference)

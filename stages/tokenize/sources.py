@@ -29,6 +29,8 @@ from postmill.stages.tokenize.references import Reference, parse_reference
 from postmill.stages.tokenize.selection import Stop, held_out, mix_counts, resample, times_read
 
 Side = Literal["all", "train", "validation"]
+STDIN = "-"
+"""Reference and source name of standard input."""
 
 
 class Source(msgspec.Struct, frozen=True):
@@ -50,6 +52,8 @@ class Dataset(msgspec.Struct, frozen=True):
     """Commit of a hub's repository, or empty."""
     files: dict[str, Path]
     """By name, in the order they are read."""
+    kind: Kind | None = None
+    """How to read them, where names do not tell."""
 
     def digest(self) -> str:
         """Of everything about the dataset that can change a row: names, bytes, count. Not where it lies."""
@@ -87,6 +91,8 @@ def resolve(text: str) -> Dataset:
         return Dataset(
             reference, commit, {f"{prefix}@{commit[:12]}/{name}": path for name, path in sorted(found.items())}
         )
+    if reference.place == STDIN:
+        return _from_stdin(reference)
     path = Path(reference.place)
     if path.is_dir():
         names = [file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()]
@@ -109,7 +115,17 @@ def resolve(text: str) -> Dataset:
 def resolve_inputs(port: str, reference: str) -> list[Input]:
     """The runner's resolver: one input for a reference, its name the reference itself."""
     dataset = resolve(reference)
-    return [Input(port, "dataset", dataset.digest(), reference, Path(dataset.reference.place))]
+    path = None if dataset.reference.place == STDIN else Path(dataset.reference.place)
+    return [Input(port, "dataset", dataset.digest(), reference, path)]
+
+
+def _from_stdin(reference: Reference) -> Dataset:
+    from postmill.stages.tokenize.stdin import Rows, open_stdin
+
+    found = open_stdin()
+    if reference.subsets or not isinstance(found, Rows):
+        raise ConfigError(f"dataset {reference.text}: only rows have a #count, and stdin has no subsets")
+    return Dataset(reference, "", {STDIN: found.path}, found.kind)
 
 
 class Sources:
@@ -129,7 +145,7 @@ class Sources:
     ) -> None:
         self.datasets = list(datasets)
         self.sources = [
-            Source(name, path, kind_of(path.name) or _kind(name), index)
+            Source(name, path, dataset.kind or kind_of(path.name) or _kind(name), index)
             for index, dataset in enumerate(datasets)
             for name, path in dataset.files.items()
         ]
@@ -264,6 +280,8 @@ def open_sources(
     if not 0 <= validation < 1:
         raise ConfigError(f"validation: {validation:g} is not a share of the rows; expected at least 0 and less than 1")
     datasets = [resolve(reference) for reference in references]
+    if sum(dataset.reference.place == STDIN for dataset in datasets) > 1:
+        raise ConfigError("-: stdin can be read once; name it once")
     return Sources(
         datasets,
         seed=seed,

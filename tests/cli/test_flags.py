@@ -1,7 +1,7 @@
 """Flags, recipes and their errors, on a struct with a field of each kind."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 import pytest
@@ -37,6 +37,10 @@ class Mill(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """A part."""
     kwargs: dict[str, str] = {}
     """Options of the template."""
+    values: dict[str, Any] = {}
+    """Options of any type."""
+    shares: list[float] = []
+    """Numbers."""
     optimizer: Optimizer = Optimizer()
 
     def __post_init__(self) -> None:
@@ -68,6 +72,18 @@ def faults(*argv: str) -> list[str]:
         config(*argv)
     assert caught.value.code == 2
     return str(caught.value).splitlines()
+
+
+def test_tables_and_lists_are_given_whole_or_piece_by_piece() -> None:
+    for argv in [("--shares", "0.7,0.3"), ("--shares", "[0.7, 0.3]"), ("--shares", "0.7", "--shares", "0.3")]:
+        assert config("in/", "--row-tokens", "8", *argv).shares == [0.7, 0.3]
+    value = config("in/", "--row-tokens", "8", "--kwargs", "a=b=c", "--kwargs", '{"d": "e"}', "--kwargs", "n=7")
+    assert value.kwargs == {"a": "b=c", "d": "e", "n": "7"}
+    value = config("in/", "--row-tokens", "8", "--values", "think=false", "--values", "name=x", "--names", "[a,b]")
+    assert (value.values, value.names) == ({"think": False, "name": "x"}, ["[a,b]"])
+    assert faults("in/", "--row-tokens", "8", "--kwargs", "a") == [
+        "--kwargs: 'a': expected key=value, or an object as JSON"
+    ]
 
 
 def test_each_kind_of_field_is_read_from_text() -> None:
