@@ -6,7 +6,7 @@ NATIVE := $(shell find ext -name '*.rs' -o -name '*.cpp' -o -name '*.h' -o -name
 # One thread a process: several processes compute at once in the tests, and results must not depend on the machine.
 RUN    := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 
-.PHONY: setup demo test test-slow lint bench bench-smoke assets lock clean help
+.PHONY: setup demo test test-slow lint bench bench-smoke instructions assets lock clean help
 .DELETE_ON_ERROR:
 
 help:
@@ -48,6 +48,9 @@ lint: setup ## style, types, Rust lints
 
 bench-smoke: setup ## every benchmark at toy size: they run, and their results are exact
 	$(RUN) $(BIN)/python bench/run.py --smoke
+
+instructions: ## count the instructions of fixed work; 5% more than recorded fails
+	$(PYTHON) bench/instructions.py
 
 bench: assets ## every benchmark; appends to bench/results/
 	$(BIN)/python bench/run.py

@@ -84,7 +84,7 @@ def case(name: str, texts: list[str], path: Path, threads: int, *, slow_rivals: 
         return theirs.encode_batch_fast(some, add_special_tokens=False)
 
     megabytes = sum(len(text.encode()) for text in texts) / 1e6
-    ids: dict[str, Callable[[], Any]] = {"postmill": lambda: ours.encode_batch(texts, threads=threads)[0]}
+    ids: dict[str, Callable[[], Any]] = {"postmill": lambda: np.asarray(ours.encode_batch(texts, threads=threads).ids)}
     rivals = [Rival("postmill", lambda: ours.encode_batch(texts, threads=threads), megabytes)]
     try:
         import gigatoken

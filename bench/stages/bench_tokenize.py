@@ -1,21 +1,30 @@
-"""How fast do chats become tokens with a loss mask, file to file?
+"""How fast do chats become packed tokens with loss weights, and with a loss mask, file to file?
 
-Ours: the `tokenize` command on all cores. The rival does what TRL's SFTTrainer does to a conversational dataset with
-`assistant_only_loss`: `datasets` reads the file, two processes map `apply_chat_template(tokenize=True,
-return_assistant_tokens_mask=True)` with TRL's training twin of the template. Both get the same rows.
-Both must give the same ids on the rows both had before the clock starts. Both times hold the start of the process.
+Ours: `postmill tokenize | postmill pack`, and `tokenize` alone, on all cores. The rival does what TRL's SFTTrainer does
+to a conversational dataset with `assistant_only_loss`: `datasets` reads the file, two processes map
+`apply_chat_template(tokenize=True, return_assistant_tokens_mask=True)` with TRL's training twin of the template, and
+`pack_dataset` packs. It has no weights and marks tokens with 0 and 1. In the first case it gets the first rows of ours,
+since all would take it hours; in the second both get the same rows.
+Both must give the same ids on the rows both had before the clock starts. All times hold the start of the processes.
 """
 
+import itertools
 import json
+import shlex
 import shutil
+import subprocess
 import sys
+import sysconfig
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import assets
+import conversations
 from harness import Case, Rival
+
+PACKAGES = ("trl", "datasets", "transformers", "tokenizers")
 
 TRL = """
 import sys
@@ -33,6 +42,12 @@ data = load_dataset("json", data_files=rows, split="train", cache_dir=out + "/ca
 data = data.map(tokenize, num_proc=2, remove_columns=["messages"], load_from_cache_file=False)
 data.save_to_disk(out + "/made")
 """
+PACK = """
+from trl.data_utils import pack_dataset
+packed = pack_dataset(data, 4096, "bfd", {"num_proc": 2, "load_from_cache_file": False})
+packed.save_to_disk(out + "/packed")
+"""
+WEIGHTS = "default+hermes+ignore_empty_think"
 
 
 def chats(source: Path, num_rows: int) -> list[dict[str, Any]]:
@@ -47,68 +62,105 @@ def chats(source: Path, num_rows: int) -> list[dict[str, Any]]:
     return rows
 
 
-def write(path: Path, rows: list[dict[str, Any]]) -> float:
-    """Writes JSON Lines; returns MB."""
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    path.write_text(text, encoding="utf-8")
-    return len(text.encode()) / 1e6
-
-
 def cases(smoke: bool) -> Iterator[Case]:
     model, source = assets.qwen3_tokenizer(), assets.llamafactory_data()
-    name = "tokenize/qwen3"
     if model is None or source is None:
-        yield Case(name, "", "MB", [], skip="the tokenizer or the data cannot be fetched here")
+        yield Case("tokenize/qwen3", "", "MB", [], skip="the tokenizer or the data cannot be fetched here")
         return
-    import trl
+    with tempfile.TemporaryDirectory() as work:
+        yield packing(Path(work), model, source, smoke)
+    with tempfile.TemporaryDirectory() as work:
+        yield masking(Path(work), model, source, smoke)
 
-    work = Path(tempfile.mkdtemp())
-    num_rows, num_trl = (200, 100) if smoke else (20_000, 20_000)
-    rows = chats(source, num_rows)
-    amount, amount_trl = write(work / "ours.jsonl", rows), write(work / "trl.jsonl", rows[:num_trl])
-    templates = Path(trl.__file__).parent / "chat_templates"
-    plain, training = templates / "qwen3.jinja", templates / "qwen3_training.jinja"
-    ours = [sys.executable, "-m", "postmill.cli.main", "tokenize", str(work / "ours.jsonl"), "-m", str(model)]
-    ours += ["--chat-template", str(plain), "--quiet", "-o", str(work / "tokens"), "--force"]
-    theirs = [sys.executable, "-c", TRL, str(work / "trl.jsonl"), str(model), str(training), str(work / "trl")]
 
-    def check() -> dict[str, Any]:
-        import subprocess
-
-        from datasets import load_from_disk
-
-        from postmill.io.schemas import TOKENS_V1
-        from postmill.io.table import TableReader
-
-        for argv in (ours, theirs):
-            subprocess.run(argv, check=True, stdout=subprocess.DEVNULL)
-        made = load_from_disk(str(work / "trl" / "made"))
-        tokens, at = 0, 0
-        for batch in TableReader(work / "tokens" / "tokens.arrow", TOKENS_V1):
-            for ids in batch["input_ids"].to_pylist():
-                if at < num_trl:
-                    assert ids == made[at]["input_ids"], f"row {at} differs"
-                    tokens += len(ids)
-                at += 1
-        assert at == num_rows
-        return {"rows": num_rows, "rows_trl": num_trl, "tokens_compared": tokens}
-
-    yield Case(
-        name,
-        "How fast do chats become tokens with a loss mask, file to file, with the start of the process?",
+def packing(work: Path, model: Path, source: Path, smoke: bool) -> Case:
+    """The whole path, on chats of several turns that hardly repeat."""
+    num_rows, num_trl = (200, 100) if smoke else (110_000, 6_000)
+    sources = Path(sysconfig.get_paths()["purelib"])
+    count, amount = conversations.write(work / "ours.jsonl", conversations.chats(num_rows, sources, source))
+    _, amount_trl = conversations.write(work / "trl.jsonl", conversations.chats(num_trl, sources, source))
+    plain, training = templates()
+    stage = [sys.executable, "-m", "postmill.cli.main"]
+    tokenize = [*stage, "tokenize", str(work / "ours.jsonl"), "-m", str(model), "--chat-template", str(plain)]
+    tokenize += ["--loss-scale", WEIGHTS, "--quiet"]
+    pack = [*stage, "pack", "-", "-o", str(work / "packed"), "--row-tokens", "4096", "--on-long", "drop", "--quiet"]
+    ours = ["bash", "-o", "pipefail", "-c", f"{shlex.join(tokenize)} | {shlex.join(pack)}"]
+    theirs = [sys.executable, "-c", TRL + PACK, str(work / "trl.jsonl"), str(model), str(training), str(work / "trl")]
+    return Case(
+        "tokenize-pack/qwen3",
+        "How fast do chats become packed tokens with loss weights, file to file, with the start of the processes?",
         "MB",
         [
-            Rival("postmill tokenize", ours, amount),
+            Rival(
+                "postmill tokenize | pack",
+                ours,
+                amount,
+                note=f"{count} rows, {WEIGHTS}",
+                prepare=lambda: shutil.rmtree(work / "packed", ignore_errors=True),
+            ),
             Rival(
                 "trl, datasets, 2 processes",
                 theirs,
                 amount_trl,
-                note=f"given {num_trl} rows of {num_rows}",
+                note=f"given {num_trl} rows",
                 prepare=lambda: shutil.rmtree(work / "trl", ignore_errors=True),
             ),
         ],
-        check=check,
+        check=lambda: same_ids(ours, theirs, work / "packed" / "tokens" / "tokens.arrow", work / "trl" / "made"),
         repeats=1 if smoke else 3,
-        packages=("trl", "datasets", "transformers", "tokenizers"),
+        packages=PACKAGES,
     )
-    shutil.rmtree(work, ignore_errors=True)
+
+
+def masking(work: Path, model: Path, source: Path, smoke: bool) -> Case:
+    """Tokens and masks alone, on equal rows."""
+    rows = chats(source, 200 if smoke else 20_000)
+    count, amount = conversations.write(work / "rows.jsonl", iter(rows))
+    plain, training = templates()
+    ours = [sys.executable, "-m", "postmill.cli.main", "tokenize", str(work / "rows.jsonl"), "-m", str(model)]
+    ours += ["--chat-template", str(plain), "--quiet", "-o", str(work / "tokens"), "--force"]
+    theirs = [sys.executable, "-c", TRL, str(work / "rows.jsonl"), str(model), str(training), str(work / "trl")]
+    return Case(
+        "tokenize/qwen3",
+        "How fast do chats become tokens with a loss mask, file to file, with the start of the process?",
+        "MB",
+        [
+            Rival("postmill tokenize", ours, amount, note=f"{count} rows"),
+            Rival(
+                "trl, datasets, 2 processes",
+                theirs,
+                amount,
+                note=f"{count} rows",
+                prepare=lambda: shutil.rmtree(work / "trl", ignore_errors=True),
+            ),
+        ],
+        check=lambda: same_ids(ours, theirs, work / "tokens" / "tokens.arrow", work / "trl" / "made"),
+        repeats=1 if smoke else 3,
+        packages=PACKAGES,
+    )
+
+
+def templates() -> tuple[Path, Path]:
+    """Qwen3's template, and TRL's twin of it that marks what the assistant says."""
+    import trl
+
+    folder = Path(trl.__file__).parent / "chat_templates"
+    return folder / "qwen3.jinja", folder / "qwen3_training.jinja"
+
+
+def same_ids(ours: list[str], theirs: list[str], table: Path, dataset: Path) -> dict[str, Any]:
+    """Runs both and compares the ids of the rows that both had."""
+    from datasets import load_from_disk
+
+    from postmill.io.schemas import TOKENS_V1
+    from postmill.io.table import TableReader
+
+    for argv in (ours, theirs):
+        subprocess.run(argv, check=True, stdout=subprocess.DEVNULL)
+    made = load_from_disk(str(dataset))
+    rows = (ids for batch in TableReader(table, TOKENS_V1) for ids in batch["input_ids"].to_pylist())
+    tokens = 0
+    for number, ids in enumerate(itertools.islice(rows, len(made))):
+        assert ids == made[number]["input_ids"], f"row {number} differs"
+        tokens += len(ids)
+    return {"rows_compared": len(made), "tokens_compared": tokens}

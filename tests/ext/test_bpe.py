@@ -2,11 +2,14 @@
 
 import itertools
 import json
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
 import assets
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -50,7 +53,7 @@ def test_ids_are_those_of_the_package(both):
     assert ours.engine.startswith("postmill bpe")
     for text in TEXTS:
         ids = ours.encode(text)
-        assert ids.dtype == np.uint32
+        assert memoryview(ids).format == "I"
         assert ids.tolist() == _theirs(theirs, text)
 
 
@@ -69,12 +72,60 @@ def test_threads_and_batches_change_nothing(both):
     texts = [*TEXTS, long, *TEXTS]
     expected = [ours.encode(text) for text in texts]
     for threads in (1, 2, 8):
-        ids, offsets = ours.encode_batch(texts, threads=threads)
-        assert offsets.dtype == np.int64
+        made = ours.encode_batch(texts, threads=threads)
+        ids, offsets = np.asarray(made.ids), np.asarray(made.offsets)
+        assert (ids.dtype, offsets.dtype) == (np.uint32, np.int64)
         assert [ids[a:b].tolist() for a, b in itertools.pairwise(offsets)] == [e.tolist() for e in expected]
+        assert [ids.tolist() for ids in made] == [e.tolist() for e in expected]
         assert np.array_equal(ours.encode(long, threads=threads), expected[len(TEXTS)])
-    empty_ids, empty_offsets = ours.encode_batch([])
-    assert (empty_ids.size, empty_offsets.tolist()) == (0, [0])
+    empty = ours.encode_batch([])
+    assert (len(empty), empty.ids.tolist(), empty.offsets.tolist()) == (0, [], [0])
+
+
+def test_texts_come_as_bytes_or_arrow_and_ids_leave_as_arrow(both):
+    ours, _ = both
+    expected = [ours.encode(text).tolist() for text in TEXTS]
+    types = [pa.utf8(), pa.large_utf8(), pa.string_view()]
+    forms = [[text.encode() for text in TEXTS], pa.chunked_array([TEXTS[:2], TEXTS[2:]])]
+    for texts in [*forms, *(pa.array(TEXTS, kind) for kind in types), pa.array(["x", *TEXTS])[1:]]:
+        made = pa.array(ours.encode_batch(texts))
+        assert made.type == pa.large_list(pa.field("item", pa.uint32(), nullable=False))
+        made.validate(full=True)
+        assert made.to_pylist() == expected
+    with pytest.raises(TypeError, match="nulls"):
+        ours.encode_batch(pa.array(["a", None]))
+    with pytest.raises(TypeError, match="Int64"):
+        ours.encode_batch(pa.array([1]))
+    with pytest.raises(UnicodeDecodeError):
+        ours.encode(b"\xff")
+
+
+def test_arrays_share_their_memory(both):
+    ours, _ = both
+    ids = ours.encode("Hello, world")
+    view = memoryview(ids)
+    array = np.asarray(ids)
+    assert (view.format, view.itemsize, view.readonly, view.tolist()) == ("I", 4, True, ids.tolist())
+    assert array.tolist() == ids.tolist() == [ids[i] for i in range(len(ids))]
+    assert (ids[-1], len(ids), array.nbytes) == (array[-1], array.size, view.nbytes)
+    assert array.ctypes.data == np.frombuffer(view, np.uint32).ctypes.data
+    with pytest.raises(IndexError, match="index"):
+        ids[len(ids)]
+    del ids, view
+    assert (array >= 0).all()  # the array keeps what it shows
+
+
+def test_numpy_is_not_imported_to_encode():
+    folder = assets.qwen3_tokenizer()
+    if folder is None:
+        pytest.skip("the tokenizer of qwen3 could not be fetched")
+    code = (
+        "import sys; from postmill import _native as n; "
+        "t = n.Tokenizer(open(sys.argv[1], 'rb').read()); t.encode_batch(['a b']).ids.tolist(); "
+        "print(sorted({'numpy', 'pyarrow', 'torch'} & set(sys.modules)))"
+    )
+    argv = [sys.executable, "-c", code, str(folder / "tokenizer.json")]
+    assert subprocess.run(argv, capture_output=True, check=True, text=True).stdout == "[]\n"
 
 
 def test_one_tokenizer_serves_many_threads(both):
@@ -93,7 +144,7 @@ def test_one_tokenizer_serves_many_threads(both):
 def test_ends_tile_the_text(both):
     ours, theirs = both
     for text in TEXTS:
-        ids, ends = ours.encode_with_ends(text)
+        ids, ends = (np.asarray(array) for array in ours.encode_with_ends(text))
         size = len(text.encode())
         assert ids.tolist() == _theirs(theirs, text)
         assert (np.diff(ends.astype(np.int64)) >= 0).all()
@@ -111,7 +162,7 @@ def test_another_kind_of_tokenizer_is_left_to_the_package():
     assert ours.engine.startswith("tokenizers")
     assert ours.refused is not None
     assert ours.encode("hello there world").tolist() == [1, 0, 2]
-    assert [array.tolist() for array in ours.encode_batch(["hello", "", "world"])] == [[1, 2], [0, 1, 1, 2]]
+    assert [ids.tolist() for ids in ours.encode_batch(["hello", "", "world"])] == [[1], [], [2]]
 
 
 @pytest.mark.parametrize("damage", [b"", b"{", b"[]", b'{"model": {}}', b"\xff"])

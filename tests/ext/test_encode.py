@@ -2,6 +2,9 @@
 
 import functools
 import json
+import re
+import sys
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -266,3 +269,38 @@ def test_options_that_make_no_sense_are_refused(options: dict[str, Any], message
     with pytest.raises(_native.NativeError, match=message) as raised:
         encoder(**options)
     assert raised.value.code == 2
+
+
+def test_chats_in_memory_are_one_table_for_any_number_of_threads() -> None:
+    enc = encoder()
+    rows = [chat("hi" * (i % 97), f"ob {i} " * 20) for i in range(6000)]
+    data = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    assert len(data) > 2 * _native.CHUNK_BYTES - 2**18
+    tables = [pa.table(enc.encode_chats(data, threads=threads)) for threads in (1, 2, 8)]
+    assert tables[0].equals(tables[1])
+    assert tables[0].equals(tables[2])
+    assert tables[0]["line"].to_pylist() == list(range(1, 6001))
+    [alone] = run(enc, rows[-1])[0]
+    assert tables[0]["input_ids"][-1].as_py() == alone["input_ids"]
+    with pytest.raises(_native.NativeError, match=r"^chats:6001:1: "):
+        enc.encode_chats(data + b"nonsense\n", threads=2)
+    assert pa.table(enc.encode_chats(b"")).num_rows == 0
+
+
+def test_the_readme_of_the_rust_package_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    readme = Path(__file__).resolve().parents[2] / "ext" / "rust" / "py" / "README.md"
+    blocks = re.findall(r"```python\n(.*?)```", readme.read_text("utf-8"), re.DOTALL)
+    assert len(blocks) == 2
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "tokenizer.json").write_bytes(tokenizer_json())
+    config = {"chat_template": TEMPLATE, "eos_token": "<end>"}
+    (tmp_path / "model" / "tokenizer_config.json").write_text(json.dumps(config))
+    (tmp_path / "chats.jsonl").write_text(json.dumps(chat("hi", "<think>\n\n</think>\n\na b")) + "\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "postmill_rs", _native)
+    names: dict[str, Any] = {}
+    for block in blocks:
+        exec(block, names)
+    assert pa.table(names["table"]).num_rows == 1
+    expected = [names["tokenizer"].encode(text).tolist() for text in ("one", "two", "three")]
+    assert pa.array(names["made"]).to_pylist() == expected

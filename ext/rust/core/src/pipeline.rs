@@ -12,6 +12,8 @@ use crate::types::{Body, Row};
 use crate::weights::Spec;
 use arrow_array::RecordBatch;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use xxhash_rust::xxh3::xxh3_128;
 
 /// A chunk and where it stands in its source.
@@ -114,6 +116,54 @@ pub fn encode_chunk(encoder: &Encoder, read: &ReadOptions, chunk: &Chunk) -> Res
     };
     for_each_record(read, chunk, |record, line, number| run.record(record, line, number, read))?;
     Ok(Encoded { rows: run.rows.finish()?, ledger: ledger_batch(&run.ledger)?, counts: run.counts })
+}
+
+/// Encode whole JSON Lines in memory on at most `threads` threads: the chunks in order, the same for any number.
+///
+/// # Errors
+/// As [`encode_chunk`], of the first chunk that has one.
+pub fn encode_lines(
+    encoder: &Encoder,
+    read: &ReadOptions,
+    data: &[u8],
+    file: &str,
+    threads: usize,
+) -> Result<Vec<Encoded>, Error> {
+    let mut chunks = vec![];
+    let (mut first_line, mut first_record) = (1, 0);
+    for range in lines::chunk_bounds(data, 0, lines::CHUNK_BYTES, true) {
+        let data = &data[range];
+        chunks.push(Chunk {
+            data,
+            file,
+            source: 0,
+            first_line,
+            first_record,
+            copy: 0,
+            selection: None,
+            duplicates: &[],
+        });
+        let counts = lines::count(data, first_line == 1);
+        first_line += counts.lines;
+        first_record += counts.records;
+    }
+    let next = AtomicUsize::new(0);
+    let made: Vec<OnceLock<Result<Encoded, Error>>> = chunks.iter().map(|_| OnceLock::new()).collect();
+    let work = || {
+        while let Some((chunk, made)) = {
+            let index = next.fetch_add(1, Ordering::Relaxed);
+            chunks.get(index).zip(made.get(index))
+        } {
+            made.get_or_init(|| encode_chunk(encoder, read, chunk));
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 1..threads.min(chunks.len()) {
+            scope.spawn(work);
+        }
+        work();
+    });
+    made.into_iter().filter_map(OnceLock::into_inner).collect()
 }
 
 /// A number for the content of every selected record, for finding duplicates: equal if and only if training would see the

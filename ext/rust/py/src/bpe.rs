@@ -1,16 +1,22 @@
 //! The tokenizer alone for Python: text in, ids out as arrays.
 
+use crate::buffer::Array;
 use crate::error::to_python;
-use numpy::{IntoPyArray, PyArray1};
+use arrow_array::{Array as _, ArrayRef, LargeListArray, LargeStringArray, StringArray, StringViewArray, UInt32Array};
+use arrow_buffer::{OffsetBuffer, ScalarBuffer};
+use arrow_schema::{DataType, Field};
 use postmill_core::bpe::Bpe;
 use postmill_core::bpe::batch::Batch;
 use postmill_core::bpe::engine::BpeEngine;
 use postmill_core::encode::{Engine, HfEngine, Tokens};
 use postmill_core::error::Error;
+use pyo3::exceptions::{PyIndexError, PyTypeError, PyUnicodeDecodeError, PyValueError};
 use pyo3::prelude::*;
-use pyo3::pybacked::PyBackedStr;
-
-type Ids<'py> = Bound<'py, PyArray1<u32>>;
+use pyo3::pybacked::{PyBackedBytes, PyBackedStr};
+use pyo3::types::{PyCapsule, PyTuple};
+use pyo3_arrow::ffi::to_array_pycapsules;
+use pyo3_arrow::input::AnyArray;
+use std::sync::Arc;
 
 enum Inner {
     Ours(BpeEngine),
@@ -56,49 +62,51 @@ impl Tokenizer {
         self.refused.as_deref()
     }
 
-    /// `encode(text, threads=1) -> uint32 array`. A long text is cut for several threads where that changes no id.
+    /// `encode(text, threads=1) -> Array` of ids. A long text is cut for several threads where that changes no id.
     #[pyo3(signature = (text, threads = 1))]
-    fn encode<'py>(&self, py: Python<'py>, text: PyBackedStr, threads: usize) -> PyResult<Ids<'py>> {
-        Ok(self.run(py, &[text], threads)?.ids.into_pyarray(py))
+    fn encode(&self, py: Python<'_>, text: Text, threads: usize) -> PyResult<Array> {
+        Ok(ScalarBuffer::from(self.run(py, &[text.as_str(py)?], threads)?.ids).into())
     }
 
-    /// `encode_batch(texts, threads=1) -> (uint32 array, int64 array)`: the ids of all texts in a row, and offsets, one
-    /// more than texts: `ids[offsets[i]:offsets[i + 1]]` are those of text i. The two are the buffers of an Arrow list.
+    /// `encode_batch(texts, threads=1) -> Encoded`. `texts`: a list of `str` or of UTF-8 `bytes`, or an Arrow array of
+    /// strings without nulls.
     #[pyo3(signature = (texts, threads = 1))]
-    #[allow(clippy::type_complexity)]
-    fn encode_batch<'py>(
-        &self,
-        py: Python<'py>,
-        texts: Vec<PyBackedStr>,
-        threads: usize,
-    ) -> PyResult<(Ids<'py>, Bound<'py, PyArray1<i64>>)> {
-        let batch = self.run(py, &texts, threads)?;
-        Ok((batch.ids.into_pyarray(py), batch.offsets.into_pyarray(py)))
+    fn encode_batch(&self, py: Python<'_>, texts: Texts, threads: usize) -> PyResult<Encoded> {
+        match texts {
+            Texts::List(texts) => {
+                let texts: Vec<&str> = texts.iter().map(|text| text.as_str(py)).collect::<PyResult<_>>()?;
+                Ok(self.run(py, &texts, threads)?.into())
+            }
+            Texts::Arrow(array) => {
+                let chunks = array.into_chunked_array()?;
+                let mut texts = vec![];
+                chunks.chunks().iter().try_for_each(|chunk| strings(chunk, &mut texts))?;
+                Ok(self.run(py, &texts, threads)?.into())
+            }
+        }
     }
 
-    /// `encode_with_ends(text) -> (uint32 array, uint32 array)`: ids, and the byte of the UTF-8 text where each token ends.
-    fn encode_with_ends<'py>(&self, py: Python<'py>, text: PyBackedStr) -> PyResult<(Ids<'py>, Ids<'py>)> {
+    /// `encode_with_ends(text) -> (Array, Array)`: ids, and the byte of the UTF-8 text where each token ends.
+    fn encode_with_ends(&self, py: Python<'_>, text: Text) -> PyResult<(Array, Array)> {
+        let text = text.as_str(py)?;
         let tokens = py.detach(|| {
             let mut tokens = Tokens::default();
             match &self.inner {
-                Inner::Ours(engine) => engine.encode(&text, &mut tokens)?,
-                Inner::Crate(engine) => engine.encode(&text, &mut tokens)?,
+                Inner::Ours(engine) => engine.encode(text, &mut tokens)?,
+                Inner::Crate(engine) => engine.encode(text, &mut tokens)?,
             }
             Ok(tokens)
         });
         let tokens = tokens.map_err(|error: Error| to_python(py, &error))?;
         let ids: Vec<u32> = tokens.ids.into_iter().map(i32::cast_unsigned).collect();
-        Ok((ids.into_pyarray(py), tokens.ends.into_pyarray(py)))
+        Ok((ScalarBuffer::from(ids).into(), ScalarBuffer::from(tokens.ends).into()))
     }
 }
 
 impl Tokenizer {
-    fn run(&self, py: Python<'_>, texts: &[PyBackedStr], threads: usize) -> PyResult<Batch> {
+    fn run(&self, py: Python<'_>, texts: &[&str], threads: usize) -> PyResult<Batch> {
         let batch = py.detach(|| match &self.inner {
-            Inner::Ours(engine) => {
-                let texts: Vec<&str> = texts.iter().map(|text| &**text).collect();
-                Ok(engine.encode_batch(&texts, threads))
-            }
+            Inner::Ours(engine) => Ok(engine.encode_batch(texts, threads)),
             Inner::Crate(engine) => {
                 let (mut tokens, mut offsets) = (Tokens::default(), vec![0]);
                 for text in texts {
@@ -112,10 +120,111 @@ impl Tokenizer {
     }
 }
 
+/// A text that Python keeps while it is encoded.
+#[derive(FromPyObject)]
+enum Text {
+    Str(PyBackedStr),
+    Bytes(PyBackedBytes),
+}
+
+impl Text {
+    fn as_str(&self, py: Python<'_>) -> PyResult<&str> {
+        match self {
+            Self::Str(text) => Ok(text),
+            Self::Bytes(bytes) => {
+                std::str::from_utf8(bytes).map_err(|fault| PyUnicodeDecodeError::new_err_from_utf8(py, bytes, fault))
+            }
+        }
+    }
+}
+
+#[derive(FromPyObject)]
+enum Texts {
+    List(Vec<Text>),
+    Arrow(AnyArray),
+}
+
+/// The texts of an Arrow array. Raises `TypeError` for other types, and for nulls.
+fn strings<'a>(array: &'a ArrayRef, out: &mut Vec<&'a str>) -> PyResult<()> {
+    if array.null_count() > 0 {
+        return Err(PyTypeError::new_err("texts: the Arrow array has nulls; fill or drop them"));
+    }
+    let any = array.as_any();
+    if let Some(texts) = any.downcast_ref::<StringArray>() {
+        out.extend(texts.iter().flatten());
+    } else if let Some(texts) = any.downcast_ref::<LargeStringArray>() {
+        out.extend(texts.iter().flatten());
+    } else if let Some(texts) = any.downcast_ref::<StringViewArray>() {
+        out.extend(texts.iter().flatten());
+    } else {
+        return Err(PyTypeError::new_err(format!("texts: an Arrow array of {}, expected strings", array.data_type())));
+    }
+    Ok(())
+}
+
+/// The ids of many texts: an Arrow array of lists of uint32 through `__arrow_c_array__`, and the two buffers of one.
+#[pyclass(frozen, module = "postmill._native")]
+struct Encoded {
+    ids: ScalarBuffer<u32>,
+    offsets: ScalarBuffer<i64>,
+}
+
+impl From<Batch> for Encoded {
+    fn from(batch: Batch) -> Self {
+        Self { ids: batch.ids.into(), offsets: batch.offsets.into() }
+    }
+}
+
+#[pymethods]
+impl Encoded {
+    /// Ids of all texts in a row.
+    #[getter]
+    fn ids(&self) -> Array {
+        self.ids.clone().into()
+    }
+
+    /// `ids[offsets[i]:offsets[i + 1]]` are those of text i; one more than there are texts.
+    #[getter]
+    fn offsets(&self) -> Array {
+        self.offsets.clone().into()
+    }
+
+    fn __len__(&self) -> usize {
+        self.offsets.len() - 1
+    }
+
+    fn __getitem__(&self, index: isize) -> PyResult<Array> {
+        let len = self.offsets.len() as isize - 1;
+        let at = if index < 0 { index + len } else { index };
+        if !(0..len).contains(&at) {
+            return Err(PyIndexError::new_err(format!("index {index} of {len} texts")));
+        }
+        let (start, end) = (self.offsets[at as usize] as usize, self.offsets[at as usize + 1] as usize);
+        Ok(self.ids.slice(start, end - start).into())
+    }
+
+    #[pyo3(signature = (requested_schema = None))]
+    fn __arrow_c_array__<'py>(
+        &self,
+        py: Python<'py>,
+        requested_schema: Option<Bound<'py, PyCapsule>>,
+    ) -> PyResult<Bound<'py, PyTuple>> {
+        let item = Arc::new(Field::new("item", DataType::UInt32, false));
+        let offsets = OffsetBuffer::new(self.offsets.clone());
+        let ids = Arc::new(UInt32Array::new(self.ids.clone(), None));
+        let lists = LargeListArray::try_new(item, offsets, ids, None);
+        let lists = lists.map_err(|error| PyValueError::new_err(error.to_string()))?;
+        let field = Arc::new(Field::new("ids", lists.data_type().clone(), false));
+        Ok(to_array_pycapsules(py, field, &lists, requested_schema)?)
+    }
+}
+
 /// Adds the class to the module.
 ///
 /// # Errors
 /// What Python raises.
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_class::<Array>()?;
+    module.add_class::<Encoded>()?;
     module.add_class::<Tokenizer>()
 }

@@ -11,6 +11,7 @@ use postmill_core::rows::RowOptions;
 use postmill_core::seams::Segments;
 use postmill_core::template::{Date, SpecialTexts, Template};
 use postmill_core::thinking::Thinking;
+use postmill_core::tokens::tokens_schema;
 use postmill_core::truncate::Truncation;
 use postmill_core::types::Json;
 use postmill_core::vocabulary::{self, EngineChoice, TokenNames};
@@ -18,7 +19,7 @@ use postmill_core::weights::{Semantics, Spec};
 use pyo3::buffer::PyBuffer;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
-use pyo3_arrow::PyRecordBatch;
+use pyo3_arrow::{PyRecordBatch, PyTable};
 use std::borrow::Cow;
 
 type Pairs = Vec<(String, String)>;
@@ -250,6 +251,18 @@ impl ChatEncoder {
         counts.set_item("length_histogram", encoded.counts.length_histogram)?;
         counts.set_item("closing_ids", encoded.counts.closing_ids.into_iter().collect::<Vec<_>>())?;
         Ok((PyRecordBatch::new(encoded.rows), PyRecordBatch::new(encoded.ledger), counts))
+    }
+
+    /// `encode_chats(data, threads=1, file="chats") -> table`: the rows of whole JSON Lines as an Arrow table, through
+    /// `__arrow_c_stream__`. `file` is what errors call them. Raises `NativeError`.
+    #[pyo3(signature = (data, threads = 1, file = "chats"))]
+    fn encode_chats(&self, py: Python<'_>, data: PyBuffer<u8>, threads: usize, file: &str) -> PyResult<PyTable> {
+        let data = bytes_of(py, &data)?;
+        let made = py
+            .detach(|| pipeline::encode_lines(&self.encoder, &self.read, &data, file, threads))
+            .map_err(|error| to_python(py, &error))?;
+        let batches = made.into_iter().map(|encoded| encoded.rows).collect();
+        PyTable::try_new(batches, tokens_schema())
     }
 
     /// `content_hashes(data, source, first_line, first_record, copy=0, selection=None) -> [(record, hash)]`: numbers that

@@ -75,7 +75,7 @@ impl BpeEngine {
 
     /// Ids of all parts, and how many each has.
     fn encode_parts(&self, parts: &[Part], texts: &[&str]) -> (Vec<u32>, Vec<usize>) {
-        self.with_scratch(|bpe, scratch, _| {
+        self.with_scratch(|bpe, scratch| {
             let bytes: usize = parts.iter().map(|part| part.bytes.len()).sum();
             let (mut ids, mut counts) = (Vec::with_capacity(bytes / 3), Vec::with_capacity(parts.len()));
             for part in parts {

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use serde_json::Value;
 
 use super::added::AddedToken;
-use super::file::{Added, File, Merge, Model};
+use super::file::{self, Added, File, Members, Merges, Model, Tokens, decode};
 use super::pattern::Pattern;
 use super::tables::{MAX_ID, Tables, Vocab};
 use super::{Parts, Rest, Unsupported};
@@ -16,8 +16,7 @@ fn refuse<T>(part: &'static str, why: impl Into<String>) -> Result<T, Unsupporte
 
 /// Reads the file into the parts of the engine, and what else it says.
 pub fn compile(tokenizer_json: &[u8]) -> Result<(Parts, Rest), Unsupported> {
-    let file: File =
-        serde_json::from_slice(tokenizer_json).map_err(|e| Unsupported::new("tokenizer.json", e.to_string()))?;
+    let Members { file, tokens, merges } = file::read(tokenizer_json)?;
     if file.version.as_deref().is_some_and(|version| version != "1.0") {
         return refuse("version", "is not 1.0");
     }
@@ -26,11 +25,11 @@ pub fn compile(tokenizer_json: &[u8]) -> Result<(Parts, Rest), Unsupported> {
         Some(normalizer) => is_nfc(normalizer)?,
     };
     let pattern = pre_tokenizer(file.pre_tokenizer.as_ref())?;
-    let (tables, names) = model(&file.model)?;
-    let (raw, normalized) = added_tokens(&file, &tables, &names, nfc)?;
-    let others = names.others.iter().map(|(name, id)| ((*name).into(), *id)).collect();
+    let tables = model(&file.model, &tokens, &merges)?;
+    let (raw, normalized) = added_tokens(&file, &tables, &tokens, nfc)?;
     let added = file.added_tokens.into_iter().filter(|token| !token.content.is_empty());
     let added = added.map(|token| (token.id, token.content.into(), token.special)).collect();
+    let others = tokens.others.into_iter().map(|(name, id)| (name.into(), id)).collect();
     let rest = Rest { added, others, decoder: file.decoder, post_processor: file.post_processor };
     Ok((Parts { tables, pattern, nfc, raw, normalized }, rest))
 }
@@ -124,36 +123,13 @@ fn isolated<'a>(step: &Step<'a>) -> Option<&'a str> {
     if let Step::Split(regex, true) = step { Some(regex) } else { None }
 }
 
-/// The byte that a character of a byte-level token stands for (GPT-2's `bytes_to_unicode`).
-fn byte_of(c: char) -> Option<u8> {
-    match c as u32 {
-        c @ (0x21..=0x7E | 0xA1..=0xAC | 0xAE..=0xFF) => Some(c as u8),
-        c @ 0x100..=0x120 => Some((c - 0x100) as u8),
-        c @ 0x121..=0x142 => Some((c - 0x121 + 0x7F) as u8),
-        0x143 => Some(0xAD),
-        _ => None,
-    }
-}
-
-/// The bytes of a byte-level token into `out`; `false` if it is none.
-fn decode(token: &str, out: &mut Vec<u8>) -> bool {
-    out.clear();
-    token.chars().all(|c| byte_of(c).map(|byte| out.push(byte)).is_some())
-}
-
 /// The bytes of a byte-level token.
 pub fn bytes_of(token: &str) -> Option<Vec<u8>> {
     let mut bytes = Vec::new();
-    (!token.is_empty() && decode(token, &mut bytes)).then_some(bytes)
+    decode(token, &mut bytes).then_some(bytes)
 }
 
-/// Vocabulary entries that are not byte-level tokens, which no text can reach, and the number of all entries.
-struct Names<'a> {
-    others: HashMap<&'a str, u32>,
-    len: usize,
-}
-
-fn model<'a>(model: &'a Model<'a>) -> Result<(Tables, Names<'a>), Unsupported> {
+fn model(model: &Model, tokens: &Tokens, merges: &Merges) -> Result<Tables, Unsupported> {
     let empty = |affix: &Option<String>| affix.as_ref().is_none_or(String::is_empty);
     if model.kind.as_deref() != Some("BPE") {
         return refuse("model", format!("type is {:?}, not \"BPE\"", model.kind));
@@ -164,58 +140,66 @@ fn model<'a>(model: &'a Model<'a>) -> Result<(Tables, Names<'a>), Unsupported> {
     if !empty(&model.continuing_subword_prefix) || !empty(&model.end_of_word_suffix) {
         return refuse("model", "has a subword prefix or a word suffix");
     }
-    let bytes = model.vocab.iter().map(|(token, _)| token.len()).sum();
-    let mut vocab = Vocab::with_capacity(model.vocab.len(), bytes);
-    let mut names = Names { others: HashMap::new(), len: model.vocab.len() };
-    let mut token_bytes = Vec::new();
-    for (token, id) in &model.vocab {
-        if *id >= MAX_ID || *id as usize > 4 * model.vocab.len() + 1024 {
-            return refuse("vocab", format!("id {id} is far beyond the number of tokens"));
-        }
-        let fresh = if !token.is_empty() && decode(token, &mut token_bytes) {
-            vocab.insert(&token_bytes, *id)
-        } else {
-            names.others.insert(token, *id).is_none()
-        };
-        if !fresh {
-            return refuse("vocab", format!("{token:?} or its id {id} is there twice"));
-        }
-    }
-    let merges = merges(&model.merges, &vocab)?;
+    let vocab = vocabulary(tokens)?;
+    let merges = ids_of(merges, &vocab)?;
     let has_unknown = model.unk_token.is_some() || model.byte_fallback == Some(true);
-    Ok((Tables::new(vocab, &merges, model.ignore_merges == Some(true), has_unknown)?, names))
+    Tables::new(vocab, &merges, model.ignore_merges == Some(true), has_unknown)
 }
 
-fn merges(list: &[Merge], vocab: &Vocab) -> Result<Vec<(u32, u32, u32)>, Unsupported> {
-    let (mut left_bytes, mut right_bytes) = (Vec::new(), Vec::new());
-    let mut out = Vec::with_capacity(list.len());
-    for (i, Merge(left, right)) in list.iter().enumerate() {
-        let unknown =
-            || Unsupported::new("merges", format!("entry {i}, {left:?} {right:?}, is not of byte-level tokens"));
-        if !decode(left, &mut left_bytes) || !decode(right, &mut right_bytes) {
-            return Err(unknown());
-        }
-        let (left_id, right_id) =
-            (vocab.get(&left_bytes).ok_or_else(unknown)?, vocab.get(&right_bytes).ok_or_else(unknown)?);
-        left_bytes.extend_from_slice(&right_bytes);
-        out.push((left_id, right_id, vocab.get(&left_bytes).ok_or_else(unknown)?));
+fn vocabulary(tokens: &Tokens) -> Result<Vocab, Unsupported> {
+    let known = |id: u32| id < MAX_ID && id as usize <= 4 * tokens.len() + 1024;
+    let mut ids = tokens.ends.iter().map(|token| token.0).chain(tokens.others.iter().map(|token| token.1));
+    if let Some(id) = ids.find(|&id| !known(id)) {
+        return refuse("vocab", format!("id {id} is far beyond the number of tokens"));
     }
-    Ok(out)
+    let mut vocab = Vocab::with_capacity(tokens.len(), tokens.bytes.len());
+    for (token, id) in tokens.iter() {
+        if !vocab.insert(token, id) {
+            return refuse("vocab", format!("{:?} or its id {id} is there twice", String::from_utf8_lossy(token)));
+        }
+    }
+    let mut names = std::collections::HashSet::new();
+    match tokens.others.iter().find(|(name, _)| !names.insert(name)) {
+        Some((name, _)) => refuse("vocab", format!("{name:?} is there twice")),
+        None => Ok(vocab),
+    }
+}
+
+/// `(left, right, joined)` of each merge. Half of a large list is looked up on another thread: nearly all of the time is
+/// waiting for memory.
+fn ids_of(merges: &Merges, vocab: &Vocab) -> Result<Vec<(u32, u32, u32)>, Unsupported> {
+    let find = |places: &[[u32; 3]]| -> Result<Vec<_>, usize> {
+        let entries = places.iter().enumerate().map(|(i, &[start, middle, end])| {
+            let id = |from: u32, to: u32| vocab.get(&merges.bytes[from as usize..to as usize]).ok_or(i);
+            Ok((id(start, middle)?, id(middle, end)?, id(start, end)?))
+        });
+        entries.collect()
+    };
+    let (first, second) = merges.places.split_at(merges.places.len() / 2);
+    let (found, rest) = std::thread::scope(|scope| {
+        let rest = scope.spawn(|| find(second));
+        (find(first), rest.join().unwrap_or(Err(0)))
+    });
+    let at = |i| Unsupported::new("merges", format!("entry {i} is not of byte-level tokens"));
+    let mut found = found.map_err(at)?;
+    found.extend(rest.map_err(|i| at(first.len() + i))?);
+    Ok(found)
 }
 
 /// Added tokens found in raw text, and those found in normalised text. Ids are those the crate would give.
 fn added_tokens(
     file: &File,
     tables: &Tables,
-    names: &Names,
+    tokens: &Tokens,
     nfc: bool,
 ) -> Result<(Vec<AddedToken>, Vec<AddedToken>), Unsupported> {
     let normalizer = nfc.then(super::normalize::Nfc::default);
     let (mut in_raw, mut in_normal) = (Vec::<AddedToken>::new(), Vec::<AddedToken>::new());
-    let (mut next_id, mut bytes) = (names.len as u32, Vec::new());
+    let others: HashMap<&str, u32> = tokens.others.iter().map(|(name, id)| (name.as_str(), *id)).collect();
+    let mut next_id = tokens.len() as u32;
     for token in file.added_tokens.iter().filter(|token| !token.content.is_empty()) {
-        let known = if decode(&token.content, &mut bytes) { tables.find(&bytes) } else { None };
-        let id = known.or_else(|| names.others.get(token.content.as_str()).copied()).unwrap_or_else(|| {
+        let known = bytes_of(&token.content).and_then(|bytes| tables.find(&bytes));
+        let id = known.or_else(|| others.get(token.content.as_str()).copied()).unwrap_or_else(|| {
             next_id += 1;
             next_id - 1
         });

@@ -10,13 +10,7 @@ use crate::error::Error;
 #[derive(Debug)]
 pub struct BpeEngine {
     bpe: Bpe,
-    pool: Mutex<Vec<Worker>>,
-}
-
-#[derive(Debug, Default)]
-struct Worker {
-    scratch: Scratch,
-    ids: Vec<u32>,
+    pool: Mutex<Vec<Scratch>>,
 }
 
 impl BpeEngine {
@@ -33,13 +27,12 @@ impl BpeEngine {
     }
 
     /// Calls `work` with working memory that no other thread has.
-    pub fn with_scratch<T>(&self, work: impl FnOnce(&Bpe, &mut Scratch, &mut Vec<u32>) -> T) -> T {
+    pub fn with_scratch<T>(&self, work: impl FnOnce(&Bpe, &mut Scratch) -> T) -> T {
         // A poisoned pool only means that a worker was lost; those in it are whole.
         let pool = || self.pool.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let mut worker = pool().pop().unwrap_or_default();
-        worker.ids.clear();
-        let out = work(&self.bpe, &mut worker.scratch, &mut worker.ids);
-        pool().push(worker);
+        let mut scratch = pool().pop().unwrap_or_default();
+        let out = work(&self.bpe, &mut scratch);
+        pool().push(scratch);
         out
     }
 }
@@ -50,10 +43,10 @@ impl Engine for BpeEngine {
     }
 
     fn encode(&self, text: &str, out: &mut Tokens) -> Result<(), Error> {
-        self.with_scratch(|bpe, scratch, ids| {
-            bpe.encode_with_ends(text, scratch, ids, &mut out.ends);
-            out.ids.extend(ids.iter().map(|&id| id as i32));
-        });
+        // The same memory under the other sign: collecting a vector's own items of one size moves nothing.
+        let mut ids: Vec<u32> = std::mem::take(&mut out.ids).into_iter().map(i32::cast_unsigned).collect();
+        self.with_scratch(|bpe, scratch| bpe.encode_with_ends(text, scratch, &mut ids, &mut out.ends));
+        out.ids = ids.into_iter().map(u32::cast_signed).collect();
         Ok(())
     }
 }

@@ -1,15 +1,14 @@
-//! The members of a `tokenizer.json`, the two large ones borrowed from its text.
+//! The members of a `tokenizer.json`. The two large ones are read in one pass, without a string for each token; the rest
+//! is handed to serde.
 
-use std::borrow::Cow;
-use std::fmt;
-
-use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 use serde_json::Value;
 
-/// The file. A key we do not know is a part we do not know.
+use super::Unsupported;
+
+/// The file without its large members. A key we do not know is a part we do not know.
 #[derive(serde::Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct File<'a> {
+pub struct File {
     pub version: Option<String>,
     // Lengths are the caller's business, as with the crate behind `encode::HfEngine`.
     #[serde(default, rename = "truncation")]
@@ -22,8 +21,7 @@ pub struct File<'a> {
     pub pre_tokenizer: Option<Value>,
     pub post_processor: Option<Value>,
     pub decoder: Option<Value>,
-    #[serde(borrow)]
-    pub model: Model<'a>,
+    pub model: Model,
 }
 
 #[derive(serde::Deserialize)]
@@ -41,7 +39,7 @@ pub struct Added {
 
 #[derive(serde::Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Model<'a> {
+pub struct Model {
     #[serde(rename = "type")]
     pub kind: Option<String>,
     pub dropout: Option<f32>,
@@ -54,81 +52,360 @@ pub struct Model<'a> {
     pub end_of_word_suffix: Option<String>,
     #[serde(default)]
     pub ignore_merges: Option<bool>,
-    #[serde(borrow, deserialize_with = "pairs")]
-    pub vocab: Vec<(Cow<'a, str>, u32)>,
-    #[serde(borrow)]
-    pub merges: Vec<Merge<'a>>,
 }
 
-/// A string, borrowed from the file where it holds no escapes.
-pub struct Text<'a>(pub Cow<'a, str>);
+/// `model.vocab`: the bytes of byte-level tokens, and the names of the others.
+#[derive(Default)]
+pub struct Tokens {
+    pub bytes: Vec<u8>,
+    /// Id and end in `bytes` of each byte-level token, in file order.
+    pub ends: Vec<(u32, u32)>,
+    pub others: Vec<(String, u32)>,
+}
 
-impl<'de: 'a, 'a> Deserialize<'de> for Text<'a> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Read;
-        impl<'de> Visitor<'de> for Read {
-            type Value = Text<'de>;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a string")
-            }
-            fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Self::Value, E> {
-                Ok(Text(Cow::Borrowed(text)))
-            }
-            fn visit_str<E>(self, text: &str) -> Result<Self::Value, E> {
-                Ok(Text(Cow::Owned(text.to_owned())))
-            }
-        }
-        deserializer.deserialize_str(Read)
+impl Tokens {
+    pub fn len(&self) -> usize {
+        self.ends.len() + self.others.len()
+    }
+
+    /// Bytes and ids in file order.
+    pub fn iter(&self) -> impl Iterator<Item = (&[u8], u32)> {
+        let mut start = 0;
+        self.ends.iter().map(move |&(id, end)| {
+            let token = &self.bytes[start..end as usize];
+            start = end as usize;
+            (token, id)
+        })
     }
 }
 
-/// `["a", "b"]`, or `"a b"` of older files.
-pub struct Merge<'a>(pub Cow<'a, str>, pub Cow<'a, str>);
+/// `model.merges`: the bytes of both tokens of each.
+#[derive(Default)]
+pub struct Merges {
+    pub bytes: Vec<u8>,
+    /// Where the left one starts, the right one starts, and it ends.
+    pub places: Vec<[u32; 3]>,
+}
 
-impl<'de: 'a, 'a> Deserialize<'de> for Merge<'a> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Read;
-        impl<'de> Visitor<'de> for Read {
-            type Value = Merge<'de>;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a pair of tokens")
+/// A `tokenizer.json` of a byte-level BPE model, taken apart.
+pub struct Members {
+    pub file: File,
+    pub tokens: Tokens,
+    pub merges: Merges,
+}
+
+fn damaged(why: impl Into<String>) -> Unsupported {
+    Unsupported::new("tokenizer.json", why)
+}
+
+/// The byte that a character of a byte-level token stands for (GPT-2's `bytes_to_unicode`), or 256.
+const BYTE_OF: [u16; 0x144] = {
+    let mut table = [256; 0x144];
+    let (mut byte, mut shifted) = (0, 0x100);
+    while byte < 256 {
+        if matches!(byte, 0x21..=0x7E | 0xA1..=0xAC | 0xAE..=0xFF) {
+            table[byte] = byte as u16;
+        } else {
+            table[shifted] = byte as u16;
+            shifted += 1;
+        }
+        byte += 1;
+    }
+    table
+};
+
+/// Appends the bytes of a byte-level token; `false`, and nothing appended, if it is none.
+pub fn decode(token: &str, out: &mut Vec<u8>) -> bool {
+    let before = out.len();
+    for c in token.chars() {
+        match BYTE_OF.get(c as usize) {
+            Some(&byte) if byte < 256 => out.push(byte as u8),
+            _ => {
+                out.truncate(before);
+                return false;
             }
-            fn visit_borrowed_str<E: Error>(self, text: &'de str) -> Result<Self::Value, E> {
-                let (left, right) = text.split_once(' ').ok_or_else(|| E::custom("a merge without a space"))?;
-                Ok(Merge(Cow::Borrowed(left), Cow::Borrowed(right)))
+        }
+    }
+    !token.is_empty()
+}
+
+/// Reads the file.
+pub fn read(text: &[u8]) -> Result<Members, Unsupported> {
+    if u32::try_from(text.len()).is_err() {
+        return Err(damaged("is larger than 4 GiB"));
+    }
+    let mut cursor = Cursor { text, at: 0 };
+    // The file again, with `model.vocab` and `model.merges` left out.
+    let mut rest = vec![b'{'];
+    let (mut tokens, mut merges) = (None, None);
+    cursor.expect(b'{')?;
+    cursor.items(b'}', |cursor| {
+        let key = cursor.key(&mut rest)?;
+        if key != "model" || cursor.text.get(cursor.at) != Some(&b'{') {
+            rest.extend_from_slice(cursor.value()?);
+            return Ok(());
+        }
+        cursor.at += 1;
+        rest.push(b'{');
+        cursor.items(b'}', |cursor| {
+            let before = rest.len();
+            let key = cursor.key(&mut rest)?;
+            let twice = match key.as_str() {
+                "vocab" => tokens.replace(cursor.tokens()?).is_some(),
+                "merges" => merges.replace(cursor.merges()?).is_some(),
+                _ => {
+                    rest.extend_from_slice(cursor.value()?);
+                    return Ok(());
+                }
+            };
+            rest.truncate(before);
+            if twice { Err(damaged(format!("model has {key} twice"))) } else { Ok(()) }
+        })?;
+        rest.push(b'}');
+        Ok(())
+    })?;
+    cursor.space();
+    if cursor.at < text.len() {
+        return Err(cursor.fault("the end of the file"));
+    }
+    rest.push(b'}');
+    let file = serde_json::from_slice(&rest).map_err(|error| damaged(error.to_string()))?;
+    let tokens = tokens.ok_or_else(|| damaged("model has no vocab"))?;
+    let merges = merges.ok_or_else(|| damaged("model has no merges"))?;
+    Ok(Members { file, tokens, merges })
+}
+
+/// What the quick reading of a string came to.
+enum Quick {
+    /// All of it is byte-level; its bytes were appended.
+    Whole,
+    /// So is what stands before a space, which was passed.
+    ToSpace,
+    /// It holds something else; nothing was appended or passed.
+    No,
+}
+
+/// A place in JSON text.
+struct Cursor<'a> {
+    text: &'a [u8],
+    at: usize,
+}
+
+impl<'a> Cursor<'a> {
+    fn fault(&self, expected: &str) -> Unsupported {
+        damaged(format!("expected {expected} at byte {}", self.at + 1))
+    }
+
+    fn space(&mut self) {
+        while matches!(self.text.get(self.at), Some(b' ' | b'\n' | b'\t' | b'\r')) {
+            self.at += 1;
+        }
+    }
+
+    /// Passes `byte`, if it comes after white space.
+    fn eat(&mut self, byte: u8) -> bool {
+        self.space();
+        let found = self.text.get(self.at) == Some(&byte);
+        self.at += usize::from(found);
+        found
+    }
+
+    fn expect(&mut self, byte: u8) -> Result<(), Unsupported> {
+        if self.eat(byte) { Ok(()) } else { Err(self.fault(&format!("{:?}", char::from(byte)))) }
+    }
+
+    /// Calls `item` at each item of an object or a list whose opening bracket has been passed.
+    fn items(
+        &mut self,
+        close: u8,
+        mut item: impl FnMut(&mut Self) -> Result<(), Unsupported>,
+    ) -> Result<(), Unsupported> {
+        if self.eat(close) {
+            return Ok(());
+        }
+        loop {
+            self.space();
+            item(self)?;
+            if !self.eat(b',') {
+                return self.expect(close);
             }
-            fn visit_str<E: Error>(self, text: &str) -> Result<Self::Value, E> {
-                let (left, right) = text.split_once(' ').ok_or_else(|| E::custom("a merge without a space"))?;
-                Ok(Merge(Cow::Owned(left.to_owned()), Cow::Owned(right.to_owned())))
+        }
+    }
+
+    /// A string with its quotes.
+    fn string(&mut self) -> Result<&'a [u8], Unsupported> {
+        let start = self.at;
+        self.expect(b'"')?;
+        while let Some(found) = memchr::memchr2(b'"', b'\\', &self.text[self.at..]) {
+            self.at += found + 1;
+            if self.text[self.at - 1] == b'"' {
+                return Ok(&self.text[start..self.at]);
             }
-            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
-                let mut next = || seq.next_element::<Text<'de>>()?.ok_or_else(|| Error::custom("a merge of one token"));
-                let (left, right) = (next()?, next()?);
-                match seq.next_element::<serde::de::IgnoredAny>()? {
-                    None => Ok(Merge(left.0, right.0)),
-                    Some(_) => Err(Error::custom("a merge of more than two tokens")),
+            self.at += 1;
+            if self.at > self.text.len() {
+                break;
+            }
+        }
+        self.at = start;
+        Err(self.fault("a string that ends"))
+    }
+
+    fn text(&mut self) -> Result<String, Unsupported> {
+        let place = self.at;
+        serde_json::from_slice(self.string()?).map_err(|error| damaged(format!("byte {}: {error}", place + 1)))
+    }
+
+    /// A key and its colon, which are appended to `rest` behind a comma where one is needed.
+    fn key(&mut self, rest: &mut Vec<u8>) -> Result<String, Unsupported> {
+        let start = self.at;
+        let key = self.text()?;
+        if rest.last() != Some(&b'{') {
+            rest.push(b',');
+        }
+        rest.extend_from_slice(&self.text[start..self.at]);
+        rest.push(b':');
+        self.expect(b':')?;
+        self.space();
+        Ok(key)
+    }
+
+    /// The text of any value. Whether it is right is for serde to say.
+    fn value(&mut self) -> Result<&'a [u8], Unsupported> {
+        let (start, mut depth) = (self.at, 0usize);
+        loop {
+            match self.text.get(self.at) {
+                Some(b'"') => {
+                    self.string()?;
+                }
+                Some(b'{' | b'[') => {
+                    depth += 1;
+                    self.at += 1;
+                }
+                Some(b'}' | b']' | b',') | None if depth == 0 => break,
+                Some(b'}' | b']') => {
+                    depth -= 1;
+                    self.at += 1;
+                }
+                Some(_) => self.at += 1,
+                None => return Err(self.fault("the end of a value")),
+            }
+            if depth == 0 && matches!(self.text[self.at - 1], b'"' | b'}' | b']') {
+                break;
+            }
+        }
+        Ok(&self.text[start..self.at])
+    }
+
+    /// A byte-level token without escapes, nearly every one, that starts at `from` in a string.
+    fn quick(&mut self, from: usize, out: &mut Vec<u8>) -> Quick {
+        let (before, mut at) = (out.len(), from);
+        loop {
+            let lead = self.text.get(at).copied().unwrap_or(0);
+            let (code, len) = match lead {
+                b'"' | b' ' if out.len() > before => {
+                    self.at = at + 1;
+                    return if lead == b'"' { Quick::Whole } else { Quick::ToSpace };
+                }
+                0x21..0x80 if lead != b'\\' && lead != b'"' => (usize::from(lead), 1),
+                0xC2..=0xC5 => match self.text.get(at + 1) {
+                    Some(&next @ 0x80..0xC0) => (usize::from(lead & 0x1F) << 6 | usize::from(next & 0x3F), 2),
+                    _ => (usize::MAX, 0),
+                },
+                _ => (usize::MAX, 0),
+            };
+            match BYTE_OF.get(code) {
+                Some(&byte) if byte < 256 => out.push(byte as u8),
+                _ => {
+                    out.truncate(before);
+                    return Quick::No;
                 }
             }
+            at += len;
         }
-        deserializer.deserialize_any(Read)
     }
-}
 
-/// An object of numbers, in file order.
-pub fn pairs<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<(Cow<'de, str>, u32)>, D::Error> {
-    struct Read;
-    impl<'de> Visitor<'de> for Read {
-        type Value = Vec<(Cow<'de, str>, u32)>;
-        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str("an object of token ids")
+    /// The bytes of a string are appended; the string itself is returned if it is no byte-level token.
+    fn token(&mut self, out: &mut Vec<u8>) -> Result<Option<String>, Unsupported> {
+        let (start, before) = (self.at, out.len());
+        if self.text.get(start) == Some(&b'"') && matches!(self.quick(start + 1, out), Quick::Whole) {
+            return Ok(None);
         }
-        fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-            let mut out = Vec::with_capacity(1 << 16);
-            while let Some((token, id)) = map.next_entry::<Text<'de>, u32>()? {
-                out.push((token.0, id));
-            }
-            Ok(out)
-        }
+        self.at = start;
+        out.truncate(before);
+        let text = self.text()?;
+        Ok((!decode(&text, out)).then_some(text))
     }
-    deserializer.deserialize_map(Read)
+
+    fn id(&mut self) -> Result<u32, Unsupported> {
+        self.space();
+        let start = self.at;
+        let mut id = 0u64;
+        while let Some(digit @ b'0'..=b'9') = self.text.get(self.at) {
+            id = (id * 10 + u64::from(digit - b'0')).min(1 << 32);
+            self.at += 1;
+        }
+        let is_number = self.at == start + 1 || (self.at > start && self.text[start] != b'0');
+        let id = u32::try_from(id).ok().filter(|_| is_number);
+        id.ok_or_else(|| damaged(format!("expected an id at byte {}", start + 1)))
+    }
+
+    fn tokens(&mut self) -> Result<Tokens, Unsupported> {
+        let mut out = Tokens::default();
+        self.expect(b'{')?;
+        self.items(b'}', |cursor| {
+            let other = cursor.token(&mut out.bytes)?;
+            cursor.expect(b':')?;
+            let id = cursor.id()?;
+            match other {
+                None => out.ends.push((id, out.bytes.len() as u32)),
+                Some(name) => out.others.push((name, id)),
+            }
+            Ok(())
+        })?;
+        Ok(out)
+    }
+
+    fn merges(&mut self) -> Result<Merges, Unsupported> {
+        let mut out = Merges::default();
+        self.expect(b'[')?;
+        self.items(b']', |cursor| {
+            let (start, number) = (out.bytes.len() as u32, out.places.len());
+            let middle = if cursor.eat(b'[') {
+                cursor.space();
+                let left = cursor.token(&mut out.bytes)?;
+                let middle = out.bytes.len() as u32;
+                cursor.expect(b',')?;
+                cursor.space();
+                let right = cursor.token(&mut out.bytes)?;
+                cursor.expect(b']')?;
+                (left.is_none() && right.is_none()).then_some(middle)
+            } else {
+                cursor.joined(&mut out.bytes)?
+            };
+            let Some(middle) = middle else {
+                return Err(Unsupported::new("merges", format!("entry {number} is not of byte-level tokens")));
+            };
+            out.places.push([start, middle, out.bytes.len() as u32]);
+            Ok(())
+        })?;
+        Ok(out)
+    }
+
+    /// `"a b"` of older files: where the bytes of the second start, or `None` if one is no byte-level token.
+    fn joined(&mut self, out: &mut Vec<u8>) -> Result<Option<u32>, Unsupported> {
+        let (start, before) = (self.at, out.len());
+        if self.text.get(start) == Some(&b'"') && matches!(self.quick(start + 1, out), Quick::ToSpace) {
+            let middle = out.len() as u32;
+            if matches!(self.quick(self.at, out), Quick::Whole) {
+                return Ok(Some(middle));
+            }
+        }
+        self.at = start;
+        out.truncate(before);
+        let text = self.text()?;
+        let (left, right) = text.split_once(' ').ok_or_else(|| damaged("a merge without a space"))?;
+        let known = decode(left, out);
+        let middle = out.len() as u32;
+        Ok((known && decode(right, out)).then_some(middle))
+    }
 }
