@@ -22,6 +22,7 @@ TOOLS = {
     "lineage": "every ancestor of an artifact",
     "diff": "the first stage and option in which two artifacts differ",
     "ledger": "what became of a row",
+    "launch": "several processes of a stage on this machine",
     "doctor": "what this machine and installation can do",
     "completion": "shell completion",
 }

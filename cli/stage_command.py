@@ -1,5 +1,6 @@
 """`postmill STAGE ...`: argv in, exit code out, for any stage."""
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -112,7 +113,9 @@ def run(stage: Stage, argv: list[str]) -> int:
         return _dry_run(stage, config, call, target)
     from postmill.stages.progress import Progress
 
-    with Progress.install(quiet="--quiet" in call.common):
+    # of several ranks, the first speaks
+    helps = stage.ranks and os.environ.get("RANK", "0") != "0"
+    with Progress.install(quiet=helps or "--quiet" in call.common):
         outcome = run_stage(stage, config, call.inputs, target, options)
     if outcome.status == "helped":
         return 0

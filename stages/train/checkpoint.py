@@ -12,13 +12,14 @@ from typing import Any
 import msgspec
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 
 from postmill.io.commit import Staging
 from postmill.io.errors import DIVERGED, MISMATCH, ArtifactError, StageError
 from postmill.io.manifest import Artifact, InputEntry, Manifest, list_files, load_artifact, verify_files
 from postmill.stages.progress import Progress
 from postmill.stages.protocol import Out
-from postmill.stages.train.optimizer import Learner, restore_state, state_tensors
+from postmill.stages.train.optimizer import Learner, restore_state
 from postmill.stages.train.save import save_tensors, save_weights, write_json
 
 OPTIMIZER, STATE, METRICS = "optimizer.safetensors", "state.json", "metrics.jsonl"
@@ -33,6 +34,7 @@ class Position(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     threads: int
     torch: str
     device: str
+    shard: str = "none"
 
 
 def step_path(out: Out, step: int) -> Path:
@@ -43,20 +45,24 @@ def step_path(out: Out, step: int) -> Path:
 def save(
     out: Out,
     position: Position,
-    learner: Learner,
-    metrics: bytes,
+    net: Any,
     *,
+    weights: dict[str, Tensor],
+    state: dict[str, Tensor],
+    metrics: bytes,
     base: str,
     valid_loss: float | None,
 ) -> Path:
-    """Commit a checkpoint. Raises StageError (79) if a number in it is not finite; then nothing is committed."""
+    """Commit a checkpoint of whole tensors.
+
+    Raises StageError (79) if a number in it is not finite; then nothing is committed.
+    """
     path = step_path(out, position.step)
-    state = state_tensors(learner.optimizer, learner.parameters)
     for name, tensor in state.items():
         if not bool(torch.isfinite(tensor).all()):
             raise StageError(f"{name}: optimizer state is not finite; nothing was saved", DIVERGED)
     with Staging(path) as staging:
-        save_weights(learner.net, staging.path, base)
+        save_weights(net, weights, staging.path, base)
         save_tensors(state, staging.path / OPTIMIZER)
         write_json(staging.path / STATE, position)
         (staging.path / METRICS).write_bytes(metrics)
@@ -133,7 +139,7 @@ def _by_port(inputs: list[InputEntry]) -> dict[str, list[str]]:
 
 def restore_optimizer(artifact: Artifact, learner: Learner) -> None:
     """Put the moments of a checkpoint back. Raises ArtifactError (78) if they are of other parameters."""
-    restore_state(learner.optimizer, learner.parameters, load_file(artifact.file(OPTIMIZER)), str(artifact.path))
+    restore_state(learner, load_file(artifact.file(OPTIMIZER)), str(artifact.path))
 
 
 def rotate(out: Out, keep_last: int, keep_best: int) -> None:

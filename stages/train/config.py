@@ -80,6 +80,9 @@ class Train(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     Rows of a bin never see each other in either."""
     loss_kernel: Literal["auto", "reference", "cpp", "triton"] = "auto"
     """Backend of the fused cross-entropy."""
+    shard: Literal["none", "fsdp"] = "none"
+    """How several ranks hold the model. none: each all of it; fsdp: each a part of weights, gradients and AdamW's
+    moments (torch's FSDP2), for models that do not fit on one."""
     gradient_checkpointing: bool = False
     """Compute each layer again in the backward pass: less memory, about a third more time."""
     deterministic: bool = True
@@ -127,6 +130,6 @@ STAGE = Stage(
     },
     output=output_kind,
     example="postmill train packed/ -m base/ -o run/ --tuner lora --epochs 2 --lr 2e-4",
-    safe_to_change=frozenset({"save_every", "keep_last", "keep_best"}),
+    safe_to_change=frozenset({"shard", "save_every", "keep_last", "keep_best"}),
     ranks=True,
 )

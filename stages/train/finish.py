@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from postmill.io.packed import PackedReader
 from postmill.stages.protocol import Input, Out, Result
@@ -20,6 +21,7 @@ def finish(
     out: Out,
     *,
     net: Any,
+    weights: dict[str, Tensor],
     record: Record,
     here: dict[str, Any],
     steps: Steps,
@@ -29,8 +31,8 @@ def finish(
     num_trainable = sum(p.numel() for p in net.parameters() if p.requires_grad)
     num_parameters = sum(p.numel() for p in net.parameters())
     if cfg.tuner == "full":
-        save.to_dtype(net, model.stored_dtype(cfg, base.path))
-    save.save_weights(net, out.dir, base.name)
+        net.config.dtype = model.stored_dtype(cfg, base.path)
+    save.save_weights(net, weights, out.dir, base.name)
     save.copy_tokenizer(base.path, out.dir)
     stop_ids = save.choose_stop_ids(closing_ids(reader), base.path)
     if cfg.tuner == "full" and stop_ids:

@@ -8,13 +8,12 @@ so the state of a run is its weights, AdamW's moments and a step number.
 import math
 import os
 import platform
-import signal
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 
-from postmill.io.errors import DIVERGED, MISMATCH, ArtifactError, StageError
+from postmill.io.errors import MISMATCH, USAGE, ArtifactError, ConfigError
 from postmill.io.manifest import Artifact
 from postmill.io.packed import PackedReader
 from postmill.stages.progress import Progress
@@ -25,27 +24,28 @@ from postmill.stages.train.config import Train
 from postmill.stages.train.finish import finish
 from postmill.stages.train.objective import Objective
 from postmill.stages.train.optimizer import Learner, make_optimizer, set_lr
+from postmill.stages.train.parallel.layout import Layout
+from postmill.stages.train.parallel.replicated import Replicated
 from postmill.stages.train.plan import Step, Steps, read_channels, validation_normaliser
 from postmill.stages.train.probe import check_objective
 from postmill.stages.train.record import Record
+from postmill.stages.train.run_state import RunState
 from postmill.stages.train.schedule import lr_at
-from postmill.stages.train.step import Gradient, accumulate, validate
+from postmill.stages.train.step import accumulate, validate
 
 
 def train(cfg: Train, reader: PackedReader, valid: PackedReader | None, base: Input, out: Out) -> Result:
     """Take all steps, from the newest checkpoint on, and save. See `run`."""
-    accelerator = Accelerator(cpu=not torch.cuda.is_available())
-    device, is_main, several = accelerator.device, accelerator.is_main_process, accelerator.num_processes > 1
+    accelerator, layout = _launched(cfg)
+    device, is_main = accelerator.device, accelerator.is_main_process
     steps = Steps(cfg, reader, accelerator.num_processes)
     found = _resume(out, accelerator)
     here = _fix_numerics(cfg, out, accelerator, found)
 
     dtype = model.compute_dtype(cfg, device)
-    net = _load(cfg, base, dtype, attention.choose(cfg.attention, device, dtype), found).to(device)
-    parameters = model.trainable(net)
-    learner = Learner(net, parameters, make_optimizer(cfg, parameters))
-    if found:
-        checkpoint.restore_optimizer(found[0], learner)
+    net = _load(cfg, base, dtype, attention.choose(cfg.attention, device, dtype), found)
+    if cfg.shard == "none":
+        net = net.to(device)
     objective = Objective(
         model.causal_lm(net),
         compute_dtype=dtype,
@@ -53,22 +53,35 @@ def train(cfg: Train, reader: PackedReader, valid: PackedReader | None, base: In
         label_smoothing=cfg.label_smoothing,
         neftune_alpha=cfg.neftune_alpha,
     ).train()
+    wrapped = layout.wrap(objective)
     check_objective(objective, reader, dtype, device)
-    wrapped = accelerator.prepare(objective) if several else objective
+    parameters = model.trainable(net)
+    learner = Learner(net, parameters, make_optimizer(cfg, parameters), layout)
+    if found:
+        checkpoint.restore_optimizer(found[0], learner)
     channels = read_channels(reader) if cfg.channel_loss else None
     record = Record(out.work if is_main else None, found[0].file(METRICS).read_bytes() if found else b"")
-    start = saved = found[1].step if found else 0
+    run = RunState(
+        cfg=cfg,
+        out=out,
+        learner=learner,
+        record=record,
+        here=here,
+        base=base.name,
+        accelerator=accelerator,
+        saved=found[1].step if found else 0,
+    )
 
-    for number in range(start, steps.total):
+    for number in range(run.saved, steps.total):
         if _stop_requested(out, accelerator):
-            raise _stopped(cfg, out, learner, record, step=number, saved=saved, here=here, base=base)
+            raise run.stopped(step=number)
         step, lr = steps[number], lr_at(cfg, number, steps.total)
         learner.optimizer.zero_grad(set_to_none=True)
-        gradient = accumulate(cfg, wrapped, reader, step, accelerator=accelerator, channels=channels)
-        norm = torch.nn.utils.clip_grad_norm_(list(parameters.values()), cfg.clip or math.inf)
+        gradient = accumulate(cfg, wrapped, reader, step, accelerator=accelerator, layout=layout, channels=channels)
+        norm = layout.clip(parameters.values(), cfg.clip or math.inf)
         loss, grad_norm = torch.stack([gradient.loss, norm.double()]).tolist()
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
-            raise _diverged(cfg, out, reader, step, gradient=gradient, grad_norm=grad_norm, saved=saved)
+            raise run.diverged(reader, step, gradient, grad_norm)
         set_lr(learner.optimizer, lr)
         learner.optimizer.step()
 
@@ -84,10 +97,37 @@ def train(cfg: Train, reader: PackedReader, valid: PackedReader | None, base: In
             line["valid_loss"] = valid_loss
         _say(line, steps.total, record.add(line), always=last)
         if _due(number, cfg.save_every) or _is_best(record, valid_loss, cfg.keep_best):
-            saved = number + 1
-            _checkpoint(cfg, out, learner, record, step=saved, here=here, base=base, valid_loss=valid_loss)
+            run.checkpoint(step=number + 1, valid_loss=valid_loss)
 
-    return finish(cfg, reader, base, out, net=net, record=record, here=here, steps=steps) if is_main else Result()
+    learner.optimizer.zero_grad(set_to_none=True)
+    kept = model.stored_dtype(cfg, base.path) if cfg.tuner == "full" and base.path else None
+    weights = save.whole_weights(net, layout, keep=is_main, dtype=kept)
+    if accelerator.num_processes > 1:
+        accelerator.end_training()
+    if not is_main:
+        return Result()
+    return finish(cfg, reader, base, out, net=net, weights=weights, record=record, here=here, steps=steps)
+
+
+def _launched(cfg: Train) -> tuple[Accelerator, Layout]:
+    """This process among its ranks. Raises ConfigError (2) for a form of parallelism that cannot be had."""
+    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    if accelerator.distributed_type.value in ("DEEPSPEED", "FSDP", "MEGATRON_LM"):
+        raise ConfigError(
+            f"accelerate was told to use {accelerator.distributed_type.value}; leave that out of its config and pass"
+            " --shard",
+            USAGE,
+        )
+    if cfg.shard == "none":
+        return accelerator, Replicated(accelerator)
+    if accelerator.num_processes == 1:
+        raise ConfigError(
+            f"--shard {cfg.shard}: one rank shares with nobody; start several (postmill launch --ranks 2 ...)",
+            USAGE,
+        )
+    from postmill.stages.train.parallel.fsdp import Fsdp
+
+    return accelerator, Fsdp(accelerator)
 
 
 def _due(number: int, every: int) -> bool:
@@ -127,10 +167,16 @@ def _fix_numerics(
         # a module that answers as an object: its one setting has no declaration
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu {platform.machine()}"
-    here = {"ranks": accelerator.num_processes, "threads": threads, "torch": str(torch.__version__), "device": name}
+    here = {
+        "ranks": accelerator.num_processes,
+        "threads": threads,
+        "torch": str(torch.__version__),
+        "device": name,
+        "shard": cfg.shard,
+    }
     if found:
         changed = [f"{k} {getattr(found[1], k)} -> {v}" for k, v in here.items() if getattr(found[1], k) != v]
-        if changed:
+        if changed and accelerator.is_main_process:
             Progress.warn("train", f"resumed under other conditions ({', '.join(changed)}); the last bits may differ")
     return here
 
@@ -156,80 +202,6 @@ def _stop_requested(out: Out, accelerator: Accelerator) -> bool:
         return out.stop.requested
     flag = torch.tensor(int(out.stop.requested), device=accelerator.device)
     return bool(accelerator.reduce(flag, "sum") > 0)
-
-
-def _checkpoint(
-    cfg: Train,
-    out: Out,
-    learner: Learner,
-    record: Record,
-    *,
-    step: int,
-    here: dict[str, Any],
-    base: Input,
-    valid_loss: float | None = None,
-) -> None:
-    """Commit a checkpoint, on rank 0, and remove those that need not be kept."""
-    if out.rank == 0:
-        position = Position(step=step, **here)
-        checkpoint.save(out, position, learner, record.raw(), base=base.name, valid_loss=valid_loss)
-        checkpoint.rotate(out, cfg.keep_last, cfg.keep_best)
-
-
-def _stopped(
-    cfg: Train,
-    out: Out,
-    learner: Learner,
-    record: Record,
-    *,
-    step: int,
-    saved: int,
-    here: dict[str, Any],
-    base: Input,
-) -> StageError:
-    """Save where we are; returns the error to leave with (75)."""
-    if not out.stop.requested:  # another rank was told
-        out.stop.signal = signal.SIGTERM
-    if step == 0:
-        return out.stop.stopped("no step was taken yet")
-    if step != saved:
-        _checkpoint(cfg, out, learner, record, step=step, here=here, base=base)
-    return out.stop.stopped(f"checkpoint at step {step} saved")
-
-
-def _diverged(
-    cfg: Train,
-    out: Out,
-    reader: PackedReader,
-    step: Step,
-    *,
-    gradient: Gradient,
-    grad_norm: float,
-    saved: int,
-) -> StageError:
-    """Write down what the step was made of; returns the error to leave with (79). The step is not applied."""
-    path = out.work / f"diverged-step-{step.number + 1:08d}.json"
-    loss = float(gradient.loss)
-    if out.rank == 0:
-        bins = [int(b) for b in step.bins.ravel() if b >= 0]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        report = {
-            "step": step.number + 1,
-            "loss": repr(loss),
-            "grad_norm": repr(grad_norm),
-            "rows": {str(b): [r.hex() for r in reader.values(reader.rows(b), "row_id")] for b in bins},
-            "micro_batches": [
-                {"bins": block.tolist(), "loss": repr(float(part))}
-                for block, part in zip(step.micro_batches(0, cfg.micro_bins), gradient.micro_losses, strict=True)
-            ],
-        }
-        save.write_json(path, report)
-    back = f"the last checkpoint is of step {saved}" if saved else "there is no checkpoint yet"
-    return StageError(
-        f"step {step.number + 1}: loss {loss}, gradient norm {grad_norm}: not finite, so the step was not applied;"
-        f" {back}. its rows are in {path}; look at them, or lower --lr",
-        DIVERGED,
-    )
 
 
 def _line(step: Step, loss: float, lr: float, grad_norm: float) -> dict[str, Any]:

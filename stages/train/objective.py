@@ -66,6 +66,11 @@ class Objective(nn.Module):
             return_logp=want_logp,
         )
 
+    def own_logits(self, ids_1T: Tensor) -> Tensor:
+        """What the model itself says of one row, [1, T, V]: to compare with."""
+        logits: Tensor = self.model(input_ids=ids_1T, use_cache=False).logits
+        return logits
+
     def _hidden(self, batch: Batch) -> Tensor:
         """Last hidden states, [T, H], each row for itself."""
         decoder = self.model.get_decoder()

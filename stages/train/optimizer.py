@@ -7,6 +7,7 @@ from torch import Tensor
 
 from postmill.io.errors import MISMATCH, ArtifactError
 from postmill.stages.train.config import Train
+from postmill.stages.train.parallel.layout import Layout
 
 
 class Learner(NamedTuple):
@@ -17,6 +18,8 @@ class Learner(NamedTuple):
     parameters: dict[str, Tensor]
     """What is trained, by name."""
     optimizer: torch.optim.Optimizer
+    layout: Layout
+    """How both lie on the ranks."""
 
 
 def make_optimizer(cfg: Train, parameters: dict[str, Tensor]) -> torch.optim.AdamW:
@@ -39,23 +42,28 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
         group["lr"] = lr
 
 
-def state_tensors(optimizer: torch.optim.Optimizer, parameters: dict[str, Tensor]) -> dict[str, Tensor]:
-    """`PARAMETER/exp_avg` and so on: all state of the optimizer."""
+def state_tensors(learner: Learner, *, keep: bool) -> dict[str, Tensor]:
+    """`PARAMETER/exp_avg` and so on: all state of the optimizer, whole, on the CPU. Empty unless `keep`.
+
+    Every rank has to call it.
+    """
     found: dict[str, Tensor] = {}
-    for name, parameter in parameters.items():
-        state: dict[str, Any] = optimizer.state.get(parameter, {})
+    for name, parameter in learner.parameters.items():
+        state: dict[str, Any] = learner.optimizer.state.get(parameter, {})
         for key, value in state.items():
-            found[f"{name}/{key}"] = value.detach().cpu().contiguous()
+            whole = learner.layout.whole(value)
+            if keep:
+                found[f"{name}/{key}"] = whole.cpu().contiguous()
     return found
 
 
-def restore_state(
-    optimizer: torch.optim.Optimizer, parameters: dict[str, Tensor], tensors: dict[str, Tensor], place: str
-) -> None:
+def restore_state(learner: Learner, tensors: dict[str, Tensor], place: str) -> None:
     """Put back what `state_tensors` gave. Raises ArtifactError (78) naming `place` if a parameter is missing."""
-    for name, parameter in parameters.items():
+    for name, parameter in learner.parameters.items():
         keys = [key for key in ("step", "exp_avg", "exp_avg_sq") if f"{name}/{key}" in tensors]
         if len(keys) != 3:
             raise ArtifactError(f"{place}: no optimizer state for {name}; delete this checkpoint", MISMATCH)
         # `step` lies where fused AdamW wants it: with the parameter
-        optimizer.state[parameter] = {key: tensors[f"{name}/{key}"].to(parameter.device) for key in keys}
+        learner.optimizer.state[parameter] = {
+            key: learner.layout.part(tensors[f"{name}/{key}"], parameter) for key in keys
+        }

@@ -39,7 +39,7 @@ def check_objective(objective: Objective, reader: PackedReader, dtype: torch.dty
         assert logp_T is not None
         ours = torch.cat([piece[:-1] for piece in logp_T.split(lengths)])
         with torch.autocast(device.type, dtype, enabled=dtype == torch.bfloat16):
-            alone = torch.cat([_own_logp(objective.model, row, device) for row in rows])
+            alone = torch.cat([_own_logp(objective, row, device) for row in rows])
     objective.train(was_training)
     difference = float((ours - alone).abs().mean())
     if not difference <= _TOLERANCE[dtype]:
@@ -58,8 +58,8 @@ def _two_rows(reader: PackedReader) -> list[np.ndarray[Any, np.dtype[np.int32]]]
     return [rows[-1], rows[0]]
 
 
-def _own_logp(model: Any, row: np.ndarray[Any, Any], device: torch.device) -> torch.Tensor:
+def _own_logp(objective: Objective, row: np.ndarray[Any, Any], device: torch.device) -> torch.Tensor:
     """Log-probability of each token but the first, from the model's own logits."""
     ids = torch.from_numpy(row.astype(np.int64)).to(device)
-    logits: torch.Tensor = model(input_ids=ids[None], use_cache=False).logits[0]
+    logits = objective.own_logits(ids[None])[0]
     return logits[:-1].float().log_softmax(-1).gather(-1, ids[1:, None]).squeeze(-1)

@@ -13,7 +13,8 @@ from torch import Tensor
 from postmill.io.errors import DIVERGED, INTERNAL, StageError
 from postmill.io.json_file import load_json
 from postmill.io.model_folder import tokenizer_files
-from postmill.stages.train.model import ADAPTER, ADAPTER_CONFIG, causal_lm, quiet_libraries
+from postmill.stages.train.model import ADAPTER, ADAPTER_CONFIG, quiet_libraries
+from postmill.stages.train.parallel.layout import Layout
 
 TRAINING = "training.json"
 _TOKENIZER_EXTRAS = ("tokenizer.model", "vocab.json", "vocab.txt", "merges.txt", "spiece.model")
@@ -26,21 +27,39 @@ def write_json(path: Path, value: Any) -> None:
     path.write_bytes(msgspec.json.format(text, indent=2) + b"\n")
 
 
-def save_weights(model: Any, folder: Path, base: str) -> None:
-    """The adapter or the whole model, in its dtype, with its configs; `base` names the model under an adapter."""
+def whole_weights(model: Any, layout: Layout, *, keep: bool, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+    """What `save_weights` takes: trained tensors of an adapter, all of a model, whole, on the CPU. Empty unless `keep`.
+
+    Every rank has to call it. `dtype` converts floating-point tensors; tensors that share memory still do.
+    """
+    trained_only = hasattr(model, "peft_config")
+    memo: dict[int, Tensor] = {}
+    found: dict[str, Tensor] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if trained_only and not tensor.requires_grad:
+            continue
+        if id(tensor) not in memo:
+            whole = layout.whole(tensor)
+            memo[id(tensor)] = whole.to("cpu", dtype if whole.is_floating_point() else None) if keep else whole[:0]
+        found[name] = memo[id(tensor)]
+    return found if keep else {}
+
+
+def save_weights(model: Any, weights: dict[str, Tensor], folder: Path, base: str) -> None:
+    """An adapter or a whole model with its configs; `base` names the model under an adapter."""
     if hasattr(model, "peft_config"):
-        _save_adapter(model, folder, base)
+        _save_adapter(model, weights, folder, base)
     else:
         with quiet_libraries():
-            model.save_pretrained(folder)
+            model.save_pretrained(folder, state_dict=weights)
     check_saved(folder)
 
 
-def _save_adapter(model: Any, folder: Path, base: str) -> None:
+def _save_adapter(model: Any, weights: dict[str, Tensor], folder: Path, base: str) -> None:
     from peft import get_peft_model_state_dict
 
-    tensors = get_peft_model_state_dict(model)
-    save_tensors({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, folder / ADAPTER)
+    tensors = get_peft_model_state_dict(model, state_dict=weights)
+    save_tensors({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / ADAPTER)
     config = model.peft_config["default"].to_dict()
     # peft holds names in sets, whose order changes from process to process
     plain: dict[str, Any] = {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
@@ -113,9 +132,3 @@ def choose_stop_ids(counts: dict[int, int], base: Path) -> list[int]:
     added = load_json(path).get("added_tokens") or []
     special = {token["id"] for token in added if token.get("special")}
     return sorted((i for i in counts if i in special), key=lambda i: (-counts[i], i))
-
-
-def to_dtype(model: Any, dtype: torch.dtype) -> Any:
-    """The model in the dtype it is to be saved in; changes it in place."""
-    causal_lm(model).config.dtype = dtype
-    return model.to(dtype)

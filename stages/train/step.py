@@ -13,6 +13,7 @@ from postmill.io.errors import FAILED, StageError
 from postmill.io.packed import PackedReader
 from postmill.stages.train.batch import Batch, load_batch
 from postmill.stages.train.config import Train
+from postmill.stages.train.parallel.layout import Layout
 from postmill.stages.train.plan import Channels, Step
 
 _CPU_OOM = "DefaultCPUAllocator"
@@ -36,6 +37,7 @@ def accumulate(
     step: Step,
     *,
     accelerator: Accelerator,
+    layout: Layout,
     channels: Channels | None = None,
 ) -> Gradient:
     """Add the gradient of `step` to the parameters of `objective` (which may be wrapped for several ranks).
@@ -49,9 +51,8 @@ def accumulate(
     for number, block in enumerate(blocks):
         batch = load_batch(reader, block).to(device)
         torch.manual_seed(seed_of(cfg.seed, step.number, int(block[0])))
-        wait = ranks > 1 and number + 1 < len(blocks)
         try:
-            with accelerator.no_sync(objective) if wait else torch.enable_grad():
+            with layout.gathering(objective, last=number + 1 == len(blocks)):
                 output = objective(batch, step.normaliser, want_logp=channels is not None)
                 # several ranks' gradients are averaged, and what we want is their sum
                 accelerator.backward(output.loss * ranks if ranks > 1 else output.loss)
@@ -103,12 +104,14 @@ def validate(cfg: Train, objective: Any, reader: PackedReader, normaliser: float
     """Loss over all bins of `reader`, without noise, dropout or smoothing."""
     objective.eval()
     total = torch.zeros((), dtype=torch.float64, device=accelerator.device)
-    mine = np.arange(accelerator.process_index, len(reader), accelerator.num_processes)
+    ranks, rank = accelerator.num_processes, accelerator.process_index
+    # every rank runs as many batches, since shards of a model are gathered by all together
+    bins = np.pad(np.arange(len(reader)), (0, -len(reader) % ranks), constant_values=-1)[rank::ranks]
     with torch.no_grad():
-        for at in range(0, len(mine), cfg.micro_bins):
-            batch = load_batch(reader, mine[at : at + cfg.micro_bins]).to(accelerator.device)
+        for at in range(0, len(bins), cfg.micro_bins):
+            batch = load_batch(reader, bins[at : at + cfg.micro_bins]).to(accelerator.device)
             total += objective(batch, normaliser).loss.double()
     objective.train()
-    if accelerator.num_processes > 1:
+    if ranks > 1:
         total = accelerator.reduce(total, "sum")
     return float(total)

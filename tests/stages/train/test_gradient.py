@@ -16,9 +16,11 @@ from postmill.stages.train import attention  # noqa: E402
 from postmill.stages.train.batch import collate, load_batch  # noqa: E402
 from postmill.stages.train.config import Train  # noqa: E402
 from postmill.stages.train.objective import Objective  # noqa: E402
+from postmill.stages.train.parallel.replicated import Replicated  # noqa: E402
 from postmill.stages.train.plan import Steps, read_channels  # noqa: E402
 from postmill.stages.train.probe import check_objective  # noqa: E402
-from postmill.stages.train.step import accumulate, validate  # noqa: E402
+from postmill.stages.train.step import accumulate as accumulate_on  # noqa: E402
+from postmill.stages.train.step import validate  # noqa: E402
 
 pytest.importorskip("postmill._native", reason="native module not built")
 
@@ -47,6 +49,11 @@ FAMILIES = {
     "phi3": ("Phi3", {}),
     "gpt_bias_head": ("Phi", {}),
 }
+
+
+def accumulate(*args, accelerator, **options):
+    """A step's gradient on one rank."""
+    return accumulate_on(*args, accelerator=accelerator, layout=Replicated(accelerator), **options)
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +153,14 @@ def test_gradient_does_not_depend_on_micro_batches(reader, normalize, micro_bins
     cfg = Train(bins_per_step=8, micro_bins=micro_bins, normalize=normalize)
     model = build(dtype=torch.float32, implementation=attention.ROWS)
     step = Steps(cfg, reader, 1)[0]
-    result = accumulate(cfg, objective_of(model, torch.float32).train(), reader, step, accelerator=accelerator)
+    result = accumulate(
+        cfg,
+        objective_of(model, torch.float32).train(),
+        reader,
+        step,
+        accelerator=accelerator,
+        layout=Replicated(accelerator),
+    )
     own = build()
     normaliser = {
         "tokens": sum((reader.bin(b).weights != 0).sum() for b in range(8)),
@@ -245,6 +259,7 @@ def test_channel_losses_add_up_to_the_loss(reader):
         reader,
         step,
         accelerator=accelerator,
+        layout=Replicated(accelerator),
         channels=channels,
     )
     sums, counts = got.channels

@@ -17,8 +17,9 @@ pytest.importorskip("transformers")
 pytest.importorskip("postmill._native", reason="native module not built")
 
 import tiny_model  # noqa: E402
+from forks import fork_run, wait_code  # noqa: E402
 
-from postmill.io.errors import ArtifactError, ConfigError, StageError  # noqa: E402
+from postmill.io.errors import ArtifactError, StageError  # noqa: E402
 from postmill.io.manifest import load_artifact, verify_files  # noqa: E402
 from postmill.stages.protocol import Out  # noqa: E402
 from postmill.stages.runner import Options, find_inputs, name_work, run_stage  # noqa: E402
@@ -101,39 +102,6 @@ def test_stopped_after_every_step_in_turn(world, tmp_path, name, cfg):
     assert (target / "metrics.jsonl").read_bytes() == (world / name / "metrics.jsonl").read_bytes()
 
 
-def fork_run(cfg, ports, target, env=None):
-    """Start a run in a forked child; returns its pid. The child leaves with the run's exit code."""
-    pid = os.fork()
-    if pid:
-        return pid
-    code = 99
-    try:
-        os.environ.update(env or {})
-        if env:
-            from accelerate.state import AcceleratorState
-
-            AcceleratorState._reset_state(True)
-        run_stage(STAGE, cfg, ports, target, Options(threads=1))
-        code = 0
-    except (ArtifactError, StageError, ConfigError) as error:
-        print(error)
-        code = error.code
-    finally:
-        os._exit(code)
-
-
-def wait_code(pid, limit_s=120):
-    """Exit code of a child, -signal if it was killed."""
-    end = time.monotonic() + limit_s
-    while time.monotonic() < end:
-        done, status = os.waitpid(pid, os.WNOHANG)
-        if done:
-            return os.waitstatus_to_exitcode(status)
-        time.sleep(0.005)
-    os.kill(pid, signal.SIGKILL)
-    raise AssertionError("the child hangs")
-
-
 def kill_until_done(world, cfg, target, kills, seed):
     """Run, and send each of `kills` at a random moment; then run to the end. Returns the exit codes."""
     dice = random.Random(seed)
@@ -167,30 +135,6 @@ def test_killed_and_terminated_at_random_fifty_times(world, tmp_path, seed):
     codes = kill_until_done(world, cfg, tmp_path / "run", kills, seed=100 + seed)
     assert set(codes) <= {0, 75, -signal.SIGKILL, 143}
     assert digest(tmp_path / "run") == digest(world / name)
-
-
-def test_two_ranks_learn_what_one_does(world, tmp_path):
-    """gloo, two processes: the same steps, the same weights up to rounding, and resumable."""
-    cfg = Train(tuner="full", lr=1e-2, bins_per_step=4, steps=4, save_every=2, normalize="weights")
-    one = tmp_path / "one"
-    run_stage(STAGE, cfg, given(world), one, Options(threads=1))
-    two = tmp_path / "two"
-    env = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(20000 + os.getpid() % 20000)}
-    pids = [
-        fork_run(cfg, given(world), two, env | {"RANK": str(r), "LOCAL_RANK": str(r), "ACCELERATE_USE_CPU": "true"})
-        for r in range(2)
-    ]
-    assert [wait_code(pid) for pid in pids] == [0, 0]
-    from safetensors.torch import load_file
-
-    a, b = load_file(one / "model.safetensors"), load_file(two / "model.safetensors")
-    for name, tensor in a.items():
-        torch.testing.assert_close(tensor, b[name], rtol=1e-4, atol=1e-5, msg=name)
-    lines = [[json.loads(line) for line in (p / "metrics.jsonl").read_text().splitlines()] for p in (one, two)]
-    for x, y in zip(*lines, strict=True):
-        assert (x["step"], x["trained_tokens"], x["normaliser"]) == (y["step"], y["trained_tokens"], y["normaliser"])
-        assert x["loss"] == pytest.approx(y["loss"], rel=1e-5)
-    assert load_artifact(two).manifest.metrics["ranks"] == 2
 
 
 def test_damaged_checkpoints_are_passed_over(world, tmp_path, capfd):

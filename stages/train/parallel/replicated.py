@@ -1,0 +1,44 @@
+"""The whole model on every rank; one rank is the simplest case."""
+
+import contextlib
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from postmill.stages.train.objective import Objective
+
+
+class Replicated:
+    """Gradients are averaged by torch's DistributedDataParallel, in buckets while the backward pass runs."""
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self._accelerator = accelerator
+
+    def wrap(self, objective: Objective) -> nn.Module:
+        """`objective` itself on one rank."""
+        several = self._accelerator.num_processes > 1
+        wrapped: nn.Module = self._accelerator.prepare(objective) if several else objective
+        return wrapped
+
+    def gathering(self, module: nn.Module, *, last: bool) -> AbstractContextManager[Any]:
+        """DDP's no_sync, but for the last micro-batch."""
+        if last or self._accelerator.num_processes == 1:
+            return contextlib.nullcontext()
+        found: AbstractContextManager[Any] = self._accelerator.no_sync(module)
+        return found
+
+    def clip(self, parameters: Iterable[Tensor], norm: float) -> Tensor:
+        """Every rank has all gradients, so all compute the same."""
+        return torch.nn.utils.clip_grad_norm_(list(parameters), norm)
+
+    def whole(self, tensor: Tensor) -> Tensor:
+        """The tensor itself."""
+        return tensor.detach()
+
+    def part(self, tensor: Tensor, parameter: Tensor) -> Tensor:
+        """The tensor, where the parameter is."""
+        return tensor.to(parameter.device)

@@ -1,0 +1,95 @@
+"""What a run must not lose: how it saves itself, stops when asked to, and ends when a step is not finite.
+
+Every method is called by all ranks together. Only rank 0 writes, and no rank leaves before it has: a launcher ends the
+others as soon as one is gone.
+"""
+
+import signal
+from typing import Any
+
+import msgspec
+from accelerate import Accelerator
+
+from postmill.io.errors import DIVERGED, StageError
+from postmill.io.packed import PackedReader
+from postmill.stages.protocol import Out
+from postmill.stages.train import checkpoint, save
+from postmill.stages.train.checkpoint import Position
+from postmill.stages.train.config import Train
+from postmill.stages.train.optimizer import Learner, state_tensors
+from postmill.stages.train.plan import Step
+from postmill.stages.train.record import Record
+from postmill.stages.train.step import Gradient
+
+
+class RunState(msgspec.Struct, kw_only=True):
+    """A run under way. `here` is what `Position` has besides the step."""
+
+    cfg: Train
+    out: Out
+    learner: Learner
+    record: Record
+    here: dict[str, Any]
+    base: str
+    accelerator: Accelerator
+    saved: int
+    """Step of the newest checkpoint; 0 without one."""
+
+    def checkpoint(self, *, step: int, valid_loss: float | None = None) -> None:
+        """Commit a checkpoint and remove those that need not be kept."""
+        net, layout, is_main = self.learner.net, self.learner.layout, self.out.rank == 0
+        weights = save.whole_weights(net, layout, keep=is_main)
+        state = state_tensors(self.learner, keep=is_main)
+        if is_main:
+            position = Position(step=step, **self.here)
+            checkpoint.save(
+                self.out,
+                position,
+                net,
+                weights=weights,
+                state=state,
+                metrics=self.record.raw(),
+                base=self.base,
+                valid_loss=valid_loss,
+            )
+            checkpoint.rotate(self.out, self.cfg.keep_last, self.cfg.keep_best)
+        self.saved = step
+
+    def stopped(self, *, step: int) -> StageError:
+        """Save where we are; returns the error to leave with (75)."""
+        if not self.out.stop.requested:  # another rank was told
+            self.out.stop.signal = signal.SIGTERM
+        if step == 0:
+            return self.out.stop.stopped("no step was taken yet")
+        if step != self.saved:
+            self.checkpoint(step=step)
+        self.accelerator.wait_for_everyone()
+        return self.out.stop.stopped(f"checkpoint at step {step} saved")
+
+    def diverged(self, reader: PackedReader, step: Step, gradient: Gradient, grad_norm: float) -> StageError:
+        """Write down what the step was made of; returns the error to leave with (79). The step is not applied."""
+        path = self.out.work / f"diverged-step-{step.number + 1:08d}.json"
+        loss = float(gradient.loss)
+        if self.out.rank == 0:
+            bins = [int(b) for b in step.bins.ravel() if b >= 0]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            report = {
+                "step": step.number + 1,
+                "loss": repr(loss),
+                "grad_norm": repr(grad_norm),
+                "rows": {str(b): [r.hex() for r in reader.values(reader.rows(b), "row_id")] for b in bins},
+                "micro_batches": [
+                    {"bins": block.tolist(), "loss": repr(float(part))}
+                    for block, part in zip(
+                        step.micro_batches(0, self.cfg.micro_bins), gradient.micro_losses, strict=True
+                    )
+                ],
+            }
+            save.write_json(path, report)
+        self.accelerator.wait_for_everyone()
+        back = f"the last checkpoint is of step {self.saved}" if self.saved else "there is no checkpoint yet"
+        return StageError(
+            f"step {step.number + 1}: loss {loss}, gradient norm {grad_norm}: not finite, so the step was not applied;"
+            f" {back}. its rows are in {path}; look at them, or lower --lr",
+            DIVERGED,
+        )
