@@ -49,7 +49,10 @@ class Fsdp:
 
     def whole(self, tensor: Tensor) -> Tensor:
         """Gathered from all ranks."""
-        return tensor.detach().full_tensor() if isinstance(tensor, DTensor) else tensor.detach()
+        if not isinstance(tensor, DTensor):
+            return tensor.detach()
+        gathered: Tensor = tensor.full_tensor()
+        return gathered.detach()
 
     def part(self, tensor: Tensor, parameter: Tensor) -> Tensor:
         """The shard that goes with the parameter's; a scalar (the step count) is whole on every rank."""
