@@ -159,7 +159,6 @@ def test_gradient_does_not_depend_on_micro_batches(reader, normalize, micro_bins
         reader,
         step,
         accelerator=accelerator,
-        layout=Replicated(accelerator),
     )
     own = build()
     normaliser = {
@@ -259,7 +258,6 @@ def test_channel_losses_add_up_to_the_loss(reader):
         reader,
         step,
         accelerator=accelerator,
-        layout=Replicated(accelerator),
         channels=channels,
     )
     sums, counts = got.channels
