@@ -94,23 +94,27 @@ pub struct Vocab {
     arena: Vec<u8>,
     /// Start and length in `arena` of each id's bytes; ids that are no byte-level token have length 0.
     spans: Vec<(u32, u32)>,
-    slots: Vec<u32>,
+    /// Upper half of the hash of the bytes, and the id: most slots of other tokens are passed over unread.
+    slots: Vec<(u32, u32)>,
 }
 
 impl Vocab {
     /// Room for `len` tokens of `bytes` bytes.
     pub fn with_capacity(len: usize, bytes: usize) -> Self {
         let size = (len.max(8) * 2).next_power_of_two();
-        Self { arena: Vec::with_capacity(bytes), spans: Vec::with_capacity(len), slots: vec![NONE; size] }
+        Self { arena: Vec::with_capacity(bytes), spans: Vec::with_capacity(len), slots: vec![(0, NONE); size] }
     }
 
+    /// The slot these bytes are in or belong to, and the upper half of their hash.
     #[inline]
-    fn find(&self, token: &[u8]) -> usize {
-        let mut i = xxhash_rust::xxh3::xxh3_64(token) as usize & (self.slots.len() - 1);
-        while self.slots[i] != NONE && self.bytes(self.slots[i]) != token {
+    fn find(&self, token: &[u8]) -> (usize, u32) {
+        let hash = xxhash_rust::xxh3::xxh3_64(token);
+        let tag = (hash >> 32) as u32;
+        let mut i = hash as usize & (self.slots.len() - 1);
+        while self.slots[i].1 != NONE && (self.slots[i].0 != tag || self.bytes(self.slots[i].1) != token) {
             i = (i + 1) & (self.slots.len() - 1);
         }
-        i
+        (i, tag)
     }
 
     /// Adds a token; `false` if its bytes or its id are taken.
@@ -119,20 +123,20 @@ impl Vocab {
         if self.spans.len() <= index {
             self.spans.resize(index + 1, (0, 0));
         }
-        let slot = self.find(token);
-        if self.slots[slot] != NONE || self.spans[index].1 != 0 {
+        let (slot, tag) = self.find(token);
+        if self.slots[slot].1 != NONE || self.spans[index].1 != 0 {
             return false;
         }
         self.spans[index] = (self.arena.len() as u32, token.len() as u32);
         self.arena.extend_from_slice(token);
-        self.slots[slot] = id;
+        self.slots[slot] = (tag, id);
         true
     }
 
     /// The id of these bytes.
     #[inline]
     pub fn get(&self, token: &[u8]) -> Option<u32> {
-        Some(self.slots[self.find(token)]).filter(|&id| id != NONE)
+        Some(self.slots[self.find(token).0].1).filter(|&id| id != NONE)
     }
 
     /// The bytes of a token; empty for an id that is none.
