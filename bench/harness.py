@@ -158,9 +158,9 @@ def _run_function(function: Callable[[], object]) -> Run:
 def _run_command(rival: Rival) -> Run:
     assert not callable(rival.run)
     argv = [sys.executable, "-I", "-S", "-c", _LAUNCHER, *rival.run]
-    done = subprocess.run(
-        argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=os.environ | rival.env, check=False
-    )
+    # Installed programs find their modules compiled; the first round compiles what an installer has not.
+    env = os.environ | {"PYTHONDONTWRITEBYTECODE": ""} | rival.env
+    done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=env, check=False)
     code, seconds, peak = done.stdout.split() if done.stdout else ("none", "0", "0")
     if code != "0":
         raise RuntimeError(f"{rival.name}: exit {code}: {done.stderr.strip()[-800:]}")
