@@ -28,6 +28,11 @@ fn main() {
         }
         let mb = text.len() as f64 / 1e6;
         let best = seconds.iter().copied().fold(f64::INFINITY, f64::min);
-        println!("{path}: cold {:.0} MB/s, warm {:.0} MB/s, {} ids", mb / seconds[0], mb / best, ids.len());
+        println!(
+            "{path}: cold {:.0} MB/s, warm {:.0} MB/s, {} ids",
+            mb / seconds.first().copied().unwrap_or(0.0),
+            mb / best,
+            ids.len()
+        );
     }
 }

@@ -3,6 +3,10 @@
 /// Bytes and length of a word of at most [`MAX_WORD`] bytes.
 pub type Key = [u64; 2];
 
+/// Set in the second half of the key of a piece of a word: where whole words are looked up, a piece may have other ids
+/// than the same bytes as a word.
+pub const PIECE: u64 = 1 << 63;
+
 /// Longest word that is remembered.
 pub const MAX_WORD: usize = 15;
 
@@ -52,7 +56,31 @@ pub fn key(bytes: &[u8], start: usize, len: usize) -> Key {
         Some(sixteen) => u128::from_le_bytes(sixteen),
         None => near_end(bytes, start),
     };
+    masked(sixteen, len)
+}
+
+/// The same where 16 bytes can be read.
+///
+/// # Safety
+/// `start + 16 <= bytes.len()`.
+#[inline]
+#[must_use]
+pub unsafe fn key_inside(bytes: &[u8], start: usize, len: usize) -> Key {
+    debug_assert!(start + 16 <= bytes.len());
+    // SAFETY: the caller's promise; no alignment is needed.
+    masked(u128::from_le_bytes(unsafe { bytes.as_ptr().add(start).cast::<[u8; 16]>().read_unaligned() }), len)
+}
+
+#[inline]
+fn masked(sixteen: u128, len: usize) -> Key {
     [sixteen as u64 & LOW[len & 15], (sixteen >> 64) as u64 & HIGH[len & 15] | (len as u64) << 56]
+}
+
+/// Whether the bytes of a key are all ASCII.
+#[inline]
+#[must_use]
+pub fn is_ascii(key: Key) -> bool {
+    (key[0] | key[1]) & 0x8080_8080_8080_8080 == 0
 }
 
 #[cold]
@@ -86,10 +114,10 @@ impl WordCache {
         let _ = line;
     }
 
-    /// The ids of a word (only the first `n` count, `1 <= n <= 4`) and `n`.
+    /// The ids of a word (only the first `n` count, `1 <= n <= 4`) and `n`; `None` for a line beyond the last.
     #[inline]
-    pub fn get(&mut self, line: u32, key: Key) -> Option<([u32; 4], usize)> {
-        let line = &mut self.lines[line as usize & (LINES - 1)];
+    pub fn get(&mut self, line: u32, key: Key) -> Option<([u32; 4], u32)> {
+        let line = self.lines.get_mut(line as usize)?;
         let mut ids = line.ids[0];
         if line.keys[0] != key {
             if line.keys[1] != key {
@@ -102,7 +130,7 @@ impl WordCache {
         }
         let count = ids[0] >> 28;
         ids[0] &= (1 << 28) - 1;
-        Some((ids, count as usize))
+        Some((ids, count))
     }
 
     /// Remembers the ids of a word, if there are at most four.

@@ -268,7 +268,8 @@ pub fn fill(scanner: &Scanner, text: &str, mut at: usize, ends: &mut Vec<usize>,
     let bytes = text.as_bytes();
     ends.reserve(enough + 64);
     while at < bytes.len() && ends.len() < enough {
-        if bytes[at] >= 0x80 {
+        // A block would show nothing, or one space in front of a word.
+        if bytes[at] >= 0x80 || bytes.get(at + 1).is_some_and(|&next| next >= 0x80) {
             at = scanner.word_end(text, at);
             ends.push(at);
             continue;

@@ -54,9 +54,15 @@ struct HeapScratch {
 
 /// Appends the ids of `word`, which starts and ends at character boundaries, to `out`.
 pub fn encode_word(tables: &Tables, word: &[u8], scratch: &mut MergeScratch, out: &mut Vec<u32>) {
-    if let Some(id) = tables.whole_word(word) {
-        out.push(id);
-    } else if tables.drops_from(word) {
+    match tables.whole_word(word) {
+        Some(id) => out.push(id),
+        None => encode_piece(tables, word, scratch, out),
+    }
+}
+
+/// The same by the rules alone: no look-up of the whole.
+pub fn encode_piece(tables: &Tables, word: &[u8], scratch: &mut MergeScratch, out: &mut Vec<u32>) {
+    if tables.drops_from(word) {
         // What is left need not be UTF-8, so every symbol is a byte.
         scratch.ids.clear();
         scratch.ids.extend(word.iter().map(|&b| tables.byte_id(b)).filter(|&id| id != NONE));

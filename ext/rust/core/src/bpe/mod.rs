@@ -2,7 +2,7 @@
 //!
 //! A text goes through the parts of its `tokenizer.json` in the crate's order: added tokens are cut out ([`added`]), the
 //! rest is normalised ([`normalize`]), cut into words ([`scan`] is the plain reading of each known regex), and words become
-//! ids by a cache ([`cache`]) or by the merge rules ([`merge`]). A file with any part that is not known for certain is
+//! ids ([`words`]) by a cache ([`cache`]) or by the merge rules ([`merge`]), long ones piece by piece ([`cuts`]). A file with any part that is not known for certain is
 //! refused, and the caller uses the crate: nothing is guessed.
 //!
 //! The compiled [`Bpe`] is shared by all threads; each thread brings a [`Scratch`].
@@ -11,6 +11,7 @@ pub mod added;
 pub mod batch;
 pub mod cache;
 mod compile;
+mod cuts;
 pub mod engine;
 mod file;
 #[cfg(target_arch = "x86_64")]
@@ -22,15 +23,17 @@ pub mod scan;
 mod tables;
 pub mod unicode;
 pub mod unicode_data;
+mod words;
 
 use std::fmt;
 
 use added::{AddedToken, Matcher, Stretch};
-use cache::{Key, MAX_WORD, WordCache};
+use cuts::Cuts;
 use normalize::{Change, Nfc};
 use pattern::Pattern;
 use scan::Scanner;
 use tables::Tables;
+pub use words::Scratch;
 
 /// Why a `tokenizer.json` is left to the `tokenizers` crate.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -81,22 +84,11 @@ pub struct Rest {
 #[derive(Debug)]
 pub struct Bpe {
     tables: Tables,
+    cuts: Cuts,
     scanner: Scanner,
     nfc: Option<Nfc>,
     raw: Matcher,
     normalized: Matcher,
-}
-
-/// Words that are looked up together, so that their cache lines are fetched while others are scanned.
-const BATCH: usize = 128;
-
-/// Working memory of one thread. It remembers words: use it with one [`Bpe`] only.
-#[derive(Debug)]
-pub struct Scratch {
-    words: WordCache,
-    merge: merge::MergeScratch,
-    batch: Box<[Word; BATCH + 64]>,
-    ends: Vec<usize>,
 }
 
 /// Where ids come from.
@@ -105,21 +97,6 @@ enum Source<'a> {
     Token { end: usize },
     /// These bytes, which start at `at` of the normalised form of the piece that starts at byte `piece` of the text.
     Text { text: &'a [u8], piece: usize, at: usize, changes: &'a [Change] },
-}
-
-#[derive(Debug, Clone, Copy, Default)]
-struct Word {
-    key: Key,
-    start: usize,
-    end: usize,
-    line: u32,
-}
-
-impl Default for Scratch {
-    fn default() -> Self {
-        let batch = Box::new([Word::default(); BATCH + 64]);
-        Self { words: WordCache::default(), merge: merge::MergeScratch::default(), batch, ends: Vec::new() }
-    }
 }
 
 impl Bpe {
@@ -137,8 +114,11 @@ impl Bpe {
     /// As [`Self::compile`].
     pub fn compile_all(tokenizer_json: &[u8]) -> Result<(Self, Rest), Unsupported> {
         let (parts, rest) = compile::compile(tokenizer_json)?;
+        let mut scratch = merge::MergeScratch::default();
+        let cuts = Cuts::new(&parts.tables, |word, ids| merge::encode_piece(&parts.tables, word, &mut scratch, ids));
         let bpe = Self {
             tables: parts.tables,
+            cuts,
             scanner: Scanner::new(parts.pattern),
             nfc: parts.nfc.then(Nfc::default),
             raw: Matcher::new(parts.raw),
@@ -221,40 +201,6 @@ impl Bpe {
         });
     }
 
-    /// Text without added tokens, in normal form.
-    fn encode_words(&self, text: &str, scratch: &mut Scratch, ids: &mut Vec<u32>) {
-        let bytes = text.as_bytes();
-        let Scratch { words, merge, batch, ends } = scratch;
-        let mut at = 0;
-        while at < bytes.len() {
-            ends.clear();
-            let mut start = at;
-            at = self.scanner.fill(text, at, ends, BATCH);
-            let count = ends.len();
-            for (word, &end) in batch.iter_mut().zip(ends.iter()) {
-                let len = end - start;
-                *word = Word { key: [0, 0], start, end, line: 0 };
-                if len <= MAX_WORD {
-                    word.key = cache::key(bytes, start, len);
-                    word.line = WordCache::line(word.key);
-                    words.prefetch(word.line);
-                }
-                start = end;
-            }
-            for word in &batch[..count] {
-                if word.end - word.start > MAX_WORD {
-                    merge::encode_word(&self.tables, &bytes[word.start..word.end], merge, ids);
-                } else if let Some((four, n)) = words.get(word.line, word.key) {
-                    push_some(ids, four, n);
-                } else {
-                    let before = ids.len();
-                    merge::encode_word(&self.tables, &bytes[word.start..word.end], merge, ids);
-                    words.insert(word.line, word.key, &ids[before..]);
-                }
-            }
-        }
-    }
-
     /// Bytes of the token `id`; empty for an added token or an id that is none.
     #[must_use]
     pub fn token(&self, id: u32) -> &[u8] {
@@ -283,20 +229,6 @@ impl Bpe {
     #[must_use]
     pub fn pattern(&self) -> Pattern {
         self.scanner.pattern()
-    }
-}
-
-/// Appends the first `count` of four ids by writing all four.
-#[inline]
-fn push_some(ids: &mut Vec<u32>, four: [u32; 4], count: usize) {
-    let len = ids.len();
-    if ids.capacity() - len < 4 {
-        ids.reserve(BATCH);
-    }
-    // SAFETY: there is room for four ids after `len`, and all four are written before the length covers `count <= 4`.
-    unsafe {
-        ids.as_mut_ptr().add(len).cast::<[u32; 4]>().write_unaligned(four);
-        ids.set_len(len + count.min(4));
     }
 }
 

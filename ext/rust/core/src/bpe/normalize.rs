@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::unicode::{PageTable, decode};
+use super::unicode::{PageTable, decode, decode_wide_inside};
 use super::unicode_data::NFC_UNSTABLE;
 use unicode_normalization_alignments::UnicodeNormalization;
 
@@ -10,6 +10,8 @@ use unicode_normalization_alignments::UnicodeNormalization;
 #[derive(Debug)]
 pub struct Nfc {
     unstable: PageTable,
+    /// The same for the basic plane, a bit each.
+    plane: Box<[u64; 1 << 10]>,
 }
 
 /// A stretch of a text that NFC changed, and where its replacement lies in the new text.
@@ -23,27 +25,53 @@ pub struct Change {
 
 impl Default for Nfc {
     fn default() -> Self {
-        Self { unstable: PageTable::ranges(&NFC_UNSTABLE) }
+        let unstable = PageTable::ranges(&NFC_UNSTABLE);
+        let mut plane = Box::new([0u64; 1 << 10]);
+        for c in 0..0x1_0000 {
+            plane[c / 64] |= u64::from(unstable.get(c as u32) != 0) << (c % 64);
+        }
+        Self { unstable, plane }
     }
+}
+
+/// Whether an unstable character may start with this byte: not below U+0300, nor where nearly all of Han and Hangul are,
+/// U+4000 to U+9FFF (`E4` to `E9`) and U+B000 to U+CFFF (`EB`, `EC`). A test asks the table about every character.
+#[inline]
+fn suspect(byte: u8) -> bool {
+    byte >= 0xCC && (byte.wrapping_sub(0xE4) > 8 || byte == 0xEA)
 }
 
 impl Nfc {
     /// First unstable character at or after `from`. Everything below U+0300 is stable, and U+0300 is `CC 80`.
     fn unstable(&self, bytes: &[u8], mut from: usize) -> Option<usize> {
+        let limit = bytes.len().saturating_sub(3);
         loop {
-            // Eight bytes at a time: a byte >= 0xCC is 11 and then 1x, x1 or 0011.
-            while let Some(eight) = bytes.get(from..from + 8).and_then(|b| <[u8; 8]>::try_from(b).ok()) {
-                let word = u64::from_le_bytes(eight);
-                let rest = word << 2 | word << 3 | (word << 4 & word << 5);
-                if word & (word << 1) & rest & 0x8080_8080_8080_8080 != 0 {
+            while let Some(block) = bytes.get(from..from + 32) {
+                if block.iter().fold(false, |any, &byte| any | suspect(byte)) {
                     break;
                 }
-                from += 8;
+                from += 32;
             }
-            let byte = *bytes.get(from)?;
-            if byte < 0xCC {
-                from += 1;
+            let rest = &bytes[from..];
+            let found = rest.iter().take(32).position(|&byte| suspect(byte));
+            let Some(found) = found else {
+                if rest.len() <= 32 {
+                    return None;
+                }
+                from += 32;
                 continue;
+            };
+            from += found;
+            // Kana and full-width forms are all suspect: where one stands, its neighbours are asked one by one.
+            // SAFETY: `from < limit` says that four bytes are there.
+            while let Some(c) = (from < limit).then(|| unsafe { decode_wide_inside(bytes, from) }).flatten() {
+                if self.plane[usize::from(c) / 64] >> (c % 64) & 1 != 0 {
+                    return Some(from);
+                }
+                from += 3;
+            }
+            if from >= bytes.len() {
+                return None;
             }
             let (c, len) = decode(bytes, from);
             if self.unstable.get(c) != 0 {
@@ -84,5 +112,19 @@ impl Nfc {
         }
         out.push_str(&text[done..]);
         Some((out, changes))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_character_that_is_passed_over_is_unstable() {
+        let nfc = Nfc::default();
+        for c in (0..0x11_0000).filter_map(char::from_u32) {
+            let lead = c.encode_utf8(&mut [0; 4]).as_bytes()[0];
+            assert!(suspect(lead) || nfc.unstable.get(c as u32) == 0, "U+{:04X}", c as u32);
+        }
     }
 }

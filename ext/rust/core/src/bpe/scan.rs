@@ -9,7 +9,7 @@ use super::pattern::{
         CASELESS, CUT, HAN, LETTERS, LOWER, MARK, NEWLINE, NUMBER, OTHER, PUNCTUATION, SIGNS, SPACE, SPACES, UPPER,
     },
 };
-use super::unicode::{PageTable, decode};
+use super::unicode::{PageTable, decode, decode_wide, decode_wide_inside};
 
 /// A pattern with its table of classes.
 #[derive(Debug)]
@@ -17,6 +17,8 @@ pub struct Scanner {
     pattern: Pattern,
     table: PageTable,
     ascii: [u16; 128],
+    /// The table once more for the basic plane, flat.
+    plane: Box<[u8; 0x1_0000]>,
     /// Whether the processor can run `masks`.
     #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
     has_masks: bool,
@@ -37,6 +39,9 @@ impl Text<'_> {
             None => (CUT, i),
             Some(&byte) if byte < 0x80 => (self.scanner.ascii[usize::from(byte)], i + 1),
             Some(_) => {
+                if let Some(c) = decode_wide(self.bytes, i) {
+                    return (1 << self.scanner.plane[usize::from(c)], i + 3);
+                }
                 let (c, len) = decode(self.bytes, i);
                 (1 << self.scanner.table.get(c), i + len)
             }
@@ -50,7 +55,15 @@ impl Text<'_> {
     /// End of the run of characters of `set` that starts at `i`; `i` itself if there is none.
     #[inline]
     fn run(self, mut i: usize, set: u16) -> usize {
+        let limit = self.bytes.len().saturating_sub(3);
         loop {
+            // SAFETY: `i < limit` says that four bytes are there.
+            while let Some(c) = (i < limit).then(|| unsafe { decode_wide_inside(self.bytes, i) }).flatten() {
+                if 1 << self.scanner.plane[usize::from(c)] & set == 0 {
+                    return i;
+                }
+                i += 3;
+            }
             let (class, next) = self.class(i);
             if class & set == 0 || next == i {
                 return i;
@@ -244,6 +257,11 @@ impl Scanner {
         for (c, class) in (0u32..).zip(&mut ascii) {
             *class = 1 << table.get(c);
         }
+        #[allow(clippy::large_stack_arrays)] // boxed at once
+        let mut plane = Box::new([0; 0x1_0000]);
+        for (c, class) in (0u32..).zip(plane.iter_mut()) {
+            *class = table.get(c);
+        }
         #[cfg(target_arch = "x86_64")]
         let has_masks = is_x86_feature_detected!("avx2")
             && is_x86_feature_detected!("bmi1")
@@ -252,7 +270,7 @@ impl Scanner {
             && is_x86_feature_detected!("popcnt");
         #[cfg(not(target_arch = "x86_64"))]
         let has_masks = false;
-        Self { pattern, table, ascii, has_masks }
+        Self { pattern, table, ascii, plane, has_masks }
     }
 
     /// Which pattern this is.

@@ -213,6 +213,18 @@ impl Tables {
         if self.ignore_merges { self.vocab.get(word) } else { None }
     }
 
+    /// Whether words are looked up before merging.
+    #[inline]
+    pub fn looks_up_words(&self) -> bool {
+        self.ignore_merges
+    }
+
+    /// The id of a character of the basic plane that is known to be one token when it stands alone.
+    pub fn single(&self, c: char) -> Option<u32> {
+        let id = if c.is_ascii() { self.byte_id(c as u8) } else { self.characters.get(c as usize)?.0 };
+        Some(id).filter(|&id| id != NONE)
+    }
+
     /// Whether a byte of `text` has no token and is dropped.
     #[inline]
     pub fn drops_from(&self, text: &[u8]) -> bool {

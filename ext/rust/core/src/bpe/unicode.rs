@@ -131,12 +131,51 @@ impl PageTable {
 #[inline]
 #[must_use]
 pub fn decode(bytes: &[u8], i: usize) -> (u32, usize) {
-    let at = |k: usize| u32::from(bytes.get(i + k).copied().unwrap_or(0)) & 0x3F;
-    let lead = u32::from(bytes[i]);
-    match lead {
-        0..0x80 => (lead, 1),
-        0x80..0xE0 => ((lead & 0x1F) << 6 | at(1), 2),
-        0xE0..0xF0 => ((lead & 0x0F) << 12 | at(1) << 6 | at(2), 3),
-        _ => ((lead & 0x07) << 18 | at(1) << 12 | at(2) << 6 | at(3), 4),
+    if let Some(&four) = bytes[i..].first_chunk() {
+        return decode_four(u32::from_le_bytes(four));
     }
+    let mut four = [0; 4];
+    let rest = &bytes[i..];
+    four[..rest.len()].copy_from_slice(rest);
+    decode_four(u32::from_le_bytes(four))
+}
+
+/// The same of the first character of four bytes, the first of which is the lowest.
+#[inline]
+fn decode_four(four: u32) -> (u32, usize) {
+    let at = |k: u32| four >> (8 * k) & 0x3F;
+    if four & 0x80 == 0 {
+        (four & 0x7F, 1)
+    } else if four & 0xF0 == 0xE0 {
+        ((four & 0x0F) << 12 | at(1) << 6 | at(2), 3)
+    } else if four & 0xF0 == 0xF0 {
+        ((four & 0x07) << 18 | at(1) << 12 | at(2) << 6 | at(3), 4)
+    } else {
+        ((four & 0x1F) << 6 | at(1), 2)
+    }
+}
+
+/// The code point at `bytes[i]` if it has three bytes, and a byte follows them: nearly every character of East Asia.
+#[inline]
+#[must_use]
+pub fn decode_wide(bytes: &[u8], i: usize) -> Option<u16> {
+    wide(u32::from_le_bytes(*bytes.get(i..)?.first_chunk()?))
+}
+
+/// The same where the bytes are known to be there.
+///
+/// # Safety
+/// `i + 4 <= bytes.len()`.
+#[inline]
+#[must_use]
+pub unsafe fn decode_wide_inside(bytes: &[u8], i: usize) -> Option<u16> {
+    debug_assert!(i + 4 <= bytes.len());
+    // SAFETY: the caller's promise; no alignment is needed.
+    wide(u32::from_le_bytes(unsafe { bytes.as_ptr().add(i).cast::<[u8; 4]>().read_unaligned() }))
+}
+
+/// The code point of a character of three bytes, the first of which is the lowest of `four`.
+#[inline]
+fn wide(four: u32) -> Option<u16> {
+    (four & 0xF0 == 0xE0).then_some(((four << 12) | (four >> 2 & 0xFC0) | (four >> 16 & 0x3F)) as u16)
 }

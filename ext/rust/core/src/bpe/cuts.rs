@@ -1,0 +1,272 @@
+//! Places inside a word that no merge can reach across: there the word falls into pieces that are encoded one by one.
+//!
+//! Why this is exact. Whatever a merge makes is the product of a rule, and every product is a token of the vocabulary. If
+//! no token holds the border between two characters in its inside, no merge ever joins across that border, so what
+//! happens on one side never changes a pair on the other. The next merge on a side is then the lowest rank of that side,
+//! leftmost first, as if it stood alone; the encoding of the word is that of its pieces in a row.
+//!
+//! Whether a border is inside a token is asked by the two characters that meet there. A pair that stands in some token
+//! but not in a reachable one only means a cut that is not taken. A word that is itself a token is never cut, so the
+//! look-up of whole words (`ignore_merges`) sees the words it would have seen.
+//!
+//! This is what makes text without spaces fast: most words of Chinese meet at such a border, and pieces of one to four
+//! characters recur, where sentences do not.
+
+use super::tables::Tables;
+use super::unicode::{decode, decode_wide_inside};
+
+const EMPTY: u64 = u64::MAX;
+/// What a pair is encoded as: an id, or one of these.
+const UNKNOWN: u32 = u32::MAX - 1;
+const APART: u32 = u32::MAX - 2;
+/// A character that is not known to be one token.
+const NO_ID: u32 = u32::MAX;
+
+/// Pairs of characters that stand side by side in some token, and what they and single characters are encoded as.
+#[derive(Debug)]
+pub struct Cuts {
+    /// Open addressing, at most half full: `left << 48 | right << 32 | value`. Only pairs of the basic plane that are not
+    /// both ASCII; beside others nothing is cut.
+    slots: Vec<u64>,
+    shift: u32,
+    /// Bit `last byte << 8 | first byte`: some token holds a border between two characters with these bytes beside it,
+    /// and not the whole of both characters.
+    broken: Box<[u64; 1 << 10]>,
+    /// Id of each character of the basic plane whose bytes alone merge to one token, or [`NO_ID`].
+    single: Box<[u32; 0x1_0000]>,
+}
+
+impl Cuts {
+    /// Reads all tokens of the vocabulary. `merge` appends the encoding of a word by the rules alone.
+    pub fn new(tables: &Tables, mut merge: impl FnMut(&[u8], &mut Vec<u32>)) -> Self {
+        let mut broken = Box::new([0u64; 1 << 10]);
+        let mut pairs = Vec::new();
+        for id in 0..tables.num_ids() as u32 {
+            borders(tables.token(id), |found| match found {
+                Border::Whole(left, right) => pairs.extend(pair(left.into(), right.into())),
+                Border::Broken(last, first) => {
+                    let bit = usize::from(last) << 8 | usize::from(first);
+                    broken[bit / 64] |= 1 << (bit % 64);
+                }
+            });
+        }
+        pairs.sort_unstable();
+        pairs.dedup();
+        let size = (pairs.len().max(32) * 2).next_power_of_two();
+        #[allow(clippy::large_stack_arrays)] // boxed at once
+        let mut single = Box::new([NO_ID; 0x1_0000]);
+        for (c, id) in (0u32..).zip(single.iter_mut()) {
+            *id = char::from_u32(c).and_then(|c| tables.single(c)).unwrap_or(NO_ID);
+        }
+        let mut cuts = Self { slots: vec![EMPTY; size], shift: 64 - size.trailing_zeros(), broken, single };
+        let (mut text, mut ids) = (String::new(), Vec::new());
+        for key in pairs {
+            let (left, right) = (key >> 16, key & 0xFFFF);
+            text.clear();
+            text.extend([left, right].iter().filter_map(|&c| char::from_u32(c)));
+            ids.clear();
+            merge(text.as_bytes(), &mut ids);
+            let value = match *ids.as_slice() {
+                [id] => id,
+                [a, b] if [a, b] == [cuts.single[left as usize], cuts.single[right as usize]] => APART,
+                _ => UNKNOWN,
+            };
+            let mut slot = cuts.slot(key);
+            while cuts.slots[slot] != EMPTY {
+                slot = (slot + 1) & (size - 1);
+            }
+            cuts.slots[slot] = u64::from(key) << 32 | u64::from(value);
+        }
+        cuts
+    }
+
+    #[inline]
+    fn slot(&self, key: u32) -> usize {
+        (u64::from(key).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> self.shift) as usize
+    }
+
+    /// The value of a pair that stands in the table.
+    #[inline]
+    fn known(&self, key: u32) -> Option<u32> {
+        let mut i = self.slot(key);
+        loop {
+            // SAFETY: `slot` gives an index, as its shift leaves the bits of one, and the mask keeps it one.
+            let slot = unsafe { *self.slots.get_unchecked(i) };
+            if (slot >> 32) as u32 == key {
+                return Some(slot as u32);
+            }
+            if slot == EMPTY {
+                return None;
+            }
+            i = (i + 1) & (self.slots.len() - 1);
+        }
+    }
+
+    /// Calls `found` with start and end of each piece of `bytes[start..end]`, in order, and with the ids of a piece of one
+    /// or two characters and their number, if they are known.
+    #[inline]
+    pub fn pieces(
+        &self,
+        bytes: &[u8],
+        start: usize,
+        end: usize,
+        mut found: impl FnMut(usize, usize, Option<([u32; 2], u32)>),
+    ) {
+        let limit = bytes.len().saturating_sub(3);
+        let character = |i: usize| -> (u32, usize) {
+            // SAFETY: `i < limit` says that four bytes are there.
+            if let Some(c) = (i < limit).then(|| unsafe { decode_wide_inside(bytes, i) }).flatten() {
+                return (c.into(), i + 3);
+            }
+            let (c, len) = decode(bytes, i);
+            (c, i + len)
+        };
+        let (mut left, mut at) = character(start);
+        let (mut from, mut first, mut chars, mut value) = (start, left, 1, UNKNOWN);
+        loop {
+            let (mut right, mut next) = (0, end);
+            let mut joined = None;
+            if at < end {
+                (right, next) = character(at);
+                joined = match pair(left, right) {
+                    None => Some(UNKNOWN),
+                    Some(key) => self.known(key).or_else(|| {
+                        let bit = usize::from(bytes[at - 1]) << 8 | usize::from(bytes[at]);
+                        (self.broken[bit / 64] >> (bit % 64) & 1 != 0).then_some(UNKNOWN)
+                    }),
+                };
+            }
+            if let Some(pair) = joined {
+                value = pair;
+                chars += 1;
+            } else {
+                found(from, at, self.direct(chars, first, left, value));
+                if at >= end {
+                    return;
+                }
+                (from, first, chars) = (at, right, 1);
+            }
+            (left, at) = (right, next);
+        }
+    }
+
+    #[inline]
+    fn direct(&self, chars: u32, first: u32, last: u32, value: u32) -> Option<([u32; 2], u32)> {
+        let single = |c: u32| self.single.get(c as usize).copied().unwrap_or(NO_ID);
+        let (ids, count) = match (chars, value) {
+            (1, _) => ([single(first), 0], 1),
+            (2, APART) => ([single(first), single(last)], 2),
+            (2, id) if id != UNKNOWN => ([id, 0], 1),
+            _ => return None,
+        };
+        (ids[0] != NO_ID).then_some((ids, count))
+    }
+}
+
+/// `left << 16 | right` of a pair that may be cut.
+#[inline]
+fn pair(left: u32, right: u32) -> Option<u32> {
+    let both = left | right;
+    (0x80..0x1_0000).contains(&both).then_some(left << 16 | right)
+}
+
+/// The inside of a token between two characters, by the characters or by the bytes that meet.
+enum Border {
+    Whole(char, char),
+    Broken(u8, u8),
+}
+
+/// Calls `found` with every border between characters inside a token.
+fn borders(token: &[u8], mut found: impl FnMut(Border)) {
+    if token.is_ascii() {
+        return;
+    }
+    for at in 1..token.len() {
+        let first = token[at];
+        if first & 0xC0 == 0x80 || (first | token[at - 1]) < 0x80 {
+            continue;
+        }
+        let lead = (at.saturating_sub(4)..at).rev().find(|&i| token[i] & 0xC0 != 0x80);
+        let left = lead.and_then(|lead| std::str::from_utf8(&token[lead..at]).ok()).and_then(only_char);
+        let len = 1 + token[at + 1..].iter().take(3).take_while(|&&b| b & 0xC0 == 0x80).count();
+        let right = std::str::from_utf8(&token[at..at + len]).ok().and_then(only_char);
+        found(match (left, right) {
+            (Some(left), Some(right)) => Border::Whole(left, right),
+            _ => Border::Broken(token[at - 1], first),
+        });
+    }
+}
+
+fn only_char(text: &str) -> Option<char> {
+    let mut chars = text.chars();
+    chars.next().filter(|_| chars.next().is_none())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::merge::{MergeScratch, encode_piece};
+    use super::super::tables::Vocab;
+    use super::*;
+
+    /// All bytes, and rules picked at random among the neighbours in a text; `seed` picks the order of their ranks.
+    fn random_tables(text: &str, seed: u64, mut draw: impl FnMut(usize) -> usize) -> Tables {
+        let mut tokens: Vec<Vec<u8>> = (0..=255).map(|b| vec![b]).collect();
+        let mut vocab = Vocab::with_capacity(2000, 8000);
+        for (id, token) in (0..).zip(&tokens) {
+            assert!(vocab.insert(token, id));
+        }
+        let mut merges = Vec::new();
+        while tokens.len() < 900 {
+            let at = draw(text.len() - 8);
+            let (len, split) = (2 + draw(6), 1 + draw(5));
+            let bytes = &text.as_bytes()[at..at + len];
+            let halves = (split < len).then(|| bytes.split_at(split));
+            let ids = halves.and_then(|(left, right)| Some((vocab.get(left)?, vocab.get(right)?)));
+            let Some((left, right)) = ids else { continue };
+            let id = vocab.get(bytes).unwrap_or(tokens.len() as u32);
+            if vocab.insert(bytes, id) {
+                tokens.push(bytes.to_vec());
+            }
+            merges.push((left, right, id));
+        }
+        for i in (1..merges.len()).rev().filter(|_| seed % 2 == 1) {
+            merges.swap(i, draw(i + 1));
+        }
+        Tables::new(vocab, &merges, false, false).unwrap()
+    }
+
+    #[test]
+    fn pieces_give_the_ids_of_the_whole_for_any_rules() {
+        let text = "中文分词是自然语言处理的基础。日本語の文章を分けます。한국어 문장도 naïve café — «мир» 𠮷野家 👩‍👧 plain ASCII ";
+        let chars: Vec<char> = text.chars().collect();
+        let (mut cuts_made, mut direct) = (0, 0);
+        for seed in 0..60u64 {
+            let mut state = seed;
+            let mut draw = |below: usize| {
+                state = state.wrapping_mul(0x5851_F42D_4C95_7F2D).wrapping_add(0x1405_7B7E_F767_814F);
+                (state >> 33) as usize % below
+            };
+            let tables = random_tables(text, seed, &mut draw);
+            let mut scratch = MergeScratch::default();
+            let cuts = Cuts::new(&tables, |word, ids| encode_piece(&tables, word, &mut scratch, ids));
+            for _ in 0..200 {
+                let word: String = (0..=draw(12)).map(|_| chars[draw(chars.len())]).collect();
+                let (mut whole, mut parts, mut at) = (Vec::new(), Vec::new(), 0);
+                encode_piece(&tables, word.as_bytes(), &mut scratch, &mut whole);
+                cuts.pieces(word.as_bytes(), 0, word.len(), |from, to, ids| {
+                    assert_eq!(from, at);
+                    at = to;
+                    if let Some((ids, count)) = ids {
+                        direct += 1;
+                        parts.extend_from_slice(&ids[..count as usize]);
+                    } else {
+                        encode_piece(&tables, &word.as_bytes()[from..to], &mut scratch, &mut parts);
+                    }
+                    cuts_made += usize::from(to < word.len());
+                });
+                assert_eq!((at, &parts), (word.len(), &whole), "seed {seed}: {word:?}");
+            }
+        }
+        assert!(cuts_made > 10_000 && direct > 5000, "{cuts_made} cuts, {direct} direct");
+    }
+}
