@@ -1,6 +1,6 @@
 """Real text that no tokenizer has seen twice, by language, from Debian and npm packages and installed sources.
 
-A word cache remembers, so a megabyte read again and again flatters whoever remembers more. These texts are long (4 to 20
+A word cache remembers, so a megabyte read again and again flatters whoever remembers more. These texts are long (2 to 12
 MB a language) and a line is kept only where it first stands: menus and licences that manuals repeat are gone.
 Fetched by package name once and kept in `.cache/assets/texts`; a kind whose packages cannot be had is left out.
 """
@@ -109,7 +109,10 @@ def corpora() -> dict[str, list[str]]:
     """Documents by kind; of JSON Lines the records."""
     data = assets.llamafactory_data()
     kinds: dict[str, tuple[Callable[[], Iterable[str]], bool]] = {
-        kind: (lambda packages=packages: (text for name in packages for text in _debian_documents(name)), kind != "english")
+        kind: (
+            lambda packages=packages: (text for name in packages for text in _debian_documents(name)),
+            kind != "english",
+        )
         for kind, packages in DEBIAN.items()
     }
     kinds |= {"chinese-verse": (_poems, True), "code": (_sources, False)}
