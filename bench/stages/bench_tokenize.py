@@ -76,7 +76,7 @@ def cases(smoke: bool) -> Iterator[Case]:
 
 def packing(work: Path, model: Path, source: Path, smoke: bool) -> Case:
     """The whole path, on chats of several turns that hardly repeat."""
-    num_rows, num_trl = (200, 100) if smoke else (110_000, 3_000)
+    num_rows, num_trl = (200, 100) if smoke else (110_000, 2_000)
     sources = Path(sysconfig.get_paths()["purelib"])
     count, amount = conversations.write(work / "ours.jsonl", conversations.chats(num_rows, sources, source))
     _, amount_trl = conversations.write(work / "trl.jsonl", conversations.chats(num_trl, sources, source))
