@@ -13,11 +13,13 @@ class Merge(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     scale: list[float] = []
     """Strength of each adapter, once for each in their order; none is 1 for all."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """What weights are saved in; auto is what the base's are stored in, tensor by tensor."""
     parity: Literal["rows", "off"] = "rows"
     """`rows` compares logits of base with adapters and of the merged model on a few prompts, which loads both (fp32);
     `off` skips that and needs neither torch nor memory for a model."""
-    tolerance: Annotated[float, Meta(gt=0)] = 0.05
-    """Largest mean difference of logits allowed, as a share of their standard deviation."""
+    tolerance: Annotated[float, Meta(gt=0)] = 2.0
+    """How many times as much as rounding explains the merge may change logits."""
     parity_tokens: Annotated[int, Meta(ge=1)] = 256
     """Tokens compared at most."""
 

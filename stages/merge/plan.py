@@ -46,8 +46,10 @@ class Plan(msgspec.Struct):
     """Rows of the embedding before and after."""
 
 
-def make_plan(base: Weights, adapters: list[Adapter], config: dict[str, Any]) -> Plan:
-    """Raises ArtifactError (78) if an adapter does not fit the base, ConfigError (2) if it cannot be merged into it."""
+def make_plan(base: Weights, adapters: list[Adapter], config: dict[str, Any], dtype: str | None = None) -> Plan:
+    """`dtype` (BF16, ...) is what weights are saved in; None keeps the base's.
+
+    Raises ArtifactError (78) if an adapter does not fit the base, ConfigError (2) if it cannot be merged into it."""
     sources = {
         name: Source(base.file_of(name), name, base.entry(name).dtype, base.entry(name).shape, [])
         for file in base.files.values()
@@ -75,6 +77,8 @@ def make_plan(base: Weights, adapters: list[Adapter], config: dict[str, Any]) ->
     if tied and tied_head and untied and _same(sources[tied], sources[tied_head]):
         del sources[tied_head], where[tied_head]
         untied = False
+    for source in sources.values():
+        source.dtype = dtype if dtype and source.dtype in DTYPES else source.dtype
     _check_dtypes(sources)
     vocab = (rows_before, sources[embedding].shape[0]) if embedding else None
     if vocab and head and sources[head].shape[0] != vocab[1]:

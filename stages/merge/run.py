@@ -25,6 +25,8 @@ from postmill.stages.merge.sidecars import write_sidecars
 from postmill.stages.progress import Progress
 from postmill.stages.protocol import Input, Inputs, Out, Result
 
+_DTYPE_NAMES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+
 
 def run(cfg: Merge, inputs: Inputs, out: Out) -> Result:
     """Write the merged model into `out.dir`. Raises StageError (1) if it does not compute what base and adapters do."""
@@ -42,9 +44,9 @@ def run(cfg: Merge, inputs: Inputs, out: Out) -> Result:
         adapters = [load_adapter(path, scale) for path, scale in zip(paths, scales, strict=True)]
         for adapter in adapters:
             stack.enter_context(adapter.file)
-        plan = make_plan(weights, adapters, config)
+        plan = make_plan(weights, adapters, config, _DTYPE_NAMES.get(cfg.dtype))
         _write_weights(plan, weights, out)
-    stop_ids = write_sidecars(base, paths, out.dir, plan)
+    stop_ids = write_sidecars(base, paths, out.dir, plan, cfg.dtype if cfg.dtype != "auto" else None)
     seconds = {"merge": time.monotonic() - started}
     metrics = _metrics(plan, adapters, stop_ids)
     versions = {"numpy": np.__version__}
@@ -52,11 +54,24 @@ def run(cfg: Merge, inputs: Inputs, out: Out) -> Result:
         from postmill.stages.merge.parity import check_parity
 
         started = time.monotonic()
-        metrics["parity"], more = check_parity(cfg, base, dict(zip(paths, scales, strict=True)), inputs["rows"], out)
+        metrics["parity"], more = check_parity(
+            cfg,
+            base,
+            dict(zip(paths, scales, strict=True)),
+            inputs["rows"],
+            out,
+            merged_dtype=_changed_dtype(plan),
+        )
         seconds["parity"] = time.monotonic() - started
         versions |= more
     digests = {"tokenizer": tokenizer_digest(out.dir)} if (out.dir / "tokenizer.json").is_file() else {}
     return Result(metrics=metrics, digests=digests, versions=versions, seconds=seconds)
+
+
+def _changed_dtype(plan: Plan) -> str:
+    """The coarsest dtype among changed weights."""
+    changed = {s.dtype for shard in plan.shards.values() for s in shard.values() if not s.is_copy}
+    return next((dtype for dtype in ("BF16", "F16", "F32") if dtype in changed), "F32")
 
 
 def _path(item: Input) -> Path:
@@ -89,7 +104,7 @@ def _write_weights(plan: Plan, weights: Weights, out: Out) -> None:
 
 def _metrics(plan: Plan, adapters: list[Adapter], stop_ids: list[int]) -> dict[str, Any]:
     sources = [source for shard in plan.shards.values() for source in shard.values()]
-    if not any(source.edits or not source.is_copy for source in sources) and not any(a.replaced for a in adapters):
+    if not any(source.edits for source in sources) and not any(a.replaced for a in adapters):
         names = ", ".join(str(adapter.path) for adapter in adapters)
         raise StageError(f"{names}: changes no weight; check that it was trained")
     metrics: dict[str, Any] = {

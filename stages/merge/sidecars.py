@@ -15,7 +15,7 @@ _CONFIGS = ("config.json", "generation_config.json")
 _NOT_OF_A_MODEL = ("adapter_config.json", TRAINING, INDEX)
 
 
-def write_sidecars(base: Path, adapters: list[Path], target: Path, plan: Plan) -> list[int]:
+def write_sidecars(base: Path, adapters: list[Path], target: Path, plan: Plan, dtype: str | None) -> list[int]:
     """Fill `target` with all but the weights. Returns the stop ids that training added to the model's own.
 
     The tokenizer is the last adapter's if it brought one (it may have new tokens), otherwise the base's.
@@ -30,14 +30,14 @@ def write_sidecars(base: Path, adapters: list[Path], target: Path, plan: Plan) -
         if path.suffix not in (".safetensors", ".gguf") and name not in (*skipped, *_CONFIGS, *_NOT_OF_A_MODEL):
             shutil.copyfile(path, target / name)
     config = load_json(base / "config.json")
-    if _update_config(config, plan):
+    if _update_config(config, plan, dtype):
         _save(target / "config.json", config)
     else:
         shutil.copyfile(base / "config.json", target / "config.json")
     return _write_generation_config(base, adapters, target)
 
 
-def _update_config(config: dict[str, Any], plan: Plan) -> bool:
+def _update_config(config: dict[str, Any], plan: Plan, dtype: str | None) -> bool:
     """Record what the merge changed of the model's shape. Returns whether anything did."""
     inner = config.get("text_config")
     places = [config, *([inner] if isinstance(inner, dict) else [])]
@@ -49,7 +49,11 @@ def _update_config(config: dict[str, Any], plan: Plan) -> bool:
             place["tie_word_embeddings"] = False
         if resized and plan.vocab and "vocab_size" in place:
             place["vocab_size"] = plan.vocab[1]
-    return plan.untied or resized
+    if dtype:
+        for place in places:
+            place.pop("torch_dtype", None)
+            place["dtype"] = dtype
+    return plan.untied or resized or dtype is not None
 
 
 def _write_generation_config(base: Path, adapters: list[Path], target: Path) -> list[int]:

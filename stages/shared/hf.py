@@ -1,6 +1,7 @@
 """Models and tokenizers through transformers: from disk only, no code from the folder, no talk."""
 
 import importlib
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,8 @@ def add_adapters(model: Any, adapters: dict[Path, float]) -> Any:
     """The model with every adapter (path -> scale) active."""
     peft: Any = importlib.import_module("peft")
     lora: Any = importlib.import_module("peft.tuners.lora")
+    # peft asks transformers in a way that this warns of; nobody here can change that
+    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
     scales = {f"adapter{index}": scale for index, scale in enumerate(adapters.values())}
     first, *others = zip(scales, adapters, strict=True)
     wrapped = peft.PeftModel.from_pretrained(model, str(first[1]), adapter_name=first[0], local_files_only=True)
