@@ -1,4 +1,4 @@
-"""Run benchmarks: `python bench/run.py [--smoke] [--no-record] [WORD ...]`.
+"""Run benchmarks: `python bench/run.py [--smoke] [--no-record] [--case WORD] [WORD ...]`.
 
 WORDs pick benchmark files whose path contains one of them. `--smoke` runs everything at toy size, once, and records
 nothing: it proves that the benchmarks run and that rivals agree.
@@ -20,6 +20,7 @@ def main() -> int:
     parser.add_argument("words", nargs="*", help="run only files whose path contains one of these")
     parser.add_argument("--smoke", action="store_true", help="toy sizes, one round, nothing recorded")
     parser.add_argument("--no-record", action="store_true", help="do not append to bench/results/")
+    parser.add_argument("--case", default="", help="run only cases whose name contains this")
     args = parser.parse_args()
     sys.path.insert(1, str(ROOT.parent / "tests"))  # benchmarks share the tests' assets
     failed = []
@@ -32,7 +33,8 @@ def main() -> int:
             assert spec is not None and spec.loader is not None
             module = importlib.util.module_from_spec(spec)
             spec.loader.exec_module(module)
-            run_cases(name.removesuffix(".py"), module.cases(args.smoke), smoke=args.smoke, record=not args.no_record)
+            cases = (case for case in module.cases(args.smoke) if args.case in case.name or case.skip)
+            run_cases(name.removesuffix(".py"), cases, smoke=args.smoke, record=not args.no_record)
         except Exception:  # the program's edge: one broken benchmark must not hide the others
             traceback.print_exc()
             failed.append(name)

@@ -128,9 +128,9 @@ def cases(smoke: bool) -> Iterator[Case]:
             os.environ["TOKENIZERS_PARALLELISM"] = "true" if threads > 1 else "false"
             for new in (True, False):
                 rivals = fast_rivals(documents, path, threads, new=new)
-                if not new:
+                if not new and threads == 1:
                     rivals += slow_rivals(documents, path, threads)
                 label = f"{name}-{'new' if new else 'again'}-{threads}t"
                 question = f"{name}, {'new text' if new else 'text seen before'}, {threads} thread(s), MB/s"
-                facts = None if not new else lambda d=documents, t=threads: check(d, path, t)
+                facts = (lambda d=documents, t=threads: check(d, path, t)) if new and threads == 1 else None
                 yield Case(label, question, "MB", rivals, facts, 3, PACKAGES)

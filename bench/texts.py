@@ -1,7 +1,7 @@
 """Real text that no tokenizer has seen twice, by language, from Debian and npm packages and installed sources.
 
-A word cache remembers, so a megabyte read again and again flatters whoever remembers more. These texts are long (2 to 12
-MB a language) and a line is kept only where it first stands: menus and licences that manuals repeat are gone.
+A word cache remembers, so a megabyte read again and again flatters whoever remembers more. These texts are long (2 to
+12 MB a language) and a line is kept only where it first stands: menus and licences that manuals repeat are gone.
 Fetched by package name once and kept in `.cache/assets/texts`; a kind whose packages cannot be had is left out.
 """
 
