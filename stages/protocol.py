@@ -5,6 +5,7 @@ heavy library; `run.py` holds `run(cfg, inputs, out) -> Result`. The runner join
 """
 
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -81,6 +82,8 @@ class Out:
         self.inputs: list[InputEntry] = []
         self.config: dict[str, Any] = {}
         self.stream_writer: TableWriter | None = None
+        self.after_commit: Callable[[], None] | None = None
+        """Called once the artifact is in place: to remove what it makes needless."""
 
     @property
     def dir(self) -> Path:

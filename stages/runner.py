@@ -168,6 +168,8 @@ def run_stage(stage: Stage, config: Any, given: dict[str, list[str]], output: Pa
             else:
                 _write_side_file(staging.path, inputs, result, seconds)
                 staging.commit(manifest, replace=options.force)
+                if out.after_commit:
+                    out.after_commit()
         except BrokenPipeError:
             raise
         except OSError as error:

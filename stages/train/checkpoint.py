@@ -4,6 +4,7 @@ What that is: trained weights, AdamW's moments, and the number of steps done. Th
 dropout and noise are pure functions of the seed and the step, so there is no other state that could be lost.
 """
 
+import contextlib
 import re
 import shutil
 from pathlib import Path
@@ -22,7 +23,7 @@ from postmill.stages.protocol import Out
 from postmill.stages.train.optimizer import Learner, restore_state
 from postmill.stages.train.save import save_tensors, save_weights, write_json
 
-OPTIMIZER, STATE, METRICS = "optimizer.safetensors", "state.json", "metrics.jsonl"
+OPTIMIZER, STATE, METRICS, TIMING = "optimizer.safetensors", "state.json", "metrics.jsonl", "timing.jsonl"
 _NAME = re.compile(r"step-(\d{8,})")
 
 
@@ -163,6 +164,17 @@ def rotate(out: Out, keep_last: int, keep_best: int) -> None:
             # the manifest first: what is left after a kill is no artifact
             artifact.file("manifest.json").unlink()
             shutil.rmtree(artifact.path)
+
+
+def tidy(out: Out, keep_best: int) -> None:
+    """After the run: keep only the best checkpoints, and no folder where nothing is left to keep."""
+    clean(out)
+    rotate(out, 0, keep_best)
+    if not _all(out):
+        for name in (METRICS, TIMING):  # the artifact has them
+            (out.work / name).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a report of a diverged step may be there
+            out.work.rmdir()
 
 
 def clean(out: Out) -> None:

@@ -98,6 +98,9 @@ class Train(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     keep_best: Annotated[int, Meta(ge=0)] = 0
     """Besides, keep the checkpoints of the lowest validation losses; one is committed when --valid-every finds such."""
 
+    keep_checkpoints: bool = False
+    """Keep the newest checkpoints when the run is done, too; otherwise only the best ones of --keep-best stay."""
+
     def __post_init__(self) -> None:
         if self.bins_per_step % self.micro_bins:
             raise ValueError(f"micro_bins {self.micro_bins} does not divide bins_per_step {self.bins_per_step}")
@@ -130,6 +133,6 @@ STAGE = Stage(
     },
     output=output_kind,
     example="postmill train packed/ -m base/ -o run/ --tuner lora --epochs 2 --lr 2e-4",
-    safe_to_change=frozenset({"shard", "save_every", "keep_last", "keep_best"}),
+    safe_to_change=frozenset({"shard", "save_every", "keep_last", "keep_best", "keep_checkpoints"}),
     ranks=True,
 )

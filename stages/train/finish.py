@@ -7,11 +7,11 @@ from torch import Tensor
 
 from postmill.io.packed import PackedReader
 from postmill.stages.protocol import Input, Out, Result
-from postmill.stages.train import curve, model, save
-from postmill.stages.train.checkpoint import METRICS
+from postmill.stages.train import checkpoint, curve, model, save
+from postmill.stages.train.checkpoint import METRICS, TIMING
 from postmill.stages.train.config import Train
 from postmill.stages.train.plan import Steps, closing_ids
-from postmill.stages.train.record import TIMING, Record
+from postmill.stages.train.record import Record
 
 
 def finish(
@@ -41,6 +41,8 @@ def finish(
     (out.dir / METRICS).write_bytes(record.raw())
     (out.dir / TIMING).write_bytes(record.timing())
     curve.write_curve(out.dir, record.lines)
+    if not cfg.keep_checkpoints:
+        out.after_commit = lambda: checkpoint.tidy(out, cfg.keep_best)
     return Result(
         metrics={
             **{key: record.lines[-1][key] for key in ("loss", "valid_loss") if key in record.lines[-1]},

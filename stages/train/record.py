@@ -6,9 +6,7 @@ from typing import Any
 
 import msgspec
 
-from postmill.stages.train.checkpoint import METRICS
-
-TIMING = "timing.jsonl"
+from postmill.stages.train.checkpoint import METRICS, TIMING
 
 
 class Record:

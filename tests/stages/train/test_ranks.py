@@ -25,6 +25,7 @@ from postmill.stages.runner import Options, run_stage  # noqa: E402
 from postmill.stages.train.config import STAGE, Lora, Train  # noqa: E402
 
 FULL = Train(tuner="full", lr=1e-2, bins_per_step=4, steps=4, save_every=2, valid_every=1, normalize="weights")
+FULL = msgspec.structs.replace(FULL, keep_checkpoints=True)
 LORA = msgspec.structs.replace(
     FULL, tuner="lora", lora=Lora(rank=4, targets=["q_proj", "down_proj"], modules_to_save=["norm"]), lr=3e-2
 )

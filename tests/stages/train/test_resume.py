@@ -160,7 +160,9 @@ def test_other_options_or_data_are_refused_and_named(world, tmp_path):
     with pytest.raises(ArtifactError, match="input packed changed") as error:
         run_stage(STAGE, FULL, given(world, packed=[str(world / "valid")]), target, Options(threads=1))
     assert error.value.code == 78
-    run_stage(STAGE, replace(FULL, save_every=5, keep_last=1), given(world), target, Options(threads=1))
+    run_stage(
+        STAGE, replace(FULL, save_every=5, keep_last=1, keep_checkpoints=True), given(world), target, Options(threads=1)
+    )
     left = [p.name for p in sorted((tmp_path / "run.checkpoints").glob("step-*"))]
     assert left == ["step-00000005"]
     assert (target / "model.safetensors").read_bytes() == (world / "full" / "model.safetensors").read_bytes()
@@ -181,8 +183,46 @@ def test_best_checkpoints_are_kept(world, tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     best = sorted(range(STEPS), key=lambda i: lines[i]["valid_loss"])[:2]
     kept = {p.name for p in (tmp_path / "run.checkpoints").glob("step-*")}
-    assert {f"step-{i + 1:08d}" for i in best} <= kept
-    assert len(kept) <= 3
+    assert kept == {f"step-{i + 1:08d}" for i in best}
+
+
+def test_checkpoints_are_few_while_it_runs_and_gone_when_it_is_done(world, tmp_path, monkeypatch):
+    from postmill.stages.train import checkpoint
+
+    seen, save = [], checkpoint.save
+
+    def watched(out, *args, **options):
+        seen.append(len(list(out.work.glob("step-*"))))
+        return save(out, *args, **options)
+
+    monkeypatch.setattr(checkpoint, "save", watched)
+    cfg = replace(FULL, save_every=1, keep_last=2)
+    run_stage(STAGE, cfg, given(world), tmp_path / "run", Options(threads=1))
+    assert seen == [0, 1, 2, 2, 2, 2]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
+    assert digest(tmp_path / "run") is not None
+    run_stage(STAGE, replace(cfg, keep_checkpoints=True), given(world), tmp_path / "kept", Options(threads=1))
+    assert len(list((tmp_path / "kept.checkpoints").glob("step-*"))) == 2
+
+
+def test_checkpoints_stay_until_the_result_is_in_place(world, tmp_path, monkeypatch):
+    from postmill.io.commit import Staging
+
+    commit = Staging.commit
+
+    def full(self, manifest, **options):
+        if manifest.kind == "model":
+            raise OSError(28, "No space left on device", str(self.path))
+        return commit(self, manifest, **options)
+
+    monkeypatch.setattr(Staging, "commit", full)
+    with pytest.raises(ArtifactError) as error:
+        run_stage(STAGE, FULL, given(world), tmp_path / "run", Options(threads=1))
+    assert error.value.code == 74
+    assert len(list((tmp_path / "run.checkpoints").glob("step-*"))) == 2
+    monkeypatch.undo()
+    run_stage(STAGE, FULL, given(world), tmp_path / "run", Options(threads=1))
+    assert digest(tmp_path / "run") == digest(world / "full")
 
 
 def test_up_to_date_and_equal_elsewhere(world, tmp_path):
