@@ -3,6 +3,7 @@
 //! The contract of every engine: the ids are those of transformers' `tokenizer(text, add_special_tokens=False)`, and
 //! tokens tile the text (token i starts where token i-1 ends; the first starts at 0).
 use crate::error::Error;
+use crate::guard;
 use tokenizers::Tokenizer;
 
 /// Token ids and, for each, the byte of the text after its last. Kept between rows to save allocations.
@@ -91,9 +92,11 @@ impl Engine for HfEngine {
     }
 
     fn encode(&self, text: &str, out: &mut Tokens) -> Result<(), Error> {
-        let encoding = self
-            .tokenizer
-            .encode(text, false)
+        let encoding = guard::catch(|| self.tokenizer.encode(text, false))
+            .map_err(|panic| Error::Data {
+                place: "".into(),
+                message: format!("the tokenizer gave up: {panic}").into(),
+            })?
             .map_err(|error| Error::Config { message: format!("tokenizer: {error}").into() })?;
         out.ids.extend(encoding.get_ids().iter().map(|id| *id as i32));
         let offsets = encoding.get_offsets();

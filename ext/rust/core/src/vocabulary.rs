@@ -3,6 +3,7 @@ use crate::bpe::Bpe;
 use crate::bpe::engine::BpeEngine;
 use crate::encode::{Engine, HfEngine};
 use crate::error::Error;
+use crate::guard;
 use crate::json;
 use crate::types::Json;
 use tokenizers::{AddedToken, Tokenizer};
@@ -72,12 +73,13 @@ pub fn load(tokenizer_json: &[u8], names: &TokenNames, choice: EngineChoice) -> 
         (own, _) => own.map(|(bpe, _)| bpe),
     };
     let fault = |why: String| Error::Data { place: "tokenizer.json".into(), message: why.into() };
-    let mut tokenizer = Tokenizer::from_bytes(tokenizer_json).map_err(|error| fault(error.to_string()))?;
+    let mut tokenizer = guard::tokenizer(tokenizer_json)?;
     let missing = names.extra.iter().filter(|text| tokenizer.token_to_id(text).is_none());
     let missing: Vec<AddedToken> = missing.map(|text| AddedToken::from(text.clone(), true)).collect();
     tokenizer.add_special_tokens(missing).map_err(|error| fault(error.to_string()))?;
     let layout = json::parse(tokenizer_json).map_err(|error| fault(error.to_string()))?;
-    let vocabulary = Vocabulary::of_crate(&mut tokenizer, &layout, names);
+    let vocabulary = guard::catch(|| Vocabulary::of_crate(&mut tokenizer, &layout, names))
+        .map_err(|panic| fault(format!("the tokenizers crate gave up on it: {panic}")))?;
     let engine: Box<dyn Engine> = match own {
         Some(bpe) => Box::new(BpeEngine::new(bpe)),
         None => Box::new(HfEngine::new(tokenizer)),

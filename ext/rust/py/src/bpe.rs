@@ -10,6 +10,7 @@ use postmill_core::bpe::batch::Batch;
 use postmill_core::bpe::engine::BpeEngine;
 use postmill_core::encode::{Engine, HfEngine, Tokens};
 use postmill_core::error::Error;
+use postmill_core::guard;
 use pyo3::exceptions::{PyIndexError, PyTypeError, PyUnicodeDecodeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::pybacked::{PyBackedBytes, PyBackedStr};
@@ -39,8 +40,7 @@ impl Tokenizer {
         let made = py.detach(|| match Bpe::compile(tokenizer_json) {
             Ok(bpe) => Ok(Self { inner: Inner::Ours(BpeEngine::new(bpe)), refused: None }),
             Err(refused) => {
-                let fault = |error| Error::Config { message: format!("tokenizer.json: {error}").into() };
-                let tokenizer = tokenizers::Tokenizer::from_bytes(tokenizer_json).map_err(fault)?;
+                let tokenizer = guard::tokenizer(tokenizer_json)?;
                 Ok(Self { inner: Inner::Crate(HfEngine::new(tokenizer)), refused: Some(refused.to_string()) })
             }
         });
