@@ -25,8 +25,8 @@ from tiktoken_json import QWEN35, read_ranks
 RESULTS = Path(__file__).resolve().parent.parent / "bench" / "results" / "exact-bpe.jsonl"
 QWEN2 = QWEN35.replace(r"[\p{L}\p{M}]", r"\p{L}").replace(r"\p{M}", "")
 RANKS = {"qwen3": ("qwen.tiktoken", QWEN2)}
-"""Families that have tiktoken ranks too: file and regex. Not qwen3.6: tiktoken takes a word that is a token as it is, and
-201 tokens of that family cannot be reached by merges, which the `tokenizers` package follows."""
+"""Families that have tiktoken ranks too: file and regex. Not qwen3.6: tiktoken takes a word that is a token as it is,
+and 201 tokens of that family cannot be reached by merges, which the `tokenizers` package follows."""
 FAMILIES = (
     *(name for name in assets.LENML if name not in ("llama-2", "gemma-3")),  # those are not byte-level
     *("llama-3.1", "qwen3", "qwen3.6", "smollm2"),
