@@ -133,6 +133,16 @@ fn every_string_of_seven_classes_is_cut_as_the_regex_cuts_it() {
     enumerate(&CORE[..10], 7);
 }
 
+/// `・` is in the range that `DeepSeek`'s second split cuts out, and the third parts it from the kana around it.
+#[test]
+fn signs_among_kana_are_words_of_their_own() {
+    let (name, steps) = FAMILIES[7];
+    let (scanner, oracle) = (Scanner::new(pattern_of(steps)), Oracle::new(steps));
+    every_string(&['ひ', '中', '・', '\u{3099}', '゛', '\u{3040}', '「', 'a', ' ', '1'], 5, |text| {
+        check(name, &scanner, &oracle, text);
+    });
+}
+
 #[test]
 fn every_code_point_is_in_the_class_the_regex_gives_it() {
     for (name, steps) in FAMILIES {
@@ -144,7 +154,17 @@ fn every_code_point_is_in_the_class_the_regex_gives_it() {
         for c in starts.chain(sample).filter_map(char::from_u32) {
             // Between these neighbours each class is cut differently; `'` and `'l` ask what folds to a contraction.
             all.extend(["a", &c.to_string(), "A", &c.to_string(), "! ", &c.to_string(), "\n", &c.to_string(), "1"]);
-            all.extend(["'", &c.to_string(), "x 'l", &c.to_string(), "\n"]);
+            all.extend([
+                "'",
+                &c.to_string(),
+                "x 'l",
+                &c.to_string(),
+                "\nひ",
+                &c.to_string(),
+                "中",
+                &c.to_string(),
+                "\n",
+            ]);
             if all.len() > 4096 {
                 check(name, &scanner, &oracle, &all);
                 all.clear();

@@ -26,8 +26,14 @@ pub mod class {
     pub const PUNCTUATION: u16 = 1 << 9;
     /// None of the others: controls, formats, unassigned.
     pub const OTHER: u16 = 1 << 10;
-    /// The kana and Han ranges that `DeepSeek` cuts out.
+    /// Letters and marks of the kana and Han ranges that `DeepSeek` cuts out.
     pub const HAN: u16 = 1 << 11;
+    /// `\p{P}` and `\p{S}` of those ranges, `・` among them: its third split parts them from the letters.
+    pub const HAN_SIGN: u16 = 1 << 12;
+    /// Code points of those ranges that are not assigned.
+    pub const HAN_OTHER: u16 = 1 << 13;
+    /// All of those ranges.
+    pub const HANS: u16 = HAN | HAN_SIGN | HAN_OTHER;
 
     /// `\p{L}`
     pub const LETTERS: u16 = UPPER | LOWER | CASELESS;
@@ -118,7 +124,11 @@ impl Pattern {
             }
             Self::DeepSeek3 if category != Category::Number => {
                 if matches!(c, 0x3040..=0x30FF | 0x4E00..=0x9FA5) {
-                    return class::HAN;
+                    return match category {
+                        Category::Punctuation | Category::Symbol => class::HAN_SIGN,
+                        Category::Other => class::HAN_OTHER,
+                        _ => class::HAN,
+                    };
                 }
             }
             _ => {}

@@ -6,7 +6,8 @@
 use super::pattern::{
     Pattern,
     class::{
-        CASELESS, CUT, HAN, LETTERS, LOWER, MARK, NEWLINE, NUMBER, OTHER, PUNCTUATION, SIGNS, SPACE, SPACES, UPPER,
+        CASELESS, CUT, HAN, HAN_OTHER, HAN_SIGN, HANS, LETTERS, LOWER, MARK, NEWLINE, NUMBER, OTHER, PUNCTUATION,
+        SIGNS, SPACE, SPACES, UPPER,
     },
 };
 use super::unicode::{PageTable, decode, decode_wide, decode_wide_inside};
@@ -106,7 +107,7 @@ impl Text<'_> {
             let (class, next) = self.class(end);
             if class & SPACES == 0 {
                 // `(?!\S)` holds at the end of the piece; elsewhere the run gives back its last character, if it can.
-                let whole = next == end || class & (CUT | HAN) != 0 || self.cut_number(class) || last == i;
+                let whole = next == end || class & (CUT | HANS) != 0 || self.cut_number(class) || last == i;
                 return match (newlines && after_newline > i, whole) {
                     (true, _) => after_newline,
                     (false, true) => end,
@@ -228,13 +229,28 @@ impl Text<'_> {
         (first & SPACES != 0).then(|| self.spaces(i, true))
     }
 
+    /// A match of the third split at `i` inside what the second cut out, or a gap between two.
+    fn deepseek_han(self, i: usize, first: u16, next: usize) -> usize {
+        if first & HAN_OTHER == 0 {
+            return self.run(i, if first & HAN != 0 { HAN } else { HAN_SIGN });
+        }
+        if self.is(next, HAN) {
+            return self.run(next, HAN);
+        }
+        let mut end = next;
+        while self.is(end, HAN_OTHER) && !self.is(self.class(end).1, HAN) {
+            end = self.class(end).1;
+        }
+        end
+    }
+
     fn deepseek(self, i: usize) -> usize {
         let (first, next) = self.class(i);
         if first & NUMBER != 0 {
             return self.run_at_most(i, NUMBER, 3);
         }
-        if first & HAN != 0 {
-            return self.run(i, HAN);
+        if first & HANS != 0 {
+            return self.deepseek_han(i, first, next);
         }
         if let Some(end) = self.deepseek_match(i) {
             return end;
