@@ -9,6 +9,7 @@ use super::file::{self, Added, File, Members, Merges, Model, Tokens, decode};
 use super::pattern::Pattern;
 use super::tables::{MAX_ID, Tables, Vocab};
 use super::{Parts, Rest, Unsupported};
+use crate::guard::ADDED_BYTES;
 
 fn refuse<T>(part: &'static str, why: impl Into<String>) -> Result<T, Unsupported> {
     Err(Unsupported::new(part, why))
@@ -193,6 +194,10 @@ fn added_tokens(
     tokens: &Tokens,
     nfc: bool,
 ) -> Result<(Vec<AddedToken>, Vec<AddedToken>), Unsupported> {
+    let lengths = file.added_tokens.iter().map(|token| token.content.len());
+    if lengths.clone().any(|length| length > ADDED_BYTES.0) || lengths.sum::<usize>() > ADDED_BYTES.1 {
+        return refuse("added_tokens", "are long");
+    }
     let normalizer = nfc.then(super::normalize::Nfc::default);
     let (mut in_raw, mut in_normal) = (Vec::<AddedToken>::new(), Vec::<AddedToken>::new());
     let others: HashMap<&str, u32> = tokens.others.iter().map(|(name, id)| (name.as_str(), *id)).collect();
