@@ -165,6 +165,31 @@ def test_another_kind_of_tokenizer_is_left_to_the_package():
     assert [ids.tolist() for ids in ours.encode_batch(["hello", "", "world"])] == [[1], [], [2]]
 
 
+@pytest.mark.parametrize("model", ["Unigram", "BPE"])
+def test_threads_change_nothing_where_the_package_encodes(model):
+    words = ["▁", "a", "b", "▁a", "▁ab", "ba"]
+    vocab = [["<unk>", 0.0], *([word, -1.0 - i] for i, word in enumerate(words))]
+    models = {
+        "Unigram": {"type": "Unigram", "unk_id": 0, "vocab": vocab, "byte_fallback": False},
+        "BPE": {
+            "type": "BPE", "unk_token": "<unk>", "vocab": {word: i for i, (word, _) in enumerate(vocab)},
+            "merges": [["▁", "a"], ["b", "a"]],
+        },
+    }  # fmt: skip
+    file = {
+        "version": "1.0", "truncation": None, "padding": None, "added_tokens": [], "normalizer": None,
+        "pre_tokenizer": {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True},
+        "post_processor": None, "decoder": None, "model": models[model],
+    }  # fmt: skip
+    data = json.dumps(file).encode()
+    ours, theirs = _native.Tokenizer(data), tokenizers.Tokenizer.from_str(data.decode())
+    texts = ["", "ab", "a ba " * 50, "", "xyz", "b"] * 7
+    for threads in (1, 2, 3, 50):
+        made = ours.encode_batch(texts, threads=threads)
+        assert [ids.tolist() for ids in made] == [_theirs(theirs, text) for text in texts]
+    assert len(ours.encode_batch([], threads=4)) == 0
+
+
 @pytest.mark.parametrize("damage", [b"", b"{", b"[]", b'{"model": {}}', b"\xff"])
 def test_bytes_that_are_no_tokenizer_are_one_line(damage):
     with pytest.raises(_native.NativeError) as caught:

@@ -2,6 +2,7 @@
 //!
 //! The contract of every engine: the ids are those of transformers' `tokenizer(text, add_special_tokens=False)`, and
 //! tokens tile the text (token i starts where token i-1 ends; the first starts at 0).
+use crate::bpe::batch::Batch;
 use crate::error::Error;
 use crate::guard;
 use tokenizers::Tokenizer;
@@ -83,6 +84,47 @@ impl HfEngine {
         // with no parameters this cannot fail
         let _ = tokenizer.with_truncation(None);
         Self { tokenizer, version: "tokenizers 0.23".to_owned() }
+    }
+}
+
+impl HfEngine {
+    /// Encodes each text, on at most `threads` threads.
+    ///
+    /// # Errors
+    /// As [`Engine::encode`], of the first text at fault.
+    pub fn encode_batch(&self, texts: &[&str], threads: usize) -> Result<Batch, Error> {
+        let lost = || Err(Error::Config { message: "a thread of the tokenizer was lost".into() });
+        let share = texts.iter().map(|text| text.len()).sum::<usize>() / threads.max(1) + 1;
+        let (mut parts, mut first, mut bytes) = (vec![], 0, 0);
+        for (i, text) in texts.iter().enumerate() {
+            bytes += text.len();
+            if bytes >= share || i + 1 == texts.len() {
+                parts.push(&texts[first..=i]);
+                (first, bytes) = (i + 1, 0);
+            }
+        }
+        let found = std::thread::scope(|scope| {
+            let parts: Vec<_> = parts.into_iter().map(|part| scope.spawn(|| self.encode_all(part))).collect();
+            parts.into_iter().map(|part| part.join().unwrap_or_else(|_| lost())).collect::<Vec<_>>()
+        });
+        let mut all = Batch { ids: vec![], offsets: vec![0] };
+        for part in found {
+            let part = part?;
+            let before = all.ids.len() as i64;
+            all.ids.extend(part.ids);
+            all.offsets.extend(part.offsets.iter().map(|offset| before + offset));
+        }
+        Ok(all)
+    }
+
+    /// One offset a text: where its ids end.
+    fn encode_all(&self, texts: &[&str]) -> Result<Batch, Error> {
+        let (mut tokens, mut offsets) = (Tokens::default(), vec![]);
+        for text in texts {
+            self.encode(text, &mut tokens)?;
+            offsets.push(tokens.ids.len() as i64);
+        }
+        Ok(Batch { ids: tokens.ids.into_iter().map(i32::cast_unsigned).collect(), offsets })
     }
 }
 

@@ -107,14 +107,7 @@ impl Tokenizer {
     fn run(&self, py: Python<'_>, texts: &[&str], threads: usize) -> PyResult<Batch> {
         let batch = py.detach(|| match &self.inner {
             Inner::Ours(engine) => Ok(engine.encode_batch(texts, threads)),
-            Inner::Crate(engine) => {
-                let (mut tokens, mut offsets) = (Tokens::default(), vec![0]);
-                for text in texts {
-                    engine.encode(text, &mut tokens)?;
-                    offsets.push(tokens.ids.len() as i64);
-                }
-                Ok(Batch { ids: tokens.ids.into_iter().map(i32::cast_unsigned).collect(), offsets })
-            }
+            Inner::Crate(engine) => engine.encode_batch(texts, threads),
         });
         batch.map_err(|error: Error| to_python(py, &error))
     }
