@@ -76,7 +76,8 @@ def compare(ours: Any, theirs: Encode, documents: Iterable[str], batch: int = 25
     first = ""
     rest = iter(documents)
     while texts := list(itertools.islice(rest, batch)):
-        ids, offsets = ours.encode_batch(texts)
+        made = ours.encode_batch(texts)
+        ids, offsets = np.asarray(made.ids), np.asarray(made.offsets)
         for text, (start, end), expected in zip(texts, itertools.pairwise(offsets), theirs(texts), strict=True):
             found = ids[start:end]
             if not np.array_equal(found, expected):
