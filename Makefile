@@ -6,7 +6,7 @@ NATIVE := $(shell find ext -name '*.rs' -o -name '*.cpp' -o -name '*.h' -o -name
 # One thread a process: several processes compute at once in the tests, and results must not depend on the machine.
 RUN    := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 
-.PHONY: setup demo test test-slow lint bench bench-smoke instructions assets lock clean help
+.PHONY: setup demo test test-slow lint bench bench-smoke instructions assets rivals lock clean help
 .DELETE_ON_ERROR:
 
 help:
@@ -54,6 +54,12 @@ instructions: ## count the instructions of fixed work; 5% more than recorded fai
 
 bench: assets ## every benchmark; appends to bench/results/
 	$(BIN)/python bench/run.py
+
+rivals: setup ## environments of the tools that bench/stages/bench_train.py compares with (4 GB)
+	$(BIN)/uv venv -q --allow-existing .cache/rivals/trl
+	$(BIN)/uv pip install -q --python .cache/rivals/trl/bin/python torch==2.13.0 trl==1.16.0 transformers==5.23.0 accelerate==1.15.0 datasets==5.2.0
+	$(BIN)/uv venv -q --allow-existing .cache/rivals/swift
+	$(BIN)/uv pip install -q --python .cache/rivals/swift/bin/python torch==2.13.0 ms-swift==4.6.0 'transformers<5.20'
 
 lock: ## resolve requirements-dev.in again
 	$(BIN)/uv pip compile -q requirements-dev.in -o requirements-dev.lock --python-version 3.11 --no-emit-index-url --no-header --generate-hashes

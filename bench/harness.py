@@ -44,6 +44,8 @@ class Rival(NamedTuple):
     prepare: Callable[[], object] | None = None
     """Called before each run, off the clock."""
     env: dict[str, str] = {}  # noqa: RUF012  a NamedTuple's default is never written to
+    seconds: Callable[[], float] | None = None
+    """Called after each run, where only a part of it counts: the seconds to count, from what the run left."""
 
 
 class Case(NamedTuple):
@@ -60,6 +62,8 @@ class Case(NamedTuple):
     """Whose versions matter."""
     skip: str = ""
     """Why the case cannot run here."""
+    warm_up: bool = True
+    """Whether a first round is thrown away."""
 
 
 class Run(NamedTuple):
@@ -114,7 +118,7 @@ def _measure(bench: str, case: Case, smoke: bool) -> dict[str, Any]:
     facts = case.check() if case.check else {}
     runs: dict[str, list[Run]] = {rival.name: [] for rival in case.rivals}
     rounds = 1 if smoke else case.repeats
-    for number in range(0 if smoke else -1, rounds):  # round -1 warms up and is thrown away
+    for number in range(-1 if case.warm_up and not smoke else 0, rounds):  # round -1 warms up and is thrown away
         turn = number % len(case.rivals)
         for rival in case.rivals[turn:] + case.rivals[:turn]:
             run = _run(rival)
@@ -141,7 +145,8 @@ def _measure(bench: str, case: Case, smoke: bool) -> dict[str, Any]:
 def _run(rival: Rival) -> Run:
     if rival.prepare:
         rival.prepare()
-    return _run_function(rival.run) if callable(rival.run) else _run_command(rival)
+    run = _run_function(rival.run) if callable(rival.run) else _run_command(rival)
+    return run if rival.seconds is None else run._replace(seconds=rival.seconds())
 
 
 def _run_function(function: Callable[[], object]) -> Run:

@@ -32,6 +32,7 @@ from postmill.stages.train.record import Record
 from postmill.stages.train.run_state import RunState
 from postmill.stages.train.schedule import lr_at
 from postmill.stages.train.step import accumulate, validate
+from postmill.stages.train.tied import share_gradient
 
 
 def train(cfg: Train, reader: PackedReader, valid: PackedReader | None, base: Input, out: Out) -> Result:
@@ -46,6 +47,8 @@ def train(cfg: Train, reader: PackedReader, valid: PackedReader | None, base: In
     net = _load(cfg, base, dtype, attention.choose(cfg.attention, device, dtype), found)
     if cfg.shard == "none":
         net = net.to(device)
+    if accelerator.num_processes == 1:
+        share_gradient(model.causal_lm(net))
     objective = Objective(
         model.causal_lm(net),
         compute_dtype=dtype,
@@ -95,11 +98,13 @@ def train(cfg: Train, reader: PackedReader, valid: PackedReader | None, base: In
             line["channels"] = {n: s / c for n, s, c in zip(channels.names, sums, counts, strict=True) if c}
         if valid_loss is not None:
             line["valid_loss"] = valid_loss
-        _say(line, steps.total, record.add(line), always=last)
+        _say(line, steps.total, record.add(line, gradient.data_seconds), always=last)
         if _due(number, cfg.save_every) or _is_best(record, valid_loss, cfg.keep_best):
             run.checkpoint(step=number + 1, valid_loss=valid_loss)
 
+    # saving needs memory of its own
     learner.optimizer.zero_grad(set_to_none=True)
+    learner.optimizer.state.clear()
     kept = model.stored_dtype(cfg, base.path) if cfg.tuner == "full" and base.path else None
     weights = save.whole_weights(net, layout, keep=is_main, dtype=kept)
     if accelerator.num_processes > 1:

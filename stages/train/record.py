@@ -22,8 +22,8 @@ class Record:
             folder.mkdir(parents=True, exist_ok=True)
             (folder / METRICS).write_bytes(before)
 
-    def add(self, line: dict[str, Any]) -> float:
-        """Append one step's line; returns the seconds since the last."""
+    def add(self, line: dict[str, Any], data_seconds: float) -> float:
+        """Append one step's line, and how long it waited for data; returns the seconds since the last."""
         text = msgspec.json.encode(line) + b"\n"
         self.lines.append(line)
         self._raw += text
@@ -31,7 +31,8 @@ class Record:
         seconds, self._clock = now - self._clock, now
         if self._folder is not None:
             self._append(METRICS, text)
-            self._append(TIMING, msgspec.json.encode({"step": line["step"], "seconds": round(seconds, 4)}) + b"\n")
+            timing = {"step": line["step"], "seconds": round(seconds, 4), "data_seconds": round(data_seconds, 5)}
+            self._append(TIMING, msgspec.json.encode(timing) + b"\n")
         return seconds
 
     def raw(self) -> bytes:

@@ -1,6 +1,7 @@
 """The gradient of one step, and the loss of a validation set: sums over bins, divided by what the plan says."""
 
 import hashlib
+import time
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,6 +29,8 @@ class Gradient(NamedTuple):
     """This rank's share of it, by micro-batch."""
     channels: Tensor | None
     """float64 [2, number of channels]: sum of weight * nll, and number of trained tokens."""
+    data_seconds: float
+    """What was spent waiting for bins."""
 
 
 def accumulate(
@@ -48,8 +51,11 @@ def accumulate(
     blocks = step.micro_batches(accelerator.process_index, cfg.micro_bins)
     losses: list[Tensor] = []
     sums = torch.zeros(2, len(channels.names), dtype=torch.float64) if channels else None
+    data_seconds = 0.0
     for number, block in enumerate(blocks):
+        started = time.perf_counter()
         batch = load_batch(reader, block).to(device)
+        data_seconds += time.perf_counter() - started
         torch.manual_seed(seed_of(cfg.seed, step.number, int(block[0])))
         try:
             with layout.gathering(objective, last=number + 1 == len(blocks)):
@@ -67,7 +73,7 @@ def accumulate(
     if ranks > 1:
         total = accelerator.reduce(total, "sum")
         sums = None if sums is None else accelerator.reduce(sums.to(device), "sum")
-    return Gradient(total, losses, sums)
+    return Gradient(total, losses, sums, data_seconds)
 
 
 def seed_of(seed: int, step: int, first_bin: int) -> int:

@@ -1,0 +1,75 @@
+"""Weighted SFT on real tokens has the same loss and gradients with every backend of the loss head."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import assets
+import pytest
+
+torch = pytest.importorskip("torch", reason="training needs torch")
+pytest.importorskip("transformers")
+pytest.importorskip("postmill._native", reason="native module not built")
+
+import tiny_model  # noqa: E402
+from safetensors.torch import load_file  # noqa: E402
+
+CHATS = [
+    ("Name a colour of the sky.", "Blue, most days; red in the evening.", 0.3),
+    ("Add 17 and 25.", "17 + 25 = 42", 3.0),
+    ("Who wrote Hamlet?", "William Shakespeare wrote it about 1600.", 1.0),
+]
+VOCAB = 49_152
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A tiny model with SmolLM2's tokenizer, and weighted chats packed for it by the real commands."""
+    tokenizer = assets.smollm2()
+    if tokenizer is None:
+        pytest.skip("SmolLM2 cannot be fetched here")
+    folder = tmp_path_factory.mktemp("kernels")
+    base = tiny_model.write_model(folder / "base", hidden_size=16, vocab_size=VOCAB, num_hidden_layers=1)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        (base / name).write_bytes((tokenizer / name).read_bytes())
+    with (folder / "chats.jsonl").open("w") as file:
+        for question, answer, weight in CHATS:
+            user = {"role": "user", "content": question}
+            reply = {"role": "assistant", "content": answer, "loss_scale": weight}
+            file.write(json.dumps({"messages": [user, reply]}) + "\n")
+    postmill("tokenize", folder / "chats.jsonl", "-m", base, "-o", folder / "tokens")
+    postmill("pack", folder / "tokens", "--row-tokens", "64", "-o", folder / "packed")
+    return folder
+
+
+def postmill(*argv):
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    command = [sys.executable, "-m", "postmill.cli.main", *map(str, argv), "--quiet"]
+    subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
+
+
+def step(world, backend):
+    path = os.pathsep.join(p for p in sys.path if p)
+    environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    script, out = Path(__file__).parent / "step_with_backend.py", world / f"{backend}.safetensors"
+    command = [sys.executable, script, world / "packed", world / "base", backend, out]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return load_file(out)
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("backend", ["cpp", "triton"])
+def test_one_step_is_the_same_with_every_backend(world, backend):
+    if backend == "cpp":
+        pytest.importorskip("postmill._C", reason="C++ kernels not built")
+    else:
+        pytest.importorskip("triton")
+    expected, found = step(world, "reference"), step(world, backend)
+    assert found.keys() == expected.keys()
+    assert float(expected["loss"]) > 0
+    for name, want in expected.items():
+        gap, size = float((found[name] - want).abs().max()), float(want.abs().max())
+        assert gap <= 2e-6 * size, (name, gap, size)
