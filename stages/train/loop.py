@@ -23,7 +23,7 @@ from postmill.stages.train.checkpoint import METRICS, Position
 from postmill.stages.train.config import Train
 from postmill.stages.train.finish import finish
 from postmill.stages.train.objective import Objective
-from postmill.stages.train.optimizer import Learner, make_optimizer, set_lr
+from postmill.stages.train.optimizer import Learner, make_optimizer, release, set_lr
 from postmill.stages.train.parallel.layout import Layout
 from postmill.stages.train.parallel.replicated import Replicated
 from postmill.stages.train.plan import Step, Steps, read_channels, validation_normaliser
@@ -44,11 +44,11 @@ def train(cfg: Train, reader: PackedReader, valid: PackedReader | None, base: In
     here = _fix_numerics(cfg, out, accelerator, found)
 
     dtype = model.compute_dtype(cfg, device)
-    net = _load(cfg, base, dtype, attention.choose(cfg.attention, device, dtype), found)
+    net = _load(
+        cfg, base, dtype, attention.choose(cfg.attention, device, dtype), found, alone=accelerator.num_processes == 1
+    )
     if cfg.shard == "none":
         net = net.to(device)
-    if accelerator.num_processes == 1:
-        share_gradient(model.causal_lm(net))
     objective = Objective(
         model.causal_lm(net),
         compute_dtype=dtype,
@@ -102,9 +102,7 @@ def train(cfg: Train, reader: PackedReader, valid: PackedReader | None, base: In
         if _due(number, cfg.save_every) or _is_best(record, valid_loss, cfg.keep_best):
             run.checkpoint(step=number + 1, valid_loss=valid_loss)
 
-    # saving needs memory of its own
-    learner.optimizer.zero_grad(set_to_none=True)
-    learner.optimizer.state.clear()
+    release(learner)
     kept = model.stored_dtype(cfg, base.path) if cfg.tuner == "full" and base.path else None
     weights = save.whole_weights(net, layout, keep=is_main, dtype=kept)
     if accelerator.num_processes > 1:
@@ -186,8 +184,10 @@ def _fix_numerics(
     return here
 
 
-def _load(cfg: Train, base: Input, dtype: torch.dtype, kernel: str, found: tuple[Artifact, Position] | None) -> Any:
-    """The model to train, with the weights of the checkpoint if there is one."""
+def _load(
+    cfg: Train, base: Input, dtype: torch.dtype, kernel: str, found: tuple[Artifact, Position] | None, *, alone: bool
+) -> Any:
+    """The model to train, with the weights of the checkpoint if there is one. `alone`: there is but one rank."""
     assert base.path is not None
     if cfg.tuner == "full":
         net = model.full_model(found[0].path if found else base.path, kernel)
@@ -198,6 +198,8 @@ def _load(cfg: Train, base: Input, dtype: torch.dtype, kernel: str, found: tuple
     if cfg.gradient_checkpointing:
         with model.quiet_libraries():
             model.causal_lm(net).gradient_checkpointing_enable({"use_reentrant": False})
+    if alone:
+        share_gradient(model.causal_lm(net))
     return net
 
 

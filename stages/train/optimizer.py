@@ -36,6 +36,12 @@ def make_optimizer(cfg: Train, parameters: dict[str, Tensor]) -> torch.optim.Ada
     )
 
 
+def release(learner: Learner) -> None:
+    """Give up gradients and moments: saving needs memory of its own."""
+    learner.optimizer.zero_grad(set_to_none=True)
+    learner.optimizer.state.clear()
+
+
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
     """Use `lr` from the next update on."""
     for group in optimizer.param_groups:
