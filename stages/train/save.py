@@ -58,7 +58,7 @@ def save_weights(model: Any, weights: dict[str, Tensor], folder: Path, base: str
 def _save_adapter(model: Any, weights: dict[str, Tensor], folder: Path, base: str) -> None:
     from peft import get_peft_model_state_dict
 
-    tensors = get_peft_model_state_dict(model, state_dict=weights)
+    tensors = get_peft_model_state_dict(model, state_dict=weights, save_embedding_layers=False)
     save_tensors({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / ADAPTER)
     config = model.peft_config["default"].to_dict()
     # peft holds names in sets, whose order changes from process to process
