@@ -80,13 +80,16 @@ def packing(work: Path, model: Path, source: Path, smoke: bool) -> Case:
     sources = Path(sysconfig.get_paths()["purelib"])
     count, amount = conversations.write(work / "ours.jsonl", conversations.chats(num_rows, sources, source))
     _, amount_trl = conversations.write(work / "trl.jsonl", conversations.chats(num_trl, sources, source))
+    _, amount_one = conversations.write(work / "one.jsonl", conversations.chats(1, sources, source))
     _, training = templates()
     stage = [sys.executable, "-m", "postmill.cli.main"]
     tokenize = [*stage, "tokenize", str(work / "ours.jsonl"), "-m", str(model), "--chat-template", str(training)]
     tokenize += ["--loss-scale", WEIGHTS, "--quiet"]
     pack = [*stage, "pack", "-", "-o", str(work / "packed"), "--row-tokens", "4096", "--on-long", "drop", "--quiet"]
     ours = ["bash", "-o", "pipefail", "-c", f"{shlex.join(tokenize)} | {shlex.join(pack)}"]
-    theirs = [sys.executable, "-c", TRL + PACK, str(work / "trl.jsonl"), str(model), str(training), str(work / "trl")]
+    script = [sys.executable, "-c", TRL + PACK]
+    theirs = [*script, str(work / "trl.jsonl"), str(model), str(training), str(work / "trl")]
+    start = [*script, str(work / "one.jsonl"), str(model), str(training), str(work / "one")]
     return Case(
         "tokenize-pack/qwen3",
         "How fast do chats become packed tokens with loss weights, file to file, with the start of the processes?",
@@ -105,6 +108,13 @@ def packing(work: Path, model: Path, source: Path, smoke: bool) -> Case:
                 amount_trl,
                 note=f"given {num_trl} rows",
                 prepare=lambda: shutil.rmtree(work / "trl", ignore_errors=True),
+            ),
+            Rival(
+                "trl, datasets, start",
+                start,
+                amount_one,
+                note="one row: take its seconds from those above for the rate without the start",
+                prepare=lambda: shutil.rmtree(work / "one", ignore_errors=True),
             ),
         ],
         check=lambda: same_ids(ours, theirs, work / "packed" / "tokens" / "tokens.arrow", work / "trl" / "made"),

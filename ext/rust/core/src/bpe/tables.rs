@@ -139,6 +139,13 @@ impl Vocab {
         Some(self.slots[self.find(token).0].1).filter(|&id| id != NONE)
     }
 
+    /// The id of these bytes, which may well be `guess`.
+    #[inline]
+    pub fn get_near(&self, guess: u32, token: &[u8]) -> Option<u32> {
+        let guessed = (guess as usize) < self.spans.len() && !token.is_empty() && self.bytes(guess) == token;
+        if guessed { Some(guess) } else { self.get(token) }
+    }
+
     /// The bytes of a token; empty for an id that is none.
     #[inline]
     pub fn bytes(&self, id: u32) -> &[u8] {
