@@ -69,6 +69,9 @@ class Train(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Share of each target's probability that is spread over the vocabulary."""
     neftune_alpha: Annotated[float, Meta(ge=0)] = 0.0
     """Uniform noise on the embeddings, alpha / sqrt(row length * hidden size) wide (NEFTune, 5 is usual)."""
+    router_aux: Annotated[float, Meta(ge=0)] | None = None
+    """Strength of the loss that keeps a mixture's experts evenly used; without it what the model's config says
+    (router_aux_loss_coef where output_router_logits is true, otherwise 0)."""
     seed: Annotated[int, Meta(ge=0, lt=2**62)] = 0
     """Decides adapters' first weights, the order of bins, dropout and noise."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"

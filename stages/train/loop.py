@@ -22,7 +22,7 @@ from postmill.stages.train import attention, checkpoint, model, save
 from postmill.stages.train.checkpoint import METRICS, Position
 from postmill.stages.train.config import Train
 from postmill.stages.train.finish import finish
-from postmill.stages.train.objective import Objective
+from postmill.stages.train.objective import Objective, router_coefficient
 from postmill.stages.train.optimizer import Learner, make_optimizer, release, set_lr
 from postmill.stages.train.parallel.layout import Layout
 from postmill.stages.train.parallel.replicated import Replicated
@@ -55,6 +55,7 @@ def train(cfg: Train, reader: PackedReader, valid: PackedReader | None, base: In
         backend=cfg.loss_kernel,
         label_smoothing=cfg.label_smoothing,
         neftune_alpha=cfg.neftune_alpha,
+        router_aux=router_coefficient(net.config, cfg.router_aux),
     ).train()
     wrapped = layout.wrap(objective)
     check_objective(objective, reader, dtype, device)

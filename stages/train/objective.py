@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from postmill.io.errors import USAGE, ConfigError
 from postmill.kernels.loss_scale_ce.api import Backend, loss_scale_ce
 from postmill.kernels.loss_scale_ce.terms import LossOutput
 from postmill.stages.train.batch import Batch
@@ -26,6 +27,31 @@ def head_scale(config: Any) -> HeadScale:
     return HeadScale(scale, float(softcap) if softcap else None)
 
 
+def router_balance(logits_by_layer: tuple[Tensor, ...], num_chosen: int) -> Tensor:
+    """How unevenly routers use their experts: E * sum over e of (share of tokens sent to e) * (mean probability of e).
+
+    logits_by_layer: [T, E] for each layer; all layers' tokens are taken together, as transformers does. num_chosen:
+    experts a token goes to; with all equal the value is num_chosen. Source: Switch Transformers, section 2.2,
+    <https://arxiv.org/abs/2101.03961>.
+    """
+    probability_NE = torch.cat([logits.reshape(-1, logits.shape[-1]) for logits in logits_by_layer]).float().softmax(-1)
+    num_tokens, num_experts = probability_NE.shape
+    chosen = probability_NE.topk(num_chosen, dim=-1).indices.reshape(-1)
+    share_E = torch.bincount(chosen, minlength=num_experts).to(probability_NE.dtype) / num_tokens
+    return num_experts * (share_E * probability_NE.mean(0)).sum()
+
+
+def router_coefficient(config: Any, wanted: float | None) -> float:
+    """`wanted`, or what the model's config asks for where it asks for it. Raises ConfigError (2) without routers."""
+    text = config.get_text_config()
+    has_routers = getattr(text, "num_experts_per_tok", None) is not None and hasattr(text, "router_aux_loss_coef")
+    if wanted and not has_routers:
+        raise ConfigError(f"--router-aux {wanted}: the model has no routers to balance; leave it out", USAGE)
+    if wanted is not None or not has_routers:
+        return wanted or 0.0
+    return float(text.router_aux_loss_coef) if getattr(text, "output_router_logits", False) else 0.0
+
+
 class Objective(nn.Module):
     """Weighted cross-entropy of a causal language model on a `Batch`; the full logits never exist."""
 
@@ -37,6 +63,7 @@ class Objective(nn.Module):
         backend: Backend,
         label_smoothing: float = 0.0,
         neftune_alpha: float = 0.0,
+        router_aux: float = 0.0,
     ) -> None:
         """`model` is a transformers causal language model, adapters injected or not."""
         super().__init__()
@@ -44,15 +71,21 @@ class Objective(nn.Module):
         self._compute_dtype = compute_dtype
         self._backend, self._label_smoothing, self._neftune_alpha = backend, label_smoothing, neftune_alpha
         self._scale = head_scale(self.model.config)
+        self._router_aux = router_aux
 
-    def forward(self, batch: Batch, denominator: float, *, want_logp: bool = False) -> LossOutput:
-        """Loss of `batch`: sum of weight * nll / denominator; with `want_logp`, each target's log-probability too."""
+    def forward(
+        self, batch: Batch, denominator: float, *, want_logp: bool = False, router_share: float = 0.0
+    ) -> LossOutput:
+        """Loss of `batch`: sum of weight * nll / denominator; with `want_logp`, each target's log-probability too.
+
+        `router_share` of the routers' balancing loss is added: the batch's share of the step's tokens.
+        """
         device_type = batch.input_ids_1T.device.type
         with torch.autocast(device_type, self._compute_dtype, enabled=self._compute_dtype == torch.bfloat16):
-            hidden_TH = self._hidden(batch)
+            hidden_TH, router_logits = self._hidden(batch)
         head = self.model.get_output_embeddings()
         bias = getattr(head, "bias", None)
-        return loss_scale_ce(
+        output = loss_scale_ce(
             hidden_TH.to(self._compute_dtype),
             head.weight.to(self._compute_dtype),
             batch.targets_T,
@@ -65,20 +98,27 @@ class Objective(nn.Module):
             backend=self._backend,
             return_logp=want_logp,
         )
+        if router_logits and self.training:
+            text = self.model.config.get_text_config()
+            balance = router_balance(router_logits, text.num_experts_per_tok)
+            output = output._replace(loss=output.loss + self._router_aux * router_share * balance)
+        return output
 
     def own_logits(self, ids_1T: Tensor) -> Tensor:
         """What the model itself says of one row, [1, T, V]: to compare with."""
         logits: Tensor = self.model(input_ids=ids_1T, use_cache=False).logits
         return logits
 
-    def _hidden(self, batch: Batch) -> Tensor:
-        """Last hidden states, [T, H], each row for itself."""
+    def _hidden(self, batch: Batch) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Last hidden states, [T, H], each row for itself; and the routers' logits of each layer if they are used."""
         decoder = self.model.get_decoder()
         starts = torch.tensor(batch.row_starts, dtype=torch.int32, device=batch.input_ids_1T.device)
         longest = max(end - start for start, end in itertools.pairwise(batch.row_starts))
-        inputs: dict[str, Tensor] = {"input_ids": batch.input_ids_1T}
+        inputs: dict[str, Any] = {"input_ids": batch.input_ids_1T}
         if self.training and self._neftune_alpha:
             inputs = {"inputs_embeds": self._noisy_embeddings(batch)}
+        if self._router_aux:
+            inputs["output_router_logits"] = True
         found = decoder(
             **inputs,
             position_ids=batch.position_ids_1T,
@@ -90,7 +130,7 @@ class Objective(nn.Module):
             row_starts=batch.row_starts,
         )
         hidden: Tensor = found.last_hidden_state
-        return hidden[0]
+        return hidden[0], tuple(found.router_logits) if self._router_aux else ()
 
     def _noisy_embeddings(self, batch: Batch) -> Tensor:
         """Embeddings plus uniform noise of width alpha / sqrt(row length * H), <https://arxiv.org/abs/2310.05914>."""

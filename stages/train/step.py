@@ -59,7 +59,8 @@ def accumulate(
         torch.manual_seed(seed_of(cfg.seed, step.number, int(block[0])))
         try:
             with layout.gathering(objective, last=number + 1 == len(blocks)):
-                output = objective(batch, step.normaliser, want_logp=channels is not None)
+                share = batch.input_ids_1T.shape[1] / step.tokens if block[0] >= 0 else 0.0
+                output = objective(batch, step.normaliser, want_logp=channels is not None, router_share=share)
                 # several ranks' gradients are averaged, and what we want is their sum
                 accelerator.backward(output.loss * ranks if ranks > 1 else output.loss)
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:

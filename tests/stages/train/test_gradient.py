@@ -15,7 +15,7 @@ from postmill.io.packed import PackedReader  # noqa: E402
 from postmill.stages.train import attention  # noqa: E402
 from postmill.stages.train.batch import collate, load_batch  # noqa: E402
 from postmill.stages.train.config import Train  # noqa: E402
-from postmill.stages.train.objective import Objective  # noqa: E402
+from postmill.stages.train.objective import Objective, router_coefficient  # noqa: E402
 from postmill.stages.train.parallel.replicated import Replicated  # noqa: E402
 from postmill.stages.train.plan import Steps, read_channels  # noqa: E402
 from postmill.stages.train.probe import check_objective  # noqa: E402
@@ -237,13 +237,80 @@ def test_label_smoothing_is_torchs_and_only_in_training(reader):
     model = build(implementation=attention.ROWS)
     batch = load_batch(reader, np.array([0]))
     objective = objective_of(model, label_smoothing=0.2).train()
-    hidden = objective._hidden(batch)
+    hidden, _ = objective._hidden(batch)
     logits = model.get_output_embeddings()(hidden)
     nll = torch.nn.functional.cross_entropy(
         logits, batch.targets_T, reduction="none", label_smoothing=0.2, ignore_index=-1
     )
     torch.testing.assert_close(objective(batch, 2.0).loss, (nll * batch.weights_T).sum() / 2)
     torch.testing.assert_close(objective.eval()(batch, 2.0).loss, objective_of(model)(batch, 2.0).loss)
+
+
+MIXTURES = {
+    "mixtral": ("Mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2}),
+    "qwen3_moe": (
+        "Qwen3Moe",
+        {
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 16,
+            "head_dim": 8,
+            "decoder_sparse_step": 1,
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MIXTURES)
+def test_router_loss_is_transformers_own(reader, name):
+    """One row, plain weights: loss and gradients of the whole model are what transformers computes from labels."""
+    family, extra = MIXTURES[name]
+    torch.manual_seed(1)
+    attention.choose("rows", torch.device("cpu"), torch.float32)
+    config = getattr(transformers, f"{family}Config")(
+        **(COMMON | extra), output_router_logits=True, router_aux_loss_coef=0.7
+    )
+    kind = getattr(transformers, f"{family}ForCausalLM")
+    model = kind._from_config(config, attn_implementation=attention.ROWS)
+    own = kind._from_config(config, attn_implementation="sdpa")
+    own.load_state_dict(model.state_dict())
+    found = reader.bin(0)
+    end = found.cu_seqlens[1]
+    ids = torch.from_numpy(found.input_ids[:end].astype(np.int64))[None]
+    batch = collate(
+        [
+            found._replace(
+                input_ids=found.input_ids[:end],
+                position_ids=found.position_ids[:end],
+                cu_seqlens=found.cu_seqlens[:2],
+                weights=np.ones(end, np.float32),
+                rows=found.rows[:1],
+            )
+        ]
+    )
+    assert router_coefficient(config, None) == 0.7
+    assert router_coefficient(config, 0.1) == 0.1
+    ours = objective_of(model, torch.float32, router_aux=0.7).train()
+    got = ours(batch, float(end - 1), router_share=1.0).loss
+    got.backward()
+    expected = own.train()(input_ids=ids, labels=ids)
+    expected.loss.backward()
+    assert float(expected.aux_loss) > 1
+    torch.testing.assert_close(got, expected.loss, rtol=1e-5, atol=1e-5)
+    want = gradients(own)
+    for tensor, gradient in gradients(model).items():
+        torch.testing.assert_close(gradient, want[tensor], rtol=1e-3, atol=2e-5, msg=tensor)
+    without = ours.eval()(batch, float(end - 1), router_share=1.0).loss
+    torch.testing.assert_close(without, expected.loss - 0.7 * expected.aux_loss, rtol=1e-5, atol=1e-5)
+
+
+def test_router_loss_needs_routers():
+    from postmill.io.errors import ConfigError
+
+    config = transformers.LlamaConfig()
+    assert router_coefficient(config, None) == 0
+    with pytest.raises(ConfigError, match="no routers to balance"):
+        router_coefficient(config, 0.1)
 
 
 def test_channel_losses_add_up_to_the_loss(reader):
