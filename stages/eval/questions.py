@@ -50,15 +50,18 @@ class _Line(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 def read_questions(cfg: Eval, path: Path | None) -> list[Question]:
     """The questions of the file, then those of `--question`.
 
-    Raises ArtifactError (65) naming the first line that is none, ConfigError (2) if there are no questions at all.
+    Raises ArtifactError (65) naming the first line that is none, or a file without any, ConfigError (2) if nothing was
+    asked at all.
     """
     questions = []
-    lines = path.read_bytes().splitlines() if path else []
+    lines = path.read_bytes().removeprefix(b"\xef\xbb\xbf").splitlines() if path else []
     for number, line in enumerate(lines, 1):
         if line.strip():
             questions.append(_parse(cfg, line, f"{path}:{number}", f"line-{number}"))
     for number, text in enumerate(cfg.question, 1):
         questions.append(_checked(cfg, _Line(question=text), "--question", f"question-{number}"))
+    if not questions and path:
+        raise ArtifactError(f"{path}: no questions in it; write one JSON object a line", BAD_DATA)
     if not questions:
         raise ConfigError("no questions; pass --ask FILE or --question TEXT", USAGE)
     seen: set[str] = set()
@@ -72,15 +75,21 @@ def read_questions(cfg: Eval, path: Path | None) -> list[Question]:
 def _parse(cfg: Eval, line: bytes, place: str, default_id: str) -> Question:
     try:
         return _checked(cfg, msgspec.json.decode(line, type=_Line), place, default_id)
+    except UnicodeDecodeError as error:
+        raise ArtifactError(f"{place}: {error.reason} in UTF-8; save the file as UTF-8", BAD_DATA) from error
     except (msgspec.DecodeError, msgspec.ValidationError) as error:
         message = str(error)
-        raise ArtifactError(f"{place}: {message[:1].lower()}{message[1:]}", BAD_DATA) from error
+        # "Object contains ..." but "JSON is malformed"
+        start = message[:1] if message[1:2].isupper() else message[:1].lower()
+        raise ArtifactError(f"{place}: {start}{message[1:]}", BAD_DATA) from error
 
 
 def _checked(cfg: Eval, line: _Line, place: str, default_id: str) -> Question:
     def fail(what: str) -> ArtifactError:
         return ArtifactError(f"{place}: {what}", BAD_DATA)
 
+    if line.messages == [] or (line.question is not None and not line.question.strip()):
+        raise fail("asks nothing; write a question, or at least one message")
     if (line.question is None) == (line.messages is None):
         raise fail("has both question and messages; keep one" if line.messages else "has no question and no messages")
     if line.answer is not None and line.expect is not None:
@@ -88,6 +97,8 @@ def _checked(cfg: Eval, line: _Line, place: str, default_id: str) -> Question:
     expected = line.answer if line.answer is not None else line.expect
     answers = [] if expected is None else expected if isinstance(expected, list) else [str(expected)]
     rule = (line.score or ("choice" if line.choices else cfg.score)) if answers else None
+    if rule in ("exact", "contains", "contains_all") and not all(answer.strip(" .!\t\n") for answer in answers):
+        raise fail("an answer is empty, and everything contains nothing; write what is expected, or leave answer out")
     if line.score and not answers:
         raise fail(f'score is {line.score}, but there is no "answer" to compare with')
     if rule == "regex":
@@ -100,7 +111,7 @@ def _checked(cfg: Eval, line: _Line, place: str, default_id: str) -> Question:
         answers = [_choice_letter(answer, line.choices, fail) for answer in answers]
     messages = line.messages or [{"role": "user", "content": _ask(line.question or "", line.choices)}]
     for message in messages:
-        if message.keys() < {"role", "content"}:
+        if not message.keys() >= {"role", "content"}:
             raise fail(f"message {message!r} lacks role or content")
     system = line.system if line.system is not None else cfg.system
     if system and messages[0]["role"] != "system":

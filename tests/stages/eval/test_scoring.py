@@ -100,7 +100,7 @@ def test_questions_are_read(tmp_path: Path) -> None:
         ("{", "q.jsonl:1: "),
         ("[]", "q.jsonl:1: "),
         ({}, "has no question"),
-        ({"question": "a", "messages": []}, "no question and no messages|both"),
+        ({"question": "a", "messages": [{"role": "user", "content": "b"}]}, "both question and messages"),
         ({"question": "a", "anwser": "b"}, "anwser"),
         ({"question": "a", "answer": "b", "expect": "b"}, "both answer and expect"),
         ({"question": "a", "score": "exact"}, "no .answer. to compare"),
@@ -119,8 +119,45 @@ def test_bad_lines_are_refused_by_number(tmp_path: Path, line: object, what: str
     assert "q.jsonl:1" in str(caught.value)
 
 
+def test_files_as_editors_write_them(tmp_path: Path) -> None:
+    """A byte-order mark, CRLF, no newline at the end, any script, and U+2028 inside a text."""
+    text = '\ufeff{"question":"你好 😀 ü","answer":"你"}\r\n\r\n{"question":"a\u2028b"}'
+    (tmp_path / "q.jsonl").write_bytes(text.encode())
+    first, second = read_questions(Eval(), tmp_path / "q.jsonl")
+    assert (first.messages[0]["content"], first.answers, first.item_id) == ("你好 😀 ü", ["你"], "line-1")
+    assert (second.messages[0]["content"], second.item_id) == ("a\u2028b", "line-3")
+
+
+@pytest.mark.parametrize("text", ["", "\n \n", "\ufeff"])
+def test_a_file_without_questions_is_bad_data(tmp_path: Path, text: str) -> None:
+    (tmp_path / "q.jsonl").write_bytes(text.encode())
+    with pytest.raises(ArtifactError, match=r"q\.jsonl: no questions in it") as caught:
+        read_questions(Eval(), tmp_path / "q.jsonl")
+    assert caught.value.code == 65
+
+
+@pytest.mark.parametrize(
+    ("line", "what"),
+    [
+        (b'{"messages":[],"answer":"x"}', "asks nothing"),
+        (b'{"question":"  "}', "asks nothing"),
+        (b'{"question":"q","answer":""}', "an answer is empty, and everything contains nothing"),
+        (b'{"question":"q","answer":["x","."],"score":"exact"}', "an answer is empty"),
+        (b'{"messages":[{"role":"user","name":"x"}]}', "lacks role or content"),
+        (b'{"question":"q"', "truncated"),
+        (b'{"question":"\xff"}', "save the file as UTF-8"),
+        (b"\xff\xfe", "JSON is malformed"),
+    ],
+)
+def test_what_could_not_be_asked_or_scored_is_refused(tmp_path: Path, line: bytes, what: str) -> None:
+    (tmp_path / "q.jsonl").write_bytes(line)
+    with pytest.raises(ArtifactError, match=what) as caught:
+        read_questions(Eval(), tmp_path / "q.jsonl")
+    assert caught.value.code == 65
+
+
 def test_ids_are_unique_and_questions_are_needed(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="id 'a' twice"):
         ask(tmp_path, {"id": "a", "question": "x"}, {"id": "a", "question": "y"})
     with pytest.raises(ConfigError, match="no questions"):
-        ask(tmp_path, "")
+        read_questions(Eval(), None)

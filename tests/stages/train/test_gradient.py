@@ -222,6 +222,34 @@ def test_neftune_is_noise_of_the_stated_width_and_reproducible(reader):
     assert float(accumulate(cfg, clean.train(), reader, step, accelerator=accelerator).loss) not in losses
 
 
+def test_neftune_is_transformers_noise_on_one_row(reader):
+    """The noise that transformers' hook adds to a row from the same seed, <https://arxiv.org/abs/2310.05914>."""
+    from types import SimpleNamespace
+
+    neftune = pytest.importorskip("transformers.integrations.neftune")
+    found = reader.bin(0)
+    end = found.cu_seqlens[1]
+    row = found._replace(
+        input_ids=found.input_ids[:end],
+        position_ids=found.position_ids[:end],
+        cu_seqlens=found.cu_seqlens[:2],
+        weights=found.weights[:end],
+        rows=found.rows[:1],
+    )
+    batch = collate([row])
+    model = build(implementation=attention.ROWS)
+    embedded = model.get_input_embeddings()(batch.input_ids_1T)
+    torch.manual_seed(3)
+    theirs = neftune.neftune_post_forward_hook(
+        SimpleNamespace(training=True, neftune_noise_alpha=5.0), (batch.input_ids_1T,), embedded.clone()
+    )
+    torch.manual_seed(3)
+    ours = objective_of(model, neftune_alpha=5.0)._noisy_embeddings(batch)
+    width = 5.0 / np.sqrt(end * 32)
+    assert float((theirs - embedded).abs().max()) <= width
+    torch.testing.assert_close((ours - embedded).abs().mean(), (theirs - embedded).abs().mean(), rtol=1e-6, atol=0)
+
+
 def test_gradient_checkpointing_changes_nothing(reader):
     model = build(implementation=attention.ROWS)
     again = copy.deepcopy(model)

@@ -29,6 +29,31 @@ def test_constant_and_wsd():
     assert rates(10, schedule="wsd", warmup=1, decay=0.4) == pytest.approx([1, 1, 1, 1, 1, 1, 1, 0.75, 0.5, 0.25])
 
 
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "constant", "wsd"])
+def test_schedules_are_transformers_own(schedule):
+    """After warm-up the rates are those of transformers' schedulers; its warm-up begins at 0, ours reaches the peak."""
+    torch = pytest.importorskip("torch")
+    optimization = pytest.importorskip("transformers.optimization")
+    steps, warmup = 40, 4
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    make = {
+        "cosine": lambda: optimization.get_cosine_schedule_with_warmup(optimizer, warmup, steps),
+        "linear": lambda: optimization.get_linear_schedule_with_warmup(optimizer, warmup, steps),
+        "constant": lambda: optimization.get_constant_schedule_with_warmup(optimizer, warmup),
+        "wsd": lambda: optimization.get_wsd_schedule(
+            optimizer, warmup, num_decay_steps=10, num_training_steps=steps, decay_type="linear"
+        ),
+    }[schedule]
+    scheduler, theirs = make(), []
+    for _ in range(steps):
+        theirs.append(scheduler.get_last_lr()[0])
+        optimizer.step()
+        scheduler.step()
+    ours = rates(steps, schedule=schedule, warmup=warmup, decay=0.25)
+    assert ours[warmup:] == pytest.approx(theirs[warmup:])
+    assert ours[:warmup] == pytest.approx(theirs[1 : warmup + 1])
+
+
 def test_warm_up_is_a_share_or_a_number():
     assert warmup_steps(Train(warmup=0.03), 100) == 3
     assert warmup_steps(Train(warmup=0.03), 10) == 1
