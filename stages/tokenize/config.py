@@ -29,9 +29,10 @@ class Tokenize(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     thinking: Literal["template", "strip", "empty", "no-think"] = "template"
     """Changes to thinking before the template sees a row. `strip` removes it; `empty` adds an empty block to answers
     without; `no-think` also ends their question in /no_think."""
-    special_text: Literal["keep", "drop", "error"] = "keep"
-    """What to do with rows whose messages contain a special token as text. `keep` encodes it as transformers does, as
-    the special token; it is counted in any case."""
+    special_text: Literal["keep", "escape", "drop", "error"] = "keep"
+    """What to do with special tokens written as text in a row. `keep` encodes them as transformers does, as the special
+    token: whoever wrote the row can end and open turns; `escape` encodes them as the text they are; `drop` leaves the
+    row out. They are counted in any case."""
     system: str | None = None
     """System message of conversations that have none."""
     template_kwargs: dict[str, Any] = {}

@@ -19,6 +19,7 @@ from postmill.stages.progress import Progress
 from postmill.stages.protocol import Inputs, Out, Result
 from postmill.stages.tokenize.config import Tokenize
 from postmill.stages.tokenize.model import ChosenTemplates, TokenizerFolder, choose_templates, load_tokenizer
+from postmill.stages.tokenize.notes import Notes, check_columns
 from postmill.stages.tokenize.reweigh import reweigh
 from postmill.stages.tokenize.work import TOKENS, Totals, check_trained, close, in_order, refusals
 
@@ -120,7 +121,7 @@ def _encode(cfg: Tokenize, encoder: _native.ChatEncoder, references: list[str], 
             chunk.selection,
             duplicates,
         )
-        return pa.record_batch(rows), pa.record_batch(ledger), counts
+        return pa.record_batch(rows), pa.record_batch(ledger), counts | {"source": chunk.source}
 
     def hash_rows(chunk: Chunk) -> tuple[Chunk, list[tuple[int, bytes]]]:
         place = (chunk.source, chunk.first_line, chunk.first_record, chunk.copy, chunk.selection)
@@ -138,14 +139,18 @@ def _encode(cfg: Tokenize, encoder: _native.ChatEncoder, references: list[str], 
 
     chunks = without_duplicates() if cfg.dedup else ((chunk, []) for chunk in sources.chunks())
     totals = Totals()
+    notes = Notes(names)
     writer = out.table(TOKENS, TOKENS_V1)
     with refusals():
         for rows, ledger, counts in in_order(encode, chunks, out.threads):
             writer.write(rows)
             out.ledger.add(ledger)
             out.ledger.keep(counts.pop("kept", 0))
+            notes.look(counts)
             totals.add(rows, counts)
             Progress.say("tokenize", f"{totals.sums['rows']:,} rows, {totals.sums['tokens']:,} tokens")
     close(writer, out)
+    notes.say(cfg, totals.sums)
+    check_columns(cfg, totals, sources)
     check_trained(out, ", ".join(references))
     return totals.metrics() | {"sources": names}

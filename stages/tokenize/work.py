@@ -80,10 +80,13 @@ class Totals:
         self.weight_sum = 0.0
         self.histogram: list[int] = []
         self.closing_ids: set[int] = set()
+        self.columns_seen: set[str] = set()
+        """Of the columns that `columns` renames, those that some row has."""
 
     def add(self, rows: pa.RecordBatch, counts: dict[str, Any]) -> None:
         """Add a chunk, in the order of the input."""
         self.closing_ids.update(counts.pop("closing_ids", []))
+        self.columns_seen.update(counts.pop("columns_seen", []))
         histogram = counts.pop("length_histogram", [])
         self.histogram += [0] * (len(histogram) - len(self.histogram))
         for bucket, number in enumerate(histogram):

@@ -1,6 +1,7 @@
 //! One conversation or text: rendered, encoded, weighed and cut to length.
 use crate::encode::{Engine, Tokens, encode_parts};
 use crate::error::{Error, RowError};
+use crate::escape::{Escape, is_spelled_out};
 use crate::seams::{self, Segments};
 use crate::sequence::{Scratch, Span, TokenTurn, totals, weigh};
 use crate::template::{Date, Template};
@@ -10,6 +11,7 @@ use crate::types::{Json, Message, Role};
 use crate::vocabulary::Vocabulary;
 use crate::weights::{Base, Semantics, Spec};
 use regex::Regex;
+use std::borrow::Cow;
 
 /// What to do with text in a message that looks like a special token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,6 +22,8 @@ pub enum SpecialText {
     Drop,
     /// Refuse the row.
     Error,
+    /// Encode it as the text it is; see [`crate::escape`].
+    Escape,
 }
 
 /// How conversations become tokens.
@@ -63,6 +67,7 @@ pub struct Encoder {
     spec: Spec,
     options: Options,
     special: Option<Regex>,
+    escape: Option<Escape>,
 }
 
 /// The chat templates of a model.
@@ -144,7 +149,21 @@ impl Encoder {
         }
         let texts: Vec<String> = vocabulary.specials.iter().map(|text| regex::escape(text)).collect();
         let special = if texts.is_empty() { None } else { Regex::new(&texts.join("|")).ok() };
-        Ok(Self { engine, vocabulary, templates, spec, options, special })
+        Ok(Self { engine, vocabulary, templates, spec, options, special, escape: None })
+    }
+
+    /// Encode special tokens in messages as text.
+    ///
+    /// # Errors
+    /// `Error::Config` for a tokenizer where a stretch of text cannot stand alone.
+    pub fn with_escape(mut self, escape: Escape) -> Result<Self, Error> {
+        if self.vocabulary.opens_with_space() {
+            let message = "special_text: escape does not work with a tokenizer that puts a space before the first \
+                           text only; use drop or error";
+            return Err(Error::Config { message: message.into() });
+        }
+        self.escape = Some(escape);
+        Ok(self)
     }
 
     /// Tables of the vocabulary.
@@ -179,8 +198,16 @@ impl Encoder {
     pub fn text(&self, text: &str, out: &mut Conversation) -> Result<(), Error> {
         out.reset(true);
         self.look_alikes(text, out)?;
-        self.engine.encode(text, &mut out.tokens)?;
-        out.encode_calls = 1;
+        let marked = self.escape.as_ref().map(|escape| escape.mark_text(text)).transpose()?.flatten();
+        match (&self.escape, marked) {
+            (Some(escape), Some((marked, mark))) => {
+                out.encode_calls = escape.encode(&*self.engine, &marked, mark, 0, &mut out.tokens)?;
+            }
+            _ => {
+                self.engine.encode(text, &mut out.tokens)?;
+                out.encode_calls = 1;
+            }
+        }
         out.rendered_bytes = text.len();
         if !self.vocabulary.text_prefix.is_empty() && !out.tokens.ids.starts_with(&self.vocabulary.text_prefix) {
             let prefix = &self.vocabulary.text_prefix;
@@ -219,13 +246,23 @@ impl Encoder {
                 }
             }
         }
-        let kwargs = merged(&self.options.template_kwargs, side.kwargs);
-        let rendered = template.render(&messages, side.tools, &kwargs, false)?;
+        let mut row_kwargs = side.kwargs.to_vec();
+        let mut tools = side.tools.map(Cow::Borrowed);
+        let mut mark = None;
+        if let Some(escape) = &self.escape {
+            let tools = tools.as_mut().map(Cow::to_mut);
+            mark = escape.mark_chat(&mut messages, tools, &mut row_kwargs)?;
+        }
+        let kwargs = merged(&self.options.template_kwargs, &row_kwargs);
+        let rendered = template.render(&messages, tools.as_deref(), &kwargs, false)?;
         if rendered.text.len() > i32::MAX as usize {
             return Err(row_error("too_large", format!("the conversation renders to {} bytes", rendered.text.len())));
         }
         let cuts = seams::cuts(self.options.segments, &rendered, &messages, &self.spec)?;
-        out.encode_calls = encode_parts(&*self.engine, &rendered.text, &cuts, &mut out.tokens)?;
+        out.encode_calls = match (&self.escape, mark) {
+            (Some(escape), Some(mark)) => self.encode_escaped(escape, mark, &rendered.text, &cuts, &mut out.tokens)?,
+            _ => encode_parts(&*self.engine, &rendered.text, &cuts, &mut out.tokens)?,
+        };
         out.rendered_bytes = rendered.text.len();
         if let (Some(bos), [first, second, ..]) = (self.vocabulary.bos, &out.tokens.ids[..])
             && *first == bos
@@ -236,6 +273,29 @@ impl Encoder {
         }
         out.straddles = seams::token_turns(&rendered, &messages, &out.tokens, first_message, &mut out.turns)?;
         Ok(())
+    }
+
+    fn encode_escaped(
+        &self,
+        escape: &Escape,
+        mark: char,
+        text: &str,
+        cuts: &[usize],
+        out: &mut Tokens,
+    ) -> Result<usize, Error> {
+        if is_spelled_out(text, mark) {
+            let why = "the template spells out characters of the text, so special tokens in it cannot be escaped; \
+                       use --special-text drop";
+            return Err(row_error("special_text", why.to_owned()));
+        }
+        let (mut start, mut calls) = (0, 0);
+        for cut in cuts.iter().copied().chain([text.len()]).filter(|cut| *cut > 0) {
+            if cut > start {
+                calls += escape.encode(&*self.engine, &text[start..cut], mark, start, out)?;
+                start = cut;
+            }
+        }
+        Ok(calls)
     }
 
     /// Cut a row to the length limit and weigh what is left.
@@ -314,8 +374,9 @@ impl Encoder {
             out.look_alikes += 1;
             if self.options.special_text == SpecialText::Error {
                 let found = found.as_str();
-                let why =
-                    format!("a message contains the special token {found} as text; remove it, or --special-text keep");
+                let why = format!(
+                    "a message contains the special token {found} as text; remove it, or --special-text escape"
+                );
                 return Err(row_error("special_text", why));
             }
         }

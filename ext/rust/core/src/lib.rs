@@ -4,6 +4,7 @@ pub mod bpe;
 pub mod conversation;
 pub mod encode;
 pub mod error;
+pub mod escape;
 pub mod guard;
 pub mod json;
 pub mod json_files;

@@ -40,10 +40,19 @@ pub struct Lines<'a> {
     at: usize,
     line: u64,
     max_line_bytes: usize,
+    /// What was accepted without being plain JSON Lines.
+    pub endings: Endings,
+}
+
+/// What a reader of lines puts up with, and its user should know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Endings {
     /// A byte order mark stood before the first line.
-    pub saw_bom: bool,
-    /// Some line ended in a carriage return and a newline.
-    pub saw_crlf: bool,
+    pub bom: bool,
+    /// Lines that ended in a carriage return and a newline.
+    pub num_crlf: u64,
+    /// The first of them.
+    pub first_crlf: Option<u64>,
 }
 
 impl<'a> Lines<'a> {
@@ -52,7 +61,8 @@ impl<'a> Lines<'a> {
     pub fn new(data: &'a [u8], first_line: u64, max_line_bytes: usize) -> Self {
         let saw_bom = first_line == 1 && data.starts_with(b"\xef\xbb\xbf");
         let at = if saw_bom { 3 } else { 0 };
-        Self { data, at, line: first_line, max_line_bytes, saw_bom, saw_crlf: false }
+        let endings = Endings { bom: saw_bom, ..Endings::default() };
+        Self { data, at, line: first_line, max_line_bytes, endings }
     }
 
     /// Number of the line after the last one that was looked at.
@@ -74,7 +84,8 @@ impl Iterator for Lines<'_> {
             let line = self.line;
             self.line += 1;
             if newline.is_some() && end > start && self.data[end - 1] == b'\r' {
-                self.saw_crlf = true;
+                self.endings.num_crlf += 1;
+                self.endings.first_crlf.get_or_insert(line);
                 end -= 1;
             }
             if is_blank(&self.data[start..end]) {
@@ -188,12 +199,12 @@ mod tests {
         let mut lines = Lines::new(data, 1, 10);
         let all: Vec<_> = lines.by_ref().map(|record| record.unwrap().terminated).collect();
         assert_eq!(
-            (all, lines.saw_bom, lines.saw_crlf, lines.next_line()),
-            (vec![true, true, true, false], true, true, 7)
+            (all, lines.endings, lines.next_line()),
+            (vec![true, true, true, false], Endings { bom: true, num_crlf: 2, first_crlf: Some(1) }, 7)
         );
         assert_eq!(records(b""), []);
         assert_eq!(records(b"\n\n"), []);
-        assert!(!Lines::new(b"\xef\xbb\xbf{}", 2, 10).saw_bom, "only a file's first line may carry one");
+        assert!(!Lines::new(b"\xef\xbb\xbf{}", 2, 10).endings.bom, "only a file's first line may carry one");
     }
 
     #[test]

@@ -4,11 +4,11 @@
 //! same bytes with any number of threads.
 use crate::conversation::{Conversation, Encoder, Outcome, Side};
 use crate::error::{Error, RowError};
-use crate::lines::{self, Lines, Record};
+use crate::lines::{self, Endings, Lines, Record};
 use crate::rows::{self, RowOptions};
 use crate::sequence::{Scratch, weigh};
 use crate::tokens::{LedgerLine, RowId, RowMeta, TokensBuilder, TokensReader, ledger_batch};
-use crate::types::{Body, Row};
+use crate::types::{Body, Json, Row};
 use crate::weights::Spec;
 use arrow_array::RecordBatch;
 use std::collections::{BTreeMap, BTreeSet};
@@ -52,18 +52,31 @@ pub struct Encoded {
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Counts {
     /// By name: `rows_in`, `kept`, `rows`, `tokens`, `trained_tokens`, `rendered_bytes`, `encode_calls`, `straddles`,
-    /// `special_look_alikes`, `rows_with_look_alikes`, `masked_turns`.
+    /// `special_look_alikes`, `rows_with_look_alikes`, `masked_turns`, `byte_order_marks`, `crlf_lines`.
     pub sums: BTreeMap<&'static str, i64>,
     /// Rows with at least 2^k and under 2^(k+1) tokens, at k.
     pub length_histogram: Vec<i64>,
     /// First closing token of every turn that has one.
     pub closing_ids: BTreeSet<i32>,
+    /// Number of the first line that ends in CRLF.
+    pub first_crlf: Option<u64>,
+    /// Which of the columns to rename some row has.
+    pub columns_seen: BTreeSet<Box<str>>,
 }
 
 impl Counts {
     /// Add to a sum.
     pub fn add(&mut self, name: &'static str, by: usize) {
         *self.sums.entry(name).or_insert(0) += by as i64;
+    }
+
+    fn see_columns(&mut self, row: &Json, options: &RowOptions) {
+        let Json::Object(members) = row else { return };
+        for (old, _) in &options.columns {
+            if !self.columns_seen.contains(old) && members.iter().any(|(name, _)| name == old) {
+                self.columns_seen.insert(old.clone());
+            }
+        }
     }
 
     fn length(&mut self, tokens: usize) {
@@ -114,7 +127,12 @@ pub fn encode_chunk(encoder: &Encoder, read: &ReadOptions, chunk: &Chunk) -> Res
         buffer: vec![],
         sides: [Conversation::default(), Conversation::default()],
     };
-    for_each_record(read, chunk, |record, line, number| run.record(record, line, number, read))?;
+    let endings = for_each_record(read, chunk, |record, line, number| run.record(record, line, number, read))?;
+    if chunk.copy == 0 {
+        run.counts.add("byte_order_marks", usize::from(endings.bom));
+        run.counts.add("crlf_lines", endings.num_crlf as usize);
+        run.counts.first_crlf = endings.first_crlf;
+    }
     Ok(Encoded { rows: run.rows.finish()?, ledger: ledger_batch(&run.ledger)?, counts: run.counts })
 }
 
@@ -172,7 +190,7 @@ pub fn encode_lines(
 pub fn content_hashes(read: &ReadOptions, chunk: &Chunk) -> Vec<(u64, u128)> {
     let mut out = vec![];
     let mut buffer = vec![];
-    for_each_record(read, chunk, |record, _, number| {
+    let hashed = for_each_record(read, chunk, |record, _, number| {
         let parsed = record.and_then(|record| {
             let value = lines::parse_record(chunk.data, &record)?;
             rows::normalize(value, &read.rows)
@@ -182,9 +200,10 @@ pub fn content_hashes(read: &ReadOptions, chunk: &Chunk) -> Vec<(u64, u128)> {
             |row| rows::content_hash(&row),
         );
         out.push((number, hash));
-        Ok::<(), Error>(())
-    })
-    .unwrap_or_default();
+        Ok::<(), std::convert::Infallible>(())
+    });
+    // nothing in it can fail
+    let _ = hashed;
     out
 }
 
@@ -193,7 +212,7 @@ fn for_each_record<E>(
     read: &ReadOptions,
     chunk: &Chunk,
     mut visit: impl FnMut(Result<Record, RowError>, u64, u64) -> Result<(), E>,
-) -> Result<(), E> {
+) -> Result<Endings, E> {
     let limit = if read.max_line_bytes == 0 { lines::MAX_LINE_BYTES } else { read.max_line_bytes };
     let mut records = Lines::new(chunk.data, chunk.first_line, limit);
     let mut selection = chunk.selection.map(|numbers| numbers.iter().copied().peekable());
@@ -204,7 +223,7 @@ fn for_each_record<E>(
             visit(record, line, number)?;
         }
     }
-    Ok(())
+    Ok(records.endings)
 }
 
 struct Run<'a> {
@@ -236,6 +255,7 @@ impl Run<'_> {
         }
         let parsed = record.and_then(|record| {
             let value = lines::parse_record(self.chunk.data, &record)?;
+            self.counts.see_columns(&value, &read.rows);
             rows::normalize(value, &read.rows)
         });
         let outcome = match parsed {

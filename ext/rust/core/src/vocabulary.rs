@@ -72,12 +72,8 @@ pub fn load(tokenizer_json: &[u8], names: &TokenNames, choice: EngineChoice) -> 
         (Some((bpe, _)), Some(vocabulary)) => return Ok((Box::new(BpeEngine::new(bpe)), vocabulary)),
         (own, _) => own.map(|(bpe, _)| bpe),
     };
-    let fault = |why: String| Error::Data { place: "tokenizer.json".into(), message: why.into() };
-    let mut tokenizer = guard::tokenizer(tokenizer_json)?;
-    let missing = names.extra.iter().filter(|text| tokenizer.token_to_id(text).is_none());
-    let missing: Vec<AddedToken> = missing.map(|text| AddedToken::from(text.clone(), true)).collect();
-    tokenizer.add_special_tokens(missing).map_err(|error| fault(error.to_string()))?;
-    let layout = json::parse(tokenizer_json).map_err(|error| fault(error.to_string()))?;
+    let mut tokenizer = crate_tokenizer(tokenizer_json, names)?;
+    let layout = json::parse(tokenizer_json).map_err(fault)?;
     let vocabulary = guard::catch(|| Vocabulary::of_crate(&mut tokenizer, &layout, names))
         .map_err(|panic| fault(format!("the tokenizers crate gave up on it: {panic}")))?;
     let engine: Box<dyn Engine> = match own {
@@ -85,6 +81,22 @@ pub fn load(tokenizer_json: &[u8], names: &TokenNames, choice: EngineChoice) -> 
         None => Box::new(HfEngine::new(tokenizer)),
     };
     Ok((engine, vocabulary))
+}
+
+fn fault(why: impl std::fmt::Display) -> Error {
+    Error::Data { place: "tokenizer.json".into(), message: why.to_string().into() }
+}
+
+/// The tokenizer of the `tokenizers` crate, with the special tokens that only the configuration names.
+///
+/// # Errors
+/// `Error::Data` when it is not a tokenizer.
+pub fn crate_tokenizer(tokenizer_json: &[u8], names: &TokenNames) -> Result<Tokenizer> {
+    let mut tokenizer = guard::tokenizer(tokenizer_json)?;
+    let missing = names.extra.iter().filter(|text| tokenizer.token_to_id(text).is_none());
+    let missing: Vec<AddedToken> = missing.map(|text| AddedToken::from(text.clone(), true)).collect();
+    tokenizer.add_special_tokens(missing).map_err(fault)?;
+    Ok(tokenizer)
 }
 
 /// The bytes of ids in ascending order, as they are appended.
@@ -181,6 +193,12 @@ impl Vocabulary {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.added.is_empty()
+    }
+
+    /// Whether the tokenizer puts a space before a text that it does not put before the text behind a special token.
+    #[must_use]
+    pub fn opens_with_space(&self) -> bool {
+        self.dummy == DummySpace::AtStart
     }
 
     /// Whether ids can be turned back into the text they came from.

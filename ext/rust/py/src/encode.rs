@@ -5,6 +5,7 @@ use crate::error::to_python;
 use postmill_core::conversation::{Encoder, Options, SpecialText, Templates};
 use postmill_core::encode::Tokens;
 use postmill_core::error::Error;
+use postmill_core::escape::Escape;
 use postmill_core::json;
 use postmill_core::pipeline::{self, Chunk, ReadOptions};
 use postmill_core::rows::RowOptions;
@@ -61,7 +62,8 @@ fn special_text(name: &str) -> Result<SpecialText, Error> {
         "keep" => Ok(SpecialText::Keep),
         "drop" => Ok(SpecialText::Drop),
         "error" => Ok(SpecialText::Error),
-        other => unknown("special_text", other, "keep, drop, error"),
+        "escape" => Ok(SpecialText::Escape),
+        other => unknown("special_text", other, "keep, escape, drop, error"),
     }
 }
 
@@ -206,7 +208,11 @@ impl ChatEncoder {
                 default: template.map(compile).transpose()?,
                 with_tools: tools_template.map(compile).transpose()?,
             };
-            let encoder = Encoder::new(engine, vocabulary, templates, spec, options)?;
+            let escapes = options.special_text == SpecialText::Escape;
+            let mut encoder = Encoder::new(engine, vocabulary, templates, spec, options)?;
+            if escapes {
+                encoder = encoder.with_escape(Escape::new(tokenizer_json, &names)?)?;
+            }
             let rows = RowOptions {
                 columns: boxed(columns),
                 model_name: model_name.map(Into::into),
@@ -249,6 +255,8 @@ impl ChatEncoder {
             counts.set_item(name, sum)?;
         }
         counts.set_item("length_histogram", encoded.counts.length_histogram)?;
+        counts.set_item("first_crlf", encoded.counts.first_crlf)?;
+        counts.set_item("columns_seen", encoded.counts.columns_seen.iter().map(|name| &**name).collect::<Vec<_>>())?;
         counts.set_item("closing_ids", encoded.counts.closing_ids.into_iter().collect::<Vec<_>>())?;
         Ok((PyRecordBatch::new(encoded.rows), PyRecordBatch::new(encoded.ledger), counts))
     }

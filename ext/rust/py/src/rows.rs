@@ -48,7 +48,7 @@ fn scan_lines(
             let record = record?;
             records.push((record.line, record.range.start, record.range.end, record.terminated));
         }
-        Ok((records, lines.saw_bom, lines.saw_crlf))
+        Ok((records, lines.endings.bom, lines.endings.num_crlf > 0))
     });
     found.map_err(|fault| refuse(py, fault))
 }

@@ -48,6 +48,17 @@ pub fn normalize(value: Json, options: &RowOptions) -> Result<Row, RowError> {
         let found = kind(&value);
         return Err(Place::Root.fault("row", format!("expected an object with columns, got {found}")));
     };
+    let absent = options.columns.iter().find(|(old, _)| !members.iter().any(|(name, _)| name == old));
+    let absent = absent.map(|(old, _)| old.clone());
+    read_row(members, options).map_err(|mut fault| {
+        if let Some(old) = absent {
+            fault.message += &format!(" (--columns names {}, which this row does not have)", place::quoted(&old));
+        }
+        fault
+    })
+}
+
+fn read_row(members: Vec<(Box<str>, Json)>, options: &RowOptions) -> Result<Row, RowError> {
     let mut columns = Columns::new(members, &options.columns)?;
     columns.refuse_media()?;
     let reader = Reader { options };

@@ -1,0 +1,58 @@
+"""What a run of tokenize tells its user besides errors: oddities it accepted, and options that met nothing."""
+
+import difflib
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from postmill.io.errors import ConfigError
+from postmill.stages.progress import Progress
+from postmill.stages.tokenize.config import Tokenize
+from postmill.stages.tokenize.work import Totals
+
+if TYPE_CHECKING:
+    from postmill.stages.tokenize.sources import Sources
+
+_ACCEPTED = {"byte_order_marks": "a byte order mark, passed over", "crlf_lines": "the line ends in CRLF, read as LF"}
+
+
+class Notes:
+    """What was accepted and its maker should know of; a line of warning each, with the first place."""
+
+    def __init__(self, names: list[str]) -> None:
+        self._names = names
+        self._first: dict[str, str] = {}
+
+    def look(self, counts: dict[str, Any]) -> None:
+        """Note the first places in a chunk; chunks come in the order of the input."""
+        source, line = counts.pop("source"), counts.pop("first_crlf", None)
+        if line is not None:
+            self._first.setdefault("crlf_lines", f"{self._names[source]}:{line}")
+        if counts.get("byte_order_marks"):
+            self._first.setdefault("byte_order_marks", f"{self._names[source]}:1")
+
+    def say(self, cfg: Tokenize, sums: dict[str, int]) -> None:
+        """Warn."""
+        for name, what in _ACCEPTED.items():
+            if name in self._first:
+                Progress.warn("tokenize", f"{self._first[name]}: {what} ({sums[name]} in all)")
+        rows = sums.get("rows_with_look_alikes", 0)
+        if rows and cfg.special_text == "keep":
+            what = "special tokens as text, which are encoded as special tokens; --special-text escape makes them text"
+            Progress.warn("tokenize", f"{rows} rows hold {what}")
+
+
+def check_columns(cfg: Tokenize, totals: Totals, sources: "Sources") -> None:
+    """Raises ConfigError for a column to rename that no row has."""
+    absent = [name for name in cfg.columns if name not in totals.columns_seen]
+    if not absent or not totals.sums["rows"]:
+        return
+    first = next((chunk.data for chunk in sources.chunks()), b"").lstrip().partition(b"\n")[0]
+    try:
+        row = msgspec.json.decode(first.removeprefix(b"\xef\xbb\xbf"))
+    except msgspec.DecodeError:
+        row = {}
+    known = list(row) if isinstance(row, dict) else []
+    near = difflib.get_close_matches(absent[0], known, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"the first row has {', '.join(known)}"
+    raise ConfigError(f"columns: no row has a column {absent[0]!r}; {hint}")
