@@ -199,14 +199,11 @@ impl Encoder {
         out.reset(true);
         self.look_alikes(text, out)?;
         let marked = self.escape.as_ref().map(|escape| escape.mark_text(text)).transpose()?.flatten();
-        match (&self.escape, marked) {
-            (Some(escape), Some((marked, mark))) => {
-                out.encode_calls = escape.encode(&*self.engine, &marked, mark, 0, &mut out.tokens)?;
-            }
-            _ => {
-                self.engine.encode(text, &mut out.tokens)?;
-                out.encode_calls = 1;
-            }
+        if let (Some(escape), Some((marked, mark))) = (&self.escape, marked) {
+            out.encode_calls = escape.encode(&*self.engine, &marked, mark, 0, &mut out.tokens)?;
+        } else {
+            self.engine.encode(text, &mut out.tokens)?;
+            out.encode_calls = 1;
         }
         out.rendered_bytes = text.len();
         if !self.vocabulary.text_prefix.is_empty() && !out.tokens.ids.starts_with(&self.vocabulary.text_prefix) {

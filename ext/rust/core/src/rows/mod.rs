@@ -52,7 +52,8 @@ pub fn normalize(value: Json, options: &RowOptions) -> Result<Row, RowError> {
     let absent = absent.map(|(old, _)| old.clone());
     read_row(members, options).map_err(|mut fault| {
         if let Some(old) = absent {
-            fault.message += &format!(" (--columns names {}, which this row does not have)", place::quoted(&old));
+            let note = format!(" (--columns names {}, which this row does not have)", place::quoted(&old));
+            fault.message.push_str(&note);
         }
         fault
     })
