@@ -27,7 +27,6 @@ _PARTS = {
     "accelerate": "devices and ranks",
     "triton": "GPU kernels",
     "flash_attn": "variable-length attention on GPU",
-    "polars": "csv, parquet and arrow inputs",
     "huggingface_hub": "hf: references",
     "modelscope": "ms: references",
     "vllm": "vLLM engine",
