@@ -116,12 +116,7 @@ def train(cfg: Train, reader: PackedReader, valid: PackedReader | None, base: In
 def _launched(cfg: Train) -> tuple[Accelerator, Layout]:
     """This process among its ranks. Raises ConfigError (2) for a form of parallelism that cannot be had."""
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
-    if accelerator.distributed_type.value in ("DEEPSPEED", "FSDP", "MEGATRON_LM"):
-        raise ConfigError(
-            f"accelerate was told to use {accelerator.distributed_type.value}; leave that out of its config and pass"
-            " --shard",
-            USAGE,
-        )
+    check_launcher(accelerator.distributed_type.value)
     if cfg.shard == "none":
         return accelerator, Replicated(accelerator)
     if accelerator.num_processes == 1:
@@ -132,6 +127,14 @@ def _launched(cfg: Train) -> tuple[Accelerator, Layout]:
     from postmill.stages.train.parallel.fsdp import Fsdp
 
     return accelerator, Fsdp(accelerator)
+
+
+def check_launcher(kind: str) -> None:
+    """Raise ConfigError (2) if accelerate's own config wraps the model: the loop would save its shards as the model."""
+    if kind in ("DEEPSPEED", "FSDP", "MEGATRON_LM"):
+        raise ConfigError(
+            f"accelerate was told to use {kind}; leave that out of its config and pass --shard fsdp", USAGE
+        )
 
 
 def _due(number: int, every: int) -> bool:

@@ -129,6 +129,17 @@ def test_one_rank_has_nobody_to_share_with(world, tmp_path):
         run_stage(STAGE, changed(FULL, shard="fsdp"), given(world), tmp_path / "run", Options(threads=1))
 
 
+@pytest.mark.parametrize("kind", ["DEEPSPEED", "FSDP", "MEGATRON_LM"])
+def test_a_launcher_that_wraps_the_model_itself_is_refused(kind):
+    from accelerate.utils import DistributedType
+
+    from postmill.stages.train.loop import check_launcher
+
+    with pytest.raises(ConfigError, match=f"accelerate was told to use {kind}; .* pass --shard fsdp"):
+        check_launcher(DistributedType[kind].value)
+    check_launcher(DistributedType.MULTI_GPU.value)
+
+
 def launch(world, target, *options):
     argv = [sys.executable, "-m", "postmill.cli.main", "launch", "--ranks", "2", "train", str(world / "packed")]
     argv += ["-m", str(world / "base"), "-o", str(target), "--tuner", "full", *options]
