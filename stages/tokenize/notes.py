@@ -4,6 +4,8 @@ import difflib
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from postmill.io.errors import ConfigError
 from postmill.stages.progress import Progress
@@ -22,14 +24,28 @@ class Notes:
     def __init__(self, names: list[str]) -> None:
         self._names = names
         self._first: dict[str, str] = {}
+        self._too_long: tuple[int, int] | None = None
+        """Least and most tokens of the rows that were too long."""
 
-    def look(self, counts: dict[str, Any]) -> None:
+    def look(self, counts: dict[str, Any], ledger: pa.RecordBatch) -> None:
         """Note the first places in a chunk; chunks come in the order of the input."""
         source, line = counts.pop("source"), counts.pop("first_crlf", None)
         if line is not None:
             self._first.setdefault("crlf_lines", f"{self._names[source]}:{line}")
         if counts.get("byte_order_marks"):
             self._first.setdefault("byte_order_marks", f"{self._names[source]}:1")
+
+        lengths = pc.min_max(ledger["tokens_before"].filter(pc.equal(ledger["reason"], "too_long"))).as_py()
+        if lengths["min"] is not None:
+            least, most = self._too_long or (lengths["min"], lengths["max"])
+            self._too_long = (min(least, lengths["min"]), max(most, lengths["max"]))
+
+    def remedy(self, cfg: Tokenize) -> str:
+        """What to do where no row is left."""
+        if self._too_long is None:
+            return "mend them"
+        least, most = self._too_long
+        return f"they have {least} to {most} tokens: raise --max-length {cfg.max_length}, or choose a --truncation"
 
     def say(self, cfg: Tokenize, sums: dict[str, int]) -> None:
         """Warn."""

@@ -146,11 +146,11 @@ def _encode(cfg: Tokenize, encoder: _native.ChatEncoder, references: list[str], 
             writer.write(rows)
             out.ledger.add(ledger)
             out.ledger.keep(counts.pop("kept", 0))
-            notes.look(counts)
+            notes.look(counts, ledger)
             totals.add(rows, counts)
             Progress.say("tokenize", f"{totals.sums['rows']:,} rows, {totals.sums['tokens']:,} tokens")
     close(writer, out)
     notes.say(cfg, totals.sums)
     check_columns(cfg, totals, sources)
-    check_trained(out, ", ".join(references))
+    check_trained(out, ", ".join(references), notes.remedy(cfg))
     return totals.metrics() | {"sources": names}

@@ -54,14 +54,14 @@ def close(writer: TableWriter, out: Out) -> None:
         writer.close()
 
 
-def check_trained(out: Out, place: str) -> None:
+def check_trained(out: Out, place: str, remedy: str = "mend them") -> None:
     """Refuse data with no rows, or where a rule silences most of them: the mask is hardly what was meant."""
     counts = out.ledger.counts
     if counts.rows_in == 0:
         raise ArtifactError(f"{place}: no rows; check the file and --columns", BAD_DATA)
     if counts.num_dropped == counts.rows_in:
         reasons = ", ".join(f"{number} {reason}" for reason, number in sorted(counts.dropped.items()))
-        raise StageError(f"{place}: nothing left of {counts.rows_in} rows ({reasons}); mend them", BAD_DATA)
+        raise StageError(f"{place}: nothing left of {counts.rows_in} rows ({reasons}); {remedy}", BAD_DATA)
     untrained = counts.dropped.get(NOTHING, 0)
     if untrained > counts.rows_in / 2:
         raise StageError(

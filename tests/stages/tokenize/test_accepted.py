@@ -59,3 +59,16 @@ def test_special_tokens_in_rows_are_said_unless_a_rule_was_chosen(here: Path) ->
     assert line.startswith("tokenize: warning: 1 rows hold special tokens as text")
     assert tokenize(here, "rows.jsonl", "-o", "escape", "--special-text", "escape") == []
     assert load_artifact(here / "escape").manifest.metrics["rows_with_look_alikes"] == 1
+
+
+def test_a_limit_that_no_row_meets_says_how_long_they_are(here: Path) -> None:
+    rows = [{"query": "q" * n, "response": "a"} for n in (10, 40)]
+    (here / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    tokenize(here, "rows.jsonl", "-o", "t")
+    metrics = load_artifact(here / "t").manifest.metrics
+    [line] = tokenize(here, "rows.jsonl", "-o", "u", "--max-length", "9", code=65)
+    longest = metrics["tokens"] // 2 + 15
+    assert line.endswith(
+        f"nothing left of 2 rows (2 too_long); they have {longest - 30} to {longest} tokens: raise --max-length 9, or"
+        " choose a --truncation"
+    )
