@@ -1,4 +1,4 @@
-"""Ids on every twentieth document of `mixed_text`; `python tests/bpe_exact.py` compares all of it."""
+"""Ids on every nineteenth document of `mixed_text`; `python tests/bpe_exact.py` compares all of it."""
 
 import itertools
 
@@ -21,7 +21,8 @@ def test_ids_are_those_of_others(family):
     ours = _native.Tokenizer(path.read_bytes())
     assert ours.refused is None
     for rival, encode in bpe_exact.rivals(family, path).items():
-        documents = itertools.islice(mixed_text.documents(folder), 0, None, 20)
+        # sizes of documents come round every six, so a step that shares a factor with six would miss the long ones
+        documents = itertools.islice(mixed_text.documents(folder), 0, None, 19)
         found = bpe_exact.compare(ours, encode, documents)
         assert found.tokens > 1_000_000
         assert (found.differences, found.first) == (0, ""), rival
