@@ -105,6 +105,13 @@ def unlock_beside(target: Path, lock: int) -> None:
     os.close(lock)
 
 
+def remove_artifact(path: Path) -> None:
+    """Remove a whole artifact. Killed halfway, what is left has the name of a dead temporary, not the artifact's."""
+    dead = path.parent / f".{path.name}.tmp-{secrets.token_hex(6)}"
+    path.rename(dead)
+    shutil.rmtree(dead)
+
+
 def write_durable(path: Path, data: bytes) -> None:
     """Write a small file through to the disk."""
     with path.open("wb") as file:

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from postmill.io.commit import Staging
+from postmill.io.commit import Staging, remove_artifact
 from postmill.io.errors import DIVERGED, MISMATCH, ArtifactError, StageError
 from postmill.io.manifest import Artifact, InputEntry, Manifest, list_files, load_artifact, verify_files
 from postmill.stages.progress import Progress
@@ -161,9 +161,7 @@ def rotate(out: Out, keep_last: int, keep_best: int) -> None:
     kept |= {a.path for a in measured[:keep_best]}
     for artifact in whole:
         if artifact.path not in kept:
-            # the manifest first: what is left after a kill is no artifact
-            artifact.file("manifest.json").unlink()
-            shutil.rmtree(artifact.path)
+            remove_artifact(artifact.path)
 
 
 def tidy(out: Out, keep_best: int) -> None:
@@ -178,7 +176,7 @@ def tidy(out: Out, keep_best: int) -> None:
 
 
 def clean(out: Out) -> None:
-    """Remove what killed runs left half written. Only for the holder of the output's lock."""
+    """Remove what killed runs left half written or half removed. Only for the holder of the output's lock."""
     for dead in out.work.glob(".step-*.tmp-*"):
         shutil.rmtree(dead, ignore_errors=True)
 
@@ -186,8 +184,7 @@ def clean(out: Out) -> None:
 def discard(out: Out) -> None:
     """Remove all checkpoints: a forced run starts over."""
     for path in _all(out):
-        (path / "manifest.json").unlink(missing_ok=True)
-        shutil.rmtree(path)
+        remove_artifact(path)
 
 
 def _all(out: Out) -> list[Path]:

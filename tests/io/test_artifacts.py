@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from postmill.io.commit import Staging
+from postmill.io.commit import Staging, remove_artifact
 from postmill.io.digest import canonical_json, digest_file, digest_files
 from postmill.io.errors import BAD_DATA, EXISTS, INTERNAL, MISMATCH, NO_INPUT, ArtifactError, StageError
 from postmill.io.ledger import Ledger, read_ledger
@@ -69,6 +69,21 @@ def _race(target: str, gate: object, answers: object, name: str) -> None:
         answers.put((name, 0))  # type: ignore[attr-defined]
     except ArtifactError as error:
         answers.put((name, error.code))  # type: ignore[attr-defined]
+
+
+def test_no_half_of_a_removed_artifact_keeps_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(tmp_path / "a")
+
+    def killed(path: Path) -> None:
+        (path / "manifest.json").unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(shutil, "rmtree", killed)
+        remove_artifact(tmp_path / "a")
+    assert not (tmp_path / "a").exists()
+    make(tmp_path / "a")
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
 
 
 def test_of_two_writers_one_wins_and_the_other_is_told(tmp_path: Path) -> None:
