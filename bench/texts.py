@@ -61,15 +61,15 @@ def _debian_documents(package: str) -> Iterator[str]:
 
 
 def _poems() -> Iterator[str]:
-    with tempfile.TemporaryDirectory() as work:
-        argv = ["npm", "pack", "-s", "chinese-poetry@2.0.1"]
-        subprocess.run(argv, cwd=work, check=True, capture_output=True)
-        with tarfile.open(next(Path(work).glob("*.tgz"))) as tar:
-            for member in sorted(tar.getmembers(), key=lambda member: member.name):
-                file = tar.extractfile(member) if member.name.endswith(".json") else None
-                if file is not None:
-                    rows = json.loads(file.read().decode(errors="ignore").removeprefix("\ufeff") or "null")
-                    yield from ("\n".join(strings(row)) for row in (rows if isinstance(rows, list) else [rows]))
+    with (
+        tempfile.TemporaryDirectory() as work,
+        tarfile.open(assets.npm_archive("chinese-poetry@2.0.1", Path(work))) as tar,
+    ):
+        for member in sorted(tar.getmembers(), key=lambda member: member.name):
+            file = tar.extractfile(member) if member.name.endswith(".json") else None
+            if file is not None:
+                rows = json.loads(file.read().decode(errors="ignore").removeprefix("\ufeff") or "null")
+                yield from ("\n".join(strings(row)) for row in (rows if isinstance(rows, list) else [rows]))
 
 
 def _sources() -> Iterator[str]:

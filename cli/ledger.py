@@ -4,7 +4,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from postmill.cli.rows import RowName, place, source_names
+from postmill.cli.rows import RowName, find_rows, place, source_names
 from postmill.cli.tool import ancestors, need, open_artifact, parse
 from postmill.io.errors import NO_INPUT, ArtifactError
 from postmill.io.ledger import read_ledger
@@ -45,17 +45,9 @@ def _why(word: str, artifact: Artifact) -> int:
 
 def _find_kept(wanted: RowName, chain: list[Artifact]) -> Iterator[str]:
     """Where rows that no ledger mentions are among the token rows."""
-    from postmill.io.packed import token_tables
-
     for artifact in (found for found in chain if found.manifest.kind == "tokens"):
-        names = source_names(artifact)
-        ordinal = 0
-        for table in token_tables(artifact):
-            for batch in table:
-                for row in batch.select(["row_id", "source", "line"]).to_pylist():
-                    if wanted.fits(row, names):
-                        yield f"{table.path} row {ordinal}, id {row['row_id'].hex()}"
-                    ordinal += 1
+        for table, ordinal, row in find_rows(artifact, wanted, source_names(artifact)):
+            yield f"{table} row {ordinal}, id {row['row_id'][0].as_py().hex()}"
 
 
 def run(argv: list[str]) -> int:

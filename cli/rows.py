@@ -1,11 +1,16 @@
 """How people name rows: by id (or its first digits), or by file:line."""
 
-from typing import Any
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from postmill.cli.tool import ancestors
 from postmill.io.manifest import Artifact
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 class RowName(msgspec.Struct, frozen=True):
@@ -39,3 +44,18 @@ def place(row: dict[str, Any], names: list[str]) -> str:
     """`file:line` of a row."""
     source = row["source"]
     return f"{names[source] if source < len(names) else f'source {source}'}:{row['line']}"
+
+
+def find_rows(
+    tokens: Artifact, wanted: RowName | None, names: list[str]
+) -> Iterator[tuple[Path, int, "pa.RecordBatch"]]:
+    """Rows of a tokens artifact in order, all or those that `wanted` names: table, ordinal, and a batch of that row."""
+    from postmill.io.packed import token_tables
+
+    first = 0
+    for table in token_tables(tokens):
+        for batch in table:
+            for index, row in enumerate(batch.select(["row_id", "source", "line"]).to_pylist()):
+                if wanted is None or wanted.fits(row, names):
+                    yield table.path, first + index, batch.slice(index, 1)
+            first += batch.num_rows

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from postmill.cli.rows import RowName, place, source_names
+from postmill.cli.rows import RowName, find_rows, place, source_names
 from postmill.cli.tool import Args, ancestors, input_paths, need, open_artifact, parse
 from postmill.io.errors import MISMATCH, NO_INPUT, ArtifactError, ConfigError
 from postmill.io.manifest import MANIFEST, Artifact
@@ -94,17 +94,6 @@ class Viewer:
 
     def show(self, row: dict[str, Any], prefix: str = "") -> Shown:
         return Shown(prefix + _title(row, self.names), pieces_of(row, self.encoder))
-
-
-def _token_rows(tokens: Artifact, wanted: RowName | None, names: list[str]) -> Iterator[dict[str, Any]]:
-    """Rows of a tokens artifact, in order: all, or those that `wanted` names."""
-    from postmill.io.packed import token_tables
-
-    for table in token_tables(tokens):
-        for batch in table:
-            for index, row in enumerate(batch.select(["row_id", "source", "line"]).to_pylist()):
-                if wanted is None or wanted.fits(row, names):
-                    yield batch.slice(index, 1).to_pylist()[0]
 
 
 def _model_folder(tokens: Artifact, given: str | None) -> Path:
@@ -195,8 +184,8 @@ def _collect(args: Args, count: int) -> Iterator[Shown]:
     kind, model = artifact.manifest.kind, args.options.get("-m")
     if kind == "tokens":
         viewer = Viewer(artifact, artifact, model)
-        rows = _token_rows(artifact, wanted, viewer.names)
-        yield from (viewer.show(row) for row in itertools.islice(rows, count))
+        rows = find_rows(artifact, wanted, viewer.names)
+        yield from (viewer.show(row.to_pylist()[0]) for *_, row in itertools.islice(rows, count))
         return
     packed = artifact if kind == "packed" else _parent_packed(artifact)
     from postmill.io.packed import PackedReader

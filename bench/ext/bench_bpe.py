@@ -26,13 +26,10 @@ SLOW_BYTES = 2_000_000
 def qwen_ranks(path: Path) -> Any:
     """Qwen's own rank file is not here: tiktoken gets the same ranks from the tokenizer's vocabulary and pattern."""
     import tiktoken
-    from tokenizers.pre_tokenizers import ByteLevel
+    from tiktoken_json import byte_letters
 
     file = json.loads(path.read_text())
-    order = sorted(ByteLevel.alphabet())
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    table = {chr(b): b for b in printable}
-    table |= dict(zip((c for c in order if ord(c) >= 256), (b for b in range(256) if b not in printable), strict=True))
+    table = {letter: byte for byte, letter in enumerate(byte_letters())}
     ranks = {bytes(table[c] for c in token): rank for token, rank in file["model"]["vocab"].items()}
     pattern = file["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"]
     return tiktoken.Encoding("qwen3", pat_str=pattern, mergeable_ranks=ranks, special_tokens={})

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from harness import Case, Rival
 from numpy.typing import NDArray
+from texts import strings
 
 from postmill import _native
 
@@ -37,15 +38,6 @@ def chat_lengths() -> NDArray[np.uint32] | None:
         texts += ["\n".join(strings(item)) for item in json.loads(path.read_text())]
     encoded = Tokenizer.from_file(str(tokenizer / "tokenizer.json")).encode_batch_fast(texts)
     return np.array([len(item.ids) + 20 for item in encoded], np.uint32)
-
-
-def strings(value: Any) -> Iterator[str]:
-    """All texts in a JSON value."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, (list, dict)):
-        for item in value.values() if isinstance(value, dict) else value:
-            yield from strings(item)
 
 
 def token_table(lengths: NDArray[np.uint32]) -> Any:

@@ -49,6 +49,7 @@ packed = pack_dataset(data, 4096, "bfd", {"num_proc": 2, "load_from_cache_file":
 packed.save_to_disk(out + "/packed")
 """
 WEIGHTS = "default+hermes+ignore_empty_think"
+START = "one row: take its seconds from those above for the rate without the start"
 
 
 def chats(source: Path, num_rows: int) -> list[dict[str, Any]]:
@@ -61,6 +62,11 @@ def chats(source: Path, num_rows: int) -> list[dict[str, Any]]:
         messages = [{"role": "user", "content": question}, {"role": "assistant", "content": row["output"]}]
         rows.append({"messages": messages})
     return rows
+
+
+def fresh(name: str, argv: list[str], amount: float, note: str, made: Path) -> Rival:
+    """A command whose output `made` is removed before each run."""
+    return Rival(name, argv, amount, note=note, prepare=lambda: shutil.rmtree(made, ignore_errors=True))
 
 
 def cases(smoke: bool) -> Iterator[Case]:
@@ -95,27 +101,9 @@ def packing(work: Path, model: Path, source: Path, smoke: bool) -> Case:
         "How fast do chats become packed tokens with loss weights, file to file, with the start of the processes?",
         "MB",
         [
-            Rival(
-                "postmill tokenize | pack",
-                ours,
-                amount,
-                note=f"{count} rows, {WEIGHTS}",
-                prepare=lambda: shutil.rmtree(work / "packed", ignore_errors=True),
-            ),
-            Rival(
-                "trl, datasets, 2 processes",
-                theirs,
-                amount_trl,
-                note=f"given {num_trl} rows",
-                prepare=lambda: shutil.rmtree(work / "trl", ignore_errors=True),
-            ),
-            Rival(
-                "trl, datasets, start",
-                start,
-                amount_one,
-                note="one row: take its seconds from those above for the rate without the start",
-                prepare=lambda: shutil.rmtree(work / "one", ignore_errors=True),
-            ),
+            fresh("postmill tokenize | pack", ours, amount, f"{count} rows, {WEIGHTS}", work / "packed"),
+            fresh("trl, datasets, 2 processes", theirs, amount_trl, f"given {num_trl} rows", work / "trl"),
+            fresh("trl, datasets, start", start, amount_one, START, work / "one"),
         ],
         check=lambda: same_ids(ours, theirs, work / "packed" / "tokens" / "tokens.arrow", work / "trl" / "made"),
         repeats=1 if smoke else 3,
@@ -137,13 +125,7 @@ def masking(work: Path, model: Path, source: Path, smoke: bool) -> Case:
         "MB",
         [
             Rival("postmill tokenize", ours, amount, note=f"{count} rows"),
-            Rival(
-                "trl, datasets, 2 processes",
-                theirs,
-                amount,
-                note=f"{count} rows",
-                prepare=lambda: shutil.rmtree(work / "trl", ignore_errors=True),
-            ),
+            fresh("trl, datasets, 2 processes", theirs, amount, f"{count} rows", work / "trl"),
         ],
         check=lambda: same_ids(ours, theirs, work / "tokens" / "tokens.arrow", work / "trl" / "made"),
         repeats=1 if smoke else 3,

@@ -50,16 +50,8 @@ fn main() {
                 for _ in 0..threads {
                     scope.spawn(|| {
                         while let Some(range) = chunks.get(next.fetch_add(1, Ordering::Relaxed)) {
-                            let chunk = Chunk {
-                                data: &rows[range.clone()],
-                                file: "rows",
-                                source: 0,
-                                first_line: 1,
-                                first_record: 0,
-                                copy: 0,
-                                selection: None,
-                                duplicates: &[],
-                            };
+                            let data = &rows[range.clone()];
+                            let chunk = Chunk { data, file: "rows", first_line: 1, ..Chunk::default() };
                             let batch = encode_chunk(&encoder, &ReadOptions::default(), &chunk).unwrap();
                             made.fetch_add(batch.rows.num_rows(), Ordering::Relaxed);
                         }

@@ -164,16 +164,7 @@ fn main() {
             let spec = Spec::parse("default+hermes+ignore_empty_think", Semantics::Spans, &[]).unwrap();
             let encoder = Encoder::new(engine, vocabulary, templates, spec, Options::default()).unwrap();
             let data = chats(&mut numbers, &words, 1 << 20);
-            let chunk = Chunk {
-                data: &data,
-                file: "chats",
-                source: 0,
-                first_line: 1,
-                first_record: 0,
-                copy: 0,
-                selection: None,
-                duplicates: &[],
-            };
+            let chunk = Chunk { data: &data, file: "chats", first_line: 1, ..Chunk::default() };
             measured(|| encode_chunk(&encoder, &ReadOptions::default(), &chunk).unwrap().rows.num_rows())
         }
         "pack" => {

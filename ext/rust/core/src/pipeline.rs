@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use xxhash_rust::xxh3::xxh3_128;
 
 /// A chunk and where it stands in its source.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub struct Chunk<'a> {
     /// Whole lines.
     pub data: &'a [u8],
@@ -151,16 +151,7 @@ pub fn encode_lines(
     let (mut first_line, mut first_record) = (1, 0);
     for range in lines::chunk_bounds(data, 0, lines::CHUNK_BYTES, true) {
         let data = &data[range];
-        chunks.push(Chunk {
-            data,
-            file,
-            source: 0,
-            first_line,
-            first_record,
-            copy: 0,
-            selection: None,
-            duplicates: &[],
-        });
+        chunks.push(Chunk { data, file, first_line, first_record, ..Chunk::default() });
         let counts = lines::count(data, first_line == 1);
         first_line += counts.lines;
         first_record += counts.records;
