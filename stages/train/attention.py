@@ -1,11 +1,13 @@
 """Attention that ends at the border of each row of a bin.
 
-`rows_attention` is given to transformers through its public attention interface. It runs torch's causal kernel on each
-row's slice, so there is no (T, T) mask, and the work is the sum of squares of the row lengths.
+Two functions are given to transformers through its public attention interface. `rows_attention` runs torch's causal
+kernel on each row's slice; `flash_attention` hands all rows to flash-attn's varlen kernel at once. Neither makes a
+(T, T) mask, and the work is the sum of squares of the row lengths.
 Tensor letters: N heads, K key/value heads, T tokens of the bin, L tokens of a row, D head size.
 """
 
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,10 +17,10 @@ from torch.nn import functional as F
 from postmill.io.errors import USAGE, ConfigError
 
 ROWS = "postmill_rows"
-FLASH = "flash_attention_2"
+VARLEN = "postmill_varlen"  # transformers takes every name with "flash" in it for one of its own
 
 
-def choose(wanted: str, device: torch.device, dtype: torch.dtype) -> str:
+def choose(wanted: str, device: torch.device, dtype: torch.dtype, *, deterministic: bool = True) -> str:
     """The attention implementation for `--attention`; makes ours known to transformers.
 
     Raises ConfigError (2) if flash-attn is asked for and cannot run here.
@@ -30,7 +32,73 @@ def choose(wanted: str, device: torch.device, dtype: torch.dtype) -> str:
     can_flash = device.type == "cuda" and dtype != torch.float32 and is_flash_attn_2_available()
     if wanted == "flash" and not can_flash:
         raise ConfigError("--attention flash: needs flash-attn, a GPU and --dtype bfloat16; use rows", USAGE)
-    return FLASH if can_flash and wanted != "rows" else ROWS
+    if not can_flash or wanted == "rows":
+        return ROWS
+    from flash_attn import flash_attn_varlen_func
+
+    AttentionInterface.register(VARLEN, flash_attention(flash_attn_varlen_func, dtype, deterministic=deterministic))
+    return VARLEN
+
+
+def flash_attention(
+    varlen: Callable[..., Tensor], dtype: torch.dtype, *, deterministic: bool
+) -> Callable[..., tuple[Tensor, None]]:
+    """The attention function that calls `varlen` with all rows of a bin end to end, in `dtype`.
+
+    varlen: flash-attn's `flash_attn_varlen_func`, 2.4.1 or newer (<https://github.com/Dao-AILab/flash-attention>).
+    deterministic: its backward pass adds in a fixed order, as the resume of a run to the same bits asks.
+    """
+
+    def attend(  # noqa: PLR0917  # the interface's signature
+        module: torch.nn.Module,
+        query_1NTD: Tensor,
+        key_1KTD: Tensor,
+        value_1KTD: Tensor,
+        attention_mask: Tensor | None,
+        dropout: float = 0.0,
+        scaling: float | None = None,
+        sliding_window: int | None = None,
+        softcap: float | None = None,
+        s_aux: Tensor | None = None,
+        cu_seq_lens_q: Tensor | None = None,
+        max_length_q: int | None = None,
+        **_: Any,
+    ) -> tuple[Tensor, None]:
+        """Causal attention within the rows that the int32 `cu_seq_lens_q` bounds; without it all is one row."""
+        _refuse_sinks(s_aux)
+        num_tokens, head_size = query_1NTD.shape[2:]
+        if cu_seq_lens_q is None:
+            cu_seq_lens_q = torch.tensor([0, num_tokens], dtype=torch.int32, device=query_1NTD.device)
+            max_length_q = num_tokens
+        value_size = value_1KTD.shape[-1]
+        if value_size < head_size:  # latent attention; the kernel wants heads of one size
+            value_1KTD = F.pad(value_1KTD, (0, head_size - value_size))
+        # Norms and rotary embeddings may leave float32 behind under autocast.
+        q, k, v = (t[0].transpose(0, 1).to(dtype) for t in (query_1NTD, key_1KTD, value_1KTD))
+        out_TND = varlen(
+            q,
+            k,
+            v,
+            cu_seqlens_q=cu_seq_lens_q,
+            cu_seqlens_k=cu_seq_lens_q,
+            max_seqlen_q=max_length_q,
+            max_seqlen_k=max_length_q,
+            dropout_p=dropout,
+            softmax_scale=scaling,
+            causal=True,
+            # Its window counts the tokens to the left, ours the token itself too.
+            window_size=(-1, -1) if sliding_window is None else (sliding_window - 1, 0),
+            softcap=softcap or 0.0,
+            deterministic=deterministic,
+        )
+        return out_TND[None, ..., :value_size], None
+
+    return attend
+
+
+def _refuse_sinks(s_aux: Tensor | None) -> None:
+    if s_aux is not None:
+        raise NotImplementedError("attention sinks are not supported; use a model without them")
 
 
 def rows_attention(  # noqa: PLR0917  # the interface's signature
@@ -52,8 +120,7 @@ def rows_attention(  # noqa: PLR0917  # the interface's signature
     Returns [1, T, N, D], as the interface asks. Honours sliding windows and softcapping. Raises NotImplementedError for
     attention sinks.
     """
-    if s_aux is not None:
-        raise NotImplementedError("attention sinks are not supported; use a model without them")
+    _refuse_sinks(s_aux)
     starts = row_starts or (0, query_1NTD.shape[2])
     pieces = []
     for start, end in itertools.pairwise(starts):

@@ -81,6 +81,9 @@ class Train(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     attention: Literal["auto", "flash", "rows"] = "auto"
     """flash: flash-attn's varlen kernel (auto on a GPU where it is installed); rows: torch's kernel on each row.
     Rows of a bin never see each other in either."""
+    liger: bool = False
+    """Compute norms, rotary embeddings and SwiGLU with Liger's kernels; for Llama, Mistral, Qwen2 and Qwen3 on a CUDA
+    GPU. The numbers are the same but for rounding below float32."""
     loss_kernel: Literal["auto", "reference", "cpp", "triton"] = "auto"
     """Backend of the fused cross-entropy."""
     shard: Literal["none", "fsdp"] = "none"

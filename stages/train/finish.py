@@ -1,5 +1,6 @@
 """The artifact of a run that took all its steps."""
 
+from importlib import metadata
 from typing import Any
 
 import torch
@@ -69,4 +70,6 @@ def _versions(cfg: Train) -> dict[str, str]:
         import peft
 
         versions["peft"] = peft.__version__
+    if cfg.liger:
+        versions["liger-kernel"] = metadata.version("liger-kernel")
     return versions

@@ -14,11 +14,12 @@ import torch
 from accelerate import Accelerator
 
 from postmill.io.errors import MISMATCH, USAGE, ArtifactError, ConfigError
+from postmill.io.json_file import load_json
 from postmill.io.manifest import Artifact
 from postmill.io.packed import PackedReader
 from postmill.stages.progress import Progress
 from postmill.stages.protocol import Input, Out, Result
-from postmill.stages.train import attention, checkpoint, model, save
+from postmill.stages.train import attention, checkpoint, liger, model, save
 from postmill.stages.train.checkpoint import METRICS, Position
 from postmill.stages.train.config import Train
 from postmill.stages.train.finish import finish
@@ -44,9 +45,7 @@ def train(cfg: Train, reader: PackedReader, valid: PackedReader | None, base: In
     here = _fix_numerics(cfg, out, accelerator, found)
 
     dtype = model.compute_dtype(cfg, device)
-    net = _load(
-        cfg, base, dtype, attention.choose(cfg.attention, device, dtype), found, alone=accelerator.num_processes == 1
-    )
+    net = _load(cfg, base, device, dtype, found, alone=accelerator.num_processes == 1)
     if cfg.shard == "none":
         net = net.to(device)
     objective = Objective(
@@ -189,12 +188,24 @@ def _fix_numerics(
 
 
 def _load(
-    cfg: Train, base: Input, dtype: torch.dtype, kernel: str, found: tuple[Artifact, Position] | None, *, alone: bool
+    cfg: Train,
+    base: Input,
+    device: torch.device,
+    dtype: torch.dtype,
+    found: tuple[Artifact, Position] | None,
+    *,
+    alone: bool,
 ) -> Any:
-    """The model to train, with the weights of the checkpoint if there is one. `alone`: there is but one rank."""
+    """The model to train, with the weights of the checkpoint if there is one. `alone`: there is but one rank.
+
+    Raises ConfigError (2) for a kernel that cannot run on `device`.
+    """
     assert base.path is not None
+    kernel = attention.choose(cfg.attention, device, dtype, deterministic=cfg.deterministic)
+    if cfg.liger:
+        liger.check(load_json(base.path / "config.json"), device)
     if cfg.tuner == "full":
-        net = model.full_model(found[0].path if found else base.path, kernel)
+        net = model.full_model(found[0].path if found else base.path, kernel, liger=cfg.liger)
     else:
         net = model.lora_model(base.path, cfg, dtype, kernel)
         if found:

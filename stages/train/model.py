@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from postmill.io.errors import USAGE, ConfigError
 from postmill.io.json_file import load_json
 from postmill.stages.train.config import Lora, Train
+from postmill.stages.train.liger import use_liger
 
 ADAPTER = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
@@ -32,14 +33,17 @@ def stored_dtype(cfg: Train, base: Path) -> torch.dtype:
     return _DTYPES.get(name, torch.float32)
 
 
-def load_causal_lm(path: Path, dtype: torch.dtype, attention: str) -> Any:
-    """The causal language model in `path`, on the CPU. Never runs code from the folder."""
+def load_causal_lm(path: Path, dtype: torch.dtype, attention: str, *, liger: bool = False) -> Any:
+    """The causal language model in `path`, on the CPU, with Liger's kernels or not. Never runs code from the folder."""
     import transformers
 
     with quiet_libraries():
-        return transformers.AutoModelForCausalLM.from_pretrained(
+        model = transformers.AutoModelForCausalLM.from_pretrained(
             path, dtype=dtype, attn_implementation=attention, trust_remote_code=False, local_files_only=True
         )
+    if liger:
+        use_liger(model)
+    return model
 
 
 @contextlib.contextmanager
@@ -60,9 +64,9 @@ def quiet_libraries() -> Iterator[None]:
         logging.enable_progress_bar()
 
 
-def full_model(path: Path, attention: str) -> Any:
+def full_model(path: Path, attention: str, *, liger: bool = False) -> Any:
     """A model all of whose weights are trained, in float32."""
-    model = load_causal_lm(path, torch.float32, attention)
+    model = load_causal_lm(path, torch.float32, attention, liger=liger)
     model.requires_grad_(True)
     return model
 
@@ -71,7 +75,7 @@ def lora_model(path: Path, cfg: Train, compute: torch.dtype, attention: str) -> 
     """A peft model: the base frozen in the compute dtype, adapters in float32, drawn from `cfg.seed`."""
     from peft import LoraConfig, get_peft_model
 
-    base = load_causal_lm(path, compute, attention)
+    base = load_causal_lm(path, compute, attention, liger=cfg.liger)
     lora = cfg.lora
     torch.manual_seed(cfg.seed)
     adapter = LoraConfig(

@@ -10,6 +10,7 @@ transformers = pytest.importorskip("transformers")
 
 import tiny_model  # noqa: E402
 from accelerate import Accelerator  # noqa: E402
+from varlen import varlen_attention  # noqa: E402
 
 from postmill.io.packed import PackedReader  # noqa: E402
 from postmill.stages.train import attention  # noqa: E402
@@ -101,6 +102,65 @@ def plain_loss(model, reader, bins, normaliser):
 
 def gradients(model):
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.fixture
+def flash_stand_in():
+    """The name of our flash attention around a varlen function in plain torch, in float64."""
+    calls = []
+
+    def varlen(*args, **kwargs):
+        calls.append(kwargs)
+        return varlen_attention(*args, **kwargs)
+
+    name = "postmill_varlen_stand_in"
+    transformers.AttentionInterface.register(name, attention.flash_attention(varlen, torch.float64, deterministic=True))
+    yield name
+    assert calls
+    assert all(call["causal"] and call["deterministic"] for call in calls)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_bin_through_flash_attention_is_a_bin_through_torchs(reader, family, flash_stand_in):
+    model, rows = build(family, implementation=flash_stand_in), build(family, implementation=attention.ROWS)
+    batch = load_batch(reader, np.arange(3))
+    found = [objective_of(m)(batch, 7.0, want_logp=True) for m in (model, rows)]
+    # Gemma 2's capped scores pass through float32 on the way of rows
+    loose = 1e5 if family == "gemma2" else 1
+    torch.testing.assert_close(found[0].logp_T, found[1].logp_T, rtol=1e-11 * loose, atol=1e-12 * loose)
+    for output in found:
+        output.loss.backward()
+    want = gradients(rows)
+    for name, gradient in gradients(model).items():
+        peak = float(want[name].abs().max())
+        torch.testing.assert_close(gradient, want[name], rtol=0, atol=1e-10 * loose * peak + 1e-12, msg=name)
+    assert check_objective(objective_of(model, torch.float32), reader, torch.float32, torch.device("cpu")) < 1e-4
+
+
+def test_flash_attention_pads_short_values(flash_stand_in):
+    """Latent attention's values are shorter than its keys; flash-attn wants one size."""
+    torch.manual_seed(0)
+    attend = transformers.AttentionInterface()[flash_stand_in]
+    q, k = (torch.randn(1, heads, 9, 6, dtype=torch.float64) for heads in (4, 2))
+    v = torch.randn(1, 2, 9, 5, dtype=torch.float64)
+    starts = torch.tensor([0, 4, 9], dtype=torch.int32)
+    got, _ = attend(None, q, k, v, None, cu_seq_lens_q=starts, max_length_q=5)
+    want, _ = attention.rows_attention(None, q, k, v, None, row_starts=(0, 4, 9))
+    torch.testing.assert_close(got, want)
+
+
+@pytest.mark.gpu
+def test_flash_attn_takes_what_we_pass(reader):
+    """The real kernel, where it is installed: one bin in bfloat16 beside torch's attention."""
+    device = torch.device("cuda")
+    pytest.importorskip("flash_attn")
+    models = [
+        build(dtype=torch.bfloat16, implementation=attention.choose(w, device, torch.bfloat16))
+        for w in ("flash", "rows")
+    ]
+    batch = load_batch(reader, np.arange(3)).to(device)
+    found = [objective_of(m.to(device), torch.bfloat16)(batch, 7.0, want_logp=True).logp_T.float() for m in models]
+    assert float((found[0] - found[1]).abs().mean()) < 0.05
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -120,6 +120,7 @@ def test_head_trained_whole_beside_the_adapter(world, tmp_path):
         ({"lora": Lora(targets=["nope"])}, r"--lora.targets nope: no such module; linear ones are down_proj", 2),
         ({"lora": Lora(targets=["lm_head"])}, "the output head takes no adapter", 2),
         ({"attention": "flash"}, "--attention flash: needs flash-attn", 2),
+        ({"liger": True}, "--liger: its kernels need a CUDA GPU, the device is cpu; leave it out", 2),
     ],
 )
 def test_options_that_cannot_work_are_refused(world, tmp_path, change, message, code):

@@ -1,0 +1,111 @@
+"""Liger's modules compute what the plain ones do, under the same names. See liger_interpreted.py for the cases."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="training needs torch")
+transformers = pytest.importorskip("transformers")
+pytest.importorskip("liger_kernel", reason="liger-kernel is not installed")
+
+import tiny_model  # noqa: E402
+from safetensors.torch import load_file  # noqa: E402
+
+from postmill.io.errors import ConfigError  # noqa: E402
+from postmill.stages.runner import Options, run_stage  # noqa: E402
+from postmill.stages.train import attention, liger  # noqa: E402
+from postmill.stages.train.config import STAGE, Train  # noqa: E402
+from postmill.stages.train.model import full_model, lora_model  # noqa: E402
+
+NATIVE = "native module not built"
+
+
+@pytest.fixture(scope="module")
+def interpreted():
+    pytest.importorskip("triton")
+    path = os.pathsep.join(p for p in sys.path if p)
+    environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    script = Path(__file__).parent / "liger_interpreted.py"
+    run = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr[-3000:]
+    return dict(json.loads(line) for line in run.stdout.splitlines())
+
+
+@pytest.mark.timeout(900)  # 20 s of a free core
+def test_loss_and_gradients_are_those_of_the_plain_model(interpreted):
+    assert len(interpreted) == 9
+    for case, found in interpreted.items():
+        # A gradient is the small difference of large terms: float32 leaves 1.4e-5 of the largest entry in the worst.
+        loss, gradient = (2e-3, 3e-2) if case.startswith("float16") else (1e-6, 5e-5)
+        assert found["loss"] <= loss, (case, found)
+        assert 0 < found["gradient"] <= gradient, (case, found)
+        assert found["gradients"] >= 20, (case, found)
+
+
+@pytest.fixture
+def base(tmp_path):
+    attention.choose("rows", torch.device("cpu"), torch.float32)
+    return tiny_model.write_model(tmp_path / "base")
+
+
+@pytest.mark.parametrize("tuner", ["full", "lora"])
+def test_names_and_what_is_saved_do_not_change(base, tmp_path, tuner):
+    def make(cfg):
+        if tuner == "full":
+            return full_model(base, attention.ROWS, liger=cfg.liger)
+        return lora_model(base, cfg, torch.float32, attention.ROWS)
+
+    plain, fused = make(Train(tuner=tuner)), make(Train(tuner=tuner, liger=True))
+    kinds = {type(m) for m in fused.modules()}
+    assert {liger.Norm, liger.Mlp, liger.Attention} <= kinds
+    assert plain.state_dict().keys() == fused.state_dict().keys()
+    trained = [{name for name, p in model.named_parameters() if p.requires_grad} for model in (plain, fused)]
+    assert trained[0] == trained[1]
+    for name, model in (("plain", plain), ("fused", fused)):
+        model.save_pretrained(tmp_path / name)
+    weights = "model.safetensors" if tuner == "full" else "adapter_model.safetensors"
+    first, second = (load_file(tmp_path / name / weights) for name in ("plain", "fused"))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+    config = "config.json" if tuner == "full" else "adapter_config.json"
+    first, second = (json.loads((tmp_path / name / config).read_text()) for name in ("plain", "fused"))
+    assert first == second
+
+
+def test_no_class_of_transformers_is_touched(base):
+    kind = transformers.models.llama.modeling_llama
+    before = {name: dict(vars(getattr(kind, name))) for name in ("LlamaRMSNorm", "LlamaMLP", "LlamaAttention")}
+    full_model(base, attention.ROWS, liger=True)
+    assert all(dict(vars(getattr(kind, name))) == was for name, was in before.items())
+    assert not {liger.Norm, liger.Mlp, liger.Attention} & {type(m) for m in full_model(base, attention.ROWS).modules()}
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"model_type": "gemma2"}, "the model is a gemma2, expected llama, mistral, qwen2, qwen3; leave it out"),
+        ({"model_type": "llama", "hidden_act": "gelu"}, "hidden_act is gelu, expected silu; leave it out"),
+    ],
+)
+def test_models_whose_semantics_differ_are_refused(config, message):
+    with pytest.raises(ConfigError, match=message) as error:
+        liger.check(config, torch.device("cuda"))
+    assert error.value.code == 2
+    liger.check({"model_type": "llama"}, torch.device("cuda"))
+
+
+@pytest.mark.gpu
+def test_one_step_with_and_without_on_a_gpu(base, tmp_path):
+    pytest.importorskip("postmill._native", reason=NATIVE)
+    packed = tiny_model.write_packed(tmp_path / "packed", base, tiny_model.make_rows(12))
+    lines = []
+    for name, wanted in (("plain", False), ("fused", True)):
+        cfg = Train(tuner="full", lr=1e-3, steps=1, bins_per_step=4, save_every=0, dtype="float32", liger=wanted)
+        run_stage(STAGE, cfg, {"packed": [str(packed)], "model": [str(base)]}, tmp_path / name, Options(threads=1))
+        lines.append(json.loads((tmp_path / name / "metrics.jsonl").read_text().splitlines()[0]))
+    assert lines[0]["loss"] == pytest.approx(lines[1]["loss"], rel=1e-5)
+    assert lines[0]["grad_norm"] == pytest.approx(lines[1]["grad_norm"], rel=1e-4)
