@@ -49,7 +49,10 @@ class Rival(NamedTuple):
 
 
 class Case(NamedTuple):
-    """One question put to several rivals. The first rival is ours; ratios are ours over each other one."""
+    """One question put to several rivals. The first rival is ours; ratios are ours over each other one.
+
+    Without rivals it is a comparison that only leaves facts.
+    """
 
     name: str
     question: str
@@ -124,7 +127,6 @@ def _measure(bench: str, case: Case, smoke: bool) -> dict[str, Any]:
             run = _run(rival)
             if number >= 0:
                 runs[rival.name].append(run)
-    ours = case.rivals[0]
     return {
         "bench": bench,
         "case": case.name,
@@ -135,7 +137,7 @@ def _measure(bench: str, case: Case, smoke: bool) -> dict[str, Any]:
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in case.packages},
         "rivals": {rival.name: _summary(rival, runs[rival.name]) for rival in case.rivals},
         "ratios": {
-            rival.name: _significant(_ratio(ours, runs[ours.name], rival, runs[rival.name]))
+            rival.name: _significant(_ratio(case.rivals[0], runs[case.rivals[0].name], rival, runs[rival.name]))
             for rival in case.rivals[1:]
         },
         "facts": facts,

@@ -1,10 +1,11 @@
 """What does a step of weighted SFT cost, end to end, and in how much memory: against ms-swift and TRL?
 
-200 steps of full training in float32 on packed rows: chats and tool calls, Qwen3's tokenizer, a random Qwen3 of 31M
-parameters with its vocabulary of 151,936. Everyone gets the same bins in the same order, the same first weights, AdamW,
-learning rate and two threads, and saves the model at the end. First the loss curves must agree: ours with weights
-(`hermes`) with ms-swift's loss_scale, ours without with TRL's, which has none. Then rivals take turns in short runs.
-The clock counts steps after the first two, without the start of the process; memory is the whole process's peak.
+Full training in float32 on packed rows: chats and tool calls, Qwen3's tokenizer, a random Qwen3 of 31M parameters with
+its vocabulary of 151,936. Everyone gets the same bins in the same order, the same first weights, AdamW, learning rate
+and threads, and saves the model at the end. Ours with weights (`hermes`) is held against ms-swift's loss_scale, ours
+without against TRL, which has none. The first case compares loss curves of 200 steps and keeps no times, so it may run
+on a busy machine; in the others rivals take turns in short runs. The clock counts steps after the first two, without
+the start of the process; memory is the whole process's peak.
 
 Each rival lives in an environment of its own, with the same torch as ours: `make rivals` makes them.
 """
@@ -27,11 +28,12 @@ from harness import Case, Rival
 
 HERE = Path(__file__).resolve().parent
 ENVIRONMENTS = HERE.parent.parent / ".cache" / "rivals"
+Facts = dict[str, Any]
 LR, SEED = "3e-4", "0"
 FULL = {"hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 6}
 TOY = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-ROW_TOKENS = 1024
-THREADS = {"OMP_NUM_THREADS": "2", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+QUIET = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+KINDS = {"swift": ("ms-swift", "weighted", "its loss_scale"), "trl": ("TRL", "plain", "has no token weights")}
 
 
 def make_model(folder: Path, tokenizer: Path, size: dict[str, int]) -> None:
@@ -65,18 +67,17 @@ def postmill(*argv: str | Path) -> list[str]:
     return [sys.executable, "-m", "postmill.cli.main", *map(str, argv)]
 
 
-def make_packed(work: Path, name: str, loss_scale: str) -> Path:
+def make_packed(work: Path, name: str, loss_scale: str, row_tokens: int) -> None:
     """Tokens with these weights, packed."""
-    tokens, packed = work / f"{name}-tokens", work / name
+    tokens = work / f"{name}-tokens"
     tokenize = ["tokenize", work / f"{name}.jsonl", "-m", work / "model", "--loss-scale", loss_scale]
-    tokenize += ["--max-length", str(ROW_TOKENS), "--quiet", "-o", tokens]
+    tokenize += ["--max-length", str(row_tokens), "--quiet", "-o", tokens]
     subprocess.run(postmill(*tokenize), check=True, stdout=subprocess.DEVNULL)
-    pack = ["pack", tokens, "--row-tokens", str(ROW_TOKENS), "--quiet", "-o", packed]
+    pack = ["pack", tokens, "--row-tokens", str(row_tokens), "--quiet", "-o", work / name]
     subprocess.run(postmill(*pack), check=True, stdout=subprocess.DEVNULL)
-    return packed
 
 
-def export_bins(packed: Path, path: Path, steps: int) -> dict[str, float]:
+def export_bins(packed: Path, path: Path, steps: int) -> Facts:
     """The bins of the first `steps` steps for the rivals; returns what is worth knowing of them."""
     from postmill.io.packed import PackedReader
     from postmill.stages.train.config import Train
@@ -124,7 +125,7 @@ class Job:
 
     def run(self) -> None:
         self.clear()
-        done = subprocess.run(self.argv, capture_output=True, text=True, env=os.environ | THREADS, check=False)
+        done = subprocess.run(self.argv, capture_output=True, text=True, env=os.environ | QUIET, check=False)
         if done.returncode:
             raise RuntimeError(f"{self.argv[:2]}: exit {done.returncode}: {done.stderr[-3000:]}")
 
@@ -159,54 +160,63 @@ def furthest(ours: list[float], theirs: list[float]) -> float:
     return max(abs(a - b) / abs(b) for a, b in zip(ours, theirs, strict=True))
 
 
+def prepare(work: Path, tokenizer: Path, source: Path, size: dict[str, int], row_tokens: int, steps: int) -> Facts:
+    """The model and both kinds of bins under `work`."""
+    make_model(work / "model", tokenizer, size)
+    for name, loss_scale in (("weighted", "default+hermes"), ("plain", "default")):
+        make_rows(work / f"{name}.jsonl", source, weighted=name == "weighted")
+        make_packed(work, name, loss_scale, row_tokens)
+    export_bins(work / "plain", work / f"plain-{steps}.npz", steps)
+    return export_bins(work / "weighted", work / f"weighted-{steps}.npz", steps)
+
+
+def curves(work: Path, there: list[str], steps: int, facts: Facts) -> Facts:
+    """Runs everyone; raises if losses differ by 1e-5 relative in any step."""
+    found = facts | {"threads": os.environ.get("OMP_NUM_THREADS", "as each program chooses")}
+    for who in there:
+        name, packed, _ = KINDS[who]
+        ours, theirs = Job(work, "postmill", packed, steps), Job(work, who, packed, steps)
+        for job in (ours, theirs):
+            job.run()
+        difference = furthest(ours.losses(), theirs.losses())
+        assert difference < 1e-5, f"loss curves differ by {difference:.2e} from {name}'s"
+        found["share of a step that ours waits for data"] = ours.data_share()
+        found[f"largest relative difference from {name} in {steps} steps"] = float(f"{difference:.2e}")
+        found[f"loss at the start and the end, {packed}"] = [round(ours.losses()[at], 4) for at in (0, -1)]
+    return found
+
+
+def clocked(work: Path, there: list[str], steps: int, tokens: float) -> list[Rival]:
+    """Everyone, timed by their median step."""
+    rivals = []
+    for who, name, packed, note in [("postmill", "postmill", "weighted", ""), *((w, *KINDS[w]) for w in there)]:
+        job = Job(work, who, packed, steps)
+        seconds = functools.partial(median_step, job)
+        rivals.append(Rival(name, job.argv, tokens, note, prepare=job.clear, env=QUIET, seconds=seconds))
+    return rivals
+
+
 def cases(smoke: bool) -> Iterator[Case]:
     tokenizer, source = assets.qwen3_tokenizer(), assets.llamafactory_data()
-    there = [who for who in ("swift", "trl") if interpreter(who).exists()]
+    there = [who for who in KINDS if interpreter(who).exists()]
     if tokenizer is None or source is None or not there:
         missing = "the tokenizer or the data" if tokenizer is None or source is None else "the rivals (make rivals)"
         yield Case("sft 31M", "", "tokens", [], skip=f"{missing} cannot be found here")
         return
-    num_curve, num_clock = (3, 3) if smoke else (200, 12)
-    work = Path(tempfile.mkdtemp())
-    make_model(work / "model", tokenizer, TOY if smoke else FULL)
-    for name, loss_scale in (("weighted", "default+hermes"), ("plain", "default")):
-        make_rows(work / f"{name}.jsonl", source, weighted=name == "weighted")
-        make_packed(work, name, loss_scale)
-    facts: dict[str, Any] = {}
-    for packed in ("weighted", "plain"):
-        for steps in {num_curve, num_clock}:
-            facts = facts or export_bins(work / packed, work / f"{packed}-{steps}.npz", steps)
-            export_bins(work / packed, work / f"{packed}-{steps}.npz", steps)
-    kinds = {"swift": ("ms-swift", "weighted", "its loss_scale"), "trl": ("TRL", "plain", "has no token weights")}
-
-    def curves() -> dict[str, Any]:
-        found = dict(facts)
-        for who in there:
-            name, packed, _ = kinds[who]
-            ours, theirs = Job(work, "postmill", packed, num_curve), Job(work, who, packed, num_curve)
-            for job in (ours, theirs):
-                job.run()
-            difference = furthest(ours.losses(), theirs.losses())
-            assert difference < 1e-5, f"loss curves differ by {difference:.2e} from {name}'s"
-            found["share of a step that ours waits for data"] = ours.data_share()
-            found[f"largest relative difference from {name} in {num_curve} steps"] = float(f"{difference:.2e}")
-            found[f"loss at the start and the end, {packed}"] = [round(ours.losses()[at], 4) for at in (0, -1)]
-        return found
-
-    rivals = []
-    for who, name, packed, note in [("postmill", "postmill", "weighted", ""), *((w, *kinds[w]) for w in there)]:
-        job = Job(work, who, packed, num_clock)
-        seconds = functools.partial(median_step, job)
-        tokens = facts["tokens_per_step"]
-        rivals.append(Rival(name, job.argv, tokens, note, prepare=job.clear, env=THREADS, seconds=seconds))
-    yield Case(
-        "sft 31M" if not smoke else "sft toy",
-        f"full SFT, V 151,936, one bin of {ROW_TOKENS} tokens a step, float32, 2 threads: the median step",
-        "tokens",
-        rivals,
-        check=curves,
-        repeats=1 if smoke else 2,
-        warm_up=False,  # each run leaves its own first steps out
-        packages=("torch", "transformers"),
-    )
-    shutil.rmtree(work, ignore_errors=True)
+    model, size = ("toy", TOY) if smoke else ("31M", FULL)
+    what = f"full SFT of a {model} Qwen3, V 151,936, float32"
+    jobs = [(1024, 3, True)] if smoke else [(1024, 200, False), (1024, 8, True), (2048, 8, True)]
+    for row_tokens, steps, clock in jobs:
+        with tempfile.TemporaryDirectory() as folder:
+            work = Path(folder)
+            facts = prepare(work, tokenizer, source, size, row_tokens, steps)
+            yield Case(
+                f"sft {model}, bins of {row_tokens}" if clock else f"sft {model}, curves of {steps} steps",
+                f"{what}, bins of {row_tokens}: the median step" if clock else f"{what}: are the losses equal?",
+                "tokens",
+                clocked(work, there, steps, facts["tokens_per_step"]) if clock else [],
+                check=functools.partial(curves, work, there, steps, facts),
+                repeats=1 if smoke else 2,
+                warm_up=False,  # each run leaves its own first steps out
+                packages=("torch", "transformers"),
+            )
