@@ -5,7 +5,7 @@ and the pass over its result; tiles are vocabulary-major (V, A), so the weight g
 passes vectorise over tokens. Two ways to a gradient:
 
 - `fused`: for the loss, whose gradient is known up to a scalar in the forward pass. The logits of one block of rows are
-  kept in an arena of at most ARENA_BYTES, then turned into dz tile by tile and spent: 6 A H V operations.
+  kept in an arena, then turned into dz tile by tile and spent: 6 A H V operations.
 - `row_stats`, then `row_gradients`: for log-probs and entropies, whose gradient arrives later. Logits are made twice
   and nothing of size (V, A) is kept: 8 A H V.
 
@@ -36,8 +36,9 @@ from postmill.kernels.loss_scale_ce.terms import (
 )
 
 ARENA_BYTES = 128 << 20
-"""Room for the logits of 220 rows of 151,936. Each further block of rows reads and writes the weight gradient again:
-64 MB cost 15% of the time, 320 MB save none."""
+"""Room for the logits of 220 rows of 151,936. Each further block of rows reads and writes the weight gradient again, so
+a large gradient gets an arena of half its size: at H 192, 64 MB cost 15% of the time and 320 MB save none, at H 1024
+320 MB save 10%."""
 TILE_BYTES = 4 << 20
 """One tile of logits; it shares the cache with its dz and its weights. Fastest of 2 to 32 MB (bench/LOG.md)."""
 STREAM_ROWS = 8192
@@ -104,7 +105,8 @@ def fused(hidden_TH: Tensor, head: Head, rows: Rows, shape: LossShape, needs: Ne
     dtype = accumulate_dtype(hidden_TH.dtype)
     stats_5T = torch.zeros(5, len(rows.targets_T), dtype=dtype)
     sums = _Sums(hidden_TH, head, needs)
-    for rows_B in _even_split(rows_A, max(16, ARENA_BYTES // (vocab_size * dtype.itemsize))):
+    arena_bytes = max(ARENA_BYTES, head.weight_VH.numel() * dtype.itemsize // 2 if needs.weight else 0)
+    for rows_B in _even_split(rows_A, max(16, arena_bytes // (vocab_size * dtype.itemsize))):
         block = _Block(hidden_TH, head, rows.targets_T, rows_B)
         arena_VA = _tile(_buffer("arena", vocab_size * len(rows_B), dtype), vocab_size, len(rows_B))
         for v0, v1 in block.tiles():
