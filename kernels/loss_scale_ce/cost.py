@@ -23,14 +23,27 @@ class Cost(NamedTuple):
     stored: int
 
 
-def logits_cost(num_active: int, vocab_size: int, hidden_size: int, blocks: Blocks, itemsize: int) -> Cost:
-    """Forward pass, E stored."""
+def logits_cost(
+    num_active: int, vocab_size: int, hidden_size: int, blocks: Blocks, itemsize: int, *, stored: bool = True
+) -> Cost:
+    """Forward pass, E stored or not."""
     programs = (num_active // blocks.m) * (vocab_size // blocks.n)
     operands = (blocks.m + blocks.n) * hidden_size * itemsize
     return Cost(
         2 * num_active * hidden_size * vocab_size,
         programs * (_WORD + operands + _INT64 * blocks.m),
-        programs * 2 * _WORD * blocks.m + num_active * vocab_size * itemsize + _WORD * num_active,
+        programs * 2 * _WORD * blocks.m + stored * num_active * vocab_size * itemsize + _WORD * num_active,
+    )
+
+
+def dz_cost(num_active: int, vocab_size: int, hidden_size: int, blocks: Blocks, itemsize: int) -> Cost:
+    """dz from logits made again, of one slice of the vocabulary."""
+    programs = (num_active // blocks.m) * (vocab_size // blocks.n)
+    operands = (blocks.m + blocks.n) * hidden_size * itemsize
+    return Cost(
+        2 * num_active * hidden_size * vocab_size,
+        programs * (_WORD + operands + (5 * _WORD + _INT64) * blocks.m),
+        num_active * vocab_size * itemsize,
     )
 
 
@@ -41,10 +54,12 @@ def reduce_cost(num_active: int, vocab_size: int, blocks: Blocks) -> Cost:
     return Cost(0, programs * _WORD + num_active * per_row, 5 * _WORD * num_active)
 
 
-def grad_hidden_cost(num_active: int, vocab_size: int, hidden_size: int, blocks: Blocks, itemsize: int) -> Cost:
-    """dX from E."""
+def grad_hidden_cost(
+    num_active: int, vocab_size: int, hidden_size: int, blocks: Blocks, itemsize: int, *, stored: bool = True
+) -> Cost:
+    """dX from E, or from dz of one slice."""
     programs = (num_active // blocks.m) * (hidden_size // blocks.k)
-    step = (blocks.m + blocks.k) * blocks.n * itemsize + (5 * _WORD + _INT64) * blocks.m
+    step = (blocks.m + blocks.k) * blocks.n * itemsize + stored * (5 * _WORD + _INT64) * blocks.m
     return Cost(
         2 * num_active * hidden_size * vocab_size,
         programs * (2 * _WORD + (vocab_size // blocks.n) * step),
@@ -52,10 +67,12 @@ def grad_hidden_cost(num_active: int, vocab_size: int, hidden_size: int, blocks:
     )
 
 
-def grad_weight_cost(num_active: int, vocab_size: int, hidden_size: int, blocks: Blocks, itemsize: int) -> Cost:
-    """dW from E, in one chunk of rows."""
+def grad_weight_cost(
+    num_active: int, vocab_size: int, hidden_size: int, blocks: Blocks, itemsize: int, *, stored: bool = True
+) -> Cost:
+    """dW from E, in one chunk of rows, or from dz of one slice."""
     programs = (vocab_size // blocks.n) * (hidden_size // blocks.k)
-    step = (blocks.n + blocks.k) * blocks.m * itemsize + (5 * _WORD + _INT64) * blocks.m
+    step = (blocks.n + blocks.k) * blocks.m * itemsize + stored * (5 * _WORD + _INT64) * blocks.m
     return Cost(
         2 * num_active * hidden_size * vocab_size,
         programs * (2 * _WORD + (num_active // blocks.m) * step),

@@ -169,15 +169,34 @@ def test_nan_in_an_active_row_is_not_hidden(backend, where):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_extreme_logits(backend):
-    *tensors, targets, weights = problem(dtype=torch.float32, active=0.9)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 5e-3), (torch.bfloat16, 1.3e-2)], ids=str)
+def test_extreme_logits(backend, dtype, tolerance):
+    *tensors, targets, weights = problem(dtype=dtype, active=0.9)
     tensors[0] *= 4000.0  # logits of about 1e4 either way
     exact = leaves(*tensors, dtype=torch.float64)
     want = eager_loss(*exact, targets, weights, 7.5)
     loss, grads = loss_and_gradients(backend, leaves(*tensors), targets, weights)
     torch.testing.assert_close(loss.double(), want, rtol=1e-6, atol=0)
-    # A float32 logit of 1e4 carries an error of up to 1e-3, and so does p where two of them compete.
-    assert_gradients_close(grads, torch.autograd.grad(want, exact), 5e-3)
+    # A float32 logit of 1e4 carries an error of up to 1e-3, and so does p where two of them compete. bfloat16 rounds
+    # the gradients to 8 bits besides.
+    assert_gradients_close(grads, torch.autograd.grad(want, exact), tolerance)
+
+
+@needs_cpp
+def test_cpp_exp_is_within_two_ulp():
+    """The pass that writes gradients gives exp(z - 0) itself where its factors are 0, 1, 0, 0, 0."""
+    num_columns = 50  # whole vectors and a rest
+    steps = torch.linspace(-87.3, 0, 999_995)
+    z_VT = torch.cat([steps, torch.tensor([-87.34, -104.0, -1e30, -torch.inf, torch.nan])]).view(-1, num_columns)
+    out_VT, target_T = torch.empty_like(z_VT), torch.full((num_columns,), -1)
+    factors_5T = torch.tensor([0.0, 1, 0, 0, 0], dtype=torch.float64)[:, None].repeat(1, num_columns)
+    pointers = (z_VT.data_ptr(), len(z_VT), num_columns, 0, target_T.data_ptr(), factors_5T.data_ptr())
+    cpp.native().loss_scale_ce_gradient_f32(*pointers, 0.0, False, out_VT.data_ptr(), 1)
+    got, exact = out_VT.flatten(), steps.double().exp()
+    ulp = torch.nextafter(exact.float(), torch.tensor(torch.inf)).double() - exact.float().double()
+    assert float(((got[:-5].double() - exact) / ulp).abs().max()) <= 2
+    assert got[-5:-1].tolist() == [0.0] * 4
+    assert got[-1].isnan()
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

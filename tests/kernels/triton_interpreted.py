@@ -116,13 +116,41 @@ def cases():
 
 
 def nan_and_out_of_range():
-    hidden, weight, _, targets, weights = problem(dtype=torch.float32)
-    row = int(((weights != 0) & (targets >= 0)).nonzero()[0])
-    hidden[row, 2] = torch.nan
-    nan = loss_scale_ce(hidden, weight, targets, weights, denominator=1.0, backend="triton").loss
-    hidden[row, 2], targets[row] = 0.0, len(weight)
-    outside = loss_scale_ce(hidden, weight, targets, weights, denominator=1.0, backend="triton").loss
-    return {"nan": bool(nan.isnan()), "outside": bool(outside.isnan())}
+    """What surfaces as NaN in the loss, and in the gradient of the row that is to blame."""
+    found = {}
+    for where in ("hidden", "head", "weights", "outside"):
+        *tensors, targets, weights = problem(dtype=torch.float32)
+        row = int(((weights != 0) & (targets >= 0)).nonzero()[0])
+        if where == "hidden":
+            tensors[0][row, 2] = torch.nan
+        elif where == "head":
+            tensors[1][11, 2] = torch.nan
+        elif where == "weights":
+            weights[row] = torch.nan
+        else:
+            targets[row] = len(tensors[1])
+        hidden, weight, _ = leaves(*tensors)
+        loss = loss_scale_ce(hidden, weight, targets, weights, denominator=1.0, backend="triton").loss
+        loss.backward()
+        found[where] = [bool(loss.isnan()), bool(hidden.grad[row].isnan().any())]
+    return found
+
+
+def inserted_rows():
+    """Whether rows of weight 0, full of NaN, between the others leave loss and gradients the same to the last bit."""
+    hidden, weight, bias, targets, weights = problem(dtype=torch.float32)
+    keep = torch.arange(len(targets)) * 2
+    wide = torch.full((2 * len(targets), hidden.shape[1]), torch.nan)
+    wide_targets, wide_weights = torch.randint(len(weight), (len(wide),)), torch.zeros(len(wide))
+    wide[keep], wide_targets[keep], wide_weights[keep] = hidden, targets, weights
+    results = []
+    for rows in ((hidden, targets, weights), (wide, wide_targets, wide_weights)):
+        got = leaves(rows[0], weight, bias)
+        out = loss_scale_ce(got[0], got[1], *rows[1:], denominator=3.0, bias_V=got[2], backend="triton")
+        results.append((out.loss, *torch.autograd.grad(out.loss, got)))
+    (loss, *grads), (wide_loss, *wide_grads) = results
+    pairs = [(loss, wide_loss), (grads[0], wide_grads[0][keep]), *zip(grads[1:], wide_grads[1:], strict=True)]
+    return {"equal": all(torch.equal(a, b) for a, b in pairs), "clean": not wide_grads[0][1::2].any()}
 
 
 class Counter:
@@ -160,9 +188,9 @@ def walk_stack():
         frame = frame.f_back
 
 
-def counted_and_closed_form():
-    """One stored gradient on whole tiles, counted, beside what cost.py says of it."""
-    counter = Counter()
+def counted_and_closed_form(counter, *, stored):
+    """One gradient on whole tiles, counted, beside what cost.py says of it."""
+    counter.counts = {}
     num_tokens, vocab_size, hidden_size = 64, 256, 32
     g = torch.Generator().manual_seed(0)
     hidden, weight = (torch.randn(n, hidden_size, generator=g).requires_grad_() for n in (num_tokens, vocab_size))
@@ -170,12 +198,14 @@ def counted_and_closed_form():
     loss_scale_ce(hidden, weight, targets, torch.ones(num_tokens), denominator=1.0, backend="triton")
     sizes = (num_tokens, vocab_size, hidden_size)
     closed = {
-        "logits_kernel": cost.logits_cost(*sizes, SMALL.logits, 4),
+        "logits_kernel": cost.logits_cost(*sizes, SMALL.logits, 4, stored=stored),
         "reduce_kernel": cost.reduce_cost(num_tokens, vocab_size, SMALL.logits),
-        "grad_hidden_kernel": cost.grad_hidden_cost(*sizes, SMALL.hidden, 4),
-        "grad_weight_kernel": cost.grad_weight_cost(*sizes, SMALL.weight, 4),
+        "grad_hidden_kernel": cost.grad_hidden_cost(*sizes, SMALL.hidden, 4, stored=stored),
+        "grad_weight_kernel": cost.grad_weight_cost(*sizes, SMALL.weight, 4, stored=stored),
     }
-    return {"counted": counter.counts, "closed": closed, "6AHV": 6 * num_tokens * vocab_size * hidden_size}
+    if not stored:
+        closed["dz_kernel"] = cost.dz_cost(*sizes, SMALL.wide_logits, 4)
+    return {"counted": counter.counts, "closed": closed, "AHV": num_tokens * vocab_size * hidden_size}
 
 
 def main():
@@ -190,8 +220,12 @@ def main():
     print(json.dumps(["sliced", deviations(torch.float32, size=(37, 19, 700), label_smoothing=0.1)]), flush=True)
     print(json.dumps(["sliced rows", deviations(torch.float32, size=(37, 19, 700), rows=True)]), flush=True)
     print(json.dumps(["nan", nan_and_out_of_range()]), flush=True)
+    print(json.dumps(["inserted sliced", inserted_rows()]), flush=True)
+    counter, triton_host.SLICE_BYTES = Counter(), 1 << 30
+    print(json.dumps(["cost recomputed", counted_and_closed_form(counter, stored=False)]), flush=True)
     triton_host.STORE_BYTES = 1 << 30
-    print(json.dumps(["cost", counted_and_closed_form()]), flush=True)
+    print(json.dumps(["cost stored", counted_and_closed_form(counter, stored=True)]), flush=True)
+    print(json.dumps(["inserted", inserted_rows()]), flush=True)
 
 
 if __name__ == "__main__":
