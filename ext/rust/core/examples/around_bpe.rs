@@ -1,8 +1,11 @@
 //! How fast is everything around the encoder: lines, JSON, rows, template, turns, weights, Arrow?
 //!
-//! `around_bpe TOKENIZER_JSON TEMPLATE ROWS_JSONL [THREADS] [LOSS_SCALE]` encodes the rows five times with an engine that
-//! gives one id for every four bytes, and prints MB of input a second, the median. Results are in `bench/LOG.md`.
+//! `around_bpe TOKENIZER_JSON TEMPLATE ROWS_JSONL [THREADS] [LOSS_SCALE] [ENGINE]` encodes the rows five times with an
+//! engine that gives one id for every four bytes, or with the tokenizer's own if ENGINE is `own`, and prints MB of input a
+//! second, the median, and a digest of all that was made: the same before and after a change that is only to be faster.
+//! Results are in `bench/LOG.md`.
 #![allow(clippy::print_stdout, clippy::unwrap_used)]
+use arrow_array::Array;
 use postmill_core::conversation::{Encoder, Options, Templates};
 use postmill_core::encode::{Engine, Tokens};
 use postmill_core::error::Error;
@@ -11,8 +14,9 @@ use postmill_core::pipeline::{Chunk, ReadOptions, encode_chunk};
 use postmill_core::template::{self, SpecialTexts, Template};
 use postmill_core::vocabulary::{self, EngineChoice, TokenNames};
 use postmill_core::weights::{Semantics, Spec};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Instant;
+use xxhash_rust::xxh3::xxh3_64;
 
 struct FourBytes;
 
@@ -29,31 +33,54 @@ impl Engine for FourBytes {
     }
 }
 
+/// The same for equal columns; printed values, so that the layout of buffers does not count.
+fn digest_of(column: &dyn Array) -> u64 {
+    xxh3_64(format!("{:?}", column.to_data().buffers()).as_bytes())
+        ^ column.to_data().child_data().iter().fold(0, |sum, child| {
+            sum ^ xxh3_64(format!("{:?}", child.buffers()).as_bytes())
+                ^ child
+                    .child_data()
+                    .iter()
+                    .fold(0, |sum, child| sum ^ xxh3_64(format!("{:?}", child.buffers()).as_bytes()))
+        })
+}
+
 fn main() {
     let args: Vec<String> = std::env::args().collect();
     let [tokenizer, template, rows] = [&args[1], &args[2], &args[3]].map(|path| std::fs::read(path).unwrap());
     let threads: usize = args.get(4).map_or(2, |text| text.parse().unwrap());
     let spec = args.get(5).map_or("default", String::as_str);
-    let (_, vocabulary) = vocabulary::load(&tokenizer, &TokenNames::default(), EngineChoice::Tokenizers).unwrap();
+    let own = args.get(6).is_some_and(|engine| engine == "own");
+    let (engine, vocabulary) = vocabulary::load(&tokenizer, &TokenNames::default(), EngineChoice::Auto).unwrap();
+    let engine = if own { engine } else { Box::new(FourBytes) };
     let specials = SpecialTexts { named: vec![], tokens: vocabulary.added_texts.clone() };
     let template =
         Template::new(&String::from_utf8(template).unwrap(), &specials, template::Options::default()).unwrap();
     let templates = Templates { default: Some(template), with_tools: None };
     let spec = Spec::parse(spec, Semantics::Spans, &[]).unwrap();
-    let encoder = Encoder::new(Box::new(FourBytes), vocabulary, templates, spec, Options::default()).unwrap();
+    let encoder = Encoder::new(engine, vocabulary, templates, spec, Options::default()).unwrap();
     let chunks = lines::chunk_bounds(&rows, 0, lines::CHUNK_BYTES, true);
+    let encode = |index: usize| {
+        let range = chunks.get(index)?;
+        let data = &rows[range.clone()];
+        let chunk = Chunk { data, file: "rows", first_line: 1, ..Chunk::default() };
+        Some(encode_chunk(&encoder, &ReadOptions::default(), &chunk).unwrap().rows)
+    };
+    let mut digest = 0;
+    for batch in chunks.iter().enumerate().step_by(8).filter_map(|(index, _)| encode(index)) {
+        for column in batch.columns() {
+            digest = xxh3_64(&[digest, digest_of(column)].map(u64::to_le_bytes).concat());
+        }
+    }
     let mut speeds: Vec<f64> = (0..5)
         .map(|_| {
-            let (next, made) = (AtomicUsize::new(0), AtomicUsize::new(0));
+            let (next, made) = (AtomicUsize::new(0), AtomicU64::new(0));
             let start = Instant::now();
             std::thread::scope(|scope| {
                 for _ in 0..threads {
                     scope.spawn(|| {
-                        while let Some(range) = chunks.get(next.fetch_add(1, Ordering::Relaxed)) {
-                            let data = &rows[range.clone()];
-                            let chunk = Chunk { data, file: "rows", first_line: 1, ..Chunk::default() };
-                            let batch = encode_chunk(&encoder, &ReadOptions::default(), &chunk).unwrap();
-                            made.fetch_add(batch.rows.num_rows(), Ordering::Relaxed);
+                        while let Some(batch) = encode(next.fetch_add(1, Ordering::Relaxed)) {
+                            made.fetch_add(batch.num_rows() as u64, Ordering::Relaxed);
                         }
                     });
                 }
@@ -63,5 +90,8 @@ fn main() {
         })
         .collect();
     speeds.sort_by(f64::total_cmp);
-    println!("{:.1} MB/s of JSON Lines on {threads} threads ({:.1} to {:.1})", speeds[2], speeds[0], speeds[4]);
+    println!(
+        "{:.1} MB/s of JSON Lines on {threads} threads ({:.1} to {:.1}), digest {digest:016x}",
+        speeds[2], speeds[0], speeds[4]
+    );
 }

@@ -137,9 +137,10 @@ impl Encoder {
         engine: Box<dyn Engine>,
         vocabulary: Vocabulary,
         templates: Templates,
-        spec: Spec,
+        mut spec: Spec,
         options: Options,
     ) -> Result<Self, Error> {
+        spec.prepare(&vocabulary);
         if options.segments == Segments::MsSwift && spec.semantics != Semantics::MsSwift {
             let message = "segments ms-swift cuts where ms-swift's weights change; set loss_rules to ms-swift too";
             return Err(Error::Config { message: message.into() });

@@ -182,16 +182,21 @@ impl Weigher<'_> {
     /// Weigh tokens by the strategies: a token takes the weight at its first byte. Returns whether any token, and
     /// whether the last token, has a weight.
     fn by_rules(&mut self, range: std::ops::Range<usize>) -> Result<(bool, bool), Error> {
-        let scratch = &mut *self.scratch;
-        if self.spec.reads_query() {
-            self.vocabulary.read(self.ids, self.query.clone(), &mut scratch.query, &mut scratch.query_starts);
-        }
-        self.vocabulary.read(self.ids, range.clone(), &mut scratch.text, &mut scratch.starts);
-        let segments = self.spec.segments(&scratch.text, &scratch.query)?;
-        let weights = TokenWeights { starts: &scratch.starts, segments: &segments };
+        let Scratch { text, starts, query, query_starts } = &mut *self.scratch;
+        let known = self.spec.known_segments(self.vocabulary, self.ids, range.clone(), text, starts);
+        let segments = if let Some(segments) = known {
+            segments
+        } else {
+            if self.spec.reads_query() {
+                self.vocabulary.read(self.ids, self.query.clone(), query, query_starts);
+            }
+            self.vocabulary.read(self.ids, range.clone(), text, starts);
+            self.spec.segments(text, query)?
+        };
+        let weights = TokenWeights { starts, segments: &segments, num_tokens: range.len() };
         let (mut any, mut last) = (false, false);
         let mut at = 0;
-        while at < scratch.starts.len() {
+        while at < range.len() {
             let (next, mut weight) = weights.run_from(at);
             if self.spec.semantics == Semantics::MsSwift {
                 weight = weight.max(0.0);
@@ -206,22 +211,24 @@ impl Weigher<'_> {
 }
 
 struct TokenWeights<'a> {
+    /// Where tokens start in the text; those behind the last of these start in the last segment.
     starts: &'a [u32],
     segments: &'a [Segment],
+    num_tokens: usize,
 }
 
 impl TokenWeights<'_> {
     /// The weight of token `at`, and the first token behind it that starts in another segment.
     fn run_from(&self, at: usize) -> (usize, f32) {
-        let start = self.starts[at] as usize;
+        let start = self.starts.get(at).map_or(usize::MAX, |start| *start as usize);
         let index = self.segments.partition_point(|segment| segment.end <= start);
         let Some(segment) = self.segments.get(index).or(self.segments.last()) else {
-            return (self.starts.len(), 1.0);
+            return (self.num_tokens, 1.0);
         };
-        let next = if index < self.segments.len() {
+        let next = if index + 1 < self.segments.len() {
             self.starts.partition_point(|other| (*other as usize) < segment.end)
         } else {
-            self.starts.len()
+            self.num_tokens
         };
         (next.max(at + 1), segment.weight as f32)
     }

@@ -207,6 +207,12 @@ impl Vocabulary {
         self.readable
     }
 
+    /// Whether text read back is the surfaces of its ids, one after the other, but for bytes that are not UTF-8.
+    #[must_use]
+    pub fn keeps_surfaces(&self) -> bool {
+        self.dummy == DummySpace::Never
+    }
+
     /// The bytes of one id; none for an id out of range.
     #[must_use]
     pub fn surface(&self, id: i32) -> &[u8] {

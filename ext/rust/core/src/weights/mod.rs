@@ -16,11 +16,15 @@
 mod builtin;
 mod pattern;
 mod rules;
+mod shape;
+mod sieve;
 
 pub use pattern::RETRY_LIMIT;
 pub use rules::{Rules, Strategy};
 
 use crate::error::Error;
+use crate::vocabulary::Vocabulary;
+use sieve::Sieve;
 
 type Result<T> = std::result::Result<T, Error>;
 
@@ -61,6 +65,7 @@ pub struct Spec {
     /// How strategies are read.
     pub semantics: Semantics,
     strategies: Vec<Strategy>,
+    sieve: Option<Sieve>,
 }
 
 impl Spec {
@@ -91,7 +96,7 @@ impl Spec {
                 return Err(Error::Config { message: message.into() });
             }
         }
-        Ok(Self { base: base.unwrap_or(Base::Default), semantics, strategies })
+        Ok(Self { base: base.unwrap_or(Base::Default), semantics, strategies, sieve: None })
     }
 
     /// The parts of `spec` that must be files: neither a base nor a named strategy.
@@ -102,6 +107,26 @@ impl Spec {
             names.next();
         }
         names.filter(|name| !builtin::NAMES.contains(name)).map(str::to_owned).collect()
+    }
+
+    /// Prepare to weigh ids of `vocabulary`, and of no other: the weights are the same, most replies need not be read.
+    pub fn prepare(&mut self, vocabulary: &Vocabulary) {
+        // ms-swift's weights also depend on how a strategy cut what another one weighs
+        let known = self.semantics == Semantics::Spans && self.reads_text();
+        self.sieve = known.then(|| Sieve::new(&self.strategies, vocabulary)).flatten();
+    }
+
+    /// The weights of the text of `ids[range]` where they are known without reading all of it; as [`Spec::segments`], but
+    /// the last segment goes on to the end of the range. `text` and `starts` hold what was read.
+    pub(crate) fn known_segments(
+        &self,
+        vocabulary: &Vocabulary,
+        ids: &[i32],
+        range: std::ops::Range<usize>,
+        text: &mut String,
+        starts: &mut Vec<u32>,
+    ) -> Option<Vec<Segment>> {
+        self.sieve.as_ref().and_then(|sieve| sieve.segments(vocabulary, ids, range, text, starts))
     }
 
     /// Whether weights depend on the text of a turn, or only on whose turn it is.

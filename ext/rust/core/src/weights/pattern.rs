@@ -1,4 +1,5 @@
 //! One pattern of a rules file: literal text, or a regular expression with Python's meaning.
+use super::shape::{self, Shape};
 use crate::error::{Error, RowError};
 
 type Result<T> = std::result::Result<T, Error>;
@@ -40,6 +41,14 @@ impl Pattern {
         match self {
             Self::Literal(_) => 0,
             Self::Regex(regex, _) => regex.captures_len(),
+        }
+    }
+
+    /// What it certainly needs.
+    pub(super) fn shape(&self) -> Shape {
+        match self {
+            Self::Literal(finder) => Shape::Needle(finder.needle().to_vec()),
+            Self::Regex(_, source) => shape::of(source),
         }
     }
 

@@ -1,5 +1,6 @@
 //! Rules files: what a strategy holds, and the two ways of applying it to a reply.
 use super::pattern::Pattern;
+use super::shape::Shape;
 use super::{Segment, Semantics};
 use crate::error::Error;
 use crate::json;
@@ -153,6 +154,11 @@ impl Strategy {
             }
         }
         Ok(Self { rules, patterns })
+    }
+
+    /// What is known of each pattern, and its weight.
+    pub(super) fn shapes(&self) -> impl Iterator<Item = (Shape, f64)> {
+        self.patterns.iter().map(|(pattern, weight, _)| (pattern.shape(), *weight))
     }
 
     fn query_weight(&self, query: &str) -> Option<f64> {

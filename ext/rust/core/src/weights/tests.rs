@@ -129,3 +129,102 @@ fn rules_files_have_two_forms() {
     let error = spec("e.json", Semantics::Spans).unwrap().segments(&text, "").unwrap_err();
     assert!(error.to_string().contains("(a+)+$"), "{error}");
 }
+
+/// A byte-level tokenizer with these merges, left and right.
+fn tokenizer(merges: &[(&str, &str)]) -> (Box<dyn crate::encode::Engine>, Vocabulary) {
+    use serde_json::json;
+    let mut vocab = serde_json::Map::new();
+    let printable = |b: u8| matches!(b, 33..=126 | 161..=172 | 174..=255);
+    for byte in 0..=255 {
+        let shifted = 256 + (0..byte).filter(|b| !printable(*b)).count() as u32;
+        let shown = char::from_u32(if printable(byte) { u32::from(byte) } else { shifted }).unwrap();
+        vocab.insert(shown.to_string(), json!(byte));
+    }
+    for (left, right) in merges {
+        vocab.insert(format!("{left}{right}"), json!(vocab.len()));
+    }
+    let merges: Vec<_> = merges.iter().map(|(left, right)| json!([left, right])).collect();
+    let think = json!({"id": vocab.len(), "content": "<think>", "single_word": false, "lstrip": false, "rstrip": false,
+        "normalized": false, "special": false});
+    let byte_level = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": true});
+    let file = json!({"version": "1.0", "truncation": null, "padding": null, "added_tokens": [think], "normalizer": null,
+        "pre_tokenizer": byte_level, "post_processor": null, "decoder": byte_level,
+        "model": {"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
+            "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "vocab": vocab, "merges": merges}});
+    use crate::vocabulary::{EngineChoice, TokenNames, load};
+    load(file.to_string().as_bytes(), &TokenNames::default(), EngineChoice::Auto).unwrap()
+}
+
+/// The sieve decides for most replies, and never otherwise than the rules on the whole text.
+#[test]
+fn a_sieve_changes_no_weight() {
+    use crate::sequence::{Scratch, TokenTurn, weigh};
+    let merges = [("_", "c"), ("o", "l"), ("ol", "_c"), ("l", ">"), (">", "<"), ("<", "/"), ("t", "h"), ("Ċ", "Ċ")];
+    let (engine, vocabulary) = tokenizer(&merges);
+    let parts = [
+        "<tool_call>",
+        "</tool_call>",
+        "tool_call",
+        "<think>",
+        "</think>",
+        "\n",
+        "\n\n",
+        " ",
+        "\u{a0}",
+        "\u{1c}",
+        "a",
+        "x_call",
+        "é",
+        "Action:",
+        "Action Input:",
+        "Observation:",
+        "</seed",
+        "</think>><",
+        "_c",
+        "語",
+        "<",
+        ">",
+        "\u{1a}",
+    ];
+    let files = [("own.json".to_owned(), r#"{"^a.x\\s*": [0.5], "call>\\s+x": [3]}"#.to_owned())];
+    let specs =
+        ["hermes", "hermes+ignore_empty_think", "ignore_think_prefix", "react", "react+hermes", "own.json+hermes"];
+    let (mut seed, mut decided, mut scratch) = (1_u64, 0, Scratch::default());
+    for round in 0..30_000 {
+        let mut next = |limit: usize| {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (seed >> 33) as usize % limit
+        };
+        let mut text = ["", "<think>\n\n</think>\n\n", "<think>", "a"][next(4)].to_owned();
+        let most = [4, 12, 60][next(3)];
+        (0..next(most)).for_each(|_| text.push_str(parts[next(parts.len()) % (1 + round % parts.len())]));
+        let mut tokens = crate::encode::Tokens::default();
+        engine.encode(&text, &mut tokens).unwrap();
+        let length = tokens.ids.len() as i32;
+        let from = next(3).min(tokens.ids.len()) as i32;
+        let turn = TokenTurn {
+            start: 0,
+            end: length,
+            generated_start: from,
+            generated_end: length,
+            closing: length,
+            role: crate::types::Role::Assistant,
+            message: 0,
+            loss: None,
+            loss_scale: None,
+        };
+        let plain = Spec::parse(specs[round % specs.len()], Semantics::Spans, &files).unwrap();
+        let mut sieved = Spec::parse(specs[round % specs.len()], Semantics::Spans, &files).unwrap();
+        sieved.prepare(&vocabulary);
+        let mut run = |spec: &Spec| {
+            let mut spans = vec![];
+            weigh(spec, &tokens.ids, std::slice::from_ref(&turn), &vocabulary, &mut scratch, &mut spans).unwrap();
+            spans
+        };
+        assert_eq!(run(&sieved), run(&plain), "{text:?} from token {from} with {:?}", specs[round % specs.len()]);
+        let range = from as usize..tokens.ids.len();
+        let known = sieved.known_segments(&vocabulary, &tokens.ids, range, &mut String::new(), &mut vec![]);
+        decided += usize::from(known.is_some());
+    }
+    assert!(decided > 6_000, "{decided}");
+}
