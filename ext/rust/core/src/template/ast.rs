@@ -1,5 +1,6 @@
 //! What a template says, after parsing: statements and expressions, with every name resolved to slots.
 use super::filters::Filter;
+use super::methods::Owners;
 use super::tests::Test;
 
 /// A variable: the slots to look in, innermost scope first; the last is an index into the row's own variables.
@@ -48,6 +49,19 @@ pub(super) struct ArgExprs {
     pub keyword: Vec<(Box<str>, Expr)>,
 }
 
+/// The name of an attribute, and which types have it of themselves.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Attr {
+    pub name: Box<str>,
+    pub owners: Owners,
+}
+
+impl From<Box<str>> for Attr {
+    fn from(name: Box<str>) -> Self {
+        Self { owners: Owners::of(&name), name }
+    }
+}
+
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Expr {
     None,
@@ -60,7 +74,7 @@ pub(super) enum Expr {
     List(Vec<Expr>),
     Tuple(Vec<Expr>),
     Dict(Vec<(Expr, Expr)>),
-    Attribute(Box<Expr>, Box<str>),
+    Attribute(Box<Expr>, Attr),
     Item(Box<Expr>, Box<Expr>),
     Slice(Box<Expr>, [Option<Box<Expr>>; 3]),
     Call(Box<Expr>, Box<ArgExprs>),

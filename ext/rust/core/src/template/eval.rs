@@ -1,9 +1,10 @@
 //! Expressions.
 use super::args::Args;
-use super::ast::{ArgExprs, BinaryOp, Expr, Macro, Name};
+use super::ast::{ArgExprs, Attr, BinaryOp, Expr, Macro, Name};
 use super::date::strftime;
 use super::interp::Interp;
-use super::methods::has_attribute;
+use super::look::Seen;
+use super::methods::Owners;
 use super::print;
 use super::value::{Builtin, LoopState, Text, Value};
 use super::{Outcome, fail, ops, undefined};
@@ -12,18 +13,16 @@ use super::{Outcome, fail, ops, undefined};
 const MAX_RANGE: u64 = 100_000;
 
 impl<'a> Interp<'a> {
+    /// The value of a name, if it has one.
+    pub(super) fn find(&self, name: &'a Name) -> Option<&Value<'a>> {
+        let (outside, slots) = name.slots.split_last()?;
+        let set = |value: &&Value<'a>| !matches!(value, Value::Unset);
+        let mut inside = slots.iter().map(|slot| &self.slots[*slot as usize]);
+        inside.find(set).or_else(|| Some(&self.outside[*outside as usize]).filter(set))
+    }
+
     pub(super) fn load(&self, name: &'a Name) -> Value<'a> {
-        let Some((outside, slots)) = name.slots.split_last() else { return Value::Undefined(&name.name) };
-        for slot in slots {
-            let value = &self.slots[*slot as usize];
-            if !matches!(value, Value::Unset) {
-                return value.clone();
-            }
-        }
-        match &self.outside[*outside as usize] {
-            Value::Unset => Value::Undefined(&name.name),
-            value => value.clone(),
-        }
+        self.find(name).cloned().unwrap_or(Value::Undefined(&name.name))
     }
 
     pub(super) fn eval(&mut self, expr: &'a Expr) -> Outcome<Value<'a>> {
@@ -45,6 +44,9 @@ impl<'a> Interp<'a> {
             }
             Expr::Dict(items) => self.eval_dict(items)?,
             Expr::Attribute(object, name) => {
+                if let Some(Seen::Value(object)) = self.look(object) {
+                    return self.attribute(object, name);
+                }
                 let object = self.eval(object)?;
                 self.attribute(&object, name)?
             }
@@ -65,7 +67,7 @@ impl<'a> Interp<'a> {
                 let args = self.args(args)?;
                 Value::Bool(self.apply_test(*test, &value, args)?)
             }
-            Expr::Not(value) => Value::Bool(!self.eval(value)?.truthy()),
+            Expr::Not(value) => Value::Bool(!self.test(value)?),
             Expr::Negative(value) => ops::sign(&self.eval(value)?, true)?,
             Expr::Positive(value) => ops::sign(&self.eval(value)?, false)?,
             Expr::And(left, right) => {
@@ -93,7 +95,7 @@ impl<'a> Interp<'a> {
                 Value::Bool(true)
             }
             Expr::Conditional(test, value, otherwise) => {
-                if self.eval(test)?.truthy() {
+                if self.test(test)? {
                     self.eval(value)?
                 } else if let Some(otherwise) = otherwise {
                     self.eval(otherwise)?
@@ -105,7 +107,11 @@ impl<'a> Interp<'a> {
     }
 
     fn eval_all(&mut self, items: &'a [Expr]) -> Outcome<Vec<Value<'a>>> {
-        items.iter().map(|item| self.eval(item)).collect()
+        let mut values = Vec::with_capacity(items.len());
+        for item in items {
+            values.push(self.eval(item)?);
+        }
+        Ok(values)
     }
 
     fn checked(&self, value: Value<'a>) -> Outcome<Value<'a>> {
@@ -176,7 +182,7 @@ impl<'a> Interp<'a> {
                 None => Ok(()),
             },
             Expr::Conditional(test, value, otherwise) => {
-                if self.eval(test)?.truthy() {
+                if self.test(test)? {
                     self.emit_expr(value)
                 } else {
                     otherwise.as_ref().map_or(Ok(()), |otherwise| self.emit_expr(otherwise))
@@ -206,6 +212,8 @@ impl<'a> Interp<'a> {
                     ops::binary(BinaryOp::Add, &left, &right, &self.fuel)?
                 }
             }
+        } else if let Expr::Str(text) = expr {
+            return self.emit(text, text.len()).map(|()| None);
         } else {
             self.eval(expr)?
         };
@@ -221,26 +229,23 @@ impl<'a> Interp<'a> {
     // Attributes and items.
 
     /// `object.name`: an attribute of the object, else a key.
-    pub(super) fn attribute(&mut self, object: &Value<'a>, name: &'a str) -> Outcome<Value<'a>> {
+    fn attribute(&self, object: &Value<'a>, attr: &'a Attr) -> Outcome<Value<'a>> {
+        let name = &*attr.name;
         match object {
             Value::Undefined(of) => undefined(of),
-            Value::Namespace(at) => Ok(self.member(*at, name).unwrap_or(Value::Undefined(name))),
+            Value::Namespace(at) => Ok(self.member(*at, name).cloned().unwrap_or(Value::Undefined(name))),
             Value::Loop(state) => loop_attribute(state, name),
-            Value::Object(members, _) if !has_attribute(object, name) && !name.starts_with("__") => {
-                let found = members.iter().find(|(key, _)| **key == *name);
-                Ok(found.map_or(Value::Undefined(name), |_| object.lookup_str(name).unwrap_or(Value::None)))
-            }
             _ if name.starts_with("__") => fail(format!("access to attribute '{name}' is unsafe")),
             Value::Macro(_) | Value::Builtin(_) => {
                 fail(format!("the attribute '{name}' of a function is not supported"))
             }
-            _ if has_attribute(object, name) => Ok(Value::Bound),
+            _ if attr.owners.include(object) => Ok(Value::Bound),
             _ => Ok(object.lookup_str(name).unwrap_or(Value::Undefined(name))),
         }
     }
 
-    fn member(&self, namespace: usize, name: &str) -> Option<Value<'a>> {
-        self.namespaces[namespace].iter().find(|(known, _)| *known == name).map(|(_, value)| value.clone())
+    pub(super) fn member(&self, namespace: usize, name: &str) -> Option<&Value<'a>> {
+        self.namespaces[namespace].iter().find(|(known, _)| *known == name).map(|(_, value)| value)
     }
 
     /// `object[key]`: a key or index, else an attribute.
@@ -264,11 +269,11 @@ impl<'a> Interp<'a> {
             return fail(format!("access to attribute '{}' is unsafe", name.as_str()));
         }
         match object {
-            Value::Namespace(at) => Ok(self.member(*at, name.as_str()).unwrap_or(Value::Undefined("an item"))),
+            Value::Namespace(at) => Ok(self.member(*at, name.as_str()).cloned().unwrap_or(Value::Undefined("an item"))),
             Value::Loop(_) | Value::Macro(_) | Value::Builtin(_) => {
                 fail(format!("subscription of a {} is not supported", object.type_name()))
             }
-            _ if has_attribute(object, name.as_str()) => Ok(Value::Bound),
+            _ if Owners::of(name.as_str()).include(object) => Ok(Value::Bound),
             _ => Ok(Value::Undefined("an item")),
         }
     }
@@ -294,16 +299,16 @@ impl<'a> Interp<'a> {
     fn eval_call(&mut self, function: &'a Expr, args: &'a ArgExprs, caller: Option<Value<'a>>) -> Outcome<Value<'a>> {
         if let Expr::Attribute(object, name) = function {
             let object = self.eval(object)?;
-            if has_attribute(&object, name) {
+            if name.owners.include(&object) {
                 if caller.is_some() {
                     return fail("a call block needs a macro");
                 }
                 let args = self.args(args)?;
-                return self.call_method(&object, name, args);
+                return self.call_method(&object, &name.name, args);
             }
             if let Value::Loop(state) = &object {
                 let args = self.args(args)?;
-                return call_loop(state, name, args, &self.fuel);
+                return call_loop(state, &name.name, args, &self.fuel);
             }
             let function = self.attribute(&object, name)?;
             let args = self.args(args)?;

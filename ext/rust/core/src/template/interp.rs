@@ -45,7 +45,17 @@ pub(super) struct Interp<'a> {
 }
 
 impl<'a> Interp<'a> {
-    pub fn new(num_slots: usize, outside: Vec<Value<'a>>, fuel: u64, date: Date, max_output: usize) -> Self {
+    /// `bytes` and `marks`: how much will probably be written.
+    pub fn new(
+        num_slots: usize,
+        outside: Vec<Value<'a>>,
+        fuel: u64,
+        date: Date,
+        max_output: usize,
+        (bytes, marks): (usize, usize),
+    ) -> Self {
+        let text = String::with_capacity(bytes.min(max_output));
+        let out = Output { text, marks: Vec::with_capacity(marks), data_end: 0 };
         Self {
             slots: vec![Value::Unset; num_slots],
             outside,
@@ -54,7 +64,7 @@ impl<'a> Interp<'a> {
             namespaces: Vec::new(),
             date,
             max_output,
-            out: Output::default(),
+            out,
             suspended: Vec::new(),
             turns: Vec::new(),
             calls: 0,
@@ -95,7 +105,7 @@ impl<'a> Interp<'a> {
             StmtKind::Output(value) => self.emit_expr(value)?,
             StmtKind::If(branches, otherwise) => {
                 for branch in branches {
-                    if self.eval(&branch.test)?.truthy() {
+                    if self.test(&branch.test)? {
                         return if branch.is_prompt { self.prompt(&branch.body) } else { self.run(&branch.body) };
                     }
                 }
@@ -229,7 +239,7 @@ impl<'a> Interp<'a> {
                 self.clear(stmt.scope.slots);
                 let Some(item) = items.get(i) else { break };
                 self.assign(&stmt.target, item.clone())?;
-                if self.eval(filter)?.truthy() {
+                if self.test(filter)? {
                     kept.push(item);
                 }
             }

@@ -74,24 +74,47 @@ const INT_ATTRIBUTES: [&str; 9] = [
 ];
 const FLOAT_ATTRIBUTES: [&str; 7] = ["as_integer_ratio", "conjugate", "fromhex", "hex", "imag", "is_integer", "real"];
 
-/// Python finds this attribute on the object itself, before any key of the same name.
-pub(super) fn has_attribute(value: &Value<'_>, name: &str) -> bool {
-    match value {
-        Value::Str(_) => STR_METHODS.contains(&name),
-        Value::Object(..) | Value::Dict(_) => DICT_METHODS.contains(&name),
-        Value::Json(_) | Value::List(_) => LIST_METHODS.contains(&name),
-        Value::Tuple(_) => matches!(name, "count" | "index"),
-        Value::Range(..) => matches!(name, "count" | "index" | "start" | "step" | "stop"),
-        Value::Bool(_) | Value::Int(_) | Value::Big(_) => INT_ATTRIBUTES.contains(&name),
-        Value::Float(_) => FLOAT_ATTRIBUTES.contains(&name),
-        Value::View(_) => matches!(name, "isdisjoint" | "mapping"),
-        Value::Generator(..) => matches!(name, "close" | "send" | "throw") || name.starts_with("gi_"),
-        _ => false,
+/// The types that have an attribute of some name, before any key of the same name: a bit each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Owners(u16);
+
+impl Owners {
+    pub(super) fn of(name: &str) -> Self {
+        let owners = [
+            STR_METHODS.contains(&name),
+            DICT_METHODS.contains(&name),
+            LIST_METHODS.contains(&name),
+            matches!(name, "count" | "index"),
+            matches!(name, "count" | "index" | "start" | "step" | "stop"),
+            INT_ATTRIBUTES.contains(&name),
+            FLOAT_ATTRIBUTES.contains(&name),
+            matches!(name, "isdisjoint" | "mapping"),
+            matches!(name, "close" | "send" | "throw") || name.starts_with("gi_"),
+        ];
+        Self((0..).zip(owners).map(|(bit, owns)| u16::from(owns) << bit).sum())
+    }
+
+    /// Python finds the attribute on the object itself.
+    #[inline]
+    pub(super) fn include(self, value: &Value<'_>) -> bool {
+        let bit = match value {
+            Value::Str(_) => 0,
+            Value::Object(..) | Value::Dict(_) => 1,
+            Value::Json(_) | Value::List(_) => 2,
+            Value::Tuple(_) => 3,
+            Value::Range(..) => 4,
+            Value::Bool(_) | Value::Int(_) | Value::Big(_) => 5,
+            Value::Float(_) => 6,
+            Value::View(_) => 7,
+            Value::Generator(..) => 8,
+            _ => return false,
+        };
+        self.0 >> bit & 1 == 1
     }
 }
 
 impl<'a> Interp<'a> {
-    /// `object.name(args)`, where `has_attribute(object, name)`.
+    /// `object.name(args)`, where the object's type has it.
     pub(super) fn call_method(&mut self, object: &Value<'a>, name: &str, args: Args<'a>) -> Outcome<Value<'a>> {
         if !self.fuel.spend(1) {
             return fail("out of fuel");

@@ -15,6 +15,7 @@ mod filters;
 mod fuel;
 mod interp;
 mod lexer;
+mod look;
 mod marks;
 mod methods;
 mod number;

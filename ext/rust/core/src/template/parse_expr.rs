@@ -246,7 +246,7 @@ impl Parser {
             }
             if self.skip_op(".") {
                 node = match self.next() {
-                    Token::Name(name) => Expr::Attribute(Box::new(node), name),
+                    Token::Name(name) => Expr::Attribute(Box::new(node), name.into()),
                     Token::Int(digits) => {
                         let index = digits.parse().or_else(|_| self.fail("index out of range"))?;
                         Expr::Item(Box::new(node), Box::new(Expr::Int(index)))

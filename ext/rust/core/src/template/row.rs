@@ -115,7 +115,9 @@ impl Template {
         }
         let outside = self.layout.outside.iter().map(|name| self.variable(name, row, count, prompt)).collect();
         let fuel = self.options.fuel + 64 * row.input_bytes;
-        let mut interp = Interp::new(self.layout.num_slots as usize, outside, fuel, self.date, self.options.max_output);
+        let about = (row.input_bytes as usize + 64 * (count + 1), 2 * count + 1);
+        let slots = self.layout.num_slots as usize;
+        let mut interp = Interp::new(slots, outside, fuel, self.date, self.options.max_output, about);
         let result = interp.run(&self.body);
         if let Err(error) = result {
             let place = interp.locate(&error);
