@@ -1,13 +1,15 @@
 """Where tokenizers are weak: a megabyte without a place to cut, and a process that only encodes one megabyte.
 
-The adversarial texts are read again and again; gigatoken's rates there are a long word it remembers from the round
-before. The cold case is a process of its own that loads the tokenizer, encodes and leaves.
+Each round of an adversarial case has fresh tokenizers, on one thread. Its rival *english* is ours on a megabyte of
+English that nobody has seen: the time per byte that is normal. The cold case is a process of its own that loads the
+tokenizer, encodes and leaves.
 """
 
 import importlib.util
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import texts
@@ -23,25 +25,45 @@ COLD = {
 }
 
 
-def adversarial() -> dict[str, str]:
-    """One megabyte each, without a place to cut."""
-    letters = np.random.default_rng(0).integers(97, 123, 1_000_000, np.uint8).tobytes().decode()
-    han = "".join(map(chr, np.random.default_rng(0).integers(0x4E00, 0x5E00, 333_333)))
-    return {"a": "a" * 1_000_000, "spaces": " " * 1_000_000, "random-letters": letters, "random-han": han}
+def adversarial_case(name: str, text: str, english: str, path: Path) -> Case:
+    """Ours on the text, ours on English, and gigatoken on the text."""
 
+    def rival(label: str, make: Callable[[], Any], encode: Callable[[Any, str], object], read: str) -> Rival:
+        kept: list[Any] = []
 
-def adversarial_case(name: str, text: str, path: Path) -> Case:
-    ours = _native.Tokenizer(path.read_bytes())
-    amount = len(text.encode()) / 1e6
-    rivals = [Rival("postmill", lambda: ours.encode_batch([text]), amount)]
-    try:
-        import gigatoken
+        def prepare() -> None:
+            kept[:] = [make()]
+            encode(kept[0], "word")
 
-        giga = gigatoken.Tokenizer(str(path))
-        rivals.append(Rival("gigatoken", lambda: giga.encode_batch([text], parallel=False), amount))
-    except ImportError:
-        pass
-    return Case(f"adversarial-{name}", f"{name}, 1 thread, MB/s", "MB", rivals, None, 3, PACKAGES)
+        return Rival(label, lambda: encode(kept[0], read), len(read.encode()) / 1e6, prepare=prepare)
+
+    def ours() -> Any:
+        return _native.Tokenizer(path.read_bytes())
+
+    def check() -> dict[str, int]:
+        import tokenizers
+
+        some = text[: 20_000 // len(text[-1].encode())]
+        theirs = tokenizers.Tokenizer.from_file(str(path)).encode(some, add_special_tokens=False).ids
+        assert np.array_equal(np.asarray(ours().encode(some)), theirs), f"postmill differs from tokenizers on {name}"
+        return {"tokens_compared": len(theirs)}
+
+    rivals = [
+        rival("postmill", ours, lambda made, read: made.encode(read), text),
+        rival("english", ours, lambda made, read: made.encode(read), english),
+    ]
+    if importlib.util.find_spec("gigatoken"):
+        gigatoken = importlib.import_module("gigatoken")
+        rivals.append(
+            rival(
+                "gigatoken",
+                lambda: gigatoken.Tokenizer(str(path)),
+                lambda made, read: made.encode_batch([read], parallel=False),
+                text,
+            )
+        )
+    question = f"{name}, fresh tokenizers, 1 thread, MB/s (english: ours on English)"
+    return Case(f"adversarial-{name}", question, "MB", rivals, check, 3, PACKAGES)
 
 
 def cold_case(path: Path, text: str, folder: Path) -> Case:
@@ -59,6 +81,7 @@ def cold_case(path: Path, text: str, folder: Path) -> Case:
 def cases(smoke: bool) -> Iterator[Case]:
     import tempfile
 
+    import adversarial_text
     import assets
 
     tokenizer = assets.qwen3_tokenizer()
@@ -67,7 +90,8 @@ def cases(smoke: bool) -> Iterator[Case]:
         yield Case("edges", "", "MB", [], skip="the tokenizer or the texts could not be fetched")
         return
     path = tokenizer / "tokenizer.json"
-    for name, text in adversarial().items():
-        yield adversarial_case(name, text[:: 50 if smoke else 1], path)
+    new = "\n".join(english)[-1_100_000:].encode()[-1_000_000:].decode(errors="ignore")
+    for name, text in adversarial_text.texts(20_000 if smoke else 1_000_000).items():
+        yield adversarial_case(name, text, new, path)
     with tempfile.TemporaryDirectory() as work:
         yield cold_case(path, "\n".join(english[:80]), Path(work))

@@ -1,7 +1,9 @@
-"""Ids on every nineteenth document of `mixed_text`; `python tests/bpe_exact.py` compares all of it."""
+"""Ids on every nineteenth document of `mixed_text` (`python tests/bpe_exact.py` compares all of it), and on texts
+without a place to cut."""
 
 import itertools
 
+import adversarial_text
 import assets
 import bpe_exact
 import mixed_text
@@ -26,3 +28,15 @@ def test_ids_are_those_of_others(family):
         found = bpe_exact.compare(ours, encode, documents)
         assert found.tokens > 1_000_000
         assert (found.differences, found.first) == (0, ""), rival
+
+
+@pytest.mark.parametrize("family", bpe_exact.FAMILIES)
+def test_ids_of_adversarial_texts_are_those_of_others(family):
+    path = assets.tokenizer_json(family)
+    if path is None:
+        pytest.skip("the package of the tokenizer could not be fetched")
+    ours, theirs = _native.Tokenizer(path.read_bytes()), bpe_exact.by_tokenizers(path)
+    for size, seed in ((100, 1), (1000, 2), (1100, 3), (20_000, 4)):  # a window of a long word is 1024 bytes
+        for name, text in adversarial_text.texts(size, seed).items():
+            found = bpe_exact.compare(ours, theirs, [text])
+            assert (found.differences, found.first) == (0, ""), (name, size)

@@ -1,14 +1,15 @@
 //! Many texts, or one long one, on several threads; the ids do not depend on how many.
 
 use std::ops::Range;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 
+use super::Scratch;
 use super::engine::BpeEngine;
 use super::scan::Scanner;
 
 /// Bytes a thread takes at a time.
-const CHUNK: usize = 1 << 19;
+const CHUNK: usize = 1 << 18;
 
 /// A part of one text.
 struct Part {
@@ -25,66 +26,108 @@ pub struct Batch {
     pub offsets: Vec<i64>,
 }
 
+/// What is done so far: the ids of the first chunks, and chunks that were done before one in front of them.
+#[derive(Default)]
+struct Done {
+    ids: Vec<u32>,
+    /// How many ids each part has.
+    counts: Vec<usize>,
+    /// Chunks whose ids are in `ids`.
+    chunks: usize,
+    /// By number, chunks that wait for another.
+    early: Vec<(usize, Encoded)>,
+}
+
+/// Ids of the parts of a chunk, and how many each has.
+#[derive(Default)]
+struct Encoded {
+    ids: Vec<u32>,
+    counts: Vec<usize>,
+}
+
+impl Done {
+    /// Takes a chunk and gives back one whose memory may be used again.
+    fn take(&mut self, chunk: usize, encoded: Encoded) -> Encoded {
+        self.early.push((chunk, encoded));
+        let mut free = Encoded::default();
+        while let Some(at) = self.early.iter().position(|(chunk, _)| *chunk == self.chunks) {
+            free = self.early.swap_remove(at).1;
+            self.ids.extend_from_slice(&free.ids);
+            self.counts.extend_from_slice(&free.counts);
+            self.chunks += 1;
+        }
+        free.ids.clear();
+        free.counts.clear();
+        free
+    }
+}
+
 impl BpeEngine {
     /// Encodes each text as [`super::Bpe::encode_into`] does, on at most `threads` threads.
     #[must_use]
     pub fn encode_batch(&self, texts: &[&str], threads: usize) -> Batch {
         let parts = self.parts(texts);
         let mut chunks = Vec::new();
-        let (mut first, mut bytes) = (0, 0);
+        let (mut first, mut bytes, mut total) = (0, 0, 0);
         for (i, part) in parts.iter().enumerate() {
             bytes += part.bytes.len();
             if bytes >= CHUNK || i + 1 == parts.len() {
                 chunks.push(first..i + 1);
+                total += bytes;
                 (first, bytes) = (i + 1, 0);
             }
         }
-        let next = AtomicUsize::new(0);
-        let results: Vec<Mutex<(Vec<u32>, Vec<usize>)>> = chunks.iter().map(|_| Mutex::default()).collect();
-        let work = || {
-            while let Some((chunk, result)) =
-                Some(next.fetch_add(1, Ordering::Relaxed)).and_then(|i| Some((chunks.get(i)?.clone(), results.get(i)?)))
-            {
-                let found = self.encode_parts(&parts[chunk], texts);
-                *result.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = found;
-            }
-        };
-        std::thread::scope(|scope| {
-            for _ in 1..threads.min(chunks.len()) {
-                scope.spawn(work);
-            }
-            work();
-        });
-        let mut lengths = vec![0i64; texts.len()];
-        let mut pieces = Vec::with_capacity(results.len());
-        for (chunk, result) in chunks.into_iter().zip(results) {
-            let (ids, counts) = result.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
-            for (part, count) in parts[chunk].iter().zip(counts) {
-                lengths[part.text] += count as i64;
-            }
-            pieces.push(ids);
+        // Three bytes a token are less than most texts have; what is not written to costs nothing.
+        let ids = Vec::with_capacity(total / 3 + 16);
+        let mut done = Done { ids, counts: Vec::with_capacity(parts.len()), ..Done::default() };
+        let threads = threads.min(chunks.len());
+        if threads <= 1 {
+            self.with_scratch(|_, scratch| self.encode_parts(&parts, texts, scratch, &mut done.ids, &mut done.counts));
+        } else {
+            let (next, shared) = (AtomicUsize::new(0), Mutex::new(std::mem::take(&mut done)));
+            let work = || {
+                self.with_scratch(|_, scratch| {
+                    let mut memory = Encoded::default();
+                    while let Some((chunk, range)) =
+                        Some(next.fetch_add(1, Ordering::Relaxed)).and_then(|i| Some((i, chunks.get(i)?.clone())))
+                    {
+                        self.encode_parts(&parts[range], texts, scratch, &mut memory.ids, &mut memory.counts);
+                        memory = shared.lock().unwrap_or_else(PoisonError::into_inner).take(chunk, memory);
+                    }
+                });
+            };
+            std::thread::scope(|scope| {
+                for _ in 1..threads {
+                    scope.spawn(work);
+                }
+                work();
+            });
+            done = shared.into_inner().unwrap_or_else(PoisonError::into_inner);
         }
-        let mut offsets = vec![0];
-        offsets.extend(lengths.iter().scan(0, |end, length| {
-            *end += length;
-            Some(*end)
-        }));
-        let ids = if pieces.len() == 1 { pieces.swap_remove(0) } else { pieces.concat() };
-        Batch { ids, offsets }
+        let mut offsets = vec![0; texts.len() + 1];
+        for (part, count) in parts.iter().zip(done.counts) {
+            offsets[part.text + 1] += count as i64;
+        }
+        for i in 1..offsets.len() {
+            offsets[i] += offsets[i - 1];
+        }
+        Batch { ids: done.ids, offsets }
     }
 
-    /// Ids of all parts, and how many each has.
-    fn encode_parts(&self, parts: &[Part], texts: &[&str]) -> (Vec<u32>, Vec<usize>) {
-        self.with_scratch(|bpe, scratch| {
-            let bytes: usize = parts.iter().map(|part| part.bytes.len()).sum();
-            let (mut ids, mut counts) = (Vec::with_capacity(bytes / 3), Vec::with_capacity(parts.len()));
-            for part in parts {
-                let before = ids.len();
-                bpe.encode_into(&texts[part.text][part.bytes.clone()], scratch, &mut ids);
-                counts.push(ids.len() - before);
-            }
-            (ids, counts)
-        })
+    /// Appends the ids of all parts, and how many each has.
+    fn encode_parts(
+        &self,
+        parts: &[Part],
+        texts: &[&str],
+        scratch: &mut Scratch,
+        ids: &mut Vec<u32>,
+        counts: &mut Vec<usize>,
+    ) {
+        for part in parts {
+            let before = ids.len();
+            self.bpe().encode_into(&texts[part.text][part.bytes.clone()], scratch, ids);
+            counts.push(ids.len() - before);
+        }
     }
 
     /// The texts, long ones cut where that changes nothing.

@@ -6,23 +6,32 @@
 //! to do so in that pair alone.) It holds for any list of merges, since the choice is always the lowest rank, then the
 //! leftmost place.
 
-use super::{tables::Tables, unicode::decode};
+use super::early::{APART, Places, Symbol};
+use super::tables::{NONE, Tables};
+use super::unicode::decode;
 
 /// Symbols up to which a linear scan for the lowest rank beats a heap.
 const SMALL: usize = 128;
+/// Symbols up to which plain loops beat those that find the lowest of many.
+const FEW: usize = 16;
 /// Bytes of a window of a long word.
-const WINDOW: usize = 112;
+const WINDOW: usize = 1024;
+/// Bytes from which a word is merged early where that is certain.
+const EARLY: usize = 64;
+/// Bytes of such words that are worth the tables for it, which take some milliseconds to make.
+const MANY_LONG: usize = 1 << 14;
 /// Slots of the caches below; powers of two.
 const PAIRS: usize = 1 << 12;
-const WINDOWS: usize = 1 << 9;
-
-const NONE: u32 = u32::MAX;
+const WINDOWS: usize = 1 << 7;
 
 /// Working memory of the merge routines; one a thread.
 #[derive(Debug)]
 pub struct MergeScratch {
     ids: Vec<u32>,
     ranks: Vec<u32>,
+    symbols: Vec<Symbol>,
+    places: Places,
+    long_bytes: usize,
     bytes: Vec<u8>,
     ends: Vec<usize>,
     heap: HeapScratch,
@@ -36,6 +45,9 @@ impl Default for MergeScratch {
         Self {
             ids: Vec::new(),
             ranks: Vec::new(),
+            symbols: Vec::new(),
+            places: Places::default(),
+            long_bytes: 0,
             bytes: Vec::new(),
             ends: Vec::new(),
             heap: HeapScratch::default(),
@@ -78,58 +90,114 @@ pub fn encode_piece(tables: &Tables, word: &[u8], scratch: &mut MergeScratch, ou
 
 /// `scratch.ids` becomes the encoding of `word`, started from whole characters where that is proven safe.
 fn encode_window(tables: &Tables, word: &[u8], scratch: &mut MergeScratch) {
-    scratch.ids.clear();
-    if word.is_ascii() {
-        scratch.ids.extend(word.iter().map(|&b| tables.byte_id(b)));
-        scratch.ranks.clear();
-        scratch.ranks.extend(word.windows(2).map(|pair| tables.byte_rank(pair[0], pair[1])));
-        return merge_ranked(tables, scratch);
+    if word.len() >= EARLY {
+        scratch.long_bytes = scratch.long_bytes.saturating_add(word.len());
+        if scratch.long_bytes >= MANY_LONG {
+            return encode_early(tables, word, scratch);
+        }
     }
+    let MergeScratch { ids, ranks, .. } = scratch;
+    ids.clear();
+    if word.is_ascii() && word.len() <= SMALL {
+        ids.extend(word.iter().map(|&b| tables.byte_id(b)));
+        ranks.clear();
+        ranks.extend(word.windows(2).map(|pair| tables.byte_rank(pair[0], pair[1])));
+        let len = merge_ranked(tables, ids, ranks);
+        return ids.truncate(len);
+    }
+    symbols(tables, word, |id, _| ids.push(id));
+    merge(tables, scratch);
+}
+
+/// The same in certain steps first, then piece by piece.
+fn encode_early(tables: &Tables, word: &[u8], scratch: &mut MergeScratch) {
+    let MergeScratch { ids, ranks, symbols: found, places, heap, .. } = scratch;
+    found.clear();
+    if word.is_ascii() {
+        tables.early().ascii(tables, word, found);
+    } else {
+        symbols(tables, word, |id, bytes| found.push(Symbol::new(id, bytes)));
+    }
+    ids.clear();
+    tables.early().pieces(tables, found, places, |piece| {
+        match *piece {
+            [one] => return ids.push(one.id),
+            [one, other] if one.rank >= APART => return ids.extend([one.id, other.id]),
+            [one, _] => return ids.push(tables.joined(one.rank)),
+            _ => {}
+        }
+        let from = ids.len();
+        ids.extend(piece.iter().map(|symbol| symbol.id));
+        if piece.iter().all(|symbol| symbol.rank >= APART) {
+            return;
+        }
+        let len = if piece.len() <= SMALL {
+            ranks.clear();
+            ranks.extend(piece.iter().map(|symbol| symbol.rank));
+            merge_ranked(tables, &mut ids[from..], ranks)
+        } else {
+            merge_heap(tables, &mut ids[from..], heap)
+        };
+        ids.truncate(from + len);
+    });
+}
+
+/// Calls `found` with id and bytes of each symbol that `word` is merged from.
+#[inline]
+fn symbols(tables: &Tables, word: &[u8], mut found: impl FnMut(u32, &[u8])) {
     let mut i = 0;
     while i < word.len() {
         // A window may start inside a character.
-        if word[i] < 0xC0 {
-            scratch.ids.push(tables.byte_id(word[i]));
-            i += 1;
-            continue;
+        let mut len = 1;
+        if word[i] >= 0xC0 {
+            let (c, bytes) = decode(word, i);
+            len = bytes.min(word.len() - i);
+            if let Some(id) = tables.character(c, word, i, i + len) {
+                found(id, &word[i..i + len]);
+                i += len;
+                continue;
+            }
         }
-        let (c, len) = decode(word, i);
-        let len = len.min(word.len() - i);
-        match tables.character(c, word, i, i + len) {
-            Some(id) => scratch.ids.push(id),
-            None => scratch.ids.extend(word[i..i + len].iter().map(|&b| tables.byte_id(b))),
+        for byte in word[i..i + len].chunks(1) {
+            found(tables.byte_id(byte[0]), byte);
         }
         i += len;
     }
-    merge(tables, scratch);
 }
 
 /// Merges `scratch.ids` in place.
 fn merge(tables: &Tables, scratch: &mut MergeScratch) {
-    if scratch.ids.len() <= SMALL { merge_small(tables, scratch) } else { merge_heap(tables, scratch) }
+    let MergeScratch { ids, ranks, heap, .. } = scratch;
+    let len = if ids.len() <= SMALL {
+        ranks.clear();
+        ranks.extend(ids.windows(2).map(|pair| tables.rank(pair[0], pair[1])));
+        merge_ranked(tables, ids, ranks)
+    } else {
+        merge_heap(tables, ids, heap)
+    };
+    ids.truncate(len);
 }
 
-fn merge_small(tables: &Tables, scratch: &mut MergeScratch) {
-    let MergeScratch { ids, ranks, .. } = scratch;
-    ranks.clear();
-    ranks.extend(ids.windows(2).map(|pair| tables.rank(pair[0], pair[1])));
-    merge_ranked(tables, scratch);
-}
-
-/// `ranks` are those of each pair of `ids`.
-fn merge_ranked(tables: &Tables, scratch: &mut MergeScratch) {
-    let MergeScratch { ids, ranks, .. } = scratch;
+/// Merges `ids`, where `ranks` are those of each pair and may be followed by others. Returns how many are left.
+fn merge_ranked(tables: &Tables, ids: &mut [u32], ranks: &mut [u32]) -> usize {
     let mut len = ids.len();
     while len > 1 {
         let pairs = len - 1;
-        let lowest = ranks[..pairs].iter().copied().min().unwrap_or(NONE);
-        if lowest == NONE {
+        let (lowest, i) = if len <= FEW { lowest_of_few(&ranks[..pairs]) } else { lowest_of_many(&ranks[..pairs]) };
+        if lowest >= APART {
             break;
         }
-        let Some(i) = ranks[..pairs].iter().position(|&rank| rank == lowest) else { break };
         ids[i] = tables.joined(lowest);
-        ids.copy_within(i + 2..len, i + 1);
-        ranks.copy_within(i + 1..pairs, i);
+        if len <= FEW {
+            // Less than a call.
+            for k in i + 1..pairs {
+                ids[k] = ids[k + 1];
+                ranks[k - 1] = ranks[k];
+            }
+        } else {
+            ids.copy_within(i + 2..len, i + 1);
+            ranks.copy_within(i + 1..pairs, i);
+        }
         len -= 1;
         if i > 0 {
             ranks[i - 1] = tables.rank(ids[i - 1], ids[i]);
@@ -138,12 +206,26 @@ fn merge_ranked(tables: &Tables, scratch: &mut MergeScratch) {
             ranks[i] = tables.rank(ids[i], ids[i + 1]);
         }
     }
-    ids.truncate(len);
+    len
 }
 
-/// The same with a heap of `(rank, place, left id, right id)`; an entry whose pair has gone is passed over.
-fn merge_heap(tables: &Tables, scratch: &mut MergeScratch) {
-    let MergeScratch { ids, heap: HeapScratch { queue, previous, next }, .. } = scratch;
+/// The lowest rank and its first place.
+#[inline]
+fn lowest_of_many(ranks: &[u32]) -> (u32, usize) {
+    let lowest = ranks.iter().copied().min().unwrap_or(NONE);
+    (lowest, ranks.iter().position(|&rank| rank == lowest).unwrap_or(0))
+}
+
+/// The same without a branch that depends on the ranks.
+#[inline]
+fn lowest_of_few(ranks: &[u32]) -> (u32, usize) {
+    // The place in the low bits makes the first of equal ranks the lowest.
+    let both = ranks.iter().zip(0u64..).map(|(&rank, i)| u64::from(rank) << 32 | i).min().unwrap_or(u64::MAX);
+    ((both >> 32) as u32, both as u32 as usize)
+}
+
+/// The same without ranks, with a heap of `(rank, place, left id, right id)`; an entry whose pair has gone is passed over.
+fn merge_heap(tables: &Tables, ids: &mut [u32], HeapScratch { queue, previous, next }: &mut HeapScratch) -> usize {
     let len = ids.len();
     queue.clear();
     previous.clear();
@@ -175,7 +257,12 @@ fn merge_heap(tables: &Tables, scratch: &mut MergeScratch) {
             queue.extend(entry(place, ids[i], after));
         }
     }
-    ids.retain(|&id| id != NONE);
+    let mut kept = 0;
+    for i in 0..len {
+        ids[kept] = ids[i];
+        kept += usize::from(ids[i] != NONE);
+    }
+    kept
 }
 
 /// Whether `left` and `right` stand side by side in the encoding of their joined bytes.
@@ -238,7 +325,7 @@ fn encode_long(tables: &Tables, word: &[u8], scratch: &mut MergeScratch, out: &m
             continue;
         }
         encode_window_cached(tables, &word[start..end], scratch);
-        let kept_to = if end == word.len() { end } else { start + (end - start) * 3 / 4 };
+        let kept_to = if end == word.len() { end } else { end - (end - start) / 16 };
         let mut at = start;
         for &id in &scratch.ids {
             let token_end = at + tables.token_len(id);
@@ -251,5 +338,61 @@ fn encode_long(tables: &Tables, word: &[u8], scratch: &mut MergeScratch, out: &m
         }
         width = if at == start { width * 2 } else { WINDOW };
         start = at;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::cuts::tests::random_tables;
+    use super::*;
+
+    /// The definition: the lowest rank, then the leftmost place, again and again.
+    fn by_definition(tables: &Tables, word: &[u8]) -> Vec<u32> {
+        let mut ids: Vec<u32> = word.iter().map(|&b| tables.byte_id(b)).collect();
+        loop {
+            let ranked = ids.windows(2).enumerate().map(|(i, pair)| (tables.rank(pair[0], pair[1]), i));
+            match ranked.min() {
+                Some((rank, i)) if rank != NONE => drop(ids.splice(i..i + 2, [tables.joined(rank)])),
+                _ => return ids,
+            }
+        }
+    }
+
+    #[test]
+    fn certain_steps_give_what_the_rules_give_for_any_rules() {
+        let texts = [
+            "abracadabra banana bandana abba baobab caaaab cabbcab aabbaabb acacbabc bbbbbbbbb abcabcabcabd",
+            "съешь ещё этих мягких французских булок да выпей чаю же the quick brown fox jumps over это не то",
+            "中文分词是自然语言处理的基础日本語の文章を分けます한국어 문장도 naïve café «мир» 𠮷野家 plain ASCII",
+        ];
+        let (mut pieces, mut early, mut scratch) = (0, 0, MergeScratch::default());
+        for seed in 0..90u64 {
+            let mut state = seed;
+            let mut draw = |below: usize| {
+                state = state.wrapping_mul(0x5851_F42D_4C95_7F2D).wrapping_add(0x1405_7B7E_F767_814F);
+                (state >> 33) as usize % below
+            };
+            let text = texts[seed as usize % texts.len()];
+            let chars: Vec<char> = text.chars().collect();
+            let tables = random_tables(text, seed / 3, &mut draw);
+            for _ in 0..100 {
+                let few = 2 + draw(chars.len() - 2);
+                let word: String = (0..=draw(200)).map(|_| chars[draw(few)]).collect();
+                let expected = by_definition(&tables, word.as_bytes());
+                encode_early(&tables, word.as_bytes(), &mut scratch);
+                assert_eq!(scratch.ids, expected, "seed {seed}: {word:?}");
+                let (mut found, mut count) = (Vec::new(), 0);
+                symbols(&tables, word.as_bytes(), |id, bytes| found.push(Symbol::new(id, bytes)));
+                let mut left = 0;
+                let before = found.len();
+                tables.early().pieces(&tables, &mut found, &mut Places::default(), |piece| {
+                    count += 1;
+                    left += piece.len();
+                });
+                early += before - left;
+                pieces += count - 1;
+            }
+        }
+        assert!(pieces > 50_000 && early > 3000, "{pieces} borders and {early} merges were certain");
     }
 }

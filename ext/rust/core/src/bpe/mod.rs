@@ -12,6 +12,7 @@ pub mod batch;
 pub mod cache;
 mod compile;
 mod cuts;
+mod early;
 pub mod engine;
 mod file;
 #[cfg(target_arch = "x86_64")]

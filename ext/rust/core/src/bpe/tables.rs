@@ -1,8 +1,12 @@
 //! What the merge routines look up: token bytes, merge rules, and the characters that may be taken whole.
 
-use super::Unsupported;
+use std::sync::OnceLock;
 
-const NONE: u32 = u32::MAX;
+use super::Unsupported;
+use super::early::Early;
+
+/// No id, no rank.
+pub const NONE: u32 = u32::MAX;
 
 /// Ids stay below this, so that a count fits above them in the word cache.
 pub const MAX_ID: u32 = 1 << 28;
@@ -65,12 +69,18 @@ impl Rules {
         i
     }
 
+    /// `false` for most pairs that have no rule.
+    #[inline]
+    fn may_join(&self, left: u32, right: u32) -> bool {
+        let bit = Self::hash(Self::key(left, right)) >> (self.shift - 3);
+        self.known[(bit / 64) as usize] >> (bit % 64) & 1 != 0
+    }
+
     /// The rank of a pair, or [`NONE`]. An id of [`NONE`] is in no rule.
     #[inline]
     fn rank(&self, left: u32, right: u32) -> u32 {
         let key = Self::key(left, right);
-        let bit = Self::hash(key) >> (self.shift - 3);
-        if self.known[(bit / 64) as usize] >> (bit % 64) & 1 == 0 || (left | right) >> ID_BITS != 0 {
+        if !self.may_join(left, right) || (left | right) >> ID_BITS != 0 {
             return NONE;
         }
         let slot = self.slots[self.slot(key)];
@@ -171,6 +181,8 @@ pub struct Tables {
     across: Vec<u32>,
     /// Rank of each two bytes.
     byte_pairs: Vec<u32>,
+    /// Made when the first long word comes.
+    early: OnceLock<Early>,
 }
 
 impl Tables {
@@ -205,6 +217,7 @@ impl Tables {
             characters: Vec::new(),
             across: Vec::new(),
             byte_pairs: Vec::new(),
+            early: OnceLock::new(),
         };
         tables.across = tables.ranks_across();
         let ids = tables.byte_ids;
@@ -277,10 +290,31 @@ impl Tables {
         self.rules.rank(left, right)
     }
 
+    /// `false` for most pairs that have no rule.
+    #[inline]
+    pub fn may_join(&self, left: u32, right: u32) -> bool {
+        self.rules.may_join(left, right)
+    }
+
     /// What the rule of this rank makes.
     #[inline]
     pub fn joined(&self, rank: u32) -> u32 {
         self.rules.joined[rank as usize]
+    }
+
+    /// Left id, right id and rank of each rule.
+    pub fn rules(&self) -> impl Iterator<Item = (u32, u32, u32)> {
+        self.rules.iter()
+    }
+
+    /// Number of ranks.
+    pub fn num_ranks(&self) -> usize {
+        self.rules.joined.len()
+    }
+
+    /// What is certain about merges in a long word.
+    pub fn early(&self) -> &Early {
+        self.early.get_or_init(|| Early::new(self))
     }
 
     /// The id of these bytes, whether or not merges lead to it.
