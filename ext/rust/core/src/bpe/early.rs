@@ -235,6 +235,7 @@ impl Early {
         }
     }
 
+    #[allow(clippy::needless_bitwise_bool)] // branches here would be guessed wrong half of the time
     /// Merges all that is certain now. Returns how many symbols are left.
     fn merge_certain(&self, tables: &Tables, symbols: &mut [Symbol], Places { asked, certain }: &mut Places) -> usize {
         let len = symbols.len();
