@@ -109,3 +109,35 @@ def test_one_step_with_and_without_on_a_gpu(base, tmp_path):
         lines.append(json.loads((tmp_path / name / "metrics.jsonl").read_text().splitlines()[0]))
     assert lines[0]["loss"] == pytest.approx(lines[1]["loss"], rel=1e-5)
     assert lines[0]["grad_norm"] == pytest.approx(lines[1]["grad_norm"], rel=1e-4)
+
+
+@pytest.mark.parametrize("capability", [80, 90, 100])
+def test_ligers_kernels_compile_for_gpus_that_are_not_here(capability):
+    """The five that our modules call, in bfloat16, at the sizes of a model of 0.6B."""
+    triton = pytest.importorskip("triton")
+    from liger_kernel.ops import rms_norm, rope, swiglu
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    norm = {"casting_mode": 0, "elementwise_affine": True, "BLOCK_SIZE": 1024}
+    rotary = {"bs": 1, "cos_bs": 1, "n_qh": 16, "n_kh": 8, "hd": 128, "rd": 128, "BLOCK_SIZE": 16}
+    rotary |= {"pad_n_qh": 16, "pad_n_kh": 8, "pad_hd": 128, "pad_rd": 128}
+    gate = {"n_cols": 3072, "BLOCK_SIZE": 4096}
+    launches = [
+        (rms_norm._rms_norm_forward_kernel, norm),
+        (rms_norm._rms_norm_backward_kernel, norm | {"X_dtype": triton.language.bfloat16, "COMPUTE_DW": True}),
+        (rope._triton_rope, rotary | {"BACKWARD_PASS": False}),
+        (rope._triton_rope, rotary | {"BACKWARD_PASS": True}),
+        (swiglu._swiglu_forward_kernel, gate),
+        (swiglu._swiglu_backward_kernel, gate),
+    ]
+    kinds = {"RSTD_ptr": "*fp32", "dW_ptr": "*fp32", "cos": "*bf16", "sin": "*bf16"}
+    kinds |= dict.fromkeys(("eps", "offset", "gate_multiplier"), "fp32")
+    for kernel, constants in launches:
+        signature = {
+            name: "constexpr" if name in constants else kinds.get(name, "*bf16" if name.endswith("_ptr") else "i32")
+            for name in kernel.arg_names
+        }
+        source = ASTSource(kernel, signature, constants)
+        compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": 4})
+        assert compiled.asm["cubin"], kernel.__name__
