@@ -27,6 +27,7 @@ _PARTS = {
     "accelerate": "devices and ranks",
     "triton": "GPU kernels",
     "flash_attn": "variable-length attention on GPU",
+    "liger_kernel": "train --liger on GPU",
     "huggingface_hub": "hf: references",
     "modelscope": "ms: references",
     "vllm": "vLLM engine",
