@@ -1,7 +1,7 @@
 """Arrow arrays to NumPy and back by their buffers, without a copy.
 
-`pa.array` and `Array.to_numpy` do the same, but import pandas wherever it is installed: half a second in a data stage
-that has no use for it.
+`pa.array`, `pa.record_batch` and `Array.to_numpy` do the same, but import pandas wherever it is installed: half a
+second in a data stage that has no use for it.
 """
 
 from collections.abc import Sequence
@@ -63,6 +63,11 @@ def numbers(values: Sequence[int | None], type: pa.DataType) -> pa.Array:
     bitmap, missing = _bitmap(values)
     data = np.array([value if value is not None else 0 for value in values], f"i{type.bit_width // 8}")
     return pa.Array.from_buffers(type, len(values), [bitmap, pa.py_buffer(data)], null_count=missing)
+
+
+def adopt(batch: Any) -> pa.RecordBatch:
+    """A batch of another library, by its `__arrow_c_array__`."""
+    return pa.RecordBatch._import_from_c_capsule(*batch.__arrow_c_array__())
 
 
 def empty_batch(schema: pa.Schema) -> pa.RecordBatch:

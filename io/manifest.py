@@ -5,6 +5,7 @@ The manifest holds nothing that differs between two equal runs: wall times, host
 So equal work has an equal manifest digest, and that digest is what a later stage records as its input.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -158,11 +159,14 @@ def _check_size(path: Path, entry: FileEntry) -> None:
         raise ArtifactError(f"{path / entry.path}: {size} bytes, manifest says {entry.bytes}; make the artifact again")
 
 
-def list_files(path: Path) -> list[FileEntry]:
-    """Entries of all data files under `path`, by name, digests computed now."""
+def list_files(path: Path, known: Mapping[Path, str] | None = None) -> list[FileEntry]:
+    """Entries of all data files under `path`, by name, digests computed now but for the `known` ones."""
+    known = known or {}
     files = sorted(p for p in path.rglob("*") if p.is_file())
     names = [(p.relative_to(path).as_posix(), p) for p in files]
-    return [FileEntry(name, p.stat().st_size, digest_file(p)) for name, p in names if name not in SIDE_FILES]
+    return [
+        FileEntry(name, p.stat().st_size, known.get(p) or digest_file(p)) for name, p in names if name not in SIDE_FILES
+    ]
 
 
 def verify_files(artifact: Artifact) -> list[str]:

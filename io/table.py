@@ -5,6 +5,9 @@ carries its number and the XXH3 of its bytes, every batch read is validated and 
 trailer: a batch of no rows whose metadata holds the row count and the digest of all before. Without one it was cut.
 """
 
+import contextlib
+import fcntl
+import io
 import mmap
 import os
 import sys
@@ -23,6 +26,7 @@ from postmill.io.manifest import Manifest, parse_manifest
 from postmill.io.schemas import check_schema
 
 _HEADER = b"postmill"
+_BUFFER_BYTES = 1 << 20
 _DAMAGE = (pa.ArrowException, OSError, ValueError)
 """What pyarrow raises for bytes that are no Arrow: its own errors, and ValueError for names that are no UTF-8."""
 
@@ -57,25 +61,58 @@ def is_stream_schema(schema: pa.Schema) -> bool:
     return _HEADER in (schema.metadata or {})
 
 
+class _DigestedFile(io.RawIOBase):
+    """A new file, and the digest of what has been written to it: cheaper than reading it again at the end."""
+
+    def __init__(self, path: Path) -> None:
+        from blake3 import blake3
+
+        self._file = path.open("wb", buffering=0)
+        self._hasher = blake3()
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        size = self._file.write(data)
+        self._hasher.update(memoryview(data)[:size])
+        return size
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+    def digest(self) -> str:
+        return f"blake3:{self._hasher.hexdigest()}"
+
+
 class TableWriter:
     """Writes record batches to an Arrow IPC file or stream, numbering and digesting each; counts `rows`."""
 
     def __init__(self, sink: Path | BinaryIO, schema: pa.Schema, header: StreamHeader | None = None) -> None:
         self.schema, self.rows = schema, 0
+        self.path = sink if isinstance(sink, Path) else None
+        self.digest = ""
+        """Of the whole file, once it is closed; of a stream none."""
         self._seq = 0
         self._all = xxhash.xxh3_128()
+        self._file: io.BufferedWriter | None = None
         if isinstance(sink, Path):
-            self._writer = pa.ipc.new_file(str(sink), schema)
+            self._file = io.BufferedWriter(_DigestedFile(sink), _BUFFER_BYTES)
+            self._writer = pa.ipc.new_file(self._file, schema)
         else:
             metadata = {_HEADER: canonical_json(header)} if header else None
             self._writer = pa.ipc.new_stream(sink, schema.with_metadata(metadata))
 
-    def write(self, batch: pa.RecordBatch) -> None:
-        """Append `batch`; its columns must be those of the schema, in order. Empty batches are skipped."""
+    def write(self, batch: pa.RecordBatch, digest: bytes | None = None) -> None:
+        """Append `batch`; its columns must be those of the schema, in order. Empty batches are skipped.
+
+        digest: its `batch_digest`, where the caller has just checked it.
+        """
         if batch.num_rows == 0:
             return
         batch = pa.RecordBatch.from_arrays(batch.columns, schema=self.schema)
-        digest = batch_digest(batch)
+        digest = digest or batch_digest(batch)
         self._all.update(digest)
         self._writer.write_batch(batch, custom_metadata={"seq": str(self._seq), "xxh3": digest})
         self._seq += 1
@@ -99,6 +136,11 @@ class TableWriter:
     def close(self) -> None:
         """Write the footer or end mark."""
         self._writer.close()
+        if self._file is not None and not self._file.closed:
+            raw = self._file.raw
+            assert isinstance(raw, _DigestedFile)
+            self._file.close()
+            self.digest = raw.digest()
 
 
 def _checked(read: Callable[[], Any], place: str, seq: int) -> tuple[pa.RecordBatch, dict[bytes, bytes]]:
@@ -118,12 +160,13 @@ def _checked(read: Callable[[], Any], place: str, seq: int) -> tuple[pa.RecordBa
 
 
 class TableReader:
-    """A memory-mapped Arrow IPC file. Batches are checked the first time they are read.
+    """A memory-mapped Arrow IPC file. Batches are checked the first time they are read, unless this process has just
+    `written` them.
 
     Raises ArtifactError if it cannot be opened (66), is no Arrow file or damaged (65), or lacks a column (78).
     """
 
-    def __init__(self, path: Path, schema: pa.Schema | None = None) -> None:
+    def __init__(self, path: Path, schema: pa.Schema | None = None, *, written: bool = False) -> None:
         self.path = path
         try:
             with path.open("rb") as file:
@@ -135,7 +178,7 @@ class TableReader:
             raise ArtifactError(f"{path}: not an Arrow file ({str(error).splitlines()[0]})", BAD_DATA) from error
         if schema is not None:
             check_schema(self._file.schema, schema, path)
-        self._seen: set[int] = set()
+        self._seen = set(range(self.num_batches)) if written else set()
 
     @property
     def schema(self) -> pa.Schema:
@@ -177,6 +220,8 @@ class StreamReader:
 
     def __init__(self, source: BinaryIO, schema: pa.Schema | None = None, place: str = "stdin") -> None:
         self.place, self.rows = place, 0
+        self.digest: bytes | None = None
+        """`batch_digest` of the last batch, checked."""
         self.trailer: Trailer | None = None
         self._all = xxhash.xxh3_128()
         try:
@@ -208,7 +253,8 @@ class StreamReader:
                 return
             if metadata.get(b"seq") != str(seq).encode():
                 raise self._cut(f"batch {seq} is missing")
-            self._all.update(metadata.get(b"xxh3", b""))
+            self.digest = metadata.get(b"xxh3")
+            self._all.update(self.digest or b"")
             self.rows += batch.num_rows
             seq += 1
             yield batch
@@ -227,11 +273,19 @@ def stdin_stream(schema: pa.Schema) -> StreamReader:
     """The stream on standard input. Raises ConfigError (2) if that is a terminal."""
     if sys.stdin.isatty():
         raise ConfigError("stdin: a terminal, expected a stream; pipe a stage into this one", USAGE)
-    return StreamReader(os.fdopen(os.dup(0), "rb", buffering=2**20), schema)
+    _widen(0)
+    return StreamReader(os.fdopen(os.dup(0), "rb", buffering=_BUFFER_BYTES), schema)
 
 
 def stdout_sink() -> BinaryIO:
     """Standard output for a stream. Raises ConfigError (2) if that is a terminal."""
     if sys.stdout.isatty():
         raise ConfigError("stdout: a terminal, and the output is binary; pipe it, or pass -o DIR", USAGE)
-    return os.fdopen(os.dup(1), "wb", buffering=2**20)
+    _widen(1)
+    return os.fdopen(os.dup(1), "wb", buffering=_BUFFER_BYTES)
+
+
+def _widen(pipe: int) -> None:
+    """Let a pipe hold a megabyte, as far as the system allows: its two ends then wait for each other less often."""
+    with contextlib.suppress(OSError):  # no pipe, or more than this user's share
+        fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _BUFFER_BYTES)

@@ -4,6 +4,7 @@
 where the stage has written it there.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
@@ -20,10 +21,10 @@ def inside(artifact: Path) -> Path:
     return folder
 
 
-def keep_trailer(trailer: Trailer, folder: Path) -> None:
-    """Make `folder`, with the files in it, the artifact that the stream was."""
+def keep_trailer(trailer: Trailer, folder: Path, known: Mapping[Path, str] | None = None) -> None:
+    """Make `folder`, with the files in it, the artifact that the stream was. `known`: digests of files."""
     (folder / LEDGER).write_bytes(trailer.ledger)
-    whole = msgspec.structs.replace(trailer.manifest, files=list_files(folder))
+    whole = msgspec.structs.replace(trailer.manifest, files=list_files(folder, known))
     if trailer.side:
         (folder / SIDE_FILE).write_bytes(trailer.side)
     (folder / MANIFEST).write_bytes(whole.to_json())

@@ -82,6 +82,7 @@ class Out:
         self.inputs: list[InputEntry] = []
         self.config: dict[str, Any] = {}
         self.stream_writer: TableWriter | None = None
+        self._tables: list[TableWriter] = []
         self.after_commit: Callable[[], None] | None = None
         """Called once the artifact is in place: to remove what it makes needless."""
 
@@ -100,7 +101,12 @@ class Out:
     def table(self, name: str, schema: pa.Schema) -> TableWriter:
         """A table of the artifact, or the stream itself when the output is one."""
         if self.sink is None:
-            return TableWriter(self.dir / name, schema)
+            self._tables.append(TableWriter(self.dir / name, schema))
+            return self._tables[-1]
         header = StreamHeader(kind=self.stage.kind(None), stage=self.stage.name, key=self.key)
         self.stream_writer = TableWriter(self.sink, schema, header)
         return self.stream_writer
+
+    def digests(self) -> dict[Path, str]:
+        """Of the tables written and closed."""
+        return {table.path: table.digest for table in self._tables if table.path and table.digest}

@@ -153,7 +153,7 @@ def run_stage(stage: Stage, config: Any, given: dict[str, list[str]], output: Pa
                 key=key,
                 config=resolved,
                 inputs=entries,
-                files=list_files(staging.path) if staging else [],
+                files=list_files(staging.path, out.digests()) if staging else [],
                 counts=counts,
                 metrics=result.metrics,
                 digests=result.digests,

@@ -1,8 +1,8 @@
 """Pack: read how long the rows are, plan the bins, count what each bin trains on, write the plan, prove it.
 
 Tokens are never moved: a plan names rows by ordinal. Only a stream is copied, into `tokens/` inside the artifact, since
-it cannot be read twice. Two passes over the token tables, the second over a few narrow columns; memory is about 16
-bytes a row, whatever the rows hold.
+it cannot be read twice; its lengths are read as it passes, so that at its end only the plan is left to make. Two passes
+over the token tables, the second over a few narrow columns; memory is about 16 bytes a row, whatever the rows hold.
 """
 
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ from postmill.io.errors import BAD_DATA, INTERNAL, MISMATCH, USAGE, ArtifactErro
 from postmill.io.manifest import Manifest
 from postmill.io.packed import BINS, TOKENS, TokenRows, span_columns, token_tables
 from postmill.io.schemas import BINS_V1, LEDGER_V1, TOKENS_V1
-from postmill.io.table import StreamReader, TableReader, TableWriter
+from postmill.io.table import StreamReader, TableReader
 from postmill.io.upstream import inside, keep_trailer
 from postmill.stages.pack.config import Pack
 from postmill.stages.protocol import Input, Inputs, Out, Result
@@ -58,8 +58,7 @@ class Bins(NamedTuple):
 
 def run(cfg: Pack, inputs: Inputs, out: Out) -> Result:
     """Make `bins.arrow`. Raises StageError (65) for rows that do not fit, ArtifactError as the readers do."""
-    tables, digests = _open_tokens(inputs["tokens"], out)
-    survey = _survey(tables)
+    tables, digests, survey = _open_tokens(inputs["tokens"], out)
     starts, rows = _plan(cfg, survey, tables)
     bins = _count(tables, survey, starts, rows, out)
     costs = _write(cfg, bins, survey, out)
@@ -68,14 +67,13 @@ def run(cfg: Pack, inputs: Inputs, out: Out) -> Result:
     return Result(metrics=_metrics(cfg, bins, survey, costs) | {"sources": sources}, digests=digests)
 
 
-def _open_tokens(inputs: list[Input], out: Out) -> tuple[list[Table], dict[str, str]]:
-    """The token tables, and the digests (tokenizer, template) that all of them share."""
+def _open_tokens(inputs: list[Input], out: Out) -> tuple[list[Table], dict[str, str], Survey]:
+    """The token tables, the digests (tokenizer, template) that all of them share, and what planning needs to know."""
     streams = [item.stream for item in inputs if item.stream is not None]
     if streams and len(inputs) > 1:
         raise ConfigError("pack: a stream together with artifacts; write it to an artifact first", USAGE)
     if streams:
-        reader, made = _receive(streams[0], out)
-        return [Table(reader, _sources(made), 0)], dict(made.digests)
+        return _receive(streams[0], out)
     artifacts = [item.artifact for item in inputs if item.artifact is not None]
     digests: dict[str, str] = {}
     for artifact in artifacts:
@@ -92,23 +90,30 @@ def _open_tokens(inputs: list[Input], out: Out) -> tuple[list[Table], dict[str, 
         sources = _sources(artifact.manifest)
         tables += [Table(reader, sources, first_source) for reader in token_tables(artifact)]
         first_source += len(sources)
-    return tables, digests
+    surveyor = Surveyor()
+    for _, batch in _batches(tables):
+        surveyor.add(batch)
+    return tables, digests, surveyor.finish(tables)
 
 
 def _sources(made: Manifest) -> list[str]:
     return [str(name) for name in made.metrics.get("sources", [])]
 
 
-def _receive(stream: StreamReader, out: Out) -> tuple[TableReader, Manifest]:
+def _receive(stream: StreamReader, out: Out) -> tuple[list[Table], dict[str, str], Survey]:
     """Copy a stream into a tokens artifact inside this one, with its ledger and manifest. Raises ArtifactError (76)."""
     folder = inside(out.dir)
-    writer = TableWriter(folder / TOKENS, TOKENS_V1)
+    writer = out.table(f"{folder.name}/{TOKENS}", TOKENS_V1)
+    surveyor = Surveyor()
     for batch in stream:
-        writer.write(batch)
+        writer.write(batch, stream.digest)
+        surveyor.add(batch)
     writer.close()
     assert stream.trailer is not None  # a stream that ends without one has raised
-    keep_trailer(stream.trailer, folder)
-    return TableReader(folder / TOKENS, TOKENS_V1), stream.trailer.manifest
+    keep_trailer(stream.trailer, folder, out.digests())
+    made = stream.trailer.manifest
+    tables = [Table(TableReader(folder / TOKENS, TOKENS_V1, written=True), _sources(made), 0)]
+    return tables, dict(made.digests), surveyor.finish(tables)
 
 
 def _batches(tables: list[Table]) -> Iterator[tuple[Table, pa.RecordBatch]]:
@@ -125,8 +130,8 @@ def _place_in(table: Table, batch: pa.RecordBatch, row: int) -> str:
     return f"{table.sources[source]}:{line}" if source < len(table.sources) else f"source {source} line {line}"
 
 
-def _check_targets(batch: pa.RecordBatch, table: Table) -> None:
-    """Raises ArtifactError (65) if `trained_tokens` is not what the spans cover.
+def _miscounted(batch: pa.RecordBatch) -> tuple[int, str] | None:
+    """The first row of a batch whose `trained_tokens` is not what its spans cover, and what is wrong with it.
 
     A row's first token is never a target: what would predict it is the row before. Loss normalisers come from these
     counts, so a maker of tokens that counts otherwise is refused rather than believed.
@@ -136,38 +141,50 @@ def _check_targets(batch: pa.RecordBatch, table: Table) -> None:
     expected = covered[offsets[1:]] - covered[offsets[:-1]]
     counted = to_numpy(batch.column("trained_tokens"))
     wrong = np.flatnonzero(expected != counted)
-    if len(wrong):
-        place = _place_in(table, batch, int(wrong[0]))
-        raise ArtifactError(
-            f"{table.reader.path}: {place} says {counted[wrong[0]]} trained tokens, its spans have"
-            f" {expected[wrong[0]]} (the first token is never one); tokenize again",
-            BAD_DATA,
-        )
+    if not len(wrong):
+        return None
+    row = int(wrong[0])
+    return row, f"says {counted[row]} trained tokens, its spans have {expected[row]} (the first token is never one)"
 
 
-def _survey(tables: list[Table]) -> Survey:
-    """First pass. Raises ArtifactError (65) for a pair with one side missing."""
-    lengths: list[NDArray[np.uint32]] = [np.empty(0, np.uint32)]
-    joined: list[NDArray[np.bool_]] = [np.empty(0, np.bool_)]
-    sides: list[NDArray[np.int8]] = [np.empty(0, np.int8)]
-    reasons: list[NDArray[np.uint8]] = [np.empty(0, np.uint8)]
-    last: bytes | None = None
-    for table, batch in _batches(tables):
-        _check_targets(batch, table)
+class Surveyor:
+    """The first pass, a batch at a time."""
+
+    def __init__(self) -> None:
+        self._lengths: list[NDArray[np.uint32]] = [np.empty(0, np.uint32)]
+        self._joined: list[NDArray[np.bool_]] = [np.empty(0, np.bool_)]
+        self._sides: list[NDArray[np.int8]] = [np.empty(0, np.int8)]
+        self._reasons: list[NDArray[np.uint8]] = [np.empty(0, np.uint8)]
+        self._last_pair: bytes | None = None
+        self._num_rows = 0
+        self._fault: tuple[int, str] | None = None
+        """The first row that is miscounted, and how. Where it came from is known only at the end of a stream."""
+
+    def add(self, batch: pa.RecordBatch) -> None:
+        """Look at the next batch of all tables; it is not kept."""
+        if self._fault is None and (fault := _miscounted(batch)):
+            self._fault = (self._num_rows + fault[0], fault[1])
+        self._num_rows += batch.num_rows
         length = to_numpy(batch.column("length")).astype(np.uint32)
         trained = to_numpy(batch.column("trained_tokens"))
         reason = np.where((trained == 0) & ~validity(batch.column("label")), _UNTRAINED, 0).astype(np.uint8)
         reason[length == 0] = _EMPTY
-        lengths.append(length)
-        reasons.append(reason)
-        flags, last = _join(batch, last)
-        joined.append(flags)
+        self._lengths.append(length)
+        self._reasons.append(reason)
+        flags, self._last_pair = _join(batch, self._last_pair)
+        self._joined.append(flags)
         side = batch.column("side")
-        sides.append(np.where(validity(side), to_numpy(side), -1).astype(np.int8))
-    survey = Survey(np.concatenate(lengths), np.concatenate(joined), np.concatenate(reasons))
-    _check_pairs(survey.joined, np.concatenate(sides), tables)
-    _spread(survey)
-    return survey
+        self._sides.append(np.where(validity(side), to_numpy(side), -1).astype(np.int8))
+
+    def finish(self, tables: list[Table]) -> Survey:
+        """Raises ArtifactError (65) for a row that is miscounted or a pair with one side missing."""
+        if self._fault:
+            row, what = self._fault
+            raise ArtifactError(f"{_place(tables, row)} {what}; tokenize again", BAD_DATA)
+        survey = Survey(np.concatenate(self._lengths), np.concatenate(self._joined), np.concatenate(self._reasons))
+        _check_pairs(survey.joined, np.concatenate(self._sides), tables)
+        _spread(survey)
+        return survey
 
 
 def _join(batch: pa.RecordBatch, last: bytes | None) -> tuple[NDArray[np.bool_], bytes | None]:

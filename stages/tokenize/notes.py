@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from postmill.io.errors import ConfigError
 from postmill.stages.progress import Progress
@@ -35,10 +34,11 @@ class Notes:
         if counts.get("byte_order_marks"):
             self._first.setdefault("byte_order_marks", f"{self._names[source]}:1")
 
-        lengths = pc.min_max(ledger["tokens_before"].filter(pc.equal(ledger["reason"], "too_long"))).as_py()
-        if lengths["min"] is not None:
-            least, most = self._too_long or (lengths["min"], lengths["max"])
-            self._too_long = (min(least, lengths["min"]), max(most, lengths["max"]))
+        lines = zip(ledger["reason"].to_pylist(), ledger["tokens_before"].to_pylist(), strict=True)
+        lengths = [tokens for reason, tokens in lines if reason == "too_long"]
+        if lengths:
+            lengths += self._too_long or ()
+            self._too_long = (min(lengths), max(lengths))
 
     def remedy(self, cfg: Tokenize) -> str:
         """What to do where no row is left."""

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from postmill import _native
+from postmill.io.arrays import adopt, numbers, text
 from postmill.io.errors import MISMATCH, ArtifactError, ConfigError
 from postmill.io.manifest import Manifest
 from postmill.io.schemas import LEDGER_V1, TOKENS_V1
@@ -63,9 +64,7 @@ def _weigh(encoder: _native.ChatEncoder, batches: TableReader | StreamReader, ou
     writer = out.table(TOKENS, TOKENS_V1)
     totals = Totals()
     with refusals():
-        weighed: Iterator[pa.RecordBatch] = in_order(
-            lambda batch: pa.record_batch(encoder.reweight(batch)), batches, out.threads
-        )
+        weighed: Iterator[pa.RecordBatch] = in_order(lambda batch: adopt(encoder.reweight(batch)), batches, out.threads)
         for batch in weighed:
             kept, dropped = _split_trained(batch)
             writer.write(kept)
@@ -96,9 +95,9 @@ def _split_trained(batch: pa.RecordBatch) -> tuple[pa.RecordBatch, pa.RecordBatc
         gone["row_id"],
         gone["source"],
         gone["line"],
-        pa.array(["dropped"] * gone.num_rows, pa.utf8()),
-        pa.array([NOTHING] * gone.num_rows, pa.utf8()),
+        text(["dropped"] * gone.num_rows),
+        text([NOTHING] * gone.num_rows),
         gone["length"],
-        pa.array([0] * gone.num_rows, pa.int32()),
+        numbers([0] * gone.num_rows, pa.int32()),
     ]
     return batch.filter(pc.invert(untrained)), pa.RecordBatch.from_arrays(columns, schema=LEDGER_V1)

@@ -12,6 +12,7 @@ import msgspec
 import pyarrow as pa
 
 from postmill import _native
+from postmill.io.arrays import adopt
 from postmill.io.errors import ConfigError
 from postmill.io.model_folder import tokenizer_digest
 from postmill.io.schemas import TOKENS_V1
@@ -20,7 +21,6 @@ from postmill.stages.protocol import Inputs, Out, Result
 from postmill.stages.tokenize.config import Tokenize
 from postmill.stages.tokenize.model import ChosenTemplates, TokenizerFolder, choose_templates, load_tokenizer
 from postmill.stages.tokenize.notes import Notes, check_columns
-from postmill.stages.tokenize.reweigh import reweigh
 from postmill.stages.tokenize.work import TOKENS, Totals, check_trained, close, in_order, refusals
 
 
@@ -42,6 +42,8 @@ def run(cfg: Tokenize, inputs: Inputs, out: Out) -> Result:
     if any(item.kind == "tokens" for item in inputs["data"]):
         if len(inputs["data"]) > 1:
             raise ConfigError("tokenize: tokens are weighed again alone; give them as the only input")
+        from postmill.stages.tokenize.reweigh import reweigh  # needs Arrow's computing half, 35 ms to load
+
         metrics = reweigh(cfg, encoder, inputs["data"][0], digests, out)
     else:
         metrics = _encode(cfg, encoder, [item.name for item in inputs["data"]], out)
@@ -121,7 +123,7 @@ def _encode(cfg: Tokenize, encoder: _native.ChatEncoder, references: list[str], 
             chunk.selection,
             duplicates,
         )
-        return pa.record_batch(rows), pa.record_batch(ledger), counts | {"source": chunk.source}
+        return adopt(rows), adopt(ledger), counts | {"source": chunk.source}
 
     def hash_rows(chunk: Chunk) -> tuple[Chunk, list[tuple[int, bytes]]]:
         place = (chunk.source, chunk.first_line, chunk.first_record, chunk.copy, chunk.selection)

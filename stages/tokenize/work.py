@@ -1,15 +1,16 @@
 """What encoding and weighing again share: order on threads, sums for the manifest, and what is refused at the end."""
 
 import contextlib
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from postmill import _native
+from postmill.io.arrays import to_numpy
 from postmill.io.errors import BAD_DATA, ArtifactError, ConfigError, StageError
 from postmill.io.table import TableWriter
 from postmill.stages.protocol import Out
@@ -93,7 +94,7 @@ class Totals:
             self.histogram[bucket] += number
         for name, number in counts.items():
             self.sums[name] = self.sums.get(name, 0) + number
-        self.weight_sum += pc.sum(rows["weight_sum"], min_count=0).as_py()
+        self.weight_sum += math.fsum(to_numpy(rows["weight_sum"]).tolist())
 
     def metrics(self) -> dict[str, Any]:
         """`length_histogram`: rows by the largest power of two not above their length. `stop_ids`: what ends a turn."""

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pytest
 import token_tables
 
+from postmill.io.digest import digest_file
 from postmill.io.errors import BAD_DATA, CUT_STREAM, MISMATCH, NO_INPUT, ArtifactError
 from postmill.io.ledger import Ledger
 from postmill.io.schemas import BINS_V1, TOKENS_V1
@@ -37,6 +38,16 @@ def table_at(path: Path) -> Path:
 def test_a_file_gives_back_what_was_written(tmp_path: Path) -> None:
     reader = TableReader(table_at(tmp_path / "rows.arrow"), TOKENS_V1)
     assert pa.Table.from_batches(reader) == pa.Table.from_batches(BATCHES)
+
+
+def test_a_writer_knows_the_digest_of_its_file(tmp_path: Path) -> None:
+    path = tmp_path / "rows.arrow"
+    writer = TableWriter(path, TOKENS_V1)
+    for batch in BATCHES:
+        writer.write(batch)
+    assert writer.digest == ""
+    writer.close()
+    assert writer.digest == digest_file(path)
 
 
 def test_a_stream_gives_back_what_was_written_and_who_made_it() -> None:

@@ -222,6 +222,18 @@ def test_a_tokenizer_that_counts_the_first_token_is_refused(tmp_path):
     assert caught.value.code == 65
 
 
+def test_such_a_tokenizer_is_refused_in_a_pipe_too(tmp_path):
+    rows = random_rows(0, 8)
+    rows[4] = row([1, 2, 3], [(0, 3, 1.0)], trained_tokens=3)
+    with (tmp_path / "stream").open("wb") as sink:
+        write_stream(sink, to_batches(rows))
+    with (tmp_path / "stream").open("rb") as source:
+        done = command("pack", "-", "-o", tmp_path / "piped", "--row-tokens", 100, stdin=source)
+    assert done.returncode == 65
+    assert b"line 5 says 3 trained tokens, its spans have 2" in done.stderr
+    assert not (tmp_path / "piped").exists()
+
+
 def test_no_rows_at_all(tmp_path):
     with pytest.raises(StageError, match="0 rows") as caught:
         pack(tmp_path, [])

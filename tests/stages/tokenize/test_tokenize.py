@@ -193,3 +193,14 @@ def test_changing_anything_changes_the_key(model: Path, tmp_path: Path) -> None:
         postmill("tokenize", data, "-m", model, "-o", tmp_path / str(number), *argv)
         keys.append(load_artifact(tmp_path / str(number)).manifest.key)
     assert len(set(keys)) == 4
+
+
+def test_tokenize_loads_neither_torch_nor_pandas_nor_what_computes(tmp_path: Path, model: Path) -> None:
+    write_rows(tmp_path / "rows.jsonl", [chat("q", "a")])
+    argv = [str(tmp_path / "rows.jsonl"), "-m", str(model), "-o", str(tmp_path / "tokens")]
+    program = (
+        f"import sys; from postmill.cli.main import dispatch; dispatch('tokenize', {argv!r});"
+        " print([m for m in ('torch', 'transformers', 'pandas', 'pyarrow.compute') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
