@@ -28,7 +28,7 @@ from postmill.stages.train.optimizer import Learner, make_optimizer, release, se
 from postmill.stages.train.parallel.layout import Layout
 from postmill.stages.train.parallel.replicated import Replicated
 from postmill.stages.train.plan import Step, Steps, read_channels, validation_normaliser
-from postmill.stages.train.probe import check_objective
+from postmill.stages.train.probe import check
 from postmill.stages.train.record import Record
 from postmill.stages.train.run_state import RunState
 from postmill.stages.train.schedule import lr_at
@@ -57,7 +57,7 @@ def train(cfg: Train, reader: PackedReader, valid: PackedReader | None, base: In
         router_aux=router_coefficient(net.config, cfg.router_aux),
     ).train()
     wrapped = layout.wrap(objective)
-    check_objective(objective, reader, dtype, device)
+    check(objective, reader, dtype, device, loss_kernel=cfg.loss_kernel)
     parameters = model.trainable(net)
     learner = Learner(net, parameters, make_optimizer(cfg, parameters), layout)
     if found:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from postmill.io.errors import USAGE, ConfigError
 from postmill.kernels.loss_scale_ce.api import Backend, loss_scale_ce
+from postmill.kernels.loss_scale_ce.probe import Deviation, probe
 from postmill.kernels.loss_scale_ce.terms import LossOutput
 from postmill.stages.train.batch import Batch
 
@@ -80,23 +81,9 @@ class Objective(nn.Module):
 
         `router_share` of the routers' balancing loss is added: the batch's share of the step's tokens.
         """
-        device_type = batch.input_ids_1T.device.type
-        with torch.autocast(device_type, self._compute_dtype, enabled=self._compute_dtype == torch.bfloat16):
-            hidden_TH, router_logits = self._hidden(batch)
-        head = self.model.get_output_embeddings()
-        bias = getattr(head, "bias", None)
+        hidden_TH, router_logits = self._hidden(batch)
         output = loss_scale_ce(
-            hidden_TH.to(self._compute_dtype),
-            head.weight.to(self._compute_dtype),
-            batch.targets_T,
-            batch.weights_T,
-            denominator=denominator,
-            bias_V=None if bias is None else bias.to(self._compute_dtype),
-            logit_scale=self._scale.logit_scale,
-            softcap=self._scale.softcap,
-            label_smoothing=self._label_smoothing if self.training else 0.0,
-            backend=self._backend,
-            return_logp=want_logp,
+            **self._head_of(hidden_TH, batch), denominator=denominator, backend=self._backend, return_logp=want_logp
         )
         if router_logits and self.training:
             text = self.model.config.get_text_config()
@@ -109,6 +96,31 @@ class Objective(nn.Module):
         logits: Tensor = self.model(input_ids=ids_1T, use_cache=False).logits
         return logits
 
+    def kernel_deviation(self, batch: Batch) -> Deviation:
+        """How far the loss kernel is from plain torch on the first rows of `batch`, in the loss and its gradients."""
+        with torch.no_grad():
+            hidden_TH, _ = self._hidden(batch)
+        return probe(self._backend, **self._head_of(hidden_TH, batch), denominator=1.0)
+
+    def use_reference(self) -> None:
+        """Compute the loss in plain torch from now on."""
+        self._backend = "reference"
+
+    def _head_of(self, hidden_TH: Tensor, batch: Batch) -> dict[str, Any]:
+        """What the loss kernel is given of the head and of `batch`."""
+        head, dtype = self.model.get_output_embeddings(), self._compute_dtype
+        bias = getattr(head, "bias", None)
+        return {
+            "hidden_TH": hidden_TH.to(dtype),
+            "weight_VH": head.weight.to(dtype),
+            "targets_T": batch.targets_T,
+            "token_weights_T": batch.weights_T,
+            "bias_V": None if bias is None else bias.to(dtype),
+            "logit_scale": self._scale.logit_scale,
+            "softcap": self._scale.softcap,
+            "label_smoothing": self._label_smoothing if self.training else 0.0,
+        }
+
     def _hidden(self, batch: Batch) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Last hidden states, [T, H], each row for itself; and the routers' logits of each layer if they are used."""
         decoder = self.model.get_decoder()
@@ -119,16 +131,18 @@ class Objective(nn.Module):
             inputs = {"inputs_embeds": self._noisy_embeddings(batch)}
         if self._router_aux:
             inputs["output_router_logits"] = True
-        found = decoder(
-            **inputs,
-            position_ids=batch.position_ids_1T,
-            use_cache=False,
-            cu_seq_lens_q=starts,
-            cu_seq_lens_k=starts,
-            max_length_q=longest,
-            max_length_k=longest,
-            row_starts=batch.row_starts,
-        )
+        dtype, device_type = self._compute_dtype, batch.input_ids_1T.device.type
+        with torch.autocast(device_type, dtype, enabled=dtype == torch.bfloat16):
+            found = decoder(
+                **inputs,
+                position_ids=batch.position_ids_1T,
+                use_cache=False,
+                cu_seq_lens_q=starts,
+                cu_seq_lens_k=starts,
+                max_length_q=longest,
+                max_length_k=longest,
+                row_starts=batch.row_starts,
+            )
         hidden: Tensor = found.last_hidden_state
         return hidden[0], tuple(found.router_logits) if self._router_aux else ()
 

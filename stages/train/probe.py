@@ -1,4 +1,5 @@
-"""A look before the first step: does the loss head compute what the model itself computes, each row for itself?
+"""Two looks before the first step: does the loss head compute what the model itself computes, each row for itself? And
+does the loss kernel give the loss and gradients that plain torch gives?
 
 Two short rows are laid end to end and scored by the objective; then each is given to the model alone, logits and all.
 A model whose layers leak across rows (state-space layers, unusual attention) or scale their logits in a way we do not
@@ -12,7 +13,8 @@ import torch
 
 from postmill.io.errors import FAILED, StageError
 from postmill.io.packed import Bin, PackedReader
-from postmill.stages.train.batch import collate
+from postmill.stages.progress import Progress
+from postmill.stages.train.batch import Batch, collate
 from postmill.stages.train.objective import Objective
 
 _LONGEST = 48
@@ -21,21 +23,22 @@ _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1}
 random models by 2e-7, and a leaking one (LFM2, whose convolutions reach over borders) by 4e-4. CPU, 2026-11-22."""
 
 
+def check(
+    objective: Objective, reader: PackedReader, dtype: torch.dtype, device: torch.device, *, loss_kernel: str
+) -> None:
+    """Both looks, with the errors of both."""
+    check_loss_kernel(objective, reader, loss_kernel, device)
+    check_objective(objective, reader, dtype, device)
+
+
 def check_objective(objective: Objective, reader: PackedReader, dtype: torch.dtype, device: torch.device) -> float:
     """The mean difference. Raises StageError (1) if it is above the tolerance of `dtype`."""
     was_training = objective.training
     objective.eval()
     rows = _two_rows(reader)
     lengths = [len(row) for row in rows]
-    packed = Bin(
-        np.concatenate(rows),
-        np.concatenate([np.arange(n, dtype=np.int32) for n in lengths]),
-        np.cumsum([0, *lengths], dtype=np.int32),
-        np.ones(sum(lengths), np.float32),
-        np.zeros(len(rows), np.int64),
-    )
     with torch.no_grad():
-        logp_T = objective(collate([packed]).to(device), 1.0, want_logp=True).logp_T
+        logp_T = objective(_end_to_end(rows).to(device), 1.0, want_logp=True).logp_T
         assert logp_T is not None
         ours = torch.cat([piece[:-1] for piece in logp_T.split(lengths)])
         with torch.autocast(device.type, dtype, enabled=dtype == torch.bfloat16):
@@ -49,6 +52,38 @@ def check_objective(objective: Objective, reader: PackedReader, dtype: torch.dty
             FAILED,
         )
     return difference
+
+
+def check_loss_kernel(objective: Objective, reader: PackedReader, wanted: str, device: torch.device) -> None:
+    """Go over to plain torch, with a warning, if the loss kernel deviates from it and was chosen by `auto`.
+
+    Raises StageError (1) if the kernel that was asked for deviates.
+    """
+    deviation = objective.kernel_deviation(_end_to_end(_two_rows(reader)).to(device))
+    if deviation.is_acceptable:
+        return
+    if wanted != "auto":
+        raise StageError(
+            f"--loss-kernel {wanted}: {deviation.describe()}; pass --loss-kernel reference, and report this", FAILED
+        )
+    objective.use_reference()
+    Progress.warn("train", f"{deviation.describe()}; the loss is computed in plain torch, which is slower")
+
+
+def _end_to_end(rows: list[np.ndarray[Any, np.dtype[np.int32]]]) -> Batch:
+    """The batch of `rows`, each token with a weight of its own."""
+    lengths = [len(row) for row in rows]
+    return collate(
+        [
+            Bin(
+                np.concatenate(rows),
+                np.concatenate([np.arange(n, dtype=np.int32) for n in lengths]),
+                np.cumsum([0, *lengths], dtype=np.int32),
+                np.linspace(0.3, 3.0, sum(lengths), dtype=np.float32),
+                np.zeros(len(rows), np.int64),
+            )
+        ]
+    )
 
 
 def _two_rows(reader: PackedReader) -> list[np.ndarray[Any, np.dtype[np.int32]]]:

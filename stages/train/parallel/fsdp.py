@@ -36,6 +36,7 @@ class Fsdp:
         # backward pass to end that: the optimizer would update shards that nobody reads
         fully_shard(objective, mesh=self._mesh, reshard_after_forward=True)
         register_fsdp_forward_method(objective, "own_logits")
+        register_fsdp_forward_method(objective, "kernel_deviation")
         return objective.to(self._device)
 
     def gathering(self, module: nn.Module, *, last: bool) -> AbstractContextManager[Any]:

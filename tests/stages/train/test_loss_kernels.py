@@ -73,3 +73,39 @@ def test_one_step_is_the_same_with_every_backend(world, backend):
     for name, want in expected.items():
         gap, size = float((found[name] - want).abs().max()), float(want.abs().max())
         assert gap <= 2e-6 * size, (name, gap, size)
+
+
+def test_a_wrong_kernel_is_found_before_the_first_step(tmp_path, monkeypatch, capfd):
+    """`auto` goes on in plain torch to the same weights; a kernel that was asked for is an error."""
+    pytest.importorskip("postmill._C", reason="C++ kernels not built")
+    from postmill.io.errors import StageError
+    from postmill.kernels.loss_scale_ce import cpp
+    from postmill.stages.runner import Options, run_stage
+    from postmill.stages.train.config import STAGE, Train
+
+    base = tiny_model.write_model(tmp_path / "base")
+    ports = {"packed": [str(tiny_model.write_packed(tmp_path / "packed", base, tiny_model.make_rows(12)))]}
+    ports["model"] = [str(base)]
+
+    def train(kernel, name):
+        cfg = Train(tuner="full", lr=1e-3, steps=2, bins_per_step=2, save_every=0, loss_kernel=kernel)
+        run_stage(STAGE, cfg, ports, tmp_path / name, Options(threads=1))
+        return (tmp_path / name / "model.safetensors").read_bytes()
+
+    expected = train("reference", "reference")
+    train("cpp", "right")
+    assert "differs from the reference" not in capfd.readouterr().err
+    right = cpp.loss_coefficients
+
+    def wrong(*arguments):
+        coefficients = right(*arguments)
+        return coefficients._replace(b_T=coefficients.b_T * 1.01)
+
+    monkeypatch.setattr(cpp, "loss_coefficients", wrong)
+    assert train("auto", "auto") == expected
+    said = capfd.readouterr().err
+    assert "train: warning: loss_scale_ce: cpp differs from the reference by" in said
+    assert "the loss is computed in plain torch, which is slower" in said
+    with pytest.raises(StageError, match=r"--loss-kernel cpp: .* pass --loss-kernel reference, and report this"):
+        train("cpp", "wrong")
+    assert not (tmp_path / "wrong").exists()
