@@ -44,7 +44,7 @@ pub fn parse(bytes: &[u8]) -> Result<Json, RowError> {
 /// # Errors
 /// As [`parse`].
 pub fn parse_text(text: &str) -> Result<Json, RowError> {
-    let mut parser = Parser { text, bytes: text.as_bytes(), at: 0, scratch: String::new() };
+    let mut parser = Parser { text, bytes: text.as_bytes(), at: 0, scratch: Vec::new() };
     parser.document().map_err(Fault::into_error)
 }
 
@@ -142,8 +142,8 @@ struct Parser<'a> {
     text: &'a str,
     bytes: &'a [u8],
     at: usize,
-    /// Where strings with escapes are put together before the one allocation of their final size.
-    scratch: String,
+    /// Where strings with escapes are put together before the one allocation of their final size. Always UTF-8.
+    scratch: Vec<u8>,
 }
 
 impl Parser<'_> {
@@ -256,14 +256,18 @@ impl Parser<'_> {
     }
 
     fn string_with_escapes(&mut self, start: usize) -> Parsed<Box<str>> {
-        let text = self.text;
+        let bytes = self.bytes;
         self.scratch.clear();
-        self.scratch.push_str(&text[start..self.at]);
+        // no string is longer than what is left of the text, so this is the one allocation
+        self.scratch.reserve(bytes.len() - start + BLOCK);
+        self.scratch.extend_from_slice(&bytes[start..self.at]);
         loop {
-            match self.bytes.get(self.at) {
+            match bytes.get(self.at) {
                 Some(b'"') => {
                     self.at += 1;
-                    return Ok(self.scratch.as_str().into());
+                    // SAFETY: put together from text that was cut at ASCII bytes, and from whole characters.
+                    let text = unsafe { std::str::from_utf8_unchecked(&self.scratch) };
+                    return Ok(text.into());
                 }
                 Some(b'\\') => self.escape()?,
                 Some(&byte) => {
@@ -272,9 +276,7 @@ impl Parser<'_> {
                 }
                 None => return Err(self.cut("inside a string")),
             }
-            let plain = self.at;
-            self.at += plain_length(&self.bytes[plain..]);
-            self.scratch.push_str(&text[plain..self.at]);
+            self.at += copy_plain(&bytes[self.at..], &mut self.scratch);
         }
     }
 
@@ -285,15 +287,15 @@ impl Parser<'_> {
             return Err(self.cut("inside a string"));
         };
         let decoded = match kind {
-            b'"' | b'\\' | b'/' => char::from(kind),
-            b'b' => '\u{8}',
-            b'f' => '\u{c}',
-            b'n' => '\n',
-            b'r' => '\r',
-            b't' => '\t',
+            b'"' | b'\\' | b'/' => kind,
+            b'b' => 8,
+            b'f' => 0xc,
+            b'n' => b'\n',
+            b'r' => b'\r',
+            b't' => b'\t',
             b'u' => {
                 let decoded = self.unicode_escape()?;
-                self.scratch.push(decoded);
+                self.scratch.extend_from_slice(decoded.encode_utf8(&mut [0; 4]).as_bytes());
                 return Ok(());
             }
             _ => {
@@ -460,28 +462,70 @@ fn is_duplicate(members: &[(Box<str>, Json)], hashes: &mut HashSet<u64>, key: &s
     !hashes.insert(xxh3_64(key.as_bytes())) && members.iter().any(|(name, _)| **name == *key)
 }
 
+/// Bytes that are looked at together.
+const BLOCK: usize = 16;
+
+/// A bit for each byte of a block that is `"`, `\` or a control character.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+fn stops(block: &[u8; BLOCK]) -> u32 {
+    use std::arch::x86_64::{
+        _mm_cmpeq_epi8, _mm_loadu_si128, _mm_min_epu8, _mm_movemask_epi8, _mm_or_si128, _mm_set1_epi8,
+    };
+    // SAFETY: SSE2 is part of x86-64, and 16 bytes are read from an array of 16.
+    unsafe {
+        let bytes = _mm_loadu_si128(block.as_ptr().cast());
+        let is = |byte: u8| _mm_cmpeq_epi8(bytes, _mm_set1_epi8(byte.cast_signed()));
+        let control = _mm_cmpeq_epi8(_mm_min_epu8(bytes, _mm_set1_epi8(0x1f)), bytes);
+        _mm_movemask_epi8(_mm_or_si128(control, _mm_or_si128(is(b'"'), is(b'\\')))) as u32
+    }
+}
+
+/// A bit for each byte of a block that is `"`, `\` or a control character.
+#[cfg(not(target_arch = "x86_64"))]
+#[inline]
+fn stops(block: &[u8; BLOCK]) -> u32 {
+    (0..).zip(block).map(|(bit, byte)| u32::from(is_stop(*byte)) << bit).sum()
+}
+
+fn is_stop(byte: u8) -> bool {
+    byte < 0x20 || byte == b'"' || byte == b'\\'
+}
+
 /// How many bytes at the start of `bytes` are neither `"`, `\` nor control characters.
 fn plain_length(bytes: &[u8]) -> usize {
-    const ONES: u64 = 0x0101_0101_0101_0101;
-    const HIGHS: u64 = 0x8080_8080_8080_8080;
     let mut done = 0;
-    // In `(x - ONES * n) & !x & HIGHS` the lowest set bit marks the first byte below n; bits above it may be wrong,
-    // which is why only the lowest is used ("Bit Twiddling Hacks", Determine if a word has a byte less than n).
-    while let Some(chunk) = bytes.get(done..).and_then(|rest| rest.first_chunk::<8>()) {
-        let word = u64::from_le_bytes(*chunk);
-        let quote = word ^ (ONES * u64::from(b'"'));
-        let slash = word ^ (ONES * u64::from(b'\\'));
-        let stops = ((word.wrapping_sub(ONES * 0x20) & !word)
-            | (quote.wrapping_sub(ONES) & !quote)
-            | (slash.wrapping_sub(ONES) & !slash))
-            & HIGHS;
+    while let Some(block) = bytes.get(done..).and_then(|rest| rest.first_chunk()) {
+        let stops = stops(block);
         if stops != 0 {
-            return done + stops.trailing_zeros() as usize / 8;
+            return done + stops.trailing_zeros() as usize;
         }
-        done += 8;
+        done += BLOCK;
     }
     let tail = &bytes[done..];
-    done + tail.iter().position(|&byte| byte < 0x20 || byte == b'"' || byte == b'\\').unwrap_or(tail.len())
+    done + tail.iter().position(|byte| is_stop(*byte)).unwrap_or(tail.len())
+}
+
+/// Append them to `out`; their number. Whole blocks are written where there is room: short stretches between escapes are
+/// the rule in code, and a call for each would cost more than the copy.
+#[inline]
+fn copy_plain(bytes: &[u8], out: &mut Vec<u8>) -> usize {
+    let mut done = 0;
+    while let Some(block) = bytes.get(done..).and_then(|rest| rest.first_chunk()) {
+        let stops = stops(block);
+        let plain = if stops == 0 { BLOCK } else { stops.trailing_zeros() as usize };
+        let length = out.len();
+        out.extend_from_slice(block);
+        out.truncate(length + plain);
+        done += plain;
+        if stops != 0 {
+            return done;
+        }
+    }
+    let tail = &bytes[done..];
+    let plain = tail.iter().position(|byte| is_stop(*byte)).unwrap_or(tail.len());
+    out.extend_from_slice(&tail[..plain]);
+    done + plain
 }
 
 #[cfg(test)]

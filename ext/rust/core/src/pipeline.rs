@@ -120,7 +120,7 @@ pub fn encode_chunk(encoder: &Encoder, read: &ReadOptions, chunk: &Chunk) -> Res
     let mut run = Run {
         encoder,
         chunk,
-        rows: TokensBuilder::default(),
+        rows: TokensBuilder::for_bytes(chunk.data.len()),
         ledger: vec![],
         counts: Counts::default(),
         scratch: Scratch::default(),

@@ -210,6 +210,12 @@ impl Default for TokensBuilder {
 }
 
 impl TokensBuilder {
+    /// For the rows of about this many bytes of text.
+    #[must_use]
+    pub fn for_bytes(bytes: usize) -> Self {
+        Self { ids: Vec::with_capacity(bytes / 4), ..Self::default() }
+    }
+
     /// Number of rows so far.
     #[must_use]
     pub fn len(&self) -> usize {

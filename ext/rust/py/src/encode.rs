@@ -19,7 +19,7 @@ use postmill_core::vocabulary::{self, EngineChoice, TokenNames};
 use postmill_core::weights::{Semantics, Spec};
 use pyo3::buffer::PyBuffer;
 use pyo3::prelude::*;
-use pyo3::types::PyDict;
+use pyo3::types::{PyBytes, PyDict};
 use pyo3_arrow::{PyRecordBatch, PyTable};
 use std::borrow::Cow;
 
@@ -234,7 +234,7 @@ impl ChatEncoder {
     fn encode_chunk<'py>(
         &self,
         py: Python<'py>,
-        data: PyBuffer<u8>,
+        data: &Bound<'_, PyAny>,
         file: &str,
         source: i32,
         first_line: u64,
@@ -243,7 +243,7 @@ impl ChatEncoder {
         selection: Option<Vec<u64>>,
         duplicates: Vec<u64>,
     ) -> PyResult<(PyRecordBatch, PyRecordBatch, Bound<'py, PyDict>)> {
-        let data = bytes_of(py, &data)?;
+        let data = bytes_of(data)?;
         let selection = selection.as_deref();
         let chunk =
             Chunk { data: &data, file, source, first_line, first_record, copy, selection, duplicates: &duplicates };
@@ -264,8 +264,8 @@ impl ChatEncoder {
     /// `encode_chats(data, threads=1, file="chats") -> table`: the rows of whole JSON Lines as an Arrow table, through
     /// `__arrow_c_stream__`. `file` is what errors call them. Raises `NativeError`.
     #[pyo3(signature = (data, threads = 1, file = "chats"))]
-    fn encode_chats(&self, py: Python<'_>, data: PyBuffer<u8>, threads: usize, file: &str) -> PyResult<PyTable> {
-        let data = bytes_of(py, &data)?;
+    fn encode_chats(&self, py: Python<'_>, data: &Bound<'_, PyAny>, threads: usize, file: &str) -> PyResult<PyTable> {
+        let data = bytes_of(data)?;
         let made = py
             .detach(|| pipeline::encode_lines(&self.encoder, &self.read, &data, file, threads))
             .map_err(|error| to_python(py, &error))?;
@@ -280,14 +280,14 @@ impl ChatEncoder {
     fn content_hashes(
         &self,
         py: Python<'_>,
-        data: PyBuffer<u8>,
+        data: &Bound<'_, PyAny>,
         source: i32,
         first_line: u64,
         first_record: u64,
         copy: u32,
         selection: Option<Vec<u64>>,
     ) -> PyResult<Vec<(u64, Cow<'static, [u8]>)>> {
-        let data = bytes_of(py, &data)?;
+        let data = bytes_of(data)?;
         let selection = selection.as_deref();
         let chunk = Chunk { data: &data, file: "", source, first_line, first_record, copy, selection, duplicates: &[] };
         let hashes = py.detach(|| pipeline::content_hashes(&self.read, &chunk));
@@ -335,9 +335,13 @@ impl ChatEncoder {
     }
 }
 
-/// The bytes of a buffer, copied: a buffer that Python may write to cannot be read with the lock released.
-fn bytes_of(py: Python<'_>, buffer: &PyBuffer<u8>) -> PyResult<Vec<u8>> {
-    buffer.to_vec(py)
+/// The bytes of an object. Those of `bytes` never change; any other buffer is copied, for Python may write to it while
+/// the lock is released.
+fn bytes_of<'a>(data: &'a Bound<'_, PyAny>) -> PyResult<Cow<'a, [u8]>> {
+    match data.cast::<PyBytes>() {
+        Ok(bytes) => Ok(Cow::Borrowed(bytes.as_bytes())),
+        Err(_) => PyBuffer::get(data)?.to_vec(data.py()).map(Cow::Owned),
+    }
 }
 
 /// Adds the classes and functions of this file to the module.

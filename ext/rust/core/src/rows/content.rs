@@ -174,10 +174,15 @@ impl Reader<'_> {
         }
     }
 
+    /// Whether texts may have to be filled in.
+    pub(super) fn fills(&self) -> bool {
+        self.options.model_name.is_some() || self.options.model_author.is_some()
+    }
+
     /// Self-cognition data: `{{NAME}}` and `{{AUTHOR}}`, in capitals or not, become what the options say.
     fn filled(&self, text: Box<str>, place: &Place) -> Result<String, RowError> {
         let (name, author) = (&self.options.model_name, &self.options.model_author);
-        if (name.is_none() && author.is_none()) || !text.contains("{{") {
+        if !self.fills() || !text.contains("{{") {
             return Ok(text.into());
         }
         let mut text = String::from(text);

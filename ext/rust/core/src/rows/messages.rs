@@ -127,6 +127,10 @@ impl Reader<'_> {
             let message = format!("expected a message (an object with role and content), got {}", kind(&value));
             return Err(place.fault("messages", message));
         };
+        if let Some(role) = self.plain_role(&members) {
+            out.push(Message { role, fields: members, loss: Vec::new(), loss_scale: Vec::new(), pieces: Vec::new() });
+            return Ok(());
+        }
         if let Some((asked, answered)) = pair_row(&members) {
             let mut members = members;
             for (index, role) in [(asked, Role::User), (answered, Role::Assistant)] {
@@ -143,6 +147,21 @@ impl Reader<'_> {
         let (key, role) = raw.speaker.take().unwrap_or_default();
         let speaker = read_role(&role, &Place::Key(place, &key))?;
         self.append_turn(out, speaker, raw, place)
+    }
+
+    /// The role of a message that is as templates want it and holds nothing else: most are.
+    fn plain_role(&self, members: &[(Box<str>, Json)]) -> Option<Role> {
+        let [(role_key, Json::String(role)), (content_key, Json::String(_))] = members else { return None };
+        if &**role_key != "role" || &**content_key != "content" || self.fills() {
+            return None;
+        }
+        match &**role {
+            "system" => Some(Role::System),
+            "user" => Some(Role::User),
+            "assistant" => Some(Role::Assistant),
+            "tool" => Some(Role::Tool),
+            _ => None,
+        }
     }
 
     fn append_turn(&self, out: &mut Vec<Message>, speaker: Speaker, raw: Raw, place: &Place) -> Result<(), RowError> {

@@ -8,8 +8,8 @@ use super::shape::{self, Shape, Verdict};
 use super::{Segment, Strategy, multiply};
 use crate::vocabulary::Vocabulary;
 
-/// Tokens that are read to match what is tied to the start.
-const HEAD: usize = 32;
+/// Tokens that are read to match what is tied to the start; more, if these do not tell.
+const HEADS: [usize; 2] = [8, 64];
 /// Bytes at the end of a cut text that may be part of a character, and so may read otherwise in the whole text.
 const CUT: usize = 4;
 /// Places of a needle that are compared; each costs a pass over the vocabulary (2 ms of 150,000 tokens).
@@ -80,14 +80,22 @@ impl Sieve {
         if ids[range.clone()].iter().any(|id| self.is_suspect(*id)) {
             return None;
         }
-        let head = range.start..range.end.min(range.start + HEAD);
-        vocabulary.read(ids, head.clone(), text, starts);
-        let end = text.len();
-        let sure = if head.end == range.end { end } else { end.saturating_sub(CUT) };
-        let mut segments = if text.is_empty() { vec![] } else { vec![Segment { end, weight: 1.0 }] };
+        HEADS.iter().find_map(|tokens| {
+            let head = range.start..range.end.min(range.start + tokens);
+            vocabulary.read(ids, head.clone(), text, starts);
+            let cut = if head.end == range.end { 0 } else { CUT };
+            let sure = text.len().checked_sub(cut).filter(|sure| cut == 0 || *sure > 0)?;
+            self.of_head(text.as_bytes(), sure)
+        })
+    }
+
+    /// The segments of a text that begins with `head`, of which the first `sure` bytes are certain.
+    fn of_head(&self, head: &[u8], sure: usize) -> Option<Vec<Segment>> {
+        let end = head.len();
+        let mut segments = if end == 0 { vec![] } else { vec![Segment { end, weight: 1.0 }] };
         for patterns in &self.starts {
             for (items, weight) in patterns {
-                match shape::at_start(items, text.as_bytes(), sure) {
+                match shape::at_start(items, head, sure) {
                     Verdict::No => continue,
                     Verdict::Unsure => return None,
                     Verdict::Match(0) => {}
