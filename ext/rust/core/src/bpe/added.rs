@@ -33,9 +33,16 @@ pub struct Matcher {
     tokens: Vec<AddedToken>,
     /// Range in `tokens` of those that start with each byte.
     by_byte: Vec<(u32, u32)>,
+    /// A bit for each pair of bytes that some of them start with; a single byte starts with itself and any.
+    by_two: Box<[u64; 1024]>,
     /// The distinct first bytes, if they are few enough to search for directly.
     needles: Vec<u8>,
     word: Option<Regex>,
+}
+
+/// A number for two bytes.
+fn two(first: u8, second: u8) -> usize {
+    usize::from(first) << 8 | usize::from(second)
 }
 
 impl Matcher {
@@ -49,11 +56,20 @@ impl Matcher {
             let range = &mut by_byte[usize::from(first(token))];
             *range = if range.1 == 0 { (i, i + 1) } else { (range.0, i + 1) };
         }
+        let mut by_two = Box::new([0; 1024]);
+        for token in &tokens {
+            let bytes = token.content.as_bytes();
+            let seconds = bytes.get(1).map_or(0..=u8::MAX, |second| *second..=*second);
+            for second in seconds {
+                let pair = two(bytes[0], second);
+                by_two[pair / 64] |= 1 << (pair % 64);
+            }
+        }
         let mut needles: Vec<u8> = tokens.iter().map(first).collect();
         needles.dedup();
         // The crate asks `\w` of the regex crate, so we do too; a tokenizer without such tokens need not compile it.
         let word = if tokens.iter().any(|token| token.single_word) { Regex::new(r"^\w").ok() } else { None };
-        Self { tokens, by_byte, needles, word }
+        Self { tokens, by_byte, by_two, needles, word }
     }
 
     /// Whether there is nothing to find.
@@ -83,10 +99,20 @@ impl Matcher {
 
     /// Walks down the sorted contents as if they were a trie.
     fn longest_at(&self, bytes: &[u8], i: usize) -> Option<&AddedToken> {
+        if let Some(second) = bytes.get(i + 1) {
+            let pair = two(bytes[i], *second);
+            if self.by_two[pair / 64] >> (pair % 64) & 1 == 0 {
+                return None;
+            }
+        }
         let (first, last) = self.by_byte[usize::from(bytes[i])];
         let mut tokens = &self.tokens[first as usize..last as usize];
         let mut longest = None;
         for depth in 1.. {
+            if let [token] = tokens {
+                let rest = &token.content.as_bytes()[depth..];
+                return if bytes[i + depth..].starts_with(rest) { Some(token) } else { longest };
+            }
             if let Some((token, longer)) = tokens.split_first().filter(|(token, _)| token.content.len() == depth) {
                 longest = Some(token);
                 tokens = longer;
