@@ -1,5 +1,5 @@
 //! One conversation or text: rendered, encoded, weighed and cut to length.
-use crate::encode::{Engine, Tokens, encode_parts};
+use crate::encode::{Engine, Places, Tokens, encode_parts};
 use crate::error::{Error, RowError};
 use crate::escape::{Escape, is_spelled_out};
 use crate::seams::{self, Segments};
@@ -82,8 +82,9 @@ pub struct Templates {
 /// One row on its way. Kept between rows to save allocations.
 #[derive(Debug, Default)]
 pub struct Conversation {
-    /// Ids, with ends in the rendered text.
+    /// Ids; ends in the rendered text only where `places` did not do.
     pub tokens: Tokens,
+    places: Places,
     /// Turns as tokens.
     pub turns: Vec<TokenTurn>,
     /// Weights.
@@ -257,8 +258,16 @@ impl Encoder {
             return Err(row_error("too_large", format!("the conversation renders to {} bytes", rendered.text.len())));
         }
         let cuts = seams::cuts(self.options.segments, &rendered, &messages, &self.spec)?;
-        out.encode_calls = match (&self.escape, mark) {
-            (Some(escape), Some(mark)) => self.encode_escaped(escape, mark, &rendered.text, &cuts, &mut out.tokens)?,
+        let places = if mark.is_none() && cuts.is_empty() { seams::places(&rendered, &messages) } else { None };
+        let is_placed = places.is_some();
+        out.encode_calls = match (&self.escape, mark, places) {
+            (Some(escape), Some(mark), _) => {
+                self.encode_escaped(escape, mark, &rendered.text, &cuts, &mut out.tokens)?
+            }
+            (_, _, Some(places)) => {
+                out.places.encode(&*self.engine, &rendered.text, places, &mut out.tokens)?;
+                usize::from(!rendered.text.is_empty())
+            }
             _ => encode_parts(&*self.engine, &rendered.text, &cuts, &mut out.tokens)?,
         };
         out.rendered_bytes = rendered.text.len();
@@ -269,7 +278,9 @@ impl Encoder {
             let why = "the template writes the beginning-of-sequence token and so does the first message; remove one";
             return Err(row_error("doubled_bos", why.to_owned()));
         }
-        out.straddles = seams::token_turns(&rendered, &messages, &out.tokens, first_message, &mut out.turns)?;
+        let Conversation { tokens, places, turns, .. } = out;
+        let index_at = |at| if is_placed { places.index_at(at) } else { tokens.index_at(at) };
+        out.straddles = seams::token_turns(&rendered, &messages, index_at, first_message, turns)?;
         Ok(())
     }
 

@@ -46,6 +46,63 @@ pub trait Engine: Send + Sync {
     /// # Errors
     /// `Error::Config` when the tokenizer itself is at fault.
     fn encode(&self, text: &str, out: &mut Tokens) -> Result<(), Error>;
+
+    /// The ids of `text` into `out`, which is empty, and what [`Tokens::index_at`] says of each of `places` (ascending, in
+    /// the text) appended to `found`. The ends of tokens need not be kept.
+    ///
+    /// # Errors
+    /// As [`Engine::encode`].
+    fn encode_at(
+        &self,
+        text: &str,
+        places: &[u32],
+        out: &mut Tokens,
+        found: &mut Vec<(u32, bool)>,
+    ) -> Result<(), Error> {
+        self.encode(text, out)?;
+        found.extend(places.iter().map(|place| {
+            let (index, straddles) = out.index_at(*place as usize);
+            (index as u32, straddles)
+        }));
+        Ok(())
+    }
+}
+
+/// Bytes of a text that are asked about, and where they lie among its tokens. Kept between rows to save allocations.
+#[derive(Debug, Clone, Default)]
+pub struct Places {
+    bytes: Vec<u32>,
+    found: Vec<(u32, bool)>,
+}
+
+impl Places {
+    /// Encode `text` and find `places` of it, in any order, among the tokens.
+    ///
+    /// # Errors
+    /// As [`Engine::encode`].
+    pub fn encode(
+        &mut self,
+        engine: &dyn Engine,
+        text: &str,
+        places: impl Iterator<Item = usize>,
+        out: &mut Tokens,
+    ) -> Result<(), Error> {
+        self.bytes.clear();
+        self.found.clear();
+        self.bytes.extend(places.map(|place| place as u32));
+        self.bytes.sort_unstable();
+        self.bytes.dedup();
+        engine.encode_at(text, &self.bytes, out, &mut self.found)
+    }
+
+    /// As [`Tokens::index_at`], of a place that was asked about.
+    #[must_use]
+    pub fn index_at(&self, at: usize) -> (usize, bool) {
+        let place = self.bytes.binary_search(&(at as u32)).ok();
+        debug_assert!(place.is_some(), "byte {at} was not asked about");
+        let (index, straddles) = place.and_then(|place| self.found.get(place)).copied().unwrap_or_default();
+        (index as usize, straddles)
+    }
 }
 
 /// Encode each stretch of `text` that ends at one of `cuts` (ascending, the last may be the text's end) on its own.

@@ -1,5 +1,4 @@
 //! From turns as bytes of the rendered text to turns as tokens, and where the text is cut before it is encoded.
-use crate::encode::Tokens;
 use crate::error::{Error, RowError};
 use crate::sequence::TokenTurn;
 use crate::types::{Json, Message, Rendered, Role, Turn};
@@ -90,7 +89,14 @@ fn other(spec: &Spec, text: &str, range: Range<usize>, push: &mut impl FnMut(usi
     Ok(())
 }
 
-/// Turns as tokens, into `out`; returns how many tokens straddle a seam of a generated range. A token belongs to the
+/// The bytes of a rendering that [`token_turns`] asks about; none if that takes a closer look.
+pub fn places<'a>(rendered: &'a Rendered, messages: &[Message]) -> Option<impl Iterator<Item = usize> + use<'a>> {
+    let plain = messages.iter().all(|message| message.loss.len() <= 1 && message.loss_scale.len() <= 1);
+    let of_turn = |turn: &Turn| [turn.all.start, turn.all.end, turn.generated.start, turn.closing, turn.generated.end];
+    plain.then(|| rendered.turns.iter().flat_map(of_turn))
+}
+
+/// Turns as tokens, into `out`; `index_at`: as [`crate::encode::Tokens::index_at`] of the encoded rendering. Returns how many tokens straddle a seam of a generated range. A token belongs to the
 /// side of its first byte. A message whose marks are lists gives a turn for each piece.
 ///
 /// # Errors
@@ -98,14 +104,14 @@ fn other(spec: &Spec, text: &str, range: Range<usize>, push: &mut impl FnMut(usi
 pub fn token_turns(
     rendered: &Rendered,
     messages: &[Message],
-    tokens: &Tokens,
+    index_at: impl Fn(usize) -> (usize, bool),
     first_message: i32,
     out: &mut Vec<TokenTurn>,
 ) -> Result<usize, Error> {
     out.clear();
     let mut straddles = 0;
     for turn in &rendered.turns {
-        let (start, end) = (tokens.index_at(turn.all.start).0, tokens.index_at(turn.all.end).0);
+        let (start, end) = (index_at(turn.all.start).0, index_at(turn.all.end).0);
         let plain = |out: &mut Vec<TokenTurn>, at: usize, loss, loss_scale| {
             out.push(TokenTurn {
                 start: start as i32,
@@ -126,15 +132,15 @@ pub fn token_turns(
         let mut from = start;
         let parts = pieces(turn, messages.get(turn.message), &rendered.text)?;
         for (index, piece) in parts.iter().enumerate() {
-            let mut index_at = |at: usize| {
-                let (token, straddle) = tokens.index_at(at);
+            let mut counted = |at: usize| {
+                let (token, straddle) = index_at(at);
                 straddles += usize::from(straddle);
                 token
             };
             let is_last = index + 1 == parts.len();
-            let generated_start = index_at(piece.generated.start);
-            let generated_end = index_at(piece.generated.end);
-            let closing = if is_last { index_at(turn.closing) } else { generated_end };
+            let generated_start = counted(piece.generated.start);
+            let generated_end = counted(piece.generated.end);
+            let closing = if is_last { counted(turn.closing) } else { generated_end };
             plain(out, from, piece.loss, piece.loss_scale);
             if let Some(turn) = out.last_mut() {
                 turn.generated_start = generated_start as i32;

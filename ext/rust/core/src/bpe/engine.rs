@@ -43,10 +43,39 @@ impl Engine for BpeEngine {
     }
 
     fn encode(&self, text: &str, out: &mut Tokens) -> Result<(), Error> {
-        // The same memory under the other sign: collecting a vector's own items of one size moves nothing.
-        let mut ids: Vec<u32> = std::mem::take(&mut out.ids).into_iter().map(i32::cast_unsigned).collect();
+        let mut ids = unsigned(&mut out.ids);
         self.with_scratch(|bpe, scratch| bpe.encode_with_ends(text, scratch, &mut ids, &mut out.ends));
-        out.ids = ids.into_iter().map(u32::cast_signed).collect();
+        out.ids = signed(ids);
         Ok(())
     }
+
+    fn encode_at(
+        &self,
+        text: &str,
+        places: &[u32],
+        out: &mut Tokens,
+        found: &mut Vec<(u32, bool)>,
+    ) -> Result<(), Error> {
+        let mut ids = unsigned(&mut out.ids);
+        let done = self.with_scratch(|bpe, scratch| bpe.encode_at(text, places, scratch, &mut ids, found));
+        out.ids = signed(ids);
+        if done {
+            return Ok(());
+        }
+        self.encode(text, out)?;
+        found.extend(places.iter().map(|place| {
+            let (index, straddles) = out.index_at(*place as usize);
+            (index as u32, straddles)
+        }));
+        Ok(())
+    }
+}
+
+/// The same memory under the other sign: collecting a vector's own items of one size moves nothing.
+fn unsigned(ids: &mut Vec<i32>) -> Vec<u32> {
+    std::mem::take(ids).into_iter().map(i32::cast_unsigned).collect()
+}
+
+fn signed(ids: Vec<u32>) -> Vec<i32> {
+    ids.into_iter().map(u32::cast_signed).collect()
 }

@@ -160,6 +160,55 @@ impl Bpe {
         });
     }
 
+    /// Appends the ids of `text`, and to `found` for each of `places`, ascending bytes of the text: the number of tokens up
+    /// to and with the first that ends there or later, and whether it ends later; for byte 0 no tokens. False, with nothing
+    /// done, for a tokenizer that drops bytes.
+    #[must_use]
+    pub fn encode_at(
+        &self,
+        text: &str,
+        places: &[u32],
+        scratch: &mut Scratch,
+        ids: &mut Vec<u32>,
+        found: &mut Vec<(u32, bool)>,
+    ) -> bool {
+        if self.tables.drops_bytes() {
+            return false;
+        }
+        let (mut places, mut before) = (places.iter().copied().peekable(), ids.len());
+        while places.next_if_eq(&0).is_some() {
+            found.push((0, false));
+        }
+        self.encode_with(text, scratch, ids, |ids, source| {
+            let (from, end, changes) = match source {
+                Source::Token { end } => (0, end, [].as_slice()),
+                Source::Text { text, piece, at, changes } => {
+                    (piece, piece + original(changes, at + text.len()), changes)
+                }
+            };
+            let (mut read, mut last) = (0, 0);
+            let mut at = match source {
+                Source::Text { at, .. } => at,
+                Source::Token { .. } => 0,
+            };
+            while let Some(place) = places.next_if(|place| *place as usize <= end && !ids.is_empty()) {
+                let place = place as usize;
+                if changes.is_empty() && place == end || matches!(source, Source::Token { .. }) {
+                    (read, last) = (ids.len(), end);
+                }
+                while last < place && read < ids.len() {
+                    at += self.tables.token_len(ids[read]);
+                    last = from + original(changes, at);
+                    read += 1;
+                }
+                found.push(((before + read) as u32, last > place));
+            }
+            before += ids.len();
+        });
+        found.extend(places.map(|_| (before as u32, false)));
+        true
+    }
+
     /// `done` is told the ids of each stretch and where it stands.
     fn encode_with(&self, text: &str, scratch: &mut Scratch, ids: &mut Vec<u32>, mut done: impl FnMut(&[u32], Source)) {
         self.raw.split(text, |stretch| {

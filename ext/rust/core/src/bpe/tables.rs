@@ -251,6 +251,11 @@ impl Tables {
         self.drops_bytes && text.iter().any(|&b| self.byte_id(b) == NONE)
     }
 
+    /// Whether some byte has no token.
+    pub fn drops_bytes(&self) -> bool {
+        self.drops_bytes
+    }
+
     /// How many bytes of `text` the token covers, those dropped before or inside it included.
     pub fn cover(&self, id: u32, text: &[u8]) -> usize {
         let mut left = self.token_len(id);
