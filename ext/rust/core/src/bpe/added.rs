@@ -1,6 +1,7 @@
 //! Added tokens: found in the text before anything else, by the rules of the `tokenizers` crate.
 
 use regex::Regex;
+use std::collections::VecDeque;
 
 /// One entry of `added_tokens`.
 #[derive(Debug, Clone)]
@@ -31,45 +32,44 @@ pub enum Stretch {
 pub struct Matcher {
     /// Sorted by content.
     tokens: Vec<AddedToken>,
-    /// Range in `tokens` of those that start with each byte.
-    by_byte: Vec<(u32, u32)>,
-    /// A bit for each pair of bytes that some of them start with; a single byte starts with itself and any.
-    by_two: Box<[u64; 1024]>,
+    /// The trie of their contents. Edges of a node are sorted by byte.
+    nodes: Vec<Node>,
+    edges: Vec<(u8, u32)>,
+    /// The node behind each first byte.
+    roots: Box<[u32; 256]>,
     /// The distinct first bytes, if they are few enough to search for directly.
     needles: Vec<u8>,
     word: Option<Regex>,
 }
 
-/// A number for two bytes.
-fn two(first: u8, second: u8) -> usize {
-    usize::from(first) << 8 | usize::from(second)
+/// A start of some contents.
+#[derive(Debug, Clone, Copy)]
+struct Node {
+    /// Index of the token that it is all of, or [`NONE`]; without edges, of the only token that starts so.
+    token: u32,
+    /// Range of its edges.
+    edges: (u32, u32),
 }
+
+const NONE: u32 = u32::MAX;
+/// Nodes with more edges are searched by halves.
+const FEW_EDGES: usize = 8;
 
 impl Matcher {
     /// `tokens` have distinct, non-empty contents.
     #[must_use]
     pub fn new(mut tokens: Vec<AddedToken>) -> Self {
-        let first = |token: &AddedToken| token.content.as_bytes()[0];
         tokens.sort_by(|a, b| a.content.cmp(&b.content));
-        let mut by_byte = vec![(0, 0); 256];
-        for (i, token) in (0u32..).zip(&tokens) {
-            let range = &mut by_byte[usize::from(first(token))];
-            *range = if range.1 == 0 { (i, i + 1) } else { (range.0, i + 1) };
-        }
-        let mut by_two = Box::new([0; 1024]);
-        for token in &tokens {
-            let bytes = token.content.as_bytes();
-            let seconds = bytes.get(1).map_or(0..=u8::MAX, |second| *second..=*second);
-            for second in seconds {
-                let pair = two(bytes[0], second);
-                by_two[pair / 64] |= 1 << (pair % 64);
-            }
-        }
-        let mut needles: Vec<u8> = tokens.iter().map(first).collect();
+        let mut needles: Vec<u8> = tokens.iter().map(|token| token.content.as_bytes()[0]).collect();
         needles.dedup();
+        let (nodes, edges) = trie(&tokens);
+        let mut roots = Box::new([NONE; 256]);
+        for (byte, node) in &edges[..nodes[0].edges.1 as usize] {
+            roots[usize::from(*byte)] = *node;
+        }
         // The crate asks `\w` of the regex crate, so we do too; a tokenizer without such tokens need not compile it.
         let word = if tokens.iter().any(|token| token.single_word) { Regex::new(r"^\w").ok() } else { None };
-        Self { tokens, by_byte, by_two, needles, word }
+        Self { tokens, nodes, edges, roots, needles, word }
     }
 
     /// Whether there is nothing to find.
@@ -92,38 +92,39 @@ impl Matcher {
             [a] => memchr::memchr(a, rest),
             [a, b] => memchr::memchr2(a, b, rest),
             [a, b, c] => memchr::memchr3(a, b, c, rest),
-            _ => rest.iter().position(|&b| self.by_byte[usize::from(b)].1 != 0),
+            _ => rest.iter().position(|&b| self.roots[usize::from(b)] != NONE),
         };
         found.map(|i| from + i)
     }
 
-    /// Walks down the sorted contents as if they were a trie.
+    /// The longest token at byte `i`.
     fn longest_at(&self, bytes: &[u8], i: usize) -> Option<&AddedToken> {
-        if let Some(second) = bytes.get(i + 1) {
-            let pair = two(bytes[i], *second);
-            if self.by_two[pair / 64] >> (pair % 64) & 1 == 0 {
-                return None;
+        let (mut node, mut longest) = (self.roots[usize::from(bytes[i])], NONE);
+        let mut rest = &bytes[i + 1..];
+        while let Some(Node { token, edges: (first, last) }) = self.nodes.get(node as usize).copied() {
+            if first == last {
+                let only = &self.tokens[token as usize];
+                let depth = bytes.len() - i - rest.len();
+                return if rest.starts_with(&only.content.as_bytes()[depth..]) {
+                    Some(only)
+                } else {
+                    self.tokens.get(longest as usize)
+                };
             }
+            if token != NONE {
+                longest = token;
+            }
+            let Some((byte, behind)) = rest.split_first() else { break };
+            rest = behind;
+            let edges = &self.edges[first as usize..last as usize];
+            let edge = if edges.len() <= FEW_EDGES {
+                edges.iter().find(|edge| edge.0 == *byte)
+            } else {
+                edges.binary_search_by_key(byte, |edge| edge.0).ok().map(|at| &edges[at])
+            };
+            node = edge.map_or(NONE, |edge| edge.1);
         }
-        let (first, last) = self.by_byte[usize::from(bytes[i])];
-        let mut tokens = &self.tokens[first as usize..last as usize];
-        let mut longest = None;
-        for depth in 1.. {
-            if let [token] = tokens {
-                let rest = &token.content.as_bytes()[depth..];
-                return if bytes[i + depth..].starts_with(rest) { Some(token) } else { longest };
-            }
-            if let Some((token, longer)) = tokens.split_first().filter(|(token, _)| token.content.len() == depth) {
-                longest = Some(token);
-                tokens = longer;
-            }
-            let Some(byte) = bytes.get(i + depth).filter(|_| !tokens.is_empty()) else { break };
-            let at = |token: &AddedToken| token.content.as_bytes()[depth];
-            let start = tokens.partition_point(|token| at(token) < *byte);
-            let end = tokens.partition_point(|token| at(token) <= *byte);
-            tokens = &tokens[start..end];
-        }
-        longest
+        self.tokens.get(longest as usize)
     }
 
     fn is_word(&self, c: Option<char>) -> bool {
@@ -162,6 +163,97 @@ impl Matcher {
         }
         if done < bytes.len() {
             visit(Stretch::Text(done, bytes.len()));
+        }
+    }
+}
+
+/// Nodes, the root first, and edges of the trie of `tokens`, which are sorted. Where one token is left there are no more
+/// nodes, so that long contents cost no more than short ones.
+fn trie(tokens: &[AddedToken]) -> (Vec<Node>, Vec<(u8, u32)>) {
+    let empty = Node { token: NONE, edges: (0, 0) };
+    let (mut nodes, mut edges) = (vec![empty], vec![]);
+    // tokens from first to last are alike in their first bytes, as many as `depth`
+    let mut open = VecDeque::from([(0, 0..tokens.len(), 0)]);
+    while let Some((node, mut alike, depth)) = open.pop_front() {
+        if depth > 0 && alike.len() == 1 {
+            nodes[node] = Node { token: alike.start as u32, ..empty };
+            continue;
+        }
+        let from = edges.len() as u32;
+        let mut token = NONE;
+        if alike.len() > 0 && tokens[alike.start].content.len() == depth {
+            token = alike.start as u32;
+            alike.start += 1;
+        }
+        let byte = |token: &AddedToken| token.content.as_bytes()[depth];
+        for group in tokens[alike.clone()].chunk_by(|a, b| byte(a) == byte(b)) {
+            edges.push((byte(&group[0]), nodes.len() as u32));
+            open.push_back((nodes.len(), alike.start..alike.start + group.len(), depth + 1));
+            nodes.push(empty);
+            alike.start += group.len();
+        }
+        nodes[node] = Node { token, edges: (from, edges.len() as u32) };
+    }
+    (nodes, edges)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Leftmost, then longest, by trying every token at every place.
+    fn plain(contents: &[&str], text: &str) -> Vec<(u32, usize)> {
+        let (mut out, mut at) = (vec![], 0);
+        while at < text.len() {
+            let found =
+                (0..).zip(contents).filter(|(_, content)| text.as_bytes()[at..].starts_with(content.as_bytes()));
+            if let Some((id, content)) = found.max_by_key(|(_, content)| content.len()) {
+                out.push((id, at));
+                at += content.len();
+            } else {
+                at += 1;
+            }
+        }
+        out
+    }
+
+    #[test]
+    fn the_trie_finds_what_trying_finds() {
+        let long = "<".repeat(60_000);
+        let longer = format!("{long}x");
+        let sets: [&[&str]; 5] = [
+            &["<|a|>", "<|ab|>", "<|a", "<b>", "</b>"],
+            &["a"],
+            &["a", "ab", "abcd", "b", "bc", "c", "é", "ê"],
+            &["aa", "ab", "ac", "ad", "ae", "af", "ag", "ah", "ai", "aj", "ajk"],
+            &[&long, &longer],
+        ];
+        for contents in sets {
+            let tokens = (0..).zip(contents).map(|(id, content)| AddedToken {
+                id,
+                content: (*content).to_owned(),
+                single_word: false,
+                lstrip: false,
+                rstrip: false,
+            });
+            let matcher = Matcher::new(tokens.collect());
+            let mut seed = 3_u64;
+            for _ in 0..2000 {
+                let text: String = (0..seed % 12)
+                    .map(|_| {
+                        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                        ["<", "|", "a", "b", "c", "d", ">", "/", "é", "ê", "aj", "k", "<|a"][(seed >> 40) as usize % 13]
+                    })
+                    .collect();
+                let mut found = vec![];
+                matcher.split(&text, |stretch| {
+                    if let Stretch::Token(id, start, _) = stretch {
+                        found.push((id, start));
+                    }
+                });
+                assert_eq!(found, plain(contents, &text), "{text:?}");
+                seed = seed.wrapping_add(0x9E37_79B9_7F4A_7C15);
+            }
         }
     }
 }

@@ -124,43 +124,49 @@ fn start(atoms: &[(Atom, Option<char>)]) -> Option<Shape> {
 }
 
 /// Match at the start of `text`, of which the first `sure` bytes are certain and no more are looked at.
-pub(super) fn at_start(items: &[Item], text: &[u8], sure: usize) -> Verdict {
+pub(super) fn at_start(items: &[Item], text: &str, sure: usize) -> Verdict {
     let whole = sure == text.len();
+    let end = if whole { Verdict::No } else { Verdict::Unsure };
     let mut at = 0;
     for item in items {
         match item {
             Item::Text(wanted) => {
-                let there = &text[at..sure.min(at + wanted.len())];
+                let there = &text.as_bytes()[at..sure.min(at + wanted.len())];
                 if there != &wanted[..there.len()] {
                     return Verdict::No;
                 }
                 if there.len() < wanted.len() {
-                    return if whole { Verdict::No } else { Verdict::Unsure };
+                    return end;
                 }
                 at += wanted.len();
             }
             Item::Spaces => {
-                at += text[at..sure].iter().take_while(|byte| matches!(byte, b' ' | 9..=13)).count();
-                match text[..sure].get(at) {
-                    // other white space may follow
-                    Some(0x1c..=0x1f | 0x80..) => return Verdict::Unsure,
+                at += text.as_bytes()[at..sure].iter().take_while(|byte| matches!(byte, b' ' | 9..=13)).count();
+                match next_char(text, at, sure) {
+                    // U+001C to U+001F are white space to some, and what is white space beyond ASCII is left to the rules
+                    Some('\u{1c}'..='\u{1f}') => return Verdict::Unsure,
+                    Some(c) if c.is_whitespace() => return Verdict::Unsure,
                     None if !whole => return Verdict::Unsure,
                     _ => {}
                 }
             }
-            Item::Any => match text[..sure].get(at) {
-                Some(0..=0x7f) => at += 1,
-                None if whole => return Verdict::No,
-                _ => return Verdict::Unsure,
+            Item::Any => match next_char(text, at, sure) {
+                Some(c) => at += c.len_utf8(),
+                None => return end,
             },
-            Item::Maybe(byte) => match text[..sure].get(at) {
-                Some(there) => at += usize::from(there == byte),
+            Item::Maybe(byte) => match next_char(text, at, sure) {
+                Some(c) => at += usize::from(c == char::from(*byte)),
                 None if whole => {}
                 None => return Verdict::Unsure,
             },
         }
     }
     Verdict::Match(at)
+}
+
+/// The character at byte `at`, where one begins, if all of it is before byte `sure`.
+fn next_char(text: &str, at: usize, sure: usize) -> Option<char> {
+    text.get(at..)?.chars().next().filter(|c| at + c.len_utf8() <= sure)
 }
 
 #[cfg(test)]

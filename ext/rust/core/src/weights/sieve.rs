@@ -85,12 +85,12 @@ impl Sieve {
             vocabulary.read(ids, head.clone(), text, starts);
             let cut = if head.end == range.end { 0 } else { CUT };
             let sure = text.len().checked_sub(cut).filter(|sure| cut == 0 || *sure > 0)?;
-            self.of_head(text.as_bytes(), sure)
+            self.of_head(text, sure)
         })
     }
 
     /// The segments of a text that begins with `head`, of which the first `sure` bytes are certain.
-    fn of_head(&self, head: &[u8], sure: usize) -> Option<Vec<Segment>> {
+    fn of_head(&self, head: &str, sure: usize) -> Option<Vec<Segment>> {
         let end = head.len();
         let mut segments = if end == 0 { vec![] } else { vec![Segment { end, weight: 1.0 }] };
         for patterns in &self.starts {
