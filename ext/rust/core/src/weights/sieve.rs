@@ -63,8 +63,9 @@ impl Sieve {
     }
 
     fn is_suspect(&self, id: i32) -> bool {
-        let bits = self.suspects.get(id as usize / 64);
-        bits.is_none_or(|bits| bits >> (id % 64) & 1 == 1)
+        // below zero is out of range
+        let id = id.cast_unsigned();
+        self.suspects.get(id as usize / 64).is_none_or(|bits| bits >> (id % 64) & 1 == 1)
     }
 
     /// What the strategies give the text of `ids[range]`; none if it must be read. `text` and `starts` are filled as by
