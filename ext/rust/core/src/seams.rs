@@ -90,6 +90,7 @@ fn other(spec: &Spec, text: &str, range: Range<usize>, push: &mut impl FnMut(usi
 }
 
 /// The bytes of a rendering that [`token_turns`] asks about; none if that takes a closer look.
+#[must_use]
 pub fn places<'a>(rendered: &'a Rendered, messages: &[Message]) -> Option<impl Iterator<Item = usize> + use<'a>> {
     let plain = messages.iter().all(|message| message.loss.len() <= 1 && message.loss_scale.len() <= 1);
     let of_turn = |turn: &Turn| [turn.all.start, turn.all.end, turn.generated.start, turn.closing, turn.generated.end];

@@ -181,7 +181,7 @@ fn trie(tokens: &[AddedToken]) -> (Vec<Node>, Vec<(u8, u32)>) {
         }
         let from = edges.len() as u32;
         let mut token = NONE;
-        if alike.len() > 0 && tokens[alike.start].content.len() == depth {
+        if !alike.is_empty() && tokens[alike.start].content.len() == depth {
             token = alike.start as u32;
             alike.start += 1;
         }

@@ -43,8 +43,11 @@ enum Atom {
     Any,
 }
 
+/// An atom and its quantifier.
+type Quantified = (Atom, Option<char>);
+
 /// Atoms with their quantifier, and whether they are tied to the start; none for syntax that is not understood.
-fn atoms(source: &str) -> Option<(bool, Vec<(Atom, Option<char>)>)> {
+fn atoms(source: &str) -> Option<(bool, Vec<Quantified>)> {
     let tied = source.starts_with('^');
     let mut chars = source[usize::from(tied)..].chars().peekable();
     let mut atoms = vec![];
@@ -83,7 +86,7 @@ pub(super) fn of(source: &str) -> Shape {
     }
 }
 
-fn needle(atoms: &[(Atom, Option<char>)]) -> Shape {
+fn needle(atoms: &[Quantified]) -> Shape {
     let (mut longest, mut run) = (String::new(), String::new());
     for atom in atoms {
         if let (Atom::Char(c), None) = *atom {
@@ -98,7 +101,7 @@ fn needle(atoms: &[(Atom, Option<char>)]) -> Shape {
     if longest.is_empty() { Shape::Other } else { Shape::Needle(longest.into_bytes()) }
 }
 
-fn start(atoms: &[(Atom, Option<char>)]) -> Option<Shape> {
+fn start(atoms: &[Quantified]) -> Option<Shape> {
     let mut items: Vec<Item> = vec![];
     for (index, atom) in atoms.iter().enumerate() {
         let is_last = index + 1 == atoms.len();

@@ -1,5 +1,6 @@
 //! The worked examples of the loss-scale documentation, in both readings.
 use super::*;
+use crate::vocabulary::{EngineChoice, TokenNames, load};
 
 fn weigh(spec: &str, semantics: Semantics, text: &str, query: &str) -> Vec<(String, f64)> {
     let spec = Spec::parse(spec, semantics, &[]).unwrap();
@@ -151,7 +152,6 @@ fn tokenizer(merges: &[(&str, &str)]) -> (Box<dyn crate::encode::Engine>, Vocabu
         "pre_tokenizer": byte_level, "post_processor": null, "decoder": byte_level,
         "model": {"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
             "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "vocab": vocab, "merges": merges}});
-    use crate::vocabulary::{EngineChoice, TokenNames, load};
     load(file.to_string().as_bytes(), &TokenNames::default(), EngineChoice::Auto).unwrap()
 }
 
