@@ -15,21 +15,21 @@ fn tokenizer(without: &[u8]) -> Vec<u8> {
     };
     let mut vocab = Map::new();
     for byte in (0..=255).filter(|byte| !without.contains(byte)) {
-        vocab.insert(shown(byte), json!(byte));
+        vocab.insert(shown(byte), json!(vocab.len()));
     }
     let e_acute: Vec<String> = "é".bytes().map(shown).collect();
     let merges = [("Ġ", "t"), ("h", "e"), ("Ġt", "he"), ("Ċ", "Ċ"), (&*e_acute[0], &*e_acute[1])];
     for (left, right) in merges {
-        vocab.insert(format!("{left}{right}"), json!(300 + vocab.len()));
+        vocab.insert(format!("{left}{right}"), json!(vocab.len()));
     }
     let merges: Vec<Value> = merges.iter().map(|(left, right)| json!([left, right])).collect();
-    let added = |id: usize, content: &str, lstrip: bool, normalized: bool| {
-        json!({"id": id, "content": content, "single_word": false, "lstrip": lstrip, "rstrip": false,
+    let added = |number: usize, content: &str, lstrip: bool, normalized: bool| {
+        json!({"id": vocab.len() + number, "content": content, "single_word": false, "lstrip": lstrip, "rstrip": false,
                "normalized": normalized, "special": true})
     };
     let file = json!({
         "version": "1.0", "truncation": null, "padding": null,
-        "added_tokens": [added(900, "<|a|>", false, false), added(901, "<b>", true, false), added(902, "é<", false, true)],
+        "added_tokens": [added(0, "<|a|>", false, false), added(1, "<b>", true, false), added(2, "é<", false, true)],
         "normalizer": {"type": "NFC"},
         "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": true},
         "post_processor": null,
