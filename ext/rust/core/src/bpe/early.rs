@@ -9,6 +9,11 @@
 //! turn those are never the next one, and everything else goes on as before. The argument holds for any list of merges, and
 //! one merge after another, so it may be repeated on what it made.
 //!
+//! **A run.** Where symbols `A A A A ...` stand between `L` and `R`, the first to be taken by anything but the rule `(A, A)`
+//! of rank r is the first one, from the left, or the last one, from the right. If the rules for either rank above r, as
+//! above, and those that take `AA` do too, the run is joined two by two from its left end. (Both ends matter even if one
+//! symbol is left over: when `R` takes the last, what they make may take the one before.)
+//!
 //! **A certain border.** A merge across the border of `L` and `R` is a rule `(P, Q)` where `P` ends with `L` and `Q` starts
 //! with `R`. If there is none, what stands on one side never changes a choice on the other (see [`super::cuts`]).
 //!
@@ -235,6 +240,36 @@ impl Early {
         }
     }
 
+    #[allow(clippy::needless_bitwise_bool)] // see `merge_certain`
+    /// Whether no rule up to `rank` joins symbol `i` with what is before it.
+    #[inline]
+    fn is_free_left(&self, symbols: &[Symbol], i: usize, rank: u32) -> bool {
+        let before = symbols[i.saturating_sub(1)];
+        let is_free = rounded(rank) < self.left[hash(before.last, symbols[i].id, SLOT_BITS)];
+        is_free | (i == 0) | (before.rank == APART)
+    }
+
+    #[allow(clippy::needless_bitwise_bool)] // see `merge_certain`
+    /// Whether no rule up to `rank` joins symbol `i` with what is behind it.
+    #[inline]
+    fn is_free_right(&self, symbols: &[Symbol], i: usize, rank: u32) -> bool {
+        let last = symbols.len() - 1;
+        let behind = symbols[(i + 1).min(last)];
+        let is_free = rounded(rank) < self.right[hash(behind.first, symbols[i].id, SLOT_BITS)];
+        is_free | (i == last) | (symbols[i].rank == APART)
+    }
+
+    /// The run of equal symbols that starts at `start`.
+    fn run(&self, symbols: &[Symbol], start: usize) -> Run {
+        let Symbol { id, rank, .. } = symbols[start];
+        let end = start + symbols[start..].iter().take_while(|symbol| symbol.id == id).count();
+        let pairs_up = !self.is_taken(rank)
+            && self.is_free_left(symbols, start, rank)
+            && self.is_free_right(symbols, end - 1, rank);
+        // The pair that starts with the last symbol is none of the run's.
+        Run { start, end: end - 1, pairs_up }
+    }
+
     #[allow(clippy::needless_bitwise_bool)] // branches here would be guessed wrong half of the time
     /// Merges all that is certain now. Returns how many symbols are left.
     fn merge_certain(&self, tables: &Tables, symbols: &mut [Symbol], Places { asked, certain }: &mut Places) -> usize {
@@ -242,21 +277,26 @@ impl Early {
         certain.clear();
         certain.extend(0..len as u32 - 1);
         keep_where(certain, |i| symbols[i].rank < APART);
+        let mut run = Run::default();
         keep_where(certain, |i| {
-            let (before, left, right) = (symbols[i.saturating_sub(1)], symbols[i], symbols[i + 1]);
-            let behind = symbols[(i + 2).min(len - 1)];
-            let rank = rounded(left.rank);
-            let free_left = rank < self.left[hash(before.last, left.id, SLOT_BITS)];
-            let free_right = rank < self.right[hash(behind.first, right.id, SLOT_BITS)];
-            (free_left | (i == 0) | (before.rank == APART))
-                & (free_right | (i + 2 == len) | (right.rank == APART))
+            let (left, right) = (symbols[i], symbols[i + 1]);
+            if left.id == right.id {
+                if i >= run.end {
+                    run = self.run(symbols, i);
+                }
+                if run.pairs_up {
+                    return (i - run.start) % 2 == 0;
+                }
+            }
+            self.is_free_left(symbols, i, left.rank)
+                & self.is_free_right(symbols, i + 1, left.rank)
                 & !self.is_taken(left.rank)
         });
         asked.clear();
         let (mut kept, mut from) = (0, 0);
         for &i in &*certain {
             let i = i as usize;
-            // Two certain pairs never share a symbol: each would have to rank below the other.
+            // Certain pairs share no symbol: each would have to rank below the other, or they stand in a run.
             symbols.copy_within(from..i, kept);
             kept += i - from;
             from = i + 2;
@@ -275,6 +315,14 @@ impl Early {
         self.rank(tables, &mut symbols[..kept], asked);
         kept
     }
+}
+
+/// Equal symbols in a row, up to the last but one.
+#[derive(Default)]
+struct Run {
+    start: usize,
+    end: usize,
+    pairs_up: bool,
 }
 
 /// Working memory of [`Early::pieces`].

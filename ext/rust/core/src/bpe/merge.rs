@@ -361,12 +361,14 @@ mod tests {
     #[test]
     fn certain_steps_give_what_the_rules_give_for_any_rules() {
         let texts = [
+            "aaabaabbbabaaaabbababbbbaabaaaaabbbbbaababaabbabbaaaaaabab",
+            "aabaacaabcaaabbaaccaaaabbbbccccaaaaabcaaaaaacabaab  \n\n \t\n\n   \t\t\n\n \n  ",
             "abracadabra banana bandana abba baobab caaaab cabbcab aabbaabb acacbabc bbbbbbbbb abcabcabcabd",
             "съешь ещё этих мягких французских булок да выпей чаю же the quick brown fox jumps over это не то",
             "中文分词是自然语言处理的基础日本語の文章を分けます한국어 문장도 naïve café «мир» 𠮷野家 plain ASCII",
         ];
         let (mut pieces, mut early, mut scratch) = (0, 0, MergeScratch::default());
-        for seed in 0..90u64 {
+        for seed in 0..250u64 {
             let mut state = seed;
             let mut draw = |below: usize| {
                 state = state.wrapping_mul(0x5851_F42D_4C95_7F2D).wrapping_add(0x1405_7B7E_F767_814F);
@@ -374,10 +376,14 @@ mod tests {
             };
             let text = texts[seed as usize % texts.len()];
             let chars: Vec<char> = text.chars().collect();
-            let tables = random_tables(text, seed / 3, &mut draw);
-            for _ in 0..100 {
-                let few = 2 + draw(chars.len() - 2);
-                let word: String = (0..=draw(200)).map(|_| chars[draw(few)]).collect();
+            let tables = random_tables(text, seed / texts.len() as u64, &mut draw);
+            for _ in 0..60 {
+                let few = 3 + draw(chars.len() - 3);
+                let mut word = String::new();
+                for _ in 0..=draw(200) {
+                    let run = if draw(12) == 0 { draw(20) } else { 1 };
+                    word.extend(std::iter::repeat_n(chars[draw(few)], run));
+                }
                 let expected = by_definition(&tables, word.as_bytes());
                 encode_early(&tables, word.as_bytes(), &mut scratch);
                 assert_eq!(scratch.ids, expected, "seed {seed}: {word:?}");
