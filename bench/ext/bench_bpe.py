@@ -119,7 +119,12 @@ def fast_rivals(documents: list[str], path: Path, threads: int, *, new: bool) ->
                 maker.encode(kept[0], ["word"] * 2, threads)
             keep_on(set(sorted(PROCESSORS)[:threads]))
 
-        return Rival(name, lambda: maker.encode(kept[0], documents, threads), amount, prepare=prepare)
+        def run() -> Any:
+            given = maker.encode(kept[0], documents, threads)
+            keep_on(PROCESSORS)
+            return given
+
+        return Rival(name, run, amount, prepare=prepare)
 
     return [rival(name, maker) for name, maker in makers(path).items()]
 
