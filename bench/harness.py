@@ -122,7 +122,7 @@ def _measure(bench: str, case: Case, smoke: bool) -> dict[str, Any]:
     runs: dict[str, list[Run]] = {rival.name: [] for rival in case.rivals}
     rounds = 1 if smoke else case.repeats
     for number in range(-1 if case.warm_up and not smoke else 0, rounds):  # round -1 warms up and is thrown away
-        turn = number % len(case.rivals)
+        turn = number % max(1, len(case.rivals))
         for rival in case.rivals[turn:] + case.rivals[:turn]:
             run = _run(rival)
             if number >= 0:
