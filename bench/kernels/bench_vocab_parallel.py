@@ -8,6 +8,7 @@ active. Run this file as `KIND RANKS TOKENS VOCAB HIDDEN OUT` for one; it leaves
 
 import json
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -108,8 +109,6 @@ def cases(smoke: bool) -> Iterator[Any]:
 
         def check() -> dict[str, Any]:
             """Loss, norm of the hidden gradient and norm of the whole head gradient are the same for everyone."""
-            import subprocess
-
             for kind in KINDS:
                 subprocess.run(argv(kind), check=True)
             want = result("whole")["norms"]

@@ -33,6 +33,14 @@ impl Tokens {
         let index = (before + 1).min(self.ids.len());
         (index, self.ends.get(before).is_some_and(|end| *end as usize > at))
     }
+
+    /// Append what [`Tokens::index_at`] says of each of `places` to `found`.
+    pub fn find_places(&self, places: &[u32], found: &mut Vec<(u32, bool)>) {
+        found.extend(places.iter().map(|place| {
+            let (index, straddles) = self.index_at(*place as usize);
+            (index as u32, straddles)
+        }));
+    }
 }
 
 /// Something that encodes text.
@@ -60,10 +68,7 @@ pub trait Engine: Send + Sync {
         found: &mut Vec<(u32, bool)>,
     ) -> Result<(), Error> {
         self.encode(text, out)?;
-        found.extend(places.iter().map(|place| {
-            let (index, straddles) = out.index_at(*place as usize);
-            (index as u32, straddles)
-        }));
+        out.find_places(places, found);
         Ok(())
     }
 }

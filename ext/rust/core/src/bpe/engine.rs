@@ -63,10 +63,7 @@ impl Engine for BpeEngine {
             return Ok(());
         }
         self.encode(text, out)?;
-        found.extend(places.iter().map(|place| {
-            let (index, straddles) = out.index_at(*place as usize);
-            (index as u32, straddles)
-        }));
+        out.find_places(places, found);
         Ok(())
     }
 }
