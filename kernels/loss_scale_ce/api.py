@@ -37,6 +37,8 @@ from postmill.kernels.loss_scale_ce.terms import (
 log = logging.getLogger(__name__)
 
 Backend = Literal["auto", "reference", "cpp", "triton"]
+# Asked here, without importing it: torch.compile does not trace through the question.
+HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 
 def loss_scale_ce(
@@ -116,7 +118,7 @@ def choose_backend(backend: Backend, hidden_TH: Tensor) -> Literal["reference", 
 
 
 def _triton_runs(device: str, dtype: torch.dtype) -> bool:
-    if dtype == torch.float64 or importlib.util.find_spec("triton") is None:
+    if dtype == torch.float64 or not HAS_TRITON:
         return False
     # Triton's interpreter runs the kernels on CPU tensors; it is for tests and never chosen by "auto".
     return device == "cuda" or os.environ.get("TRITON_INTERPRET") == "1"

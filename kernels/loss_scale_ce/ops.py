@@ -221,7 +221,7 @@ class _FusedLoss(torch.autograd.Function):
         *tensors, options = inputs
         loss, stats_5T, *gradients = _fused_loss(*tensors, **options)
         ctx.mark_non_differentiable(stats_5T)
-        ctx.needs, ctx.gradients = options["needs"], gradients
+        ctx.needs, ctx.gradients, ctx.backend = options["needs"], gradients, options["backend"]
         return loss, stats_5T
 
     @staticmethod
@@ -230,8 +230,10 @@ class _FusedLoss(torch.autograd.Function):
         if ctx.gradients is None:
             raise RuntimeError("loss_scale_ce: backward ran twice; its gradients were handed over the first time")
         gradients, ctx.gradients = ctx.gradients, None
-        # On a CPU the common factor 1 is seen and saves a pass; on a GPU looking at it would stall the queue.
-        if grad_loss.is_cuda or grad_loss != 1:
+        # A factor of 1, the common case, saves a pass. On a GPU looking at it would stall the queue, so a kernel does.
+        if ctx.backend == "triton":
+            backend_module("triton").scale_(gradients, grad_loss)
+        elif grad_loss != 1:
             for gradient in gradients:
                 gradient.mul_(grad_loss)
         return (*(g if need else None for g, need in zip(gradients, ctx.needs, strict=True)), None, None, None, None)

@@ -3,7 +3,7 @@
 Active rows are gathered to the front on the device. Two ways to a gradient, as on the CPU:
 
 - stored: `fused` keeps E = exp(z - max of its tile), in the inputs' dtype, for as many rows at a time as STORE_BYTES
-  holds, and the two gradient products make dz from it as they load it: 6 A H V operations.
+  holds, and makes dz of it in place once the sums of its rows are known: 6 A H V operations.
 - recomputed: logits are made again, slice by slice of the vocabulary, into a buffer of at most SLICE_BYTES: 8 A H V.
   `row_gradients` always does this, and `fused` where there is a soft cap (its derivative needs z, not E) or where
   STORE_BYTES holds too few rows to be worth a pass over the head's gradient.
@@ -13,11 +13,13 @@ Letters: T tokens, R rows of a buffer, V vocabulary, N a slice of it, H hidden s
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-import triton
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from postmill.kernels.loss_scale_ce import triton_kernels as kernels
 from postmill.kernels.loss_scale_ce.terms import (
@@ -32,11 +34,23 @@ from postmill.kernels.loss_scale_ce.terms import (
 )
 
 STORE_BYTES = 1 << 30
-"""For E: 3,456 rows of 151,936 in bfloat16. Each further chunk of rows reads and writes the head's gradient again."""
+"""For E: 3,456 rows of 151,936 in bfloat16. Each further chunk of rows reads and writes the head's gradient again, in
+float32, so E may grow by as much as that float32 copy would take if one chunk is enough then."""
 SLICE_BYTES = 256 << 20
 """For dz of all rows and a slice of the vocabulary, where E is not stored."""
-REDUCE_ROWS = 128
-"""Rows of one program of the reduction over tiles."""
+GROUP_M = 16
+"""Row tiles that share a tile of the head while it is in the L2 cache."""
+REDUCE_ROWS, REDUCE_TILES = 16, 64
+"""Rows of one program of the reduction over tiles, and tiles it takes at once."""
+DZ_ROWS, DZ_PROGRAMS = 16, 8
+"""Rows of one program, at a time, that makes dz of E, and programs a multiprocessor."""
+MAX_PARTS, MAX_ROUNDS, JOIN_ROWS = 8, 8, 16
+"""Parts that a tile of dX may be summed in; rounds of the GPU's multiprocessors that all parts may fill; rows of one
+program that joins them."""
+BIAS_BLOCK = 64
+"""Rows, at a time, and entries of one program of the bias's gradient."""
+SCALE_BLOCK = 4096
+"""Entries of one program, at a time, of the scaling of gradients."""
 FEWEST_STORED_ROWS = 512
 """Below this many rows a chunk, the traffic of the head's gradient costs more than making the logits twice."""
 
@@ -52,7 +66,7 @@ class Blocks(NamedTuple):
 
 
 class Tuning(NamedTuple):
-    """Tile shapes for one generation of GPUs; the n of both logits is a multiple of the other two n."""
+    """Tile shapes for one generation of GPUs; the m of `wide_logits` is a multiple of that of `weight`."""
 
     logits: Blocks
     """A forward pass that needs z only to make E."""
@@ -62,18 +76,33 @@ class Tuning(NamedTuple):
     """k is the width in H."""
     weight: Blocks
     """k is the width in H."""
+    has_descriptors: bool = False
+    """Whether matrices are read through tensor descriptors. Without a copy engine they would be read entry by entry."""
+    flatten: bool = False
+    """Whether the loads of a tile start while the tile before is being finished. On sm_80 Triton would then not run
+    any loads ahead."""
 
 
 TUNINGS = {
-    # Chosen for what compiles without spills within the shared memory of the chip; not yet timed on one.
+    # Fastest of a dozen on an H200 (bench/LOG.md).
     "hopper": Tuning(
-        Blocks(128, 256, 64, 8, 3), Blocks(128, 128, 64, 8, 4), Blocks(128, 64, 256, 8, 3), Blocks(64, 128, 256, 8, 3)
+        Blocks(128, 256, 64, 8, 3),
+        Blocks(128, 128, 64, 8, 4),
+        Blocks(128, 64, 256, 8, 3),
+        Blocks(64, 128, 256, 8, 4),
+        has_descriptors=True,
+        flatten=True,
     ),
+    # The rest: chosen for what compiles without spills within the shared memory of the chip; not yet timed on one.
     "blackwell": Tuning(
-        Blocks(128, 256, 64, 8, 3), Blocks(128, 128, 64, 8, 4), Blocks(128, 64, 128, 8, 4), Blocks(64, 128, 128, 8, 4)
+        Blocks(128, 256, 64, 8, 3),
+        Blocks(128, 128, 64, 8, 4),
+        Blocks(128, 64, 128, 8, 4),
+        Blocks(64, 128, 128, 8, 4),
+        has_descriptors=True,
     ),
     "ampere": Tuning(
-        Blocks(128, 128, 32, 8, 3), Blocks(128, 128, 32, 8, 3), Blocks(128, 32, 128, 8, 3), Blocks(32, 128, 128, 8, 3)
+        Blocks(128, 128, 32, 8, 3), Blocks(128, 64, 32, 4, 3), Blocks(128, 32, 128, 8, 3), Blocks(32, 128, 128, 8, 3)
     ),
     "float32": Tuning(
         Blocks(128, 64, 32, 8, 2), Blocks(128, 64, 32, 8, 2), Blocks(64, 32, 64, 8, 2), Blocks(32, 64, 128, 8, 2)
@@ -90,33 +119,59 @@ def tuning_for(dtype: torch.dtype, capability: int) -> Tuning:
 
 def row_stats(hidden_TH: Tensor, head: Head, rows: Rows, *, want_sums: bool) -> RowStats:
     """`RowStats` without autograd; `want_sums` asks for `mean_T` and `expected_T`."""
-    batch = _Batch(hidden_TH, head, rows)
-    stats_5T, _ = batch.forward(0, batch.num_tokens, stored=None, want_sums=want_sums)
-    return RowStats(*batch.spread(stats_5T).unbind())
+    with _launching_on(hidden_TH):
+        batch = _Batch(hidden_TH, head, rows)
+        stats_5T, _ = batch.forward(0, batch.num_tokens, stored=None, want_sums=want_sums)
+        return RowStats(*batch.spread(stats_5T).unbind())
 
 
 def row_gradients(
     hidden_TH: Tensor, head: Head, rows: Rows, lse_T: Tensor, coefficients: Coefficients, *, needs: Needs
 ) -> Gradients:
     """Gradients for any function of the statistics, given the log-sum-exp of all logits (of all shards)."""
-    batch = _Batch(hidden_TH, head, rows)
-    gathered = Coefficients(*(coefficient[batch.gather_T] for coefficient in coefficients))
-    return _recomputed(batch, batch.factors(0, lse_T[batch.gather_T], gathered), needs)
+    with _launching_on(hidden_TH):
+        batch = _Batch(hidden_TH, head, rows)
+        gathered = Coefficients(*(coefficient[batch.gather_T] for coefficient in coefficients))
+        return _recomputed(batch, batch.factors(0, lse_T[batch.gather_T], gathered), needs)
 
 
 def fused(hidden_TH: Tensor, head: Head, rows: Rows, shape: LossShape, needs: Needs) -> tuple[RowStats, Gradients]:
     """The statistics, and the gradients of `weighted_loss`, in one call."""
     assert rows.weights_T is not None
-    batch = _Batch(hidden_TH, head, rows)
-    weights_T, want_sums = rows.weights_T[batch.gather_T], shape.label_smoothing != 0
-    chunk_rows = STORE_BYTES // (batch.vocab_size * batch.dtype.itemsize) // 128 * 128
-    if head.softcap is not None or chunk_rows < min(batch.num_tokens, FEWEST_STORED_ROWS):
-        stats_5T, _ = batch.forward(0, batch.num_tokens, stored=None, want_sums=want_sums)
-        coefficients = loss_coefficients(stats_5T[0], weights_T, shape, batch.vocab_size)
-        gradients = _recomputed(batch, batch.factors(0, stats_5T[0], coefficients), needs)
-    else:
-        stats_5T, gradients = _stored(batch, weights_T, shape, needs, min(chunk_rows, batch.num_tokens))
-    return RowStats(*batch.spread(stats_5T).unbind()), gradients
+    with _launching_on(hidden_TH):
+        batch = _Batch(hidden_TH, head, rows)
+        weights_T, want_sums = rows.weights_T[batch.gather_T], shape.label_smoothing != 0
+        chunk_rows = _chunk_rows(batch, needs)
+        if head.softcap is not None or not chunk_rows:
+            stats_5T, _ = batch.forward(0, batch.num_tokens, stored=None, want_sums=want_sums)
+            coefficients = loss_coefficients(stats_5T[0], weights_T, shape, batch.vocab_size)
+            gradients = _recomputed(batch, batch.factors(0, stats_5T[0], coefficients), needs)
+        else:
+            stats_5T, gradients = _stored(batch, weights_T, shape, needs, chunk_rows)
+        return RowStats(*batch.spread(stats_5T).unbind()), gradients
+
+
+def scale_(gradients: Sequence[Tensor], factor: Tensor) -> None:
+    """Multiply contiguous tensors by a number on their device, in place; a factor of 1 costs no pass over them."""
+    for gradient in gradients:
+        if gradient.numel():
+            with _launching_on(gradient):
+                grid = min(_ceil_div(gradient.numel(), SCALE_BLOCK), 1024)
+                kernels.scale_kernel[(grid,)](gradient, factor, gradient.numel(), BLOCK=SCALE_BLOCK)
+
+
+def _chunk_rows(batch: _Batch, needs: Needs) -> int:
+    """How many rows of E to hold at a time, or 0 if that would be too few."""
+    row_bytes = batch.vocab_size * batch.dtype.itemsize
+    sum_bytes = batch.weight_VH.numel() * 4 if needs.weight else 0
+    if batch.num_tokens * row_bytes <= STORE_BYTES + sum_bytes:
+        return batch.num_tokens
+    most = STORE_BYTES // row_bytes
+    if most < FEWEST_STORED_ROWS:
+        return 0
+    num_chunks = _ceil_div(batch.num_tokens, most)
+    # Equal chunks, of whole tiles: a small last one would leave most of the GPU idle.
+    return _ceil_div(_ceil_div(batch.num_tokens, num_chunks), 128) * 128
 
 
 def _stored(
@@ -125,64 +180,83 @@ def _stored(
     """Statistics in gathered order, and gradients of the loss, chunk by chunk of rows through E."""
     want_sums = shape.label_smoothing != 0
     stats_5T = batch.empty(5, batch.num_tokens)
-    store_RV = batch.empty(chunk_rows, batch.vocab_size, dtype=batch.dtype)
+    store_RV = batch.empty_rows(chunk_rows, batch.vocab_size)
+    out = batch.gradients(needs)
     starts = range(0, batch.num_tokens, chunk_rows)
-    # The head's gradient is summed over chunks in float32; one chunk needs no sum.
-    sums = batch.gradients(needs, weight_dtype=batch.dtype if len(starts) == 1 else torch.float32)
+    sums = batch.weight_sums() if needs.weight and len(starts) > 1 else None
     for first in starts:
         last = min(first + chunk_rows, batch.num_tokens)
-        stats_5R, tops_NR = batch.forward(first, last - first, stored=store_RV, want_sums=want_sums)
+        dz_RV = store_RV[: last - first]
+        stats_5R, tops_NR = batch.forward(first, last - first, stored=dz_RV, want_sums=want_sums)
         stats_5T[:, first:last] = stats_5R
         coefficients = loss_coefficients(stats_5R[0], weights_T[first:last], shape, batch.vocab_size)
         factors = batch.factors(first, stats_5R[0], coefficients)
         tile_n = batch.logits_blocks(is_wide=want_sums).n
-        dz = _Dz(store_RV, batch.targets_T[first:last], factors, tops_NR, tile_n)
+        batch.stored_to_dz(dz_RV, first, factors, tops_NR, tile_n=tile_n)
         if needs.hidden:
-            batch.add_hidden(dz, first, batch.weight_VH, sums.hidden_TH[first:last], add=False)
-        if needs.weight or needs.bias:
-            batch.add_weight(dz, first, needs, sums, add=first > 0)
-    return stats_5T, batch.finish(sums, needs)
+            parts = batch.hidden_parts(last - first, is_sliced=False)
+            batch.add_hidden(dz_RV, first, batch.weight_VH, factors.unit, parts=parts, out_TH=out.hidden_TH)
+        if needs.weight:
+            batch.add_weight(dz_RV, first, factors.unit, sums, out.weight_VH)
+        if needs.bias:
+            batch.add_bias(dz_RV, first, factors.unit, out.bias_V)
+    return stats_5T, batch.finish(out)
 
 
 def _recomputed(batch: _Batch, factors: _Factors, needs: Needs) -> Gradients:
     """Gradients slice by slice of the vocabulary, each from logits made again."""
     per_entry = max(batch.num_tokens, 1) * batch.dtype.itemsize
     slice_size = min(batch.vocab_size, max(SLICE_BYTES // per_entry // 256 * 256, 256))
-    dz_RN = batch.empty(batch.num_tokens * slice_size, dtype=batch.dtype)
+    store_RN = batch.empty_rows(batch.num_tokens, slice_size)
     starts = range(0, batch.vocab_size, slice_size)
-    sums = batch.gradients(needs, hidden_dtype=batch.dtype if len(starts) == 1 else torch.float32)
+    out = batch.gradients(needs)
+    parts = batch.hidden_parts(batch.num_tokens, is_sliced=len(starts) > 1)
     for v0 in starts:
         v1 = min(v0 + slice_size, batch.vocab_size)
-        # Outside the slice, even below it, a target is -1 or out of reach: it matches no entry.
-        dz = _Dz(dz_RN, batch.targets_T - v0, factors, None)
-        batch.make_dz(dz, v0, v1)
+        dz_RN = store_RN[:, : v1 - v0]
+        batch.make_dz(dz_RN, factors.factors_5R, v0, v1)
         if needs.hidden:
-            batch.add_hidden(dz, 0, batch.weight_VH[v0:v1], sums.hidden_TH, add=v0 > 0)
-        if needs.weight or needs.bias:
-            part = sums._replace(
-                weight_VH=sums.weight_VH[v0:v1] if needs.weight else sums.weight_VH,
-                bias_V=sums.bias_V[v0:v1] if needs.bias else sums.bias_V,
+            batch.add_hidden(
+                dz_RN,
+                0,
+                batch.weight_VH[v0:v1],
+                factors.unit,
+                parts=parts,
+                out_TH=out.hidden_TH,
+                is_first=v0 == 0,
+                is_last=v1 == batch.vocab_size,
             )
-            batch.add_weight(dz, 0, needs, part, add=False, num_entries=v1 - v0)
-    return batch.finish(sums, needs)
+        if needs.weight:
+            batch.add_weight(dz_RN, 0, factors.unit, None, out.weight_VH[v0:v1])
+        if needs.bias:
+            batch.add_bias(dz_RN, 0, factors.unit, out.bias_V[v0:v1])
+    return batch.finish(out)
 
 
 class _Factors(NamedTuple):
     factors_5R: Tensor
     """lse, and a, e, b, c over `unit`; zeros past the last active row."""
     unit: Tensor
-    """(1), the largest magnitude of a, e, b and c."""
+    """(1), the largest magnitude of a, e, b and c where gradients are float16, else 1."""
 
 
-class _Dz(NamedTuple):
-    """dz of R rows and N entries, written out, or E and what makes dz of it."""
+def _ceil_div(a: int, b: int) -> int:
+    return -(-a // b)
 
-    buffer: Tensor
-    targets_R: Tensor
-    factors: _Factors
-    tops_NR: Tensor | None
-    """The maximum of each tile of `tile_n` entries, where the buffer holds E."""
-    tile_n: int = 1
+
+def _aligned(matrix: Tensor) -> Tensor:
+    """Itself, or a copy where its rows do not all start at multiples of 16 bytes, as descriptors need it."""
+    num_rows, num_columns = matrix.shape
+    is_aligned = matrix.stride(0) * matrix.dtype.itemsize % 16 == 0 and matrix.data_ptr() % 16 == 0
+    if is_aligned and matrix.stride(1) == 1 and matrix.stride(0) >= num_columns:
+        return matrix
+    return _empty_rows(num_rows, num_columns, matrix).copy_(matrix)
+
+
+def _empty_rows(num_rows: int, num_columns: int, like: Tensor) -> Tensor:
+    """Uninitialised, its rows at multiples of 16 bytes."""
+    per_16_bytes = 16 // like.dtype.itemsize
+    return like.new_empty(num_rows, _ceil_div(num_columns, per_16_bytes) * per_16_bytes)[:, :num_columns]
 
 
 class _Batch:
@@ -190,10 +264,13 @@ class _Batch:
 
     def __init__(self, hidden_TH: Tensor, head: Head, rows: Rows) -> None:
         self.head, self.dtype, self.device = head, hidden_TH.dtype, hidden_TH.device
-        self.weight_VH = head.weight_VH.contiguous()
+        self.one = torch.ones(1, device=self.device)
+        self.bias_V = None if head.bias_V is None else head.bias_V.contiguous()
+        self.weight_VH = _aligned(head.weight_VH)
         self.vocab_size, self.hidden_size = self.weight_VH.shape
         self.num_tokens = len(rows.targets_T)
         self.tuning = tuning_for(self.dtype, _capability(self.device))
+        self.num_programs = _num_multiprocessors(self.device)
         # Active rows first, in order; the filler behind them gathers row 0 and scatters to a row that is cut off.
         every_T = torch.arange(self.num_tokens, device=self.device)
         slot_T = torch.where(rows.active_T, rows.active_T.cumsum(0) - 1, self.num_tokens)
@@ -201,23 +278,35 @@ class _Batch:
         self.gather_T = gather.scatter_(0, slot_T, every_T)[: self.num_tokens]
         self.count = rows.active_T.sum(dtype=torch.int32).reshape(1)
         self.is_filled_T = every_T < self.count
-        self.scatter_T = torch.where(self.is_filled_T, self.gather_T, self.num_tokens)
-        self.hidden_TH = hidden_TH[self.gather_T]
+        # Zeros behind the active rows: what is there meets the zeros of dz, and 0 * NaN is NaN.
+        self.hidden_TH = _aligned(hidden_TH[self.gather_T].masked_fill_(~self.is_filled_T[:, None], 0))
         self.targets_T = rows.targets_T[self.gather_T]
+
+    def tiles(self, matrix: Tensor, num_rows: int, num_columns: int) -> Tensor | TensorDescriptor:
+        """The matrix as the products read and write it: by its descriptor, if the GPU has a use for one."""
+        if not self.tuning.has_descriptors:
+            return matrix
+        return TensorDescriptor.from_tensor(matrix, [num_rows, num_columns])
 
     def empty(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=self.device)
 
+    def empty_rows(self, num_rows: int, num_columns: int) -> Tensor:
+        return _empty_rows(num_rows, num_columns, self.hidden_TH)
+
     def spread(self, values_KT: Tensor) -> Tensor:
         """From gathered order back to the caller's along the last dimension, 0 on skipped rows."""
         out = values_KT.new_zeros(len(values_KT), self.num_tokens + 1)
-        return out.index_copy_(1, self.scatter_T, values_KT)[:, : self.num_tokens]
+        scatter_T = torch.where(self.is_filled_T, self.gather_T, self.num_tokens)
+        return out.index_copy_(1, scatter_T, values_KT)[:, : self.num_tokens]
 
     def factors(self, first: int, lse_R: Tensor, coefficients: Coefficients) -> _Factors:
         # Past the last active row lie uninitialised statistics: they must not reach the maximum.
         is_filled_R = self.is_filled_T[first : first + len(lse_R)]
         factors_5R = torch.where(is_filled_R, torch.stack([lse_R, *coefficients]).float(), 0)
         factors_5R[1:] *= self.head.scale
+        if self.dtype != torch.float16:  # nothing else is as narrow, and chunks of rows can be added as they are
+            return _Factors(factors_5R, self.one)
         unit = factors_5R[1:].abs().max().reshape(1)
         factors_5R[1:] /= torch.where(unit == 0, 1, unit)
         return _Factors(factors_5R, unit)
@@ -242,8 +331,9 @@ class _Batch:
             "BLOCK_M": blocks.m,
             "BLOCK_N": blocks.n,
             "BLOCK_K": blocks.k,
-            "GROUP_M": 32,
-            "HAS_BIAS": self.head.bias_V is not None,
+            "GROUP_M": GROUP_M,
+            "FLATTEN": self.tuning.flatten,
+            "HAS_BIAS": self.bias_V is not None,
             "HAS_CAP": self.head.softcap is not None,
         }
 
@@ -253,21 +343,25 @@ class _Batch:
         E of the rows goes to `stored`, if given.
         """
         blocks, last = self.logits_blocks(is_wide=want_sums), first + num_rows
-        num_tiles = triton.cdiv(self.vocab_size, blocks.n)
-        partials = self.empty(4, num_tiles, num_rows)
+        num_tiles = _ceil_div(self.vocab_size, blocks.n)
+        partials = self.empty(4 if want_sums else 2, num_tiles, num_rows)
         target_R = torch.zeros(num_rows, device=self.device)
-        kernels.logits_kernel[(triton.cdiv(num_rows, blocks.m) * num_tiles,)](
-            self.hidden_TH[first:last],
-            self.weight_VH,
-            self.head.bias_V,
+        grid = min(_ceil_div(num_rows, blocks.m) * num_tiles, self.num_programs)
+        kernels.logits_kernel[(grid,)](
+            self.tiles(self.hidden_TH[first:last], blocks.m, blocks.k),
+            self.tiles(self.weight_VH, blocks.n, blocks.k),
+            self.bias_V,
             self.targets_T[first:last],
             self.count,
             partials,
             target_R,
-            stored,
+            None if stored is None else self.tiles(stored, blocks.m, blocks.n),
             first,
             num_rows,
             self.vocab_size,
+            self.hidden_TH.stride(0),
+            self.weight_VH.stride(0),
+            0 if stored is None else stored.stride(0),
             float(self.head.scale),
             float(self.head.softcap or 1.0),
             WANT_SUMS=want_sums,
@@ -275,7 +369,7 @@ class _Batch:
             **self.logits_options(blocks),
         )
         stats_5R = self.empty(5, num_rows)
-        kernels.reduce_kernel[(triton.cdiv(num_rows, REDUCE_ROWS),)](
+        kernels.reduce_kernel[(_ceil_div(num_rows, REDUCE_ROWS),)](
             partials,
             self.targets_T[first:last],
             target_R,
@@ -286,101 +380,182 @@ class _Batch:
             num_tiles,
             self.vocab_size,
             BLOCK_M=REDUCE_ROWS,
+            BLOCK_T=REDUCE_TILES,
             WANT_SUMS=want_sums,
         )
         return stats_5R, partials[0]
 
-    def make_dz(self, dz: _Dz, v0: int, v1: int) -> None:
-        """Write dz of all rows and the entries [v0, v1) to its buffer."""
-        blocks = self.logits_blocks(is_wide=True)
-        grid = triton.cdiv(self.num_tokens, blocks.m) * triton.cdiv(v1 - v0, blocks.n)
-        kernels.dz_kernel[(grid,)](
-            self.hidden_TH,
-            self.weight_VH[v0:v1],
-            None if self.head.bias_V is None else self.head.bias_V[v0:v1],
-            dz.targets_R,
+    def stored_to_dz(self, dz_RV: Tensor, first: int, factors: _Factors, tops_NR: Tensor, *, tile_n: int) -> None:
+        """Make dz of E, in place; `tops_NR` are the maxima of tiles of `tile_n` entries."""
+        num_rows = len(dz_RV)
+        num_tiles = _ceil_div(num_rows, DZ_ROWS) * _ceil_div(self.vocab_size, tile_n)
+        grid = min(num_tiles, DZ_PROGRAMS * self.num_programs)
+        kernels.stored_dz_kernel[(grid,)](
+            dz_RV,
+            self.targets_T[first : first + num_rows],
             self.count,
-            dz.factors.factors_5R,
-            dz.buffer,
+            factors.factors_5R,
+            tops_NR,
+            first,
+            num_rows,
+            self.vocab_size,
+            dz_RV.stride(0),
+            BLOCK_M=DZ_ROWS,
+            BLOCK_N=tile_n,
+            PAD_M=self.tuning.weight.m,
+            num_warps=8,
+        )
+
+    def make_dz(self, dz_RN: Tensor, factors_5R: Tensor, v0: int, v1: int) -> None:
+        """Write dz of all rows and the entries [v0, v1)."""
+        blocks = self.logits_blocks(is_wide=True)
+        num_tiles = _ceil_div(self.num_tokens, blocks.m) * _ceil_div(v1 - v0, blocks.n)
+        kernels.dz_kernel[(min(num_tiles, self.num_programs),)](
+            self.tiles(self.hidden_TH, blocks.m, blocks.k),
+            self.tiles(self.weight_VH[v0:v1], blocks.n, blocks.k),
+            None if self.bias_V is None else self.bias_V[v0:v1],
+            # Outside the slice, even below it, a target is -1 or out of reach: it matches no entry.
+            self.targets_T - v0,
+            self.count,
+            factors_5R,
+            self.tiles(dz_RN, blocks.m, blocks.n),
             self.num_tokens,
             v1 - v0,
+            self.hidden_TH.stride(0),
+            self.weight_VH.stride(0),
+            dz_RN.stride(0),
             float(self.head.scale),
             float(self.head.softcap or 1.0),
             **self.logits_options(blocks),
         )
 
-    def add_hidden(self, dz: _Dz, first: int, weight_NH: Tensor, out_RH: Tensor, *, add: bool) -> None:
-        """out = dz @ weight, or added to it, for the gathered rows from `first` on."""
-        blocks = self.tuning.hidden
-        grid = triton.cdiv(len(out_RH), blocks.m) * triton.cdiv(self.hidden_size, blocks.k)
-        kernels.grad_hidden_kernel[(grid,)](
-            dz.buffer,
-            weight_NH,
-            dz.targets_R,
-            self.count,
-            dz.factors.factors_5R,
-            dz.tops_NR,
-            dz.factors.unit,
-            out_RH,
-            first,
-            len(out_RH),
-            len(weight_NH),
-            **self.gradient_options(blocks, dz, add=add),
-        )
+    def hidden_tiles(self, num_rows: int) -> int:
+        return _ceil_div(num_rows, self.tuning.hidden.m) * _ceil_div(self.hidden_size, self.tuning.hidden.k)
 
-    def add_weight(
-        self, dz: _Dz, first: int, needs: Needs, sums: Gradients, *, add: bool, num_entries: int | None = None
+    def hidden_items(self, num_rows: int) -> int:
+        """Parts of tiles at most; the GPU knows how many tiles have active rows, and splits them if they are few."""
+        return min(self.hidden_tiles(num_rows) * MAX_PARTS, MAX_ROUNDS * self.num_programs)
+
+    def hidden_parts(self, num_rows: int, *, is_sliced: bool) -> Tensor:
+        """Room for sums so far of the hidden gradient, in float32, tile by tile."""
+        num_items = max(self.hidden_items(num_rows), self.hidden_tiles(num_rows) * is_sliced)
+        return self.empty(num_items, self.tuning.hidden.m, self.tuning.hidden.k)
+
+    def add_hidden(
+        self,
+        dz_RN: Tensor,
+        first: int,
+        weight_NH: Tensor,
+        unit: Tensor,
+        *,
+        parts: Tensor,
+        out_TH: Tensor,
+        is_first: bool = True,
+        is_last: bool = True,
     ) -> None:
-        """The head's gradient dz^T @ hidden, and the bias's, or added to them, from gathered rows from `first` on."""
-        blocks = self.tuning.weight
-        num_entries = self.vocab_size if num_entries is None else num_entries
-        num_rows = len(dz.targets_R)
-        grid = triton.cdiv(num_entries, blocks.n) * (triton.cdiv(self.hidden_size, blocks.k) if needs.weight else 1)
-        kernels.grad_weight_kernel[(grid,)](
-            dz.buffer,
-            self.hidden_TH[first : first + num_rows],
-            dz.targets_R,
+        """dz @ weight for the gathered rows from `first` on; `out`, in the caller's order, is the sum over slices."""
+        blocks, num_rows = self.tuning.hidden, len(dz_RN)
+        rows_R, num_items = self.gather_T[first : first + num_rows], self.hidden_items(num_rows)
+        options = {
+            "H": self.hidden_size,
+            "BLOCK_M": blocks.m,
+            "BLOCK_H": blocks.k,
+            "PROGRAMS": self.num_programs,
+            "MAX_PARTS": MAX_PARTS,
+            "MAX_ITEMS": MAX_ROUNDS * self.num_programs,
+        }
+        kernels.grad_hidden_kernel[(max(self.hidden_tiles(num_rows), num_items),)](
+            self.tiles(dz_RN, blocks.m, blocks.n),
+            self.tiles(weight_NH, blocks.n, blocks.k),
             self.count,
-            dz.factors.factors_5R,
-            dz.tops_NR,
-            dz.factors.unit,
-            sums.weight_VH,
-            sums.bias_V,
+            unit,
+            rows_R,
+            parts,
+            out_TH,
+            first,
+            num_rows,
+            len(weight_NH),
+            dz_RN.stride(0),
+            weight_NH.stride(0),
+            BLOCK_N=blocks.n,
+            IS_FIRST=is_first,
+            IS_LAST=is_last,
+            **options | self.options(blocks),
+        )
+        if is_last:
+            kernels.join_hidden_kernel[(num_items * (blocks.m // JOIN_ROWS),)](
+                parts, self.count, unit, rows_R, out_TH, first, num_rows, JOIN_M=JOIN_ROWS, **options
+            )
+
+    def weight_tiles(self, num_entries: int) -> int:
+        return _ceil_div(num_entries, self.tuning.weight.n) * _ceil_div(self.hidden_size, self.tuning.weight.k)
+
+    def weight_sums(self) -> Tensor:
+        """Room for the head's gradient between chunks of rows, in float32, tile by tile."""
+        return self.empty(self.weight_tiles(self.vocab_size), self.tuning.weight.n, self.tuning.weight.k)
+
+    def add_weight(self, dz_RN: Tensor, first: int, unit: Tensor, sums: Tensor | None, out_NH: Tensor) -> None:
+        """out = dz^T @ hidden, for the gathered rows from `first` on; with `sums`, of them and the chunks before."""
+        blocks = self.tuning.weight
+        num_rows, num_entries = dz_RN.shape
+        kernels.grad_weight_kernel[(min(self.weight_tiles(num_entries), self.num_programs),)](
+            self.tiles(dz_RN, blocks.m, blocks.n),
+            self.tiles(self.hidden_TH[first : first + num_rows], blocks.m, blocks.k),
+            self.count,
+            unit,
+            sums,
+            out_NH,
             first,
             num_rows,
             num_entries,
-            WANT_WEIGHT=needs.weight,
-            WANT_BIAS=needs.bias,
-            **self.gradient_options(blocks, dz, add=add),
+            dz_RN.stride(0),
+            self.hidden_TH.stride(0),
+            BLOCK_M=blocks.m,
+            BLOCK_N=blocks.n,
+            BLOCK_H=blocks.k,
+            IS_CHUNK=sums is not None,
+            # Triton would hold the next tile of the sums ahead as well: more than fits.
+            FLATTEN=self.tuning.flatten and sums is None,
+            **self.options(blocks),
         )
 
-    def gradient_options(self, blocks: Blocks, dz: _Dz, *, add: bool) -> dict[str, Any]:
-        return self.options(blocks) | {
-            "BLOCK_M": blocks.m,
-            "BLOCK_N": blocks.n,
-            "BLOCK_H": blocks.k,
-            "TILE_N": dz.tile_n,
-            "STORED": dz.tops_NR is not None,
-            "ADD": add,
-        }
+    def add_bias(self, dz_RN: Tensor, first: int, unit: Tensor, out_N: Tensor) -> None:
+        """The sum of the rows of dz, added to that of the rows before `first`."""
+        num_rows, num_entries = dz_RN.shape
+        kernels.grad_bias_kernel[(_ceil_div(num_entries, BIAS_BLOCK),)](
+            dz_RN,
+            self.count,
+            unit,
+            out_N,
+            first,
+            num_rows,
+            num_entries,
+            dz_RN.stride(0),
+            BLOCK_M=BIAS_BLOCK,
+            BLOCK_N=BIAS_BLOCK,
+        )
 
-    def gradients(
-        self, needs: Needs, *, hidden_dtype: torch.dtype | None = None, weight_dtype: torch.dtype | None = None
-    ) -> Gradients:
-        """Room for the gradients, uninitialised, hidden's in gathered order."""
+    def gradients(self, needs: Needs) -> Gradients:
+        """Room for the gradients: hidden's with zeros for the skipped rows, the others uninitialised."""
+        hidden_shape = (self.num_tokens, self.hidden_size) if needs.hidden else (0,)
         return Gradients(
-            self.empty(*(self.hidden_TH.shape if needs.hidden else (0,)), dtype=hidden_dtype or self.dtype),
-            self.empty(*(self.weight_VH.shape if needs.weight else (0,)), dtype=weight_dtype or self.dtype),
+            torch.zeros(hidden_shape, dtype=self.dtype, device=self.device),
+            self.empty(*(self.weight_VH.shape if needs.weight else (0,)), dtype=self.dtype),
             self.empty(self.vocab_size if needs.bias else 0),
         )
 
-    def finish(self, sums: Gradients, needs: Needs) -> Gradients:
-        """In the caller's order and dtypes."""
-        hidden_TH = sums.hidden_TH.to(self.dtype)
-        if needs.hidden:
-            out = hidden_TH.new_zeros(self.num_tokens + 1, self.hidden_size)
-            hidden_TH = out.index_copy_(0, self.scatter_T, hidden_TH)[: self.num_tokens]
-        return Gradients(hidden_TH, sums.weight_VH.to(self.dtype), sums.bias_V.to(self.dtype))
+    def finish(self, found: Gradients) -> Gradients:
+        """In the dtypes of the inputs."""
+        return Gradients(*(gradient.to(self.dtype) for gradient in found))
+
+
+def _launching_on(tensor: Tensor) -> contextlib.AbstractContextManager[Any]:
+    """Kernels start on the current device, which need not be the tensor's."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
+
+
+def _num_multiprocessors(device: torch.device) -> int:
+    return int(torch.cuda.get_device_properties(device).multi_processor_count) if device.type == "cuda" else 4
 
 
 def _capability(device: torch.device) -> int:

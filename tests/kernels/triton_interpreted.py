@@ -7,6 +7,7 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
 from triton.runtime import interpreter
 
@@ -15,85 +16,26 @@ from postmill.kernels.loss_scale_ce.api import loss_scale_ce
 from postmill.kernels.loss_scale_ce.triton_host import Blocks, Tuning
 
 sys.path.insert(0, str(Path(__file__).parent))
-from loss_problem import GRID, eager_loss, leaves, problem
+from loss_problem import (
+    GRID,
+    bar,
+    deviations,
+    extreme,
+    inserted_rows,
+    nan_and_out_of_range,
+    one_row,
+    poison_skipped,
+    zero,
+)
 
-SMALL = Tuning(Blocks(16, 128, 16, 4, 1), Blocks(32, 64, 16, 4, 1), Blocks(16, 32, 16, 4, 1), Blocks(16, 64, 16, 4, 1))
+SMALL = Tuning(
+    Blocks(16, 128, 16, 4, 1),
+    Blocks(32, 64, 16, 4, 1),
+    Blocks(16, 32, 16, 4, 1),
+    Blocks(16, 64, 16, 4, 1),
+    has_descriptors=True,
+)
 """Several tiles along every axis of a problem that the interpreter finishes in a second."""
-
-
-def relative(got, want):
-    assert got.shape == want.shape
-    if not want.numel():
-        return 0.0
-    size = want.abs().max().item()
-    gap = (got.double() - want.double()).abs().max().item()
-    return gap / size if size else gap
-
-
-def deviations(dtype, *, rows=False, frozen=False, size=(37, 19, 251), active=0.5, change=None, **options):
-    *tensors, targets, weights = problem(*size, dtype=dtype, active=active)
-    if change:
-        change(tensors, targets, weights)
-    exact, got = leaves(*tensors, dtype=torch.float64), leaves(*tensors)
-    got[1].requires_grad_(not frozen)
-    clean = torch.where(((weights != 0) & (targets >= 0))[:, None], exact[0], 0)
-    want = eager_loss(clean, exact[1], exact[2], targets, weights, 1e4, **options)
-    out = loss_scale_ce(
-        got[0],
-        got[1],
-        targets,
-        weights,
-        denominator=1e4,
-        bias_V=got[2],
-        backend="triton",
-        return_logp=rows,
-        return_entropy=rows,
-        return_correct=True,
-        **options,
-    )
-    value, want_value = out.loss, want
-    if rows:
-        z_options = {k: v for k, v in options.items() if k in ("logit_scale", "softcap")}
-        active_T = (weights != 0) & (targets >= 0)
-        z = clean @ exact[1].T + exact[2]
-        z = z * z_options.get("logit_scale", 1.0)
-        if z_options.get("softcap"):
-            z = z_options["softcap"] * torch.tanh(z / z_options["softcap"])
-        logp_TV = z.log_softmax(-1)
-        logp = torch.where(active_T, logp_TV.gather(1, targets.clamp(min=0)[:, None]).squeeze(1), 0)
-        entropy = torch.where(active_T, -(logp_TV.exp() * logp_TV).sum(-1), 0)
-        g = torch.Generator().manual_seed(1)
-        upstream = torch.randn(2, len(targets), generator=g, dtype=torch.float64)
-        value = (upstream[0] * out.logp_T + upstream[1] * out.entropy_T).sum()
-        want_value = (upstream[0] * logp + upstream[1] * entropy).sum()
-    names = ["hidden", "bias"] if frozen else ["hidden", "weight", "bias"]
-    pick = [0, 2] if frozen else [0, 1, 2]
-    got_grads = torch.autograd.grad(value, [got[i] for i in pick])
-    want_grads = torch.autograd.grad(want_value, [exact[i] for i in pick])
-    result = {"loss": relative(out.loss, want), "value": relative(value, want_value)}
-    return result | {n: relative(g, w) for n, g, w in zip(names, got_grads, want_grads, strict=True)}
-
-
-def poison_skipped(tensors, targets, weights):
-    tensors[0][(weights == 0) | (targets < 0)] = torch.nan
-
-
-def zero(tensors, targets, weights):
-    weights.zero_()
-
-
-def one_row(tensors, targets, weights):
-    weights.zero_()
-    weights[9], targets[9] = -2.0, 250
-
-
-def bar(tensors, targets, weights):
-    tensors[2][:150] = -torch.inf
-    targets[targets >= 0] = targets[targets >= 0].clamp(min=150)
-
-
-def extreme(tensors, targets, weights):
-    tensors[0] *= 4000
 
 
 def cases():
@@ -115,46 +57,8 @@ def cases():
     yield "float32 no tokens", lambda: deviations(f32, size=(0, 4, 7))
 
 
-def nan_and_out_of_range():
-    """What surfaces as NaN in the loss, and in the gradient of the row that is to blame."""
-    found = {}
-    for where in ("hidden", "head", "weights", "outside"):
-        *tensors, targets, weights = problem(dtype=torch.float32)
-        row = int(((weights != 0) & (targets >= 0)).nonzero()[0])
-        if where == "hidden":
-            tensors[0][row, 2] = torch.nan
-        elif where == "head":
-            tensors[1][11, 2] = torch.nan
-        elif where == "weights":
-            weights[row] = torch.nan
-        else:
-            targets[row] = len(tensors[1])
-        hidden, weight, _ = leaves(*tensors)
-        loss = loss_scale_ce(hidden, weight, targets, weights, denominator=1.0, backend="triton").loss
-        loss.backward()
-        found[where] = [bool(loss.isnan()), bool(hidden.grad[row].isnan().any())]
-    return found
-
-
-def inserted_rows():
-    """Whether rows of weight 0, full of NaN, between the others leave loss and gradients the same to the last bit."""
-    hidden, weight, bias, targets, weights = problem(dtype=torch.float32)
-    keep = torch.arange(len(targets)) * 2
-    wide = torch.full((2 * len(targets), hidden.shape[1]), torch.nan)
-    wide_targets, wide_weights = torch.randint(len(weight), (len(wide),)), torch.zeros(len(wide))
-    wide[keep], wide_targets[keep], wide_weights[keep] = hidden, targets, weights
-    results = []
-    for rows in ((hidden, targets, weights), (wide, wide_targets, wide_weights)):
-        got = leaves(rows[0], weight, bias)
-        out = loss_scale_ce(got[0], got[1], *rows[1:], denominator=3.0, bias_V=got[2], backend="triton")
-        results.append((out.loss, *torch.autograd.grad(out.loss, got)))
-    (loss, *grads), (wide_loss, *wide_grads) = results
-    pairs = [(loss, wide_loss), (grads[0], wide_grads[0][keep]), *zip(grads[1:], wide_grads[1:], strict=True)]
-    return {"equal": all(torch.equal(a, b) for a, b in pairs), "clean": not wide_grads[0][1::2].any()}
-
-
 class Counter:
-    """Counts what the interpreter is asked to do, kernel by kernel."""
+    """Counts what the interpreter is asked to do, kernel by kernel, scalars left out."""
 
     def __init__(self):
         self.counts = {}
@@ -165,12 +69,13 @@ class Counter:
             self.add(0, 2 * a.data.shape[0] * a.data.shape[1] * b.data.shape[1])
             return dot(this, a, b, *rest)
 
-        def counted_load(this, pointers, mask, *rest):
-            self.add(1, int(mask.data.sum()) * pointers.get_element_ty().primitive_bitwidth // 8)
-            return load(this, pointers, mask, *rest)
+        def counted_load(this, pointers, mask, *rest, **named):
+            if pointers.data.size > 1:
+                self.add(1, int(np.asarray(mask.data).sum()) * pointers.get_element_ty().primitive_bitwidth // 8)
+            return load(this, pointers, mask, *rest, **named)
 
         def counted_store(this, pointers, value, mask, *rest):
-            self.add(2, int(mask.data.sum()) * pointers.get_element_ty().primitive_bitwidth // 8)
+            self.add(2, int(np.asarray(mask.data).sum()) * pointers.get_element_ty().primitive_bitwidth // 8)
             return store(this, pointers, value, mask, *rest)
 
         builder.create_dot = counted_dot
@@ -200,10 +105,12 @@ def counted_and_closed_form(counter, *, stored):
     closed = {
         "logits_kernel": cost.logits_cost(*sizes, SMALL.logits, 4, stored=stored),
         "reduce_kernel": cost.reduce_cost(num_tokens, vocab_size, SMALL.logits),
-        "grad_hidden_kernel": cost.grad_hidden_cost(*sizes, SMALL.hidden, 4, stored=stored),
-        "grad_weight_kernel": cost.grad_weight_cost(*sizes, SMALL.weight, 4, stored=stored),
+        "grad_hidden_kernel": cost.grad_hidden_cost(*sizes, SMALL.hidden, 4),
+        "grad_weight_kernel": cost.grad_weight_cost(*sizes, SMALL.weight, 4),
     }
-    if not stored:
+    if stored:
+        closed["stored_dz_kernel"] = cost.stored_dz_cost(num_tokens, vocab_size, SMALL.logits.n, 4)
+    else:
         closed["dz_kernel"] = cost.dz_cost(*sizes, SMALL.wide_logits, 4)
     return {"counted": counter.counts, "closed": closed, "AHV": num_tokens * vocab_size * hidden_size}
 
@@ -212,8 +119,13 @@ def main():
     triton_host.TUNINGS = dict.fromkeys(triton_host.TUNINGS, SMALL)
     for name, run in cases():
         print(json.dumps([name, run()]), flush=True)
+    triton_host.TUNINGS = dict.fromkeys(triton_host.TUNINGS, SMALL._replace(has_descriptors=False))
+    print(json.dumps(["float32 pointers", deviations(torch.float32, label_smoothing=0.1)]), flush=True)
+    print(json.dumps(["float32 pointers rows", deviations(torch.float32, rows=True, softcap=3.0)]), flush=True)
+    triton_host.TUNINGS = dict.fromkeys(triton_host.TUNINGS, SMALL)
     # Chunks of rows through E, several slices where it is made again, and neither may change the answer.
     triton_host.FEWEST_STORED_ROWS, triton_host.STORE_BYTES = 1, 128 * 251 * 4
+    # what one chunk may take beyond STORE_BYTES is 19 x 251 x 4 bytes: 300 rows need three
     print(json.dumps(["chunked", deviations(torch.float32, size=(300, 19, 251))]), flush=True)
     print(json.dumps(["chunked few", deviations(torch.float32, size=(300, 19, 251), active=0.01)]), flush=True)
     triton_host.FEWEST_STORED_ROWS, triton_host.STORE_BYTES, triton_host.SLICE_BYTES = 512, 0, 1
