@@ -67,6 +67,8 @@ class Case(NamedTuple):
     """Why the case cannot run here."""
     warm_up: bool = True
     """Whether a first round is thrown away."""
+    gpu: str = ""
+    """The name of the GPU, where one does the work."""
 
 
 class Run(NamedTuple):
@@ -78,8 +80,8 @@ class Run(NamedTuple):
     """Peak above what the process held before; for a command the same as its peak."""
 
 
-def machine() -> dict[str, Any]:
-    """What was measured on: processor, cores this process may use, memory, system. Never the host's name."""
+def machine(gpu: str = "") -> dict[str, Any]:
+    """What was measured on: processor, cores this process may use, memory, system, and a GPU. Never the host's name."""
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
@@ -92,14 +94,15 @@ def machine() -> dict[str, Any]:
         "cores": cores,
         "memory_gib": round(memory / 2**30),
         "os": platform.system(),
-    }
+    } | ({"gpu": gpu, "gpus": 1} if gpu else {})
 
 
-def results_file() -> Path:
-    """`results/<cpu>-<cores>c.jsonl`."""
+def results_file(gpu: str = "") -> Path:
+    """`results/<cpu>-<cores>c.jsonl`, or `results/<gpu>-1x.jsonl`."""
     found = machine()
-    slug = re.sub(r"[^a-z0-9]+", "-", found["cpu"].lower()).strip("-")
-    return RESULTS / f"{slug}-{found['cores']}c.jsonl"
+    name, count = (gpu, "1x") if gpu else (found["cpu"], f"{found['cores']}c")
+    slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    return RESULTS / f"{slug}-{count}.jsonl"
 
 
 def run_cases(bench: str, cases: Iterable[Case], *, smoke: bool = False, record: bool = True) -> None:
@@ -113,7 +116,7 @@ def run_cases(bench: str, cases: Iterable[Case], *, smoke: bool = False, record:
         _show(line)
         if record and not smoke:
             RESULTS.mkdir(exist_ok=True)
-            with results_file().open("a") as file:
+            with results_file(case.gpu).open("a") as file:
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
@@ -133,7 +136,7 @@ def _measure(bench: str, case: Case, smoke: bool) -> dict[str, Any]:
         "question": case.question,
         "unit": case.unit,
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
-        "machine": machine(),
+        "machine": machine(case.gpu),
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in case.packages},
         "rivals": {rival.name: _summary(rival, runs[rival.name]) for rival in case.rivals},
         "ratios": {
