@@ -1,5 +1,7 @@
 //! Word -> ids, remembered: one cache line read for nearly every word of ordinary text.
 
+use super::pages::Pages;
+
 /// Bytes and length of a word of at most [`MAX_WORD`] bytes.
 pub type Key = [u64; 2];
 
@@ -7,29 +9,68 @@ pub type Key = [u64; 2];
 /// than the same bytes as a word.
 pub const PIECE: u64 = 1 << 63;
 
-/// Longest word that is remembered.
+/// Longest word that is remembered by its bytes alone; [`super::phrases`] has longer ones.
 pub const MAX_WORD: usize = 15;
 
-/// Cache lines; a power of two. 4 MiB holds the 130,000 commonest words of a text.
-const LINES: usize = 1 << 16;
+/// Cache lines at first and at most, as powers of two: a small job should not pay for a large one. 8 MiB hold 262,144
+/// words; twelve megabytes of manuals have 90,000.
+const FIRST_BITS: u32 = 12;
+const MOST_BITS: u32 = 17;
+/// Bits of an id.
+const ID_BITS: u32 = 28;
 
-/// Two words and up to four ids each. The top four bits of the first id are the number of ids.
+/// One to four ids; the top four bits of the first are their number.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Few([u32; 4]);
+
+impl Few {
+    /// These ids, if they are few; each is below 2^28.
+    #[must_use]
+    pub fn new(ids: &[u32]) -> Option<Self> {
+        let mut four = [0; 4];
+        four.get_mut(..ids.len())?.copy_from_slice(ids);
+        four[0] |= (ids.len() as u32) << ID_BITS;
+        (!ids.is_empty()).then_some(Self(four))
+    }
+
+    /// Appends them by writing all four.
+    ///
+    /// # Safety
+    /// `out` has room for four more.
+    #[inline]
+    pub unsafe fn push_to(&self, out: &mut Vec<u32>) {
+        let (len, count) = (out.len(), self.0[0] >> ID_BITS);
+        debug_assert!(out.capacity() - len >= 4 && count <= 4);
+        // SAFETY: the caller's promise; the first `count <= 4` were written when the length covers them.
+        unsafe {
+            let end = out.as_mut_ptr().add(len);
+            end.cast::<[u32; 4]>().write_unaligned(self.0);
+            *end &= (1 << ID_BITS) - 1;
+            out.set_len(len + count as usize);
+        }
+    }
+}
+
+/// Two words and their ids.
 #[derive(Debug, Clone, Copy, Default)]
 #[repr(C, align(64))]
 struct Line {
     keys: [Key; 2],
-    ids: [[u32; 4]; 2],
+    ids: [Few; 2],
 }
 
-/// A two-way cache of fixed size; one a thread.
+/// A two-way cache that grows; one a thread.
 #[derive(Debug)]
 pub struct WordCache {
-    lines: Vec<Line>,
+    lines: Pages<Line>,
+    bits: u32,
+    /// Words that may still come before it grows.
+    room: usize,
 }
 
 impl Default for WordCache {
     fn default() -> Self {
-        Self { lines: vec![Line::default(); LINES] }
+        Self::with_bits(FIRST_BITS)
     }
 }
 
@@ -76,11 +117,12 @@ fn masked(sixteen: u128, len: usize) -> Key {
     [sixteen as u64 & LOW[len & 15], (sixteen >> 64) as u64 & HIGH[len & 15] | (len as u64) << 56]
 }
 
-/// Whether the bytes of a key are all ASCII.
+/// The bytes a key stands for are the first ones, as many as is said.
 #[inline]
 #[must_use]
-pub fn is_ascii(key: Key) -> bool {
-    (key[0] | key[1]) & 0x8080_8080_8080_8080 == 0
+pub fn word(key: Key) -> ([u8; 16], usize) {
+    let sixteen = u128::from(key[0]) | u128::from(key[1]) << 64;
+    (sixteen.to_le_bytes(), (key[1] >> 56) as usize & MAX_WORD)
 }
 
 #[cold]
@@ -91,34 +133,52 @@ fn near_end(bytes: &[u8], start: usize) -> u128 {
     u128::from_le_bytes(sixteen)
 }
 
+/// The upper bits say which line a key belongs to.
+#[inline]
+#[must_use]
+pub fn hash(key: Key) -> u32 {
+    let product = u128::from(key[0] ^ 0x9E37_79B9_7F4A_7C15) * u128::from(key[1] ^ 0xC2B2_AE3D_27D4_EB4F);
+    product as u32 ^ (product >> 64) as u32
+}
+
+/// Asks the processor for what will be read soon.
+#[inline]
+pub fn prefetch<T>(line: &T) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: a prefetch reads nothing that the program sees, and the address is that of a live value.
+        unsafe { _mm_prefetch(std::ptr::from_ref(line).cast::<i8>(), _MM_HINT_T0) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = line;
+}
+
 impl WordCache {
-    /// Which line a key belongs to.
-    #[inline]
-    #[must_use]
-    pub fn line(key: Key) -> u32 {
-        let mixed = key[0].wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ key[1].wrapping_mul(0xC2B2_AE3D_27D4_EB4F);
-        (mixed.wrapping_mul(0x1656_67B1_9E37_79F9) >> (64 - LINES.trailing_zeros())) as u32
+    fn with_bits(bits: u32) -> Self {
+        let lines = 1 << bits;
+        let room = if bits < MOST_BITS { lines } else { usize::MAX };
+        Self { lines: Pages::filled(Line::default(), lines), bits, room }
     }
 
-    /// Asks the processor for a line that will be needed soon.
     #[inline]
-    pub fn prefetch(&self, line: u32) {
-        #[cfg(target_arch = "x86_64")]
-        {
-            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-            let address = std::ptr::from_ref(&self.lines[line as usize & (LINES - 1)]).cast::<i8>();
-            // SAFETY: a prefetch reads nothing that the program sees, and the address is that of a live element.
-            unsafe { _mm_prefetch(address, _MM_HINT_T0) };
-        }
-        #[cfg(not(target_arch = "x86_64"))]
-        let _ = line;
+    fn index(&self, hash: u32) -> usize {
+        (hash >> (32 - self.bits)) as usize
     }
 
-    /// The ids of a word (only the first `n` count, `1 <= n <= 4`) and `n`; `None` for a line beyond the last.
+    /// Asks for the line of a word that will be looked up soon.
     #[inline]
-    pub fn get(&mut self, line: u32, key: Key) -> Option<([u32; 4], u32)> {
-        let line = self.lines.get_mut(line as usize)?;
-        let mut ids = line.ids[0];
+    pub fn prefetch(&self, hash: u32) {
+        // SAFETY: `bits` of a hash are below the number of lines.
+        prefetch(unsafe { self.lines.get_unchecked(self.index(hash)) });
+    }
+
+    /// The ids of a word.
+    #[inline]
+    pub fn get(&mut self, hash: u32, key: Key) -> Option<&Few> {
+        let index = self.index(hash);
+        // SAFETY: `bits` of a hash are below the number of lines.
+        let line = unsafe { self.lines.get_unchecked_mut(index) };
         if line.keys[0] != key {
             if line.keys[1] != key {
                 return None;
@@ -126,24 +186,81 @@ impl WordCache {
             // The word in front is the one that stays when a new one comes.
             line.keys.swap(0, 1);
             line.ids.swap(0, 1);
-            ids = line.ids[0];
         }
-        let count = ids[0] >> 28;
-        ids[0] &= (1 << 28) - 1;
-        Some((ids, count))
+        Some(&line.ids[0])
     }
 
     /// Remembers the ids of a word, if there are at most four.
-    pub fn insert(&mut self, line: u32, key: Key, ids: &[u32]) {
-        if ids.is_empty() || ids.len() > 4 {
-            return;
+    pub fn insert(&mut self, hash: u32, key: Key, ids: &[u32]) {
+        let Some(ids) = Few::new(ids) else { return };
+        if self.room == 0 {
+            self.grow();
         }
-        let mut four = [0; 4];
-        four[..ids.len()].copy_from_slice(ids);
-        four[0] |= (ids.len() as u32) << 28;
-        let line = &mut self.lines[line as usize & (LINES - 1)];
+        self.room -= 1;
+        self.place(hash, key, ids);
+    }
+
+    #[inline]
+    fn place(&mut self, hash: u32, key: Key, ids: Few) {
+        let index = self.index(hash);
+        let line = &mut self.lines[index];
         let way = usize::from(line.keys[0] != Key::default());
         line.keys[way] = key;
-        line.ids[way] = four;
+        line.ids[way] = ids;
+    }
+
+    #[cold]
+    fn grow(&mut self) {
+        let old = std::mem::replace(self, Self::with_bits((self.bits + 2).min(MOST_BITS)));
+        for line in &*old.lines {
+            for (&key, &ids) in line.keys.iter().zip(&line.ids).filter(|(key, _)| **key != Key::default()) {
+                self.place(hash(key), key, ids);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The ids of the `n`-th word: one to four, not two words alike.
+    fn ids(n: u32) -> Vec<u32> {
+        (0..=n % 4).map(|i| n + (i << 20)).collect()
+    }
+
+    #[test]
+    fn what_is_known_is_right_while_the_cache_grows() {
+        let mut cache = WordCache::default();
+        let words: Vec<String> = (0..400_000u32).map(|n| format!("{n:x}{}", "\0é".repeat(n as usize % 3))).collect();
+        let mut known = 0;
+        for (n, word) in (0..).zip(&words) {
+            let key = key(word.as_bytes(), 0, word.len());
+            let (bytes, len) = super::word(key);
+            assert_eq!(&bytes[..len], word.as_bytes());
+            assert!(cache.get(hash(key), key).is_none(), "{word:?} was never inserted");
+            cache.insert(hash(key), key, &ids(n));
+            // Some that came before, and one as a piece, which has other ids.
+            for n in [n, n / 2, n - n % 1000] {
+                let word = &words[n as usize];
+                let mut key = super::key(word.as_bytes(), 0, word.len());
+                let mut out = Vec::with_capacity(4);
+                if let Some(few) = cache.get(hash(key), key) {
+                    // SAFETY: there is room for four.
+                    unsafe { few.push_to(&mut out) };
+                    assert_eq!(out, ids(n));
+                    known += 1;
+                }
+                key[1] |= PIECE;
+                assert!(cache.get(hash(key), key).is_none());
+            }
+        }
+        assert_eq!(cache.bits, MOST_BITS);
+        assert!(known > 800_000, "{known}");
+    }
+
+    #[test]
+    fn five_ids_or_none_are_not_few() {
+        assert!(Few::new(&[]).is_none() && Few::new(&[1; 5]).is_none());
     }
 }

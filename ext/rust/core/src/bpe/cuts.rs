@@ -6,12 +6,13 @@
 //! leftmost first, as if it stood alone; the encoding of the word is that of its pieces in a row.
 //!
 //! Whether a border is inside a token is asked by the two characters that meet there. A pair that stands in some token
-//! but not in a reachable one only means a cut that is not taken. A word that is itself a token is never cut, so the
+//! but not in a reachable one, or that shares a bit with one that does, only means a cut that is not taken. A word that is itself a token is never cut, so the
 //! look-up of whole words (`ignore_merges`) sees the words it would have seen.
 //!
 //! This is what makes text without spaces fast: most words of Chinese meet at such a border, and pieces of one to four
 //! characters recur, where sentences do not.
 
+use super::pages::Pages;
 use super::tables::Tables;
 use super::unicode::{decode, decode_wide_inside};
 
@@ -21,14 +22,33 @@ const UNKNOWN: u32 = u32::MAX - 1;
 const APART: u32 = u32::MAX - 2;
 /// A character that is not known to be one token.
 const NO_ID: u32 = u32::MAX;
+const NEAR_BITS: u32 = 20;
+/// No character.
+const NOTHING: u32 = u32::MAX;
+
+/// Some characters of a word: all borders between them are asked about before the first piece is given away, without a
+/// branch that depends on the text. Working memory; `chars[0]` is the one before `starts[0]`.
+#[derive(Debug)]
+pub struct Block {
+    chars: [u32; 65],
+    starts: [usize; 64],
+}
+
+impl Default for Block {
+    fn default() -> Self {
+        Self { chars: [NOTHING; 65], starts: [0; 64] }
+    }
+}
 
 /// Pairs of characters that stand side by side in some token, and what they and single characters are encoded as.
 #[derive(Debug)]
 pub struct Cuts {
     /// Open addressing, at most half full: `left << 48 | right << 32 | value`. Only pairs of the basic plane that are not
     /// both ASCII; beside others nothing is cut.
-    slots: Vec<u64>,
+    slots: Pages<u64>,
     shift: u32,
+    /// A bit for the hash of each of those pairs: most borders are told from this part of memory alone, which stays near.
+    near: Box<[u64; 1 << (NEAR_BITS - 6)]>,
     /// Bit `last byte << 8 | first byte`: some token holds a border between two characters with these bytes beside it,
     /// and not the whole of both characters.
     broken: Box<[u64; 1 << 10]>,
@@ -58,7 +78,9 @@ impl Cuts {
         for (c, id) in (0u32..).zip(single.iter_mut()) {
             *id = char::from_u32(c).and_then(|c| tables.single(c)).unwrap_or(NO_ID);
         }
-        let mut cuts = Self { slots: vec![EMPTY; size], shift: 64 - size.trailing_zeros(), broken, single };
+        let near = Box::new([0; 1 << (NEAR_BITS - 6)]);
+        let mut cuts =
+            Self { slots: Pages::filled(EMPTY, size), shift: 64 - size.trailing_zeros(), near, broken, single };
         let (mut text, mut ids) = (String::new(), Vec::new());
         for key in pairs {
             let (left, right) = (key >> 16, key & 0xFFFF);
@@ -76,13 +98,27 @@ impl Cuts {
                 slot = (slot + 1) & (size - 1);
             }
             cuts.slots[slot] = u64::from(key) << 32 | u64::from(value);
+            let bit = hash(key) >> (64 - NEAR_BITS);
+            cuts.near[(bit / 64) as usize] |= 1 << (bit % 64);
         }
         cuts
     }
 
     #[inline]
     fn slot(&self, key: u32) -> usize {
-        (u64::from(key).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> self.shift) as usize
+        (hash(key) >> self.shift) as usize
+    }
+
+    /// Whether no merge joins two neighbours; `last` and `first` are the bytes that meet.
+    #[inline]
+    fn are_apart(&self, left: u32, right: u32, last: u8, first: u8) -> bool {
+        let both = left | right;
+        let bit = hash(left << 16 | right & 0xFFFF) >> (64 - NEAR_BITS);
+        let near = self.near[(bit / 64) as usize] >> (bit % 64);
+        let bit = usize::from(last) << 8 | usize::from(first);
+        let broken = self.broken[bit / 64] >> (bit % 64);
+        // Not `&&`: a branch here would be guessed wrong half of the time.
+        ((near | broken) & 1 == 0) & may_cut(both)
     }
 
     /// The value of a pair that stands in the table.
@@ -110,64 +146,78 @@ impl Cuts {
         bytes: &[u8],
         start: usize,
         end: usize,
+        Block { chars, starts }: &mut Block,
         mut found: impl FnMut(usize, usize, Option<([u32; 2], u32)>),
     ) {
         let limit = bytes.len().saturating_sub(3);
-        let character = |i: usize| -> (u32, usize) {
-            // SAFETY: `i < limit` says that four bytes are there.
-            if let Some(c) = (i < limit).then(|| unsafe { decode_wide_inside(bytes, i) }).flatten() {
-                return (c.into(), i + 3);
+        // Where the piece starts that is not yet given away, its first character, and how many it has.
+        let (mut from, mut first, mut count) = (start, NOTHING, 0);
+        let mut at = start;
+        chars[0] = NOTHING;
+        while at < end {
+            let mut len = 0;
+            while len < starts.len() && at < end {
+                starts[len] = at;
+                // SAFETY: `at < limit` says that four bytes are there.
+                let wide = (at < limit).then(|| unsafe { decode_wide_inside(bytes, at) }).flatten();
+                let (c, bytes) = wide.map_or_else(|| decode(bytes, at), |c| (c.into(), 3));
+                at += bytes;
+                len += 1;
+                chars[len] = c;
             }
-            let (c, len) = decode(bytes, i);
-            (c, i + len)
-        };
-        let (mut left, mut at) = character(start);
-        let (mut from, mut first, mut chars, mut value) = (start, left, 1, UNKNOWN);
-        loop {
-            let (mut right, mut next) = (0, end);
-            let mut joined = None;
-            if at < end {
-                (right, next) = character(at);
-                joined = match pair(left, right) {
-                    None => Some(UNKNOWN),
-                    Some(key) => self.known(key).or_else(|| {
-                        let bit = usize::from(bytes[at - 1]) << 8 | usize::from(bytes[at]);
-                        (self.broken[bit / 64] >> (bit % 64) & 1 != 0).then_some(UNKNOWN)
-                    }),
-                };
+            let mut apart = 0;
+            for (i, &start) in starts[..len].iter().enumerate() {
+                let (last, next) = (bytes[start.max(1) - 1], bytes[start]);
+                apart |= u64::from(self.are_apart(chars[i], chars[i + 1], last, next)) << i;
             }
-            if let Some(pair) = joined {
-                value = pair;
-                chars += 1;
-            } else {
-                found(from, at, self.direct(chars, first, left, value));
-                if at >= end {
-                    return;
-                }
-                (from, first, chars) = (at, right, 1);
+            let mut done = 0;
+            if first == NOTHING {
+                first = chars[1];
             }
-            (left, at) = (right, next);
+            while apart != 0 {
+                let i = apart.trailing_zeros() as usize;
+                apart &= apart - 1;
+                found(from, starts[i], self.direct(count + i - done, first, chars[i]));
+                (from, first, count, done) = (starts[i], chars[i + 1], 0, i);
+            }
+            count += len - done;
+            chars[0] = chars[len];
         }
+        found(from, end, self.direct(count, first, chars[0]));
     }
 
+    /// The ids of a piece of `count` characters, if they are known.
     #[inline]
-    fn direct(&self, chars: u32, first: u32, last: u32, value: u32) -> Option<([u32; 2], u32)> {
+    fn direct(&self, count: usize, first: u32, last: u32) -> Option<([u32; 2], u32)> {
         let single = |c: u32| self.single.get(c as usize).copied().unwrap_or(NO_ID);
-        let (ids, count) = match (chars, value) {
-            (1, _) => ([single(first), 0], 1),
-            (2, APART) => ([single(first), single(last)], 2),
-            (2, id) if id != UNKNOWN => ([id, 0], 1),
+        let (ids, count) = match count {
+            1 => ([single(first), 0], 1),
+            2 => match pair(first, last).and_then(|key| self.known(key))? {
+                UNKNOWN => return None,
+                APART => ([single(first), single(last)], 2),
+                id => ([id, 0], 1),
+            },
             _ => return None,
         };
         (ids[0] != NO_ID).then_some((ids, count))
     }
 }
 
+#[inline]
+fn hash(key: u32) -> u64 {
+    u64::from(key).wrapping_mul(0x9E37_79B9_7F4A_7C15)
+}
+
+/// Whether anything is known of two characters, by all their bits: both in the basic plane, and not both ASCII.
+#[inline]
+fn may_cut(both: u32) -> bool {
+    (0x80..0x1_0000).contains(&both)
+}
+
 /// `left << 16 | right` of a pair that may be cut.
 #[inline]
 fn pair(left: u32, right: u32) -> Option<u32> {
-    let both = left | right;
-    (0x80..0x1_0000).contains(&both).then_some(left << 16 | right)
+    may_cut(left | right).then_some(left << 16 | right)
 }
 
 /// The inside of a token between two characters, by the characters or by the bytes that meet.
@@ -252,11 +302,13 @@ pub(super) mod tests {
             let tables = random_tables(text, seed, &mut draw);
             let mut scratch = MergeScratch::default();
             let cuts = Cuts::new(&tables, |word, ids| encode_piece(&tables, word, &mut scratch, ids));
-            for _ in 0..200 {
-                let word: String = (0..=draw(12)).map(|_| chars[draw(chars.len())]).collect();
+            for round in 0..200 {
+                // Now and then longer than a block.
+                let most = if round % 20 == 0 { 200 } else { 12 };
+                let word: String = (0..=draw(most)).map(|_| chars[draw(chars.len())]).collect();
                 let (mut whole, mut parts, mut at) = (Vec::new(), Vec::new(), 0);
                 encode_piece(&tables, word.as_bytes(), &mut scratch, &mut whole);
-                cuts.pieces(word.as_bytes(), 0, word.len(), |from, to, ids| {
+                cuts.pieces(word.as_bytes(), 0, word.len(), &mut Block::default(), |from, to, ids| {
                     assert_eq!(from, at);
                     at = to;
                     if let Some((ids, count)) = ids {

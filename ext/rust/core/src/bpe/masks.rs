@@ -297,9 +297,21 @@ pub fn fill(scanner: &Scanner, text: &str, mut at: usize, ends: &mut Vec<usize>,
         }
         let base = at;
         at = base + 63 - starts.leading_zeros() as usize;
-        while starts != 0 {
-            ends.push(base + starts.trailing_zeros() as usize);
-            starts &= starts - 1;
+        // Most blocks have fewer words than this: so many are written without asking, and those that are none count not.
+        const MANY: usize = 16;
+        let (len, count) = (ends.len(), starts.count_ones() as usize);
+        // SAFETY: room for 64 behind `enough` was reserved and `len < enough`; the `count` ends are all written.
+        unsafe {
+            let out = ends.as_mut_ptr().add(len);
+            for k in 0..MANY {
+                out.add(k).write(base + starts.trailing_zeros() as usize);
+                starts &= starts.wrapping_sub(1);
+            }
+            for k in MANY..count {
+                out.add(k).write(base + starts.trailing_zeros() as usize);
+                starts &= starts.wrapping_sub(1);
+            }
+            ends.set_len(len + count);
         }
     }
     at

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::unicode::{PageTable, decode, decode_wide_inside};
+use super::unicode::{PageTable, decode};
 use super::unicode_data::NFC_UNSTABLE;
 use unicode_normalization_alignments::UnicodeNormalization;
 
@@ -10,8 +10,6 @@ use unicode_normalization_alignments::UnicodeNormalization;
 #[derive(Debug)]
 pub struct Nfc {
     unstable: PageTable,
-    /// The same for the basic plane, a bit each.
-    plane: Box<[u64; 1 << 10]>,
 }
 
 /// A stretch of a text that NFC changed, and where its replacement lies in the new text.
@@ -25,60 +23,60 @@ pub struct Change {
 
 impl Default for Nfc {
     fn default() -> Self {
-        let unstable = PageTable::ranges(&NFC_UNSTABLE);
-        let mut plane = Box::new([0u64; 1 << 10]);
-        for c in 0..0x1_0000 {
-            plane[c / 64] |= u64::from(unstable.get(c as u32) != 0) << (c % 64);
-        }
-        Self { unstable, plane }
+        Self { unstable: PageTable::ranges(&NFC_UNSTABLE) }
     }
 }
 
-/// Whether an unstable character may start with this byte: not below U+0300, nor where nearly all of Han and Hangul are,
-/// U+4000 to U+9FFF (`E4` to `E9`) and U+B000 to U+CFFF (`EB`, `EC`). A test asks the table about every character.
+/// The first byte of U+0300, below which all characters are stable.
+const ODD: u8 = 0xCC;
+
+/// Whether an unstable character may start with these three bytes, of which the last two need not belong to it: not below
+/// U+0300, nor where nearly all of Han and Hangul are, U+4000 to U+9FFF (`E4` to `E9`) and U+B000 to U+CFFF (`EB`, `EC`);
+/// nor among kana and the signs around them, quotation marks and full-width forms, but for a few. A test asks the table
+/// about every character.
 #[inline]
-fn suspect(byte: u8) -> bool {
-    byte >= 0xCC && (byte.wrapping_sub(0xE4) > 8 || byte == 0xEA)
+fn suspect(first: u8, second: u8, third: u8) -> bool {
+    let among = |byte: u8, low: u8, high: u8| byte.wrapping_sub(low) <= high - low;
+    // No branches: the processor asks about many at a time.
+    let odd = (first >= ODD) & (!among(first, 0xE4, 0xEC) | (first == 0xEA));
+    let kana = (first == 0xE3)
+        & !((second == 0x80) & among(third, 0xAA, 0xAF))
+        & !((second == 0x82) & among(third, 0x99, 0x9A));
+    let marks = (first == 0xE2) & (second == 0x80) & (third >= 0x82);
+    let forms = (first == 0xEF) & (second >= 0xBC);
+    odd & !(kana | marks | forms)
 }
 
 impl Nfc {
-    /// First unstable character at or after `from`. Everything below U+0300 is stable, and U+0300 is `CC 80`.
+    /// First unstable character at or after `from`.
     fn unstable(&self, bytes: &[u8], mut from: usize) -> Option<usize> {
-        let limit = bytes.len().saturating_sub(3);
-        loop {
-            while let Some(block) = bytes.get(from..from + 32) {
-                if block.iter().fold(false, |any, &byte| any | suspect(byte)) {
-                    break;
+        const BLOCK: usize = 32;
+        while from < bytes.len() {
+            // Two bytes more than are asked about, where they are there.
+            let block = bytes.get(from..from + BLOCK + 2).unwrap_or(&bytes[from..]);
+            if block.len() == BLOCK + 2 {
+                let of = |k: usize| &block[k..k + BLOCK];
+                let all = of(0).iter().zip(of(1)).zip(of(2));
+                let is_plain = of(0).iter().fold(0, |most: u8, &byte| most.max(byte)) < ODD;
+                if is_plain || !all.fold(false, |any, ((&first, &second), &third)| any | suspect(first, second, third))
+                {
+                    from += BLOCK;
+                    continue;
                 }
-                from += 32;
             }
-            let rest = &bytes[from..];
-            let found = rest.iter().take(32).position(|&byte| suspect(byte));
-            let Some(found) = found else {
-                if rest.len() <= 32 {
-                    return None;
-                }
-                from += 32;
+            let byte = |k: usize| bytes.get(k).copied().unwrap_or_default();
+            let end = (from + BLOCK).min(bytes.len());
+            let Some(found) = (from..end).find(|&k| suspect(byte(k), byte(k + 1), byte(k + 2))) else {
+                from = end;
                 continue;
             };
-            from += found;
-            // Kana and full-width forms are all suspect: where one stands, its neighbours are asked one by one.
-            // SAFETY: `from < limit` says that four bytes are there.
-            while let Some(c) = (from < limit).then(|| unsafe { decode_wide_inside(bytes, from) }).flatten() {
-                if self.plane[usize::from(c) / 64] >> (c % 64) & 1 != 0 {
-                    return Some(from);
-                }
-                from += 3;
-            }
-            if from >= bytes.len() {
-                return None;
-            }
-            let (c, len) = decode(bytes, from);
+            let (c, len) = decode(bytes, found);
             if self.unstable.get(c) != 0 {
-                return Some(from);
+                return Some(found);
             }
-            from += len;
+            from = found + len;
         }
+        None
     }
 
     /// The normal form of `text` and what changed, or `None` if `text` is in normal form already.
@@ -123,8 +121,9 @@ mod tests {
     fn no_character_that_is_passed_over_is_unstable() {
         let nfc = Nfc::default();
         for c in (0..0x11_0000).filter_map(char::from_u32) {
-            let lead = c.encode_utf8(&mut [0; 4]).as_bytes()[0];
-            assert!(suspect(lead) || nfc.unstable.get(c as u32) == 0, "U+{:04X}", c as u32);
+            let mut bytes = [0; 4];
+            c.encode_utf8(&mut bytes);
+            assert!(suspect(bytes[0], bytes[1], bytes[2]) || nfc.unstable.get(c as u32) == 0, "U+{:04X}", c as u32);
         }
     }
 }

@@ -58,6 +58,12 @@ impl Text<'_> {
     fn run(self, mut i: usize, set: u16) -> usize {
         let limit = self.bytes.len().saturating_sub(3);
         loop {
+            while let Some(&byte) = self.bytes.get(i).filter(|&&byte| byte < 0x80) {
+                if self.scanner.ascii[usize::from(byte)] & set == 0 {
+                    return i;
+                }
+                i += 1;
+            }
             // SAFETY: `i < limit` says that four bytes are there.
             while let Some(c) = (i < limit).then(|| unsafe { decode_wide_inside(self.bytes, i) }).flatten() {
                 if 1 << self.scanner.plane[usize::from(c)] & set == 0 {

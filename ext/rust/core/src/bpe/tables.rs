@@ -4,6 +4,7 @@ use std::sync::OnceLock;
 
 use super::Unsupported;
 use super::early::Early;
+use super::pages::Pages;
 
 /// No id, no rank.
 pub const NONE: u32 = u32::MAX;
@@ -21,7 +22,7 @@ const EMPTY: u64 = u64::MAX;
 /// is that of the memory it touches.
 #[derive(Debug)]
 struct Rules {
-    slots: Vec<u64>,
+    slots: Pages<u64>,
     shift: u32,
     /// One bit for the hash of each rule, eight bits a slot of the table: most pairs of a text have no rule, and this
     /// says so from a part of memory that stays in the second-level cache.
@@ -35,8 +36,12 @@ impl Rules {
     fn new(merges: &[(u32, u32, u32)]) -> Result<Self, Unsupported> {
         let size = (merges.len().max(32) * 2).next_power_of_two();
         let joined = merges.iter().map(|merge| merge.2).collect();
-        let mut rules =
-            Self { slots: vec![EMPTY; size], shift: 64 - size.trailing_zeros(), known: vec![0; size / 8], joined };
+        let mut rules = Self {
+            slots: Pages::filled(EMPTY, size),
+            shift: 64 - size.trailing_zeros(),
+            known: vec![0; size / 8],
+            joined,
+        };
         for (rank, &(left, right, _)) in (0u64..).zip(merges) {
             if rank >> RANK_BITS != 0 || (left | right) >> ID_BITS != 0 {
                 return Err(Unsupported::new("merges", format!("more than {} ids or ranks", 1 << ID_BITS)));

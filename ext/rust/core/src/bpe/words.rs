@@ -1,9 +1,11 @@
-//! Words -> ids. Words are queued, so that their lines of the cache are on the way while others are scanned; words that
-//! are not ASCII, or too long for the cache, are queued in pieces.
+//! Words -> ids. Words are queued, so that their lines of the cache are on the way while others are scanned; long words that
+//! are not ASCII are queued in pieces.
 
 use super::Bpe;
 use super::cache::{self, Key, MAX_WORD, WordCache};
+use super::cuts::Block;
 use super::merge::{self, MergeScratch};
+use super::phrases::{self, Phrase, Phrases};
 use super::tables::Tables;
 
 /// Words that are scanned before the first is looked up.
@@ -15,89 +17,129 @@ const FULL: usize = 256;
 /// Working memory of one thread. It remembers words: use it with one [`Bpe`] only.
 #[derive(Debug, Default)]
 pub struct Scratch {
+    work: Work,
+    ends: Vec<usize>,
+}
+
+#[derive(Debug, Default)]
+struct Work {
     queue: Queue,
     merge: MergeScratch,
-    ends: Vec<usize>,
+    block: Block,
 }
 
 /// A word, or a piece of one that is encoded by itself, or the ids of some.
 #[derive(Debug, Clone, Copy, Default)]
 struct Piece {
-    /// That of the word cache; of [`IDS`] up to four ids; of a long piece its start and end.
+    /// That of the word cache; of [`IDS`] up to four ids; of longer ones start and end.
     key: Key,
-    /// Where it starts.
-    start: usize,
-    /// Bytes; of [`IDS`] their number.
-    len: u32,
-    /// Of the word cache, or one of the values below.
-    line: u32,
+    /// The hash of the key, of [`IDS`] their number; and above it one of the values below.
+    tag: u64,
 }
 
-/// `key` holds ids.
-const IDS: u32 = u32::MAX;
-/// Too long for the cache.
-const LONG_WORD: u32 = u32::MAX - 1;
-const LONG_PIECE: u32 = u32::MAX - 2;
+/// Of at most [`MAX_WORD`] bytes.
+const SHORT: u64 = 0;
+/// Ids.
+const IDS: u64 = 1 << 32;
+/// A longer word.
+const WORD: u64 = 2 << 32;
+/// A longer piece of one.
+const PIECE: u64 = 3 << 32;
 
 #[derive(Debug)]
 struct Queue {
     cache: WordCache,
+    phrases: Phrases,
     pieces: Box<[Piece; QUEUE]>,
     len: usize,
 }
 
 impl Default for Queue {
     fn default() -> Self {
-        Self { cache: WordCache::default(), pieces: Box::new([Piece::default(); QUEUE]), len: 0 }
+        let pieces = Box::new([Piece::default(); QUEUE]);
+        Self { cache: WordCache::default(), phrases: Phrases::default(), pieces, len: 0 }
     }
 }
 
 impl Queue {
     #[inline]
-    fn push(&mut self, piece: Piece) {
-        self.pieces[self.len % QUEUE] = piece;
+    fn push(&mut self, key: Key, tag: u64) {
+        self.pieces[self.len % QUEUE] = Piece { key, tag };
         self.len += 1;
     }
 
     /// A word or piece of at most [`MAX_WORD`] bytes.
     #[inline]
-    fn push_key(&mut self, key: Key, start: usize, len: usize) {
-        let line = WordCache::line(key);
-        self.cache.prefetch(line);
-        self.push(Piece { key, start, len: len as u32, line });
+    fn push_key(&mut self, key: Key) {
+        let hash = cache::hash(key);
+        self.cache.prefetch(hash);
+        self.push(key, SHORT | u64::from(hash));
     }
 
     #[inline]
     fn push_ids(&mut self, ids: [u32; 4], len: u32) {
         let two = |low: u32, high: u32| u64::from(low) | u64::from(high) << 32;
-        self.push(Piece { key: [two(ids[0], ids[1]), two(ids[2], ids[3])], start: 0, len, line: IDS });
+        self.push([two(ids[0], ids[1]), two(ids[2], ids[3])], IDS | u64::from(len));
+    }
+
+    /// A longer one; `kind` is [`WORD`] or [`PIECE`].
+    #[inline]
+    fn push_long(&mut self, bytes: &[u8], start: usize, end: usize, kind: u64) {
+        let hash = Phrase::new(&bytes[start..end], kind == PIECE).map_or(0, Phrase::hash);
+        self.phrases.prefetch(hash);
+        self.push([start as u64, end as u64], kind | u64::from(hash));
     }
 
     /// Appends the ids of all that is queued.
     #[inline(never)]
     fn flush(&mut self, tables: &Tables, bytes: &[u8], merge: &mut MergeScratch, ids: &mut Vec<u32>) {
         let len = std::mem::take(&mut self.len).min(QUEUE);
-        for piece in &self.pieces[..len] {
-            let Piece { key, start, len, line } = *piece;
-            if let Some((four, n)) = self.cache.get(line, key) {
-                push_some(ids, four, n);
-            } else if line == IDS {
-                push_some(ids, [key[0] as u32, (key[0] >> 32) as u32, key[1] as u32, (key[1] >> 32) as u32], len);
-            } else if line == LONG_WORD {
-                merge::encode_word(tables, &bytes[key[0] as usize..key[1] as usize], merge, ids);
-            } else if line == LONG_PIECE {
-                merge::encode_piece(tables, &bytes[key[0] as usize..key[1] as usize], merge, ids);
-            } else {
-                let before = ids.len();
-                let word = &bytes[start..start + len as usize];
-                if key[1] & cache::PIECE == 0 {
-                    merge::encode_word(tables, word, merge, ids);
-                } else {
-                    merge::encode_piece(tables, word, merge, ids);
+        let Self { cache, phrases, pieces, .. } = self;
+        // Room for four ids of each piece that is left, at any time.
+        ids.reserve(4 * len);
+        for (left, &Piece { key, tag }) in (0..len).rev().zip(pieces.iter()) {
+            let hash = tag as u32;
+            if tag <= u32::MAX.into() {
+                if let Some(few) = cache.get(hash, key) {
+                    // SAFETY: the room above.
+                    unsafe { few.push_to(ids) };
+                    continue;
                 }
-                self.cache.insert(line, key, &ids[before..]);
+                let before = ids.len();
+                let (word, len) = cache::word(key);
+                let encode = if key[1] & cache::PIECE == 0 { merge::encode_word } else { merge::encode_piece };
+                encode(tables, &word[..len], merge, ids);
+                cache.insert(hash, key, &ids[before..]);
+            } else if tag & WORD == 0 {
+                let four = [key[0] as u32, (key[0] >> 32) as u32, key[1] as u32, (key[1] >> 32) as u32];
+                ids.extend_from_slice(&four[..4.min(hash as usize)]);
+            } else {
+                let kind = tag & PIECE;
+                encode_long(tables, &bytes[key[0] as usize..key[1] as usize], (hash, kind), phrases, merge, ids);
             }
+            ids.reserve(4 * left);
         }
+    }
+}
+
+/// Appends the ids of a word or piece that is too long for the word cache.
+fn encode_long(
+    tables: &Tables,
+    long: &[u8],
+    (hash, kind): (u32, u64),
+    phrases: &mut Phrases,
+    merge: &mut MergeScratch,
+    ids: &mut Vec<u32>,
+) {
+    let phrase = Phrase::new(long, kind == PIECE);
+    if phrase.is_some_and(|phrase| phrases.get(hash, phrase, ids)) {
+        return;
+    }
+    let before = ids.len();
+    let encode = if kind == WORD { merge::encode_word } else { merge::encode_piece };
+    encode(tables, long, merge, ids);
+    if let Some(phrase) = phrase {
+        phrases.insert(hash, phrase, &ids[before..]);
     }
 }
 
@@ -105,41 +147,53 @@ impl Bpe {
     /// Appends the ids of text without added tokens, in normal form.
     pub(super) fn encode_words(&self, text: &str, scratch: &mut Scratch, ids: &mut Vec<u32>) {
         let bytes = text.as_bytes();
-        let Scratch { queue, merge, ends } = scratch;
+        let Scratch { work, ends } = scratch;
         let mut at = 0;
         while at < bytes.len() {
             ends.clear();
-            let mut start = at;
+            let start = at;
             at = self.scanner.fill(text, at, ends, BATCH);
-            let readable = bytes.len() - at >= 16;
-            for &end in ends.iter() {
-                let len = end - start;
-                let key = if readable {
+            if bytes.len() - at >= 16 {
+                self.queue_words(bytes, start, ends, work, ids, |start, len| {
                     // SAFETY: `start` is before the last end of the batch, and 16 bytes of text lie behind that.
                     unsafe { cache::key_inside(bytes, start, len) }
-                } else {
-                    cache::key(bytes, start, len)
-                };
-                if len <= MAX_WORD && cache::is_ascii(key) {
-                    queue.push_key(key, start, len);
-                } else {
-                    self.cut_word(bytes, (start, end), queue, merge, ids);
-                }
-                start = end;
+                });
+            } else {
+                self.queue_words(bytes, start, ends, work, ids, |start, len| cache::key(bytes, start, len));
             }
-            queue.flush(&self.tables, bytes, merge, ids);
+            work.queue.flush(&self.tables, bytes, &mut work.merge, ids);
         }
     }
 
-    /// Queues the pieces of a word that is long or not ASCII.
-    fn cut_word(
+    /// Queues the words from `start` that end at `ends`.
+    #[inline]
+    fn queue_words(
         &self,
         bytes: &[u8],
-        (start, end): (usize, usize),
-        queue: &mut Queue,
-        merge: &mut MergeScratch,
+        mut start: usize,
+        ends: &[usize],
+        work: &mut Work,
         ids: &mut Vec<u32>,
+        key: impl Fn(usize, usize) -> Key,
     ) {
+        for &end in ends {
+            let len = end - start;
+            let key = key(start, len);
+            if len <= MAX_WORD {
+                work.queue.push_key(key);
+            } else if len <= phrases::MAX && bytes[start..end].is_ascii() {
+                // Where words are not looked up, a word has the ids of a piece.
+                work.queue.push_long(bytes, start, end, if self.tables.looks_up_words() { WORD } else { PIECE });
+            } else {
+                self.cut_word(bytes, (start, end), work, ids);
+            }
+            start = end;
+        }
+    }
+
+    /// Queues the pieces of a long word.
+    fn cut_word(&self, bytes: &[u8], (start, end): (usize, usize), work: &mut Work, ids: &mut Vec<u32>) {
+        let Work { queue, merge, block } = work;
         let looks_up = self.tables.looks_up_words();
         // Ids not yet queued; two more may be written behind the first three.
         let (mut known, mut count) = ([0; 8], 0);
@@ -163,38 +217,23 @@ impl Bpe {
                 if to - from <= MAX_WORD {
                     let mut key = cache::key(bytes, from, to - from);
                     key[1] |= if looks_up && !is_word { cache::PIECE } else { 0 };
-                    queue.push_key(key, from, to - from);
+                    queue.push_key(key);
                 } else {
-                    let line = if is_word { LONG_WORD } else { LONG_PIECE };
-                    queue.push(Piece { key: [from as u64, to as u64], start: from, len: 0, line });
+                    queue.push_long(bytes, from, to, if is_word { WORD } else { PIECE });
                 }
             }
             if queue.len >= FULL {
                 queue.flush(&self.tables, bytes, merge, ids);
             }
         };
-        if self.tables.drops_from(&bytes[start..end]) {
-            // Where bytes are dropped, characters meet that are not neighbours here.
+        // ASCII is never cut; and where bytes are dropped, characters meet that are not neighbours here.
+        if bytes[start..end].is_ascii() || self.tables.drops_from(&bytes[start..end]) {
             push(start, end, None);
         } else {
-            self.cuts.pieces(bytes, start, end, &mut push);
+            self.cuts.pieces(bytes, start, end, block, &mut push);
         }
         if count > 0 {
             queue.push_ids([known[0], known[1], known[2], known[3]], count);
         }
-    }
-}
-
-/// Appends the first `count` of four ids by writing all four.
-#[inline]
-fn push_some(ids: &mut Vec<u32>, four: [u32; 4], count: u32) {
-    let len = ids.len();
-    if ids.capacity() - len < 4 {
-        ids.reserve(BATCH);
-    }
-    // SAFETY: there is room for four ids after `len`, and all four are written before the length covers `count <= 4`.
-    unsafe {
-        ids.as_mut_ptr().add(len).cast::<[u32; 4]>().write_unaligned(four);
-        ids.set_len(len + count.min(4) as usize);
     }
 }
