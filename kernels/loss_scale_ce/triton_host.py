@@ -108,13 +108,15 @@ TUNINGS = {
         Blocks(128, 64, 32, 8, 2), Blocks(128, 64, 32, 8, 2), Blocks(64, 32, 64, 8, 2), Blocks(32, 64, 128, 8, 2)
     ),
 }
+TUNINGS["float32 on blackwell"] = TUNINGS["float32"]._replace(wide_logits=Blocks(64, 64, 32, 8, 2))
 
 
 def tuning_for(dtype: torch.dtype, capability: int) -> Tuning:
     """Tile shapes by input dtype and compute capability (80, 90, 100, ...); 120 has the shared memory of Ampere."""
+    name = {90: "hopper", 100: "blackwell", 103: "blackwell"}.get(capability, "ampere")
     if dtype == torch.float32:
-        return TUNINGS["float32"]
-    return TUNINGS[{90: "hopper", 100: "blackwell", 103: "blackwell"}.get(capability, "ampere")]
+        name = "float32 on blackwell" if name == "blackwell" else "float32"
+    return TUNINGS[name]
 
 
 def row_stats(hidden_TH: Tensor, head: Head, rows: Rows, *, want_sums: bool) -> RowStats:
@@ -138,6 +140,7 @@ def row_gradients(
 def fused(hidden_TH: Tensor, head: Head, rows: Rows, shape: LossShape, needs: Needs) -> tuple[RowStats, Gradients]:
     """The statistics, and the gradients of `weighted_loss`, in one call."""
     assert rows.weights_T is not None
+    assert hidden_TH.dtype != torch.float16  # chunks of rows are added as they are
     with _launching_on(hidden_TH):
         batch = _Batch(hidden_TH, head, rows)
         weights_T, want_sums = rows.weights_T[batch.gather_T], shape.label_smoothing != 0
