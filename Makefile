@@ -6,7 +6,7 @@ NATIVE := $(shell find ext -name '*.rs' -o -name '*.cpp' -o -name '*.h' -o -name
 # One thread a process: several processes compute at once in the tests, and results must not depend on the machine.
 RUN    := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 
-.PHONY: setup demo test test-slow lint bench bench-smoke instructions assets rivals lock clean help
+.PHONY: setup demo test test-slow test-gpu lint bench bench-smoke instructions assets rivals lock clean help
 .DELETE_ON_ERROR:
 
 help:
@@ -38,6 +38,9 @@ test: assets ## everything that runs in minutes
 
 test-slow: assets ## everything, hours of fuzzing aside
 	$(RUN) $(BIN)/pytest -m "not gpu"
+
+test-gpu: setup ## what needs a CUDA device
+	$(RUN) $(BIN)/pytest -m gpu
 
 lint: setup ## style, types, Rust lints
 	$(BIN)/ruff check .

@@ -68,7 +68,7 @@ class Case(NamedTuple):
     warm_up: bool = True
     """Whether a first round is thrown away."""
     gpu: str = ""
-    """The name of the GPU, where one does the work."""
+    """The name of the GPU, where one does the work; its memory is for `check` to measure."""
 
 
 class Run(NamedTuple):
@@ -128,6 +128,8 @@ def _measure(bench: str, case: Case, smoke: bool) -> dict[str, Any]:
         turn = number % max(1, len(case.rivals))
         for rival in case.rivals[turn:] + case.rivals[:turn]:
             run = _run(rival)
+            if case.gpu:  # the host's memory says nothing about it
+                run = run._replace(peak_mib=None, grown_mib=None)
             if number >= 0:
                 runs[rival.name].append(run)
     return {

@@ -6,7 +6,7 @@ One run is forward and backward in bfloat16 to the gradients of hidden and head 
 frozen), with real-valued token weights, timed by the GPU's own events. It is queued behind a few milliseconds of other
 work, as in training, where the host runs ahead: a rival that waits for the device is seen waiting. Memory is the peak
 of one run above what was held before it, less the gradients. Logits have a standard deviation of 4, hence an entropy of
-about 4 nats, as a language model's may: no block of CCE's is below the threshold under which it drops gradients.
+about 4 nats, as a language model's may: next to no block of CCE's should be below its threshold for gradients.
 """
 
 from collections.abc import Callable, Iterator

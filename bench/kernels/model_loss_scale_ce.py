@@ -3,11 +3,11 @@
     python bench/kernels/model_loss_scale_ce.py
 
 Operations of the matrix products over 989 TFLOP/s (bfloat16, dense) against bytes between chip and memory over
-3.35 TB/s (NVIDIA's figures for the SXM part); the larger is a time no implementation of that scheme can beat. Real
-kernels reach perhaps 70 % of it. Bytes are those of each scheme's own description, in bfloat16 unless said:
+3.35 TB/s (NVIDIA's figures for the SXM part); the larger is a time no implementation of that scheme can beat. Measured
+times are in `bench/results/`. Bytes are those of each scheme's own description, in bfloat16 unless said:
 
-- postmill stored: head read twice a chunk of rows, E written once and read twice, dW written once (one chunk) or kept
-  in float32 and read and written by every further chunk.
+- postmill stored: head read twice a chunk of rows, E written once, read and written when it becomes dz, and read twice;
+  dW written once, or kept in float32 and read and written between chunks of rows.
 - postmill recomputed: head read three times, dz written once and read twice, dX in float32 read and written a slice.
 - Liger 0.8: all rows, masked or not; chunks of next_power_of_2(T / ceil(V / H)) rows; logits written by the product,
   read twice and written once by its kernel, read twice by two products; float32 dW read and written by every chunk.
@@ -31,10 +31,11 @@ class Head(NamedTuple):
 
 def stored(head: Head) -> tuple[float, float]:
     rows, vh = round(head.num_tokens * head.active), head.vocab_size * head.hidden_size
-    chunks = math.ceil(rows / (STORE_BYTES // (2 * head.vocab_size) // 128 * 128))
-    d_weight = 2 * vh if chunks == 1 else (2 * chunks - 1) * 4 * vh + 6 * vh
-    num_bytes = chunks * 2 * 2 * vh + 3 * 2 * rows * head.vocab_size + d_weight + 5 * 2 * rows * head.hidden_size
-    return 6 * rows * vh, num_bytes
+    row_bytes = 2 * head.vocab_size
+    is_one_chunk = head.num_tokens * row_bytes <= STORE_BYTES + 4 * vh
+    chunks = 1 if is_one_chunk else math.ceil(rows / (STORE_BYTES // row_bytes))
+    num_bytes = chunks * 2 * 2 * vh + 5 * rows * row_bytes + (chunks - 1) * 2 * 4 * vh + 2 * vh
+    return 6 * rows * vh, num_bytes + 5 * 2 * rows * head.hidden_size
 
 
 def recomputed(head: Head) -> tuple[float, float]:
