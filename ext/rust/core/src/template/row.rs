@@ -1,8 +1,9 @@
 //! A row as a template sees it: the variables that `apply_chat_template` passes.
 use super::interp::Interp;
-use super::marks::Mark;
-use super::value::{Builtin, FROM_ASSISTANT, Text, Value};
-use super::{Error, Template};
+use super::marks::{Writer, Written};
+use super::plan::{Known, Span};
+use super::value::{Builtin, FROM_ASSISTANT, Value};
+use super::{Error, SpecialTexts, Template};
 use crate::types::{Json, Message, Role};
 
 type Members = Vec<(Box<str>, Json)>;
@@ -20,15 +21,6 @@ pub(super) struct Row<'a> {
     input_bytes: u64,
 }
 
-/// A rendering and the notes about it.
-#[derive(Debug)]
-pub(super) struct Written {
-    pub text: String,
-    pub marks: Vec<Mark>,
-    pub strays: Vec<usize>,
-    pub lost_marks: bool,
-}
-
 impl<'a> Row<'a> {
     pub fn new(messages: &'a [Message], tools: Option<&'a Json>, kwargs: &'a [(Box<str>, Json)]) -> Self {
         let reasons = |message: &Message| message.fields.iter().any(|(name, _)| REASONING.contains(&&**name));
@@ -39,9 +31,23 @@ impl<'a> Row<'a> {
         Self { messages, aliased, tools, kwargs, input_bytes }
     }
 
-    fn value(&self, message: usize) -> Value<'_> {
+    /// The number by which values remember a message.
+    fn number(&self, message: usize) -> u32 {
         let mine = if self.messages[message].role == Role::Assistant { FROM_ASSISTANT } else { 0 };
-        Value::Object(self.members(message), (message as u32 + 1) | mine)
+        (message as u32 + 1) | mine
+    }
+
+    fn value(&self, message: usize) -> Value<'_> {
+        Value::Object(self.members(message), self.number(message))
+    }
+
+    /// A message, for a plan.
+    pub fn known(&self, message: usize) -> Known<'_> {
+        Known::Object(self.members(message), self.number(message))
+    }
+
+    fn kwarg(&self, name: &str) -> Option<&Json> {
+        self.kwargs.iter().find(|(known, _)| &**known == name).map(|(_, value)| value)
     }
 
     pub fn members(&self, message: usize) -> &[(Box<str>, Json)] {
@@ -95,7 +101,51 @@ fn builtin(name: &str) -> Option<Builtin> {
     })
 }
 
-/// Every template has this function.
+/// Where the value of a variable that rows set is from.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Origin {
+    Messages,
+    Tools,
+    Documents,
+    /// `add_generation_prompt`
+    Prompt,
+    /// The row's `chat_template_kwargs`.
+    Row {
+        otherwise: Otherwise,
+    },
+}
+
+/// What a variable is when the row does not set it.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Otherwise {
+    /// One of the tokenizer's named texts.
+    Special(usize),
+    Function(Builtin),
+    Unset,
+}
+
+impl Origin {
+    pub fn of(name: &str, specials: &SpecialTexts) -> Self {
+        match name {
+            "messages" => Self::Messages,
+            "tools" => Self::Tools,
+            "documents" => Self::Documents,
+            "add_generation_prompt" => Self::Prompt,
+            _ => {
+                let special = specials.named.iter().position(|(known, _)| &**known == name).map(Otherwise::Special);
+                let function = builtin(name).map(Otherwise::Function);
+                Self::Row { otherwise: special.or(function).unwrap_or(Otherwise::Unset) }
+            }
+        }
+    }
+}
+
+/// Every template can call this.
+pub(super) fn is_function(name: &str) -> bool {
+    builtin(name).is_some()
+}
+
+/// Every template has this variable or function.
 pub(super) fn is_builtin(name: &str) -> bool {
     builtin(name).is_some() || matches!(name, "messages" | "tools" | "documents" | "add_generation_prompt" | "loop")
 }
@@ -113,11 +163,40 @@ impl Template {
         {
             return Err(self.error("", "every tool must be an object (a JSON schema)"));
         }
-        let outside = self.layout.outside.iter().map(|name| self.variable(name, row, count, prompt)).collect();
-        let fuel = self.options.fuel + 64 * row.input_bytes;
+        let Some(planned) = self.planned(row, count, prompt) else { return self.interpreted(row, count, prompt) };
+        if self.checks.is_due(self.options.check_every)
+            && self.interpreted(row, count, prompt).ok().as_ref() != Some(&planned)
+        {
+            let why = "the template's plan and its interpretation differ on this row, which is a fault of postmill; \
+                       please report the template and the row";
+            return Err(self.error("", why));
+        }
+        Ok(planned)
+    }
+
+    fn fuel(&self, row: &Row<'_>) -> u64 {
+        self.options.fuel + 64 * row.input_bytes
+    }
+
+    fn writer(&self, row: &Row<'_>, count: usize) -> Writer {
         let about = (row.input_bytes as usize + 64 * (count + 1), 2 * count + 1);
+        Writer::new(self.options.max_output, about)
+    }
+
+    /// The rendering by the template's plan, if it has one that can do it.
+    fn planned(&self, row: &Row<'_>, count: usize, prompt: bool) -> Option<Written> {
+        let plan = self.plan.as_ref()?;
+        if row.kwargs.iter().any(|(name, _)| is_function(name)) {
+            return None;
+        }
+        let outside = self.outside().map(|variable| self.known(variable, row, count, prompt));
+        plan.render(row, outside, self.fuel(row), self.writer(row, count))
+    }
+
+    fn interpreted(&self, row: &Row<'_>, count: usize, prompt: bool) -> Result<Written, Error> {
+        let outside = self.outside().map(|variable| self.variable(variable, row, count, prompt)).collect();
         let slots = self.layout.num_slots as usize;
-        let mut interp = Interp::new(slots, outside, fuel, self.date, self.options.max_output, about);
+        let mut interp = Interp::new(slots, outside, self.fuel(row), self.date, self.writer(row, count));
         let result = interp.run(&self.body);
         if let Err(error) = result {
             let place = interp.locate(&error);
@@ -126,29 +205,50 @@ impl Template {
         if interp.fuel.is_spent() {
             return Err(self.error("", "out of fuel: the template runs too long; raise the fuel limit if it is right"));
         }
-        Ok(Written {
-            text: interp.out.text,
-            marks: interp.out.marks,
-            strays: interp.strays,
-            lost_marks: interp.captured_marks != 0,
-        })
+        Ok(interp.writer.finish())
     }
 
-    fn variable<'a>(&'a self, name: &'a str, row: &'a Row<'_>, count: usize, prompt: bool) -> Value<'a> {
-        match name {
-            "messages" => Value::list((0..count.min(row.messages.len())).map(|i| row.value(i)).collect()),
-            "tools" => row.tools.map_or(Value::None, |tools| Value::from_json(tools, 0)),
-            "documents" => Value::None,
-            "add_generation_prompt" => Value::Bool(prompt),
-            _ => {
-                if let Some((_, value)) = row.kwargs.iter().find(|(known, _)| &**known == name) {
-                    return Value::from_json(value, 0);
-                }
-                if let Some((_, text)) = self.specials.named.iter().find(|(known, _)| &**known == name) {
-                    return Value::Str(Text::literal(text));
-                }
-                builtin(name).map_or(Value::Unset, Value::Builtin)
-            }
+    /// A variable as the interpreter has it.
+    fn variable<'a>(
+        &'a self,
+        (name, origin): (&str, Origin),
+        row: &'a Row<'_>,
+        count: usize,
+        prompt: bool,
+    ) -> Value<'a> {
+        match origin {
+            Origin::Messages => Value::list((0..count.min(row.messages.len())).map(|i| row.value(i)).collect()),
+            Origin::Tools => row.tools.map_or(Value::None, |tools| Value::from_json(tools, 0)),
+            Origin::Documents => Value::None,
+            Origin::Prompt => Value::Bool(prompt),
+            Origin::Row { otherwise } => match (row.kwarg(name), otherwise) {
+                (Some(value), _) => Value::from_json(value, 0),
+                (None, Otherwise::Special(at)) => Value::literal(&self.specials.named[at].1),
+                (None, Otherwise::Function(function)) => Value::Builtin(function),
+                (None, Otherwise::Unset) => Value::Unset,
+            },
         }
+    }
+
+    /// A variable as a plan has it. A plan does not ask for functions.
+    fn known<'a>(&'a self, (name, origin): (&str, Origin), row: &'a Row<'_>, count: usize, prompt: bool) -> Known<'a> {
+        match origin {
+            Origin::Messages => {
+                Known::Messages(Span { first: 0, count: count.min(row.messages.len()) as u32, backwards: false })
+            }
+            Origin::Tools => row.tools.map_or(Known::None, |tools| Known::of(tools, 0)),
+            Origin::Documents => Known::None,
+            Origin::Prompt => Known::Bool(prompt),
+            Origin::Row { otherwise } => match (row.kwarg(name), otherwise) {
+                (Some(value), _) => Known::of(value, 0),
+                (None, Otherwise::Special(at)) => Known::literal(&self.specials.named[at].1),
+                (None, Otherwise::Function(_) | Otherwise::Unset) => Known::Unset,
+            },
+        }
+    }
+
+    /// The names that may come from outside, each with where its value is from.
+    fn outside(&self) -> impl Iterator<Item = (&str, Origin)> {
+        self.layout.outside.iter().map(|name| &**name).zip(self.origins.iter().copied())
     }
 }
