@@ -128,6 +128,7 @@ impl Writer {
     }
 
     /// Close turns until `keep` are left.
+    #[inline]
     pub fn close_turns(&mut self, keep: usize) {
         while self.turns.len() > keep {
             let Some(turn) = self.turns.pop() else { return };

@@ -103,8 +103,7 @@ fn undefined<T>(name: &str) -> Outcome<T> {
 pub struct Template {
     body: Vec<ast::Stmt>,
     layout: scope::Layout,
-    /// Of the names in the layout that may come from outside.
-    origins: Vec<row::Origin>,
+    given: Vec<(usize, row::Given)>,
     specials: SpecialTexts,
     closers: turns::Closers,
     options: Options,
@@ -136,11 +135,11 @@ impl Template {
         let layout = scope::resolve(&mut body);
         let prompt = clean::prompt_rule(&body, &layout);
         let closers = turns::Closers::new(specials);
-        let origins = layout.outside.iter().map(|name| row::Origin::of(name, specials)).collect();
+        let given = row::given(&layout.outside, specials);
         let prompts = prompt::PromptCache::default();
         let plan = plan::plan(&body, &layout);
         let (specials, checks) = (specials.clone(), plan::Checks::default());
-        Ok(Self { body, layout, origins, specials, closers, options, date, prompt, prompts, plan, checks })
+        Ok(Self { body, layout, given, specials, closers, options, date, prompt, prompts, plan, checks })
     }
 
     /// Render a conversation and say which bytes each message produced.

@@ -1,8 +1,8 @@
 //! A row as a template sees it: the variables that `apply_chat_template` passes.
 use super::interp::Interp;
 use super::marks::{Writer, Written};
-use super::plan::{Known, Span};
-use super::value::{Builtin, FROM_ASSISTANT, Value};
+use super::plan::Known;
+use super::value::{Builtin, FROM_ASSISTANT, Text, Value};
 use super::{Error, SpecialTexts, Template};
 use crate::types::{Json, Message, Role};
 
@@ -23,11 +23,12 @@ pub(super) struct Row<'a> {
 
 impl<'a> Row<'a> {
     pub fn new(messages: &'a [Message], tools: Option<&'a Json>, kwargs: &'a [(Box<str>, Json)]) -> Self {
-        let reasons = |message: &Message| message.fields.iter().any(|(name, _)| REASONING.contains(&&**name));
-        let aliased =
-            if messages.iter().any(reasons) { messages.iter().map(alias_reasoning).collect() } else { Vec::new() };
-        let texts = messages.iter().flat_map(|message| message.fields.iter().map(|(_, value)| weight(value)));
-        let input_bytes = texts.sum::<u64>() + tools.map_or(0, weight);
+        let (mut reasons, mut input_bytes) = (false, tools.map_or(0, weight));
+        for (name, value) in messages.iter().flat_map(|message| &message.fields) {
+            reasons |= REASONING.contains(&&**name);
+            input_bytes += weight(value);
+        }
+        let aliased = if reasons { messages.iter().map(alias_reasoning).collect() } else { Vec::new() };
         Self { messages, aliased, tools, kwargs, input_bytes }
     }
 
@@ -44,10 +45,6 @@ impl<'a> Row<'a> {
     /// A message, for a plan.
     pub fn known(&self, message: usize) -> Known<'_> {
         Known::Object(self.members(message), self.number(message))
-    }
-
-    fn kwarg(&self, name: &str) -> Option<&Json> {
-        self.kwargs.iter().find(|(known, _)| &**known == name).map(|(_, value)| value)
     }
 
     pub fn members(&self, message: usize) -> &[(Box<str>, Json)] {
@@ -101,43 +98,28 @@ fn builtin(name: &str) -> Option<Builtin> {
     })
 }
 
-/// Where the value of a variable that rows set is from.
+/// A variable that has a value in every row.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Origin {
+pub(super) enum Given {
     Messages,
     Tools,
     Documents,
     /// `add_generation_prompt`
     Prompt,
-    /// The row's `chat_template_kwargs`.
-    Row {
-        otherwise: Otherwise,
-    },
-}
-
-/// What a variable is when the row does not set it.
-#[derive(Debug, Clone, Copy)]
-pub(super) enum Otherwise {
     /// One of the tokenizer's named texts.
     Special(usize),
-    Function(Builtin),
-    Unset,
 }
 
-impl Origin {
-    pub fn of(name: &str, specials: &SpecialTexts) -> Self {
-        match name {
-            "messages" => Self::Messages,
-            "tools" => Self::Tools,
-            "documents" => Self::Documents,
-            "add_generation_prompt" => Self::Prompt,
-            _ => {
-                let special = specials.named.iter().position(|(known, _)| &**known == name).map(Otherwise::Special);
-                let function = builtin(name).map(Otherwise::Function);
-                Self::Row { otherwise: special.or(function).unwrap_or(Otherwise::Unset) }
-            }
-        }
-    }
+/// Those of `names`, with their places in it. Functions are not among them: a plan does not ask for one.
+pub(super) fn given(names: &[Box<str>], specials: &SpecialTexts) -> Vec<(usize, Given)> {
+    let of = |name: &str| match name {
+        "messages" => Some(Given::Messages),
+        "tools" => Some(Given::Tools),
+        "documents" => Some(Given::Documents),
+        "add_generation_prompt" => Some(Given::Prompt),
+        _ => specials.named.iter().position(|(known, _)| &**known == name).map(Given::Special),
+    };
+    names.iter().enumerate().filter_map(|(at, name)| Some((at, of(name)?))).collect()
 }
 
 /// Every template can call this.
@@ -189,12 +171,25 @@ impl Template {
         if row.kwargs.iter().any(|(name, _)| is_function(name)) {
             return None;
         }
-        let outside = self.outside().map(|variable| self.known(variable, row, count, prompt));
-        plan.render(row, outside, self.fuel(row), self.writer(row, count))
+        let given = self.given.iter().map(|(at, given)| {
+            let value = match *given {
+                Given::Messages => Known::all(count.min(row.messages.len())),
+                Given::Tools => row.tools.map_or(Known::None, |tools| Known::of(tools, 0)),
+                Given::Documents => Known::None,
+                Given::Prompt => Known::Bool(prompt),
+                Given::Special(at) => Known::literal(&self.specials.named[at].1),
+            };
+            (*at, value)
+        });
+        let own = row.kwargs.iter().filter_map(|(name, value)| {
+            let at = self.layout.outside.iter().position(|known| known == name)?;
+            Some((at, Known::of(value, 0)))
+        });
+        plan.render(row, given.chain(own), self.fuel(row), self.writer(row, count))
     }
 
     fn interpreted(&self, row: &Row<'_>, count: usize, prompt: bool) -> Result<Written, Error> {
-        let outside = self.outside().map(|variable| self.variable(variable, row, count, prompt)).collect();
+        let outside = self.layout.outside.iter().map(|name| self.variable(name, row, count, prompt)).collect();
         let slots = self.layout.num_slots as usize;
         let mut interp = Interp::new(slots, outside, self.fuel(row), self.date, self.writer(row, count));
         let result = interp.run(&self.body);
@@ -208,47 +203,21 @@ impl Template {
         Ok(interp.writer.finish())
     }
 
-    /// A variable as the interpreter has it.
-    fn variable<'a>(
-        &'a self,
-        (name, origin): (&str, Origin),
-        row: &'a Row<'_>,
-        count: usize,
-        prompt: bool,
-    ) -> Value<'a> {
-        match origin {
-            Origin::Messages => Value::list((0..count.min(row.messages.len())).map(|i| row.value(i)).collect()),
-            Origin::Tools => row.tools.map_or(Value::None, |tools| Value::from_json(tools, 0)),
-            Origin::Documents => Value::None,
-            Origin::Prompt => Value::Bool(prompt),
-            Origin::Row { otherwise } => match (row.kwarg(name), otherwise) {
-                (Some(value), _) => Value::from_json(value, 0),
-                (None, Otherwise::Special(at)) => Value::literal(&self.specials.named[at].1),
-                (None, Otherwise::Function(function)) => Value::Builtin(function),
-                (None, Otherwise::Unset) => Value::Unset,
-            },
-        }
-    }
-
-    /// A variable as a plan has it. A plan does not ask for functions.
-    fn known<'a>(&'a self, (name, origin): (&str, Origin), row: &'a Row<'_>, count: usize, prompt: bool) -> Known<'a> {
-        match origin {
-            Origin::Messages => {
-                Known::Messages(Span { first: 0, count: count.min(row.messages.len()) as u32, backwards: false })
+    fn variable<'a>(&'a self, name: &'a str, row: &'a Row<'_>, count: usize, prompt: bool) -> Value<'a> {
+        match name {
+            "messages" => Value::list((0..count.min(row.messages.len())).map(|i| row.value(i)).collect()),
+            "tools" => row.tools.map_or(Value::None, |tools| Value::from_json(tools, 0)),
+            "documents" => Value::None,
+            "add_generation_prompt" => Value::Bool(prompt),
+            _ => {
+                if let Some((_, value)) = row.kwargs.iter().find(|(known, _)| &**known == name) {
+                    return Value::from_json(value, 0);
+                }
+                if let Some((_, text)) = self.specials.named.iter().find(|(known, _)| &**known == name) {
+                    return Value::Str(Text::literal(text));
+                }
+                builtin(name).map_or(Value::Unset, Value::Builtin)
             }
-            Origin::Tools => row.tools.map_or(Known::None, |tools| Known::of(tools, 0)),
-            Origin::Documents => Known::None,
-            Origin::Prompt => Known::Bool(prompt),
-            Origin::Row { otherwise } => match (row.kwarg(name), otherwise) {
-                (Some(value), _) => Known::of(value, 0),
-                (None, Otherwise::Special(at)) => Known::literal(&self.specials.named[at].1),
-                (None, Otherwise::Function(_) | Otherwise::Unset) => Known::Unset,
-            },
         }
-    }
-
-    /// The names that may come from outside, each with where its value is from.
-    fn outside(&self) -> impl Iterator<Item = (&str, Origin)> {
-        self.layout.outside.iter().map(|name| &**name).zip(self.origins.iter().copied())
     }
 }

@@ -1,5 +1,5 @@
 //! From notes about a rendering to turns: whose bytes they are, and which of them the model generates.
-use std::cell::OnceCell;
+use std::cell::{Cell, OnceCell};
 use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::Arc;
@@ -99,7 +99,7 @@ impl Closers {
 
 /// The turns of a rendering.
 pub(super) fn locate(template: &Template, row: &Row<'_>, written: &Written) -> Result<Vec<Turn>, Error> {
-    let locator = Locator { template, row, written, prompts: OnceCell::new() };
+    let locator = Locator { template, row, written, prompts: OnceCell::new(), closed: Cell::default() };
     locator.check()?;
     let stretches = locator.stretches()?;
     if template.layout.has_generation { locator.marked(&stretches) } else { locator.prompted(&stretches) }
@@ -118,6 +118,8 @@ struct Locator<'l> {
     row: &'l Row<'l>,
     written: &'l Written,
     prompts: OnceCell<Option<Arc<Prompts>>>,
+    /// The literal end of the turn before, and where it closes: mostly the same again.
+    closed: Cell<(usize, usize, (usize, usize))>,
 }
 
 impl Locator<'_> {
@@ -183,8 +185,7 @@ impl Locator<'_> {
                 if mark.start < rest.start || mark.end > rest.end || self.role(stretch.message) != Role::Assistant {
                     return self.fail(stretch.message, "a {% generation %} block is not inside one assistant turn");
                 }
-                let literal = &self.written.text[mark.literal_from..mark.end];
-                let (_, closing) = self.template.closers.close(literal, "");
+                let (_, closing) = self.close(mark.literal_from..mark.end);
                 let more = self.written.marks.iter().any(|other| {
                     other.kind == MarkKind::Generation
                         && other.start >= mark.end
@@ -242,9 +243,7 @@ impl Locator<'_> {
                     },
                 };
                 let literal_from = stretch.literal_from.max(start).min(stretch.bytes.end);
-                let opener = self.fixed_prompts().map_or("", |prompts| &prompts.own.text);
-                let literal = &self.written.text[literal_from..stretch.bytes.end];
-                let (end, closing) = self.template.closers.close(literal, opener);
+                let (end, closing) = self.close(literal_from..stretch.bytes.end);
                 turn.generated = start..literal_from + end;
                 turn.closing = literal_from + closing;
             }
@@ -276,6 +275,20 @@ impl Locator<'_> {
             && !words.is_empty()
             && self.written.text[stretch.bytes.clone()].starts_with(words)
             && self.template.prompt == PromptRule::OfConversation
+    }
+
+    /// In the literal end of a turn: where generation ends, and where the closing token starts.
+    fn close(&self, literal: Range<usize>) -> (usize, usize) {
+        let text = &self.written.text;
+        let (start, end, known) = self.closed.get();
+        if start < end && text.as_bytes()[start..end] == text.as_bytes()[literal.clone()] {
+            return known;
+        }
+        let is_marked = self.template.layout.has_generation;
+        let opener = if is_marked { None } else { self.fixed_prompts() }.map_or("", |prompts| &prompts.own.text);
+        let found = self.template.closers.close(&text[literal.clone()], opener);
+        self.closed.set((literal.start, literal.end, found));
+        found
     }
 
     /// The prompts of a template where they depend on the kwargs alone.

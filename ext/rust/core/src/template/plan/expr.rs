@@ -46,7 +46,11 @@ impl Lowering<'_> {
             }
             Expr::Binary(op @ (BinaryOp::Add | BinaryOp::Sub | BinaryOp::Mod), left, right) => {
                 let (left, right) = (self.value(left, None), self.value(right, None));
-                self.result(to, |to| Step::Compute(to, *op, left, right))
+                let step = |to| Step::Compute(to, *op, left, right);
+                if self.is_fixed(left) && self.is_fixed(right) {
+                    return self.ask(left, &format!("{op:?} {right}"), step);
+                }
+                self.result(to, step)
             }
             Expr::Call(function, args) => self.call(function, args, expr, to),
             Expr::Conditional(test, value, otherwise) => {
@@ -92,7 +96,7 @@ impl Lowering<'_> {
         to: Option<Register>,
         step: impl FnOnce(Register) -> Step,
     ) -> Register {
-        let is_variable = usize::from(of) < self.layout.num_slots as usize + self.layout.outside.len();
+        let is_variable = usize::from(of) < self.layout.num_slots as usize || self.is_fixed(of);
         if is_variable { self.ask(of, question, step) } else { self.result(to, step) }
     }
 

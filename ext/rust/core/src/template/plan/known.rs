@@ -79,6 +79,11 @@ impl<'a> Known<'a> {
         Self::Text(Piece::literal(text))
     }
 
+    /// The first `count` messages.
+    pub fn all(count: usize) -> Self {
+        Self::Messages(Span { first: 0, count: count as u32, backwards: false })
+    }
+
     /// As the interpreter has it.
     fn value(self) -> Option<Value<'a>> {
         Some(match self {

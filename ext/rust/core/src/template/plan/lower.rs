@@ -2,7 +2,7 @@
 use super::super::ast::{BinaryOp, Branch, Expr, For, Name, Scope, Stmt, StmtKind, Target};
 use super::super::filters::Filter;
 use super::super::scope::Layout;
-use super::{Constant, Place, Plan, Register, Step};
+use super::{Constant, MAX_NESTING, NUM_REGISTERS, Place, Plan, Register, Step};
 
 /// A jump whose target is not yet known goes where no step is: to the interpreter.
 pub(super) const NOWHERE: Place = Place::MAX;
@@ -13,7 +13,7 @@ const NUM_PASSING: usize = 16;
 /// A loop around the statement, or a block that `break` cannot leave.
 #[derive(Debug, Default)]
 pub(super) struct Around {
-    pub number: Option<u16>,
+    pub number: Option<u8>,
     pub loop_slot: u32,
     breaks: Vec<usize>,
     continues: Vec<usize>,
@@ -61,8 +61,8 @@ pub(super) struct Lowering<'t> {
     /// The first of the registers that every statement may use in passing, and how many this one does.
     passing: (usize, usize),
     num_registers: usize,
-    num_loops: u16,
-    num_places: u16,
+    /// Stretches to be marked around the statement.
+    num_places: u8,
     /// Conditions around the statement.
     pub conditions: u32,
     /// The interpreter is needed for every row.
@@ -84,7 +84,6 @@ pub(in super::super) fn plan(body: &[Stmt], layout: &Layout) -> Option<Plan> {
         around: vec![],
         passing: (variables, 0),
         num_registers: variables + NUM_PASSING,
-        num_loops: 0,
         num_places: 0,
         conditions: 0,
         is_hopeless: false,
@@ -92,14 +91,11 @@ pub(in super::super) fn plan(body: &[Stmt], layout: &Layout) -> Option<Plan> {
     lowering.find_namespaces(body);
     lowering.statements(body);
     lowering.steps.push(Step::End);
-    let fits = lowering.num_registers <= usize::from(Register::MAX);
+    let fits = lowering.num_registers <= NUM_REGISTERS;
     (fits && !lowering.is_hopeless).then_some(Plan {
         steps: lowering.steps,
         constants: lowering.constants,
-        num_registers: lowering.num_registers,
         outside: layout.num_slots as usize,
-        num_loops: lowering.num_loops as usize,
-        num_places: lowering.num_places as usize,
     })
 }
 
@@ -246,7 +242,7 @@ impl Lowering<'_> {
                 // fuel is counted by steps
                 self.steps.push(Step::Clear(0, 0));
             }
-            StmtKind::Generation(scope) => self.generation(scope),
+            StmtKind::Generation(scope) => self.marked(Step::MarkGeneration, |lowering| lowering.block(scope)),
             StmtKind::Break | StmtKind::Continue => self.leave(matches!(kind, StmtKind::Break)),
             StmtKind::SetBlock(..) | StmtKind::CallBlock(..) | StmtKind::FilterBlock(..) | StmtKind::With(..) => {
                 self.stop();
@@ -268,10 +264,7 @@ impl Lowering<'_> {
             self.conditions += u32::from(number == 0);
             let before = self.facts.clone();
             if branch.is_prompt {
-                let place = self.place();
-                self.steps.push(Step::From(place));
-                self.statements(&branch.body);
-                self.steps.push(Step::MarkPrompt(place));
+                self.marked(Step::MarkPrompt, |lowering| lowering.statements(&branch.body));
             } else {
                 self.statements(&branch.body);
             }
@@ -288,9 +281,17 @@ impl Lowering<'_> {
         self.land(ends);
     }
 
-    fn place(&mut self) -> u16 {
+    /// Statements whose output is marked.
+    fn marked(&mut self, mark: fn(u8) -> Step, body: impl FnOnce(&mut Self)) {
+        let place = self.num_places;
+        if usize::from(place) == MAX_NESTING {
+            return self.stop();
+        }
         self.num_places += 1;
-        self.num_places - 1
+        self.steps.push(Step::From(place));
+        body(self);
+        self.steps.push(mark(place));
+        self.num_places -= 1;
     }
 
     /// The registers of a scope's variables, of which none is set.
@@ -302,12 +303,12 @@ impl Lowering<'_> {
 
     fn for_loop(&mut self, stmt: &For) {
         let Target::Name(item) = &stmt.target else { return self.stop() };
-        if stmt.filter.is_some() || item.slots[0] == stmt.loop_slot {
+        let of = self.around.iter().filter(|around| around.number.is_some()).count();
+        if stmt.filter.is_some() || item.slots[0] == stmt.loop_slot || of == MAX_NESTING {
             return self.stop();
         }
+        let of = of as u8;
         let over = self.value(&stmt.iter, None);
-        let of = self.num_loops;
-        self.num_loops += 1;
         self.steps.push(Step::Enter { of, over, empty: NOWHERE });
         let enter = self.steps.len() - 1;
         let begin = self.steps.len() as Place;
@@ -338,10 +339,20 @@ impl Lowering<'_> {
         self.land(breaks);
     }
 
+    /// What is in a register is the same throughout the rendering: a constant, a variable of the row, or what was
+    /// asked of one.
+    pub fn is_fixed(&self, register: Register) -> bool {
+        let outside = self.layout.num_slots as usize..self.layout.num_slots as usize + self.layout.outside.len();
+        outside.contains(&usize::from(register))
+            || self.constants.iter().any(|(constant, _)| *constant == register)
+            || self.asked.iter().any(|(of, _, answer)| *answer == register && self.is_fixed(*of))
+    }
+
     /// A loop may come back to here after it has assigned to any variable but those of the row.
     fn forget_what_may_change(&mut self) {
-        let fixed = self.layout.num_slots as usize..self.layout.num_slots as usize + self.layout.outside.len();
-        self.facts.answers.retain(|(of, ..)| fixed.contains(&usize::from(*of)));
+        let mut answers = std::mem::take(&mut self.facts.answers);
+        answers.retain(|(of, ..)| self.is_fixed(*of));
+        self.facts.answers = answers;
     }
 
     /// Statements that `break` cannot leave.
@@ -353,13 +364,6 @@ impl Lowering<'_> {
         self.around.push(Around::default());
         self.statements(&scope.body);
         self.around.pop();
-    }
-
-    fn generation(&mut self, scope: &Scope) {
-        let place = self.place();
-        self.steps.push(Step::From(place));
-        self.block(scope);
-        self.steps.push(Step::MarkGeneration(place));
     }
 
     fn leave(&mut self, breaks: bool) {

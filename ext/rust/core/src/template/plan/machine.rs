@@ -7,7 +7,7 @@ use super::super::row::Row;
 use super::super::text;
 use super::super::value::Value;
 use super::known::{Known, Piece, Span};
-use super::{Condition, Constant, LoopFact, Plan, Register, Step};
+use super::{Condition, Constant, LoopFact, MAX_NESTING, NUM_REGISTERS, Plan, Register, Step};
 
 /// Fuel for a step: more than the interpreter spends on what a step stands for, so that a plan never finishes what it
 /// would refuse.
@@ -23,10 +23,11 @@ struct Frame<'a> {
     turns: usize,
 }
 
-struct Machine<'a> {
-    registers: Vec<Known<'a>>,
-    loops: Vec<Frame<'a>>,
-    places: Vec<usize>,
+struct Machine<'m, 'a> {
+    /// As many as a register's number can name: no place is ever out of bounds. Lent, for it is too much to move.
+    registers: &'m mut [Known<'a>; NUM_REGISTERS],
+    loops: [Frame<'a>; MAX_NESTING],
+    places: [usize; MAX_NESTING],
     writer: Writer,
     fuel: Fuel,
     row: &'a Row<'a>,
@@ -35,32 +36,38 @@ struct Machine<'a> {
 }
 
 impl Plan {
-    /// The rendering of a row, or none if it is for the interpreter. `outside`: what the row sets.
+    /// The rendering of a row, or none if it is for the interpreter. `outside`: what the row sets, by place in the
+    /// layout.
     pub fn render<'a>(
         &'a self,
         row: &'a Row<'a>,
-        outside: impl Iterator<Item = Known<'a>>,
+        outside: impl Iterator<Item = (usize, Known<'a>)>,
         fuel: u64,
         writer: Writer,
     ) -> Option<Written> {
-        let mut registers = Vec::with_capacity(self.num_registers);
-        registers.resize(self.outside, Known::Unset);
-        registers.extend(outside);
-        registers.resize(self.num_registers, Known::Unset);
+        let idle = Frame { over: Known::Unset, index: 0, length: 0, turns: 0 };
+        let mut registers = [Known::Unset; NUM_REGISTERS];
+        for (at, value) in outside {
+            registers[self.outside + at] = value;
+        }
         for (register, constant) in &self.constants {
             registers[*register as usize] = constant.into();
         }
-        let idle = Frame { over: Known::Unset, index: 0, length: 0, turns: 0 };
-        let loops = vec![idle; self.num_loops];
-        let places = vec![0; self.num_places];
-        let fuel = Fuel::new(fuel);
-        let mut machine = Machine { registers, loops, places, writer, fuel, row, scanned: 0 };
+        let mut machine = Machine {
+            registers: &mut registers,
+            loops: [idle; MAX_NESTING],
+            places: [0; MAX_NESTING],
+            writer,
+            fuel: Fuel::new(fuel),
+            row,
+            scanned: 0,
+        };
         machine.run(&self.steps)?;
         Some(machine.writer.finish())
     }
 }
 
-impl<'a> Machine<'a> {
+impl<'a> Machine<'_, 'a> {
     fn run(&mut self, steps: &'a [Step]) -> Option<()> {
         let (mut at, mut taken) = (0, 0);
         loop {
@@ -233,7 +240,7 @@ impl<'a> Machine<'a> {
     }
 
     /// Start a loop; false if there is nothing to go over.
-    fn enter(&mut self, of: u16, over: Register) -> Option<bool> {
+    fn enter(&mut self, of: u8, over: Register) -> Option<bool> {
         let over = self.get(over);
         let length = match over {
             Known::Messages(span) => span.count,
@@ -246,7 +253,7 @@ impl<'a> Machine<'a> {
     }
 
     #[inline]
-    fn begin(&mut self, of: u16, item: Register, clear: (Register, Register)) -> Option<()> {
+    fn begin(&mut self, of: u8, item: Register, clear: (Register, Register)) -> Option<()> {
         self.clear(clear.0, clear.1);
         let turns = self.writer.num_turns();
         let frame = &mut self.loops[of as usize];
@@ -266,14 +273,14 @@ impl<'a> Machine<'a> {
 
     /// End an iteration; whether there is another.
     #[inline]
-    fn next(&mut self, of: u16) -> bool {
+    fn next(&mut self, of: u8) -> bool {
         let frame = &mut self.loops[of as usize];
         self.writer.close_turns(frame.turns);
         frame.index += 1;
         frame.index < frame.length
     }
 
-    fn loop_fact(&self, of: u16, fact: LoopFact) -> Option<Known<'a>> {
+    fn loop_fact(&self, of: u8, fact: LoopFact) -> Option<Known<'a>> {
         let frame = &self.loops[of as usize];
         let beside = |at: Option<u32>| at.map_or(Some(Known::Undefined), |at| self.at(frame.over, i64::from(at)));
         Some(match fact {

@@ -14,7 +14,7 @@ mod known;
 mod lower;
 mod machine;
 
-pub(super) use known::{Known, Span};
+pub(super) use known::Known;
 pub(super) use lower::plan;
 
 use super::ast::{Attr, BinaryOp, CompareOp};
@@ -25,7 +25,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Where a value is kept: variables first, as the template's layout numbers them, then those that rows set, then
 /// members of namespaces and what expressions need in passing.
-type Register = u16;
+type Register = u8;
+
+const NUM_REGISTERS: usize = 256;
+
+/// Loops, and stretches of output that will be marked, within one another.
+const MAX_NESTING: usize = 8;
 
 /// Index of a step.
 type Place = u32;
@@ -80,7 +85,7 @@ enum Step {
     Strip(Register, Register, Side, Option<Box<str>>),
     /// The first or last part of a text split by another.
     Part(Register, Register, Box<str>, bool),
-    Loop(Register, u16, LoopFact),
+    Loop(Register, u8, LoopFact),
     Jump(Place),
     /// Jump if the condition is this.
     Branch(Condition, bool, Place),
@@ -93,32 +98,32 @@ enum Step {
     PrintJson(Register),
     /// Start a loop over a value; elsewhere if it is empty.
     Enter {
-        of: u16,
+        of: u8,
         over: Register,
         empty: Place,
     },
     /// An iteration begins: nothing in `clear` is set but the item.
     Begin {
-        of: u16,
+        of: u8,
         item: Register,
         clear: (Register, Register),
     },
     /// It ends; on to the next if there is one.
     Next {
-        of: u16,
+        of: u8,
         begin: Place,
     },
     /// The loop is left.
     Leave {
-        of: u16,
+        of: u8,
     },
     Clear(Register, Register),
     /// The iteration writes for the message in this register from here on.
     OpenTurn(Register),
     /// Remember where the output is, for a mark.
-    From(u16),
-    MarkPrompt(u16),
-    MarkGeneration(u16),
+    From(u8),
+    MarkPrompt(u8),
+    MarkGeneration(u8),
     /// What follows is for the interpreter.
     Stop,
     End,
@@ -129,11 +134,8 @@ enum Step {
 pub(super) struct Plan {
     steps: Vec<Step>,
     constants: Vec<(Register, Constant)>,
-    num_registers: usize,
     /// The first register of those that rows set.
     outside: usize,
-    num_loops: usize,
-    num_places: usize,
 }
 
 /// Counts renderings, so that some are compared.
