@@ -64,7 +64,7 @@ pub struct Options {
     pub max_output: usize,
     /// Most steps a rendering may take, on top of some for each byte of input.
     pub fuel: u64,
-    /// Of this many renderings one is made twice, by the template's plan and by the interpreter, and compared.
+    /// Of this many renderings by the template's plan one is made again by the interpreter, and compared.
     pub check_every: u64,
 }
 
@@ -173,6 +173,12 @@ impl Template {
     ) -> Result<String, Error> {
         let row = row::Row::new(messages, tools, kwargs);
         Ok(self.write(&row, messages.len(), add_generation_prompt)?.text)
+    }
+
+    /// How many renderings were made by the template's plan.
+    #[must_use]
+    pub fn num_planned(&self) -> u64 {
+        self.checks.count()
     }
 
     /// The date the template prints, if it prints one: part of what makes a rendering reproducible.

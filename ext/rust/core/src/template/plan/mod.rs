@@ -13,6 +13,8 @@ mod expr;
 mod known;
 mod lower;
 mod machine;
+#[cfg(test)]
+mod unit;
 
 pub(super) use known::Known;
 pub(super) use lower::plan;
@@ -138,11 +140,15 @@ pub(super) struct Plan {
     outside: usize,
 }
 
-/// Counts renderings, so that some are compared.
+/// Counts a plan's renderings, so that some are compared.
 #[derive(Debug, Default)]
 pub(super) struct Checks(AtomicU64);
 
 impl Checks {
+    pub fn count(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+
     /// This rendering is to be compared: the first is, and one of `every`; all where code is tested.
     pub fn is_due(&self, every: u64) -> bool {
         let number = self.0.fetch_add(1, Ordering::Relaxed);
