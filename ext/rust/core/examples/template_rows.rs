@@ -28,8 +28,8 @@ fn main() {
     let tokens = ["<|im_start|>", "<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>", "</s>", "<s>"];
     let named = vec![("eos_token".into(), "</s>".into()), ("bos_token".into(), "<s>".into())];
     let specials = SpecialTexts { named, tokens: tokens.map(Box::from).into() };
-    let date = Some(Date { year: 2024, month: 7, day: 26 });
-    let template = Template::new(&source, &specials, Options { date, ..Options::default() }).unwrap();
+    let options = Options { date: Some(Date { year: 2024, month: 7, day: 26 }), ..Options::default() };
+    let template = Template::new(&source, &specials, options).unwrap();
     let mut rows = vec![];
     for record in Lines::new(&data, 1, lines::MAX_LINE_BYTES) {
         let value = lines::parse_record(&data, &record.unwrap()).unwrap();
@@ -38,10 +38,13 @@ fn main() {
     let made = measured(&template, &rows);
     let shown: Vec<String> = made.iter().map(|row| format!("{row:?}")).collect();
     if args.get(3).is_some_and(|mode| mode == "show") {
-        shown.iter().for_each(|row| println!("{row}"));
+        for row in &shown {
+            println!("{row}");
+        }
     }
     let bytes: usize = made.iter().flatten().map(|row| row.text.len()).sum();
     let failed = made.iter().filter(|row| row.is_err()).count();
     let digest = xxh3_64(shown.join("\n").as_bytes());
-    println!("{} rows, {failed} refused, {bytes} bytes of text, digest {digest:016x}", made.len());
+    let planned = template.num_planned();
+    println!("{} rows, {planned} planned, {failed} refused, {bytes} bytes of text, digest {digest:016x}", made.len());
 }

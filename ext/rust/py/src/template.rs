@@ -18,6 +18,7 @@ struct ChatTemplate(Template);
 impl ChatTemplate {
     /// `specials`: JSON object with `named` (object of texts) and `tokens` (list of texts).
     #[new]
+    #[allow(clippy::too_many_arguments)] // named in Python
     #[pyo3(signature = (source, specials="{}", *, name="chat template", date=None, fuel=None, max_output=None,
         check_every=None))]
     fn new(

@@ -25,10 +25,6 @@ impl Fuel {
         self.spend(1 + bytes as u64 / 64)
     }
 
-    pub fn left(&self) -> u64 {
-        self.left.get()
-    }
-
     pub fn is_spent(&self) -> bool {
         self.left.get() == 0
     }

@@ -137,7 +137,7 @@ impl Template {
         let closers = turns::Closers::new(specials);
         let given = row::given(&layout.outside, specials);
         let prompts = prompt::PromptCache::default();
-        let plan = plan::plan(&body, &layout);
+        let plan = plan::plan(&body, &layout, date);
         let (specials, checks) = (specials.clone(), plan::Checks::default());
         Ok(Self { body, layout, given, specials, closers, options, date, prompt, prompts, plan, checks })
     }

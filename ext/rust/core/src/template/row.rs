@@ -25,8 +25,8 @@ impl<'a> Row<'a> {
     pub fn new(messages: &'a [Message], tools: Option<&'a Json>, kwargs: &'a [(Box<str>, Json)]) -> Self {
         let (mut reasons, mut input_bytes) = (false, tools.map_or(0, weight));
         for (name, value) in messages.iter().flat_map(|message| &message.fields) {
-            reasons |= REASONING.contains(&&**name);
-            input_bytes += weight(value);
+            reasons |= name.len() >= "thinking".len() && REASONING.contains(&&**name);
+            input_bytes += if let Json::String(text) = value { 1 + text.len() as u64 } else { weight(value) };
         }
         let aliased = if reasons { messages.iter().map(alias_reasoning).collect() } else { Vec::new() };
         Self { messages, aliased, tools, kwargs, input_bytes }

@@ -1,8 +1,8 @@
 //! From notes about a rendering to turns: whose bytes they are, and which of them the model generates.
-use std::cell::{Cell, OnceCell};
+use std::cell::OnceCell;
 use std::collections::BTreeSet;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use super::marks::{Mark, MarkKind, Written};
 use super::prompt::{PromptRule, Prompts};
@@ -18,6 +18,16 @@ pub(super) struct Closers {
     /// Whether a token starts with this byte.
     starts: [bool; 256],
     eos: Option<Box<str>>,
+    /// The first literal end and opener that were asked about, and the answer.
+    first: OnceLock<Closed>,
+}
+
+/// An answer of [`Closers::close`], and to what.
+#[derive(Debug)]
+struct Closed {
+    literal: Box<str>,
+    opener: Box<str>,
+    found: (usize, usize),
 }
 
 impl Closers {
@@ -28,7 +38,7 @@ impl Closers {
         let mut starts = [false; 256];
         tokens.iter().filter_map(|token| token.bytes().next()).for_each(|byte| starts[byte as usize] = true);
         let eos = specials.named.iter().find(|(name, _)| &**name == "eos_token").map(|(_, text)| text.clone());
-        Self { tokens: tokens.into_iter().collect(), starts, eos }
+        Self { tokens: tokens.into_iter().collect(), starts, eos, first: OnceLock::new() }
     }
 
     /// Length of the longest token that `text` starts with.
@@ -99,7 +109,7 @@ impl Closers {
 
 /// The turns of a rendering.
 pub(super) fn locate(template: &Template, row: &Row<'_>, written: &Written) -> Result<Vec<Turn>, Error> {
-    let locator = Locator { template, row, written, prompts: OnceCell::new(), closed: Cell::default() };
+    let locator = Locator { template, row, written, prompts: OnceCell::new() };
     locator.check()?;
     let stretches = locator.stretches()?;
     if template.layout.has_generation { locator.marked(&stretches) } else { locator.prompted(&stretches) }
@@ -118,8 +128,6 @@ struct Locator<'l> {
     row: &'l Row<'l>,
     written: &'l Written,
     prompts: OnceCell<Option<Arc<Prompts>>>,
-    /// The literal end of the turn before, and where it closes: mostly the same again.
-    closed: Cell<(usize, usize, (usize, usize))>,
 }
 
 impl Locator<'_> {
@@ -266,6 +274,9 @@ impl Locator<'_> {
     /// The template merges messages of one model turn: this one has no header and starts with its own words, right
     /// where another of the model's messages or a tool's result ends.
     fn goes_on(&self, before: &Stretch, stretch: &Stretch) -> bool {
+        if self.template.prompt != PromptRule::OfConversation {
+            return false;
+        }
         let follows = matches!(self.role(before.message), Role::Assistant | Role::Tool);
         let content = self.row.members(stretch.message).iter().find(|(name, _)| &**name == "content");
         let Some((_, Json::String(content))) = content else { return false };
@@ -274,21 +285,17 @@ impl Locator<'_> {
             && before.bytes.end == stretch.bytes.start
             && !words.is_empty()
             && self.written.text[stretch.bytes.clone()].starts_with(words)
-            && self.template.prompt == PromptRule::OfConversation
     }
 
-    /// In the literal end of a turn: where generation ends, and where the closing token starts.
+    /// As [`Closers::close`], of the literal end of a turn. Mostly it is the same again, so the first is remembered.
     fn close(&self, literal: Range<usize>) -> (usize, usize) {
-        let text = &self.written.text;
-        let (start, end, known) = self.closed.get();
-        if start < end && text.as_bytes()[start..end] == text.as_bytes()[literal.clone()] {
-            return known;
-        }
         let is_marked = self.template.layout.has_generation;
         let opener = if is_marked { None } else { self.fixed_prompts() }.map_or("", |prompts| &prompts.own.text);
-        let found = self.template.closers.close(&text[literal.clone()], opener);
-        self.closed.set((literal.start, literal.end, found));
-        found
+        let (closers, literal) = (&self.template.closers, &self.written.text[literal]);
+        let find = || closers.close(literal, opener);
+        let first = || Closed { literal: literal.into(), opener: opener.into(), found: find() };
+        let known = closers.first.get_or_init(first);
+        if *known.literal == *literal && *known.opener == *opener { known.found } else { find() }
     }
 
     /// The prompts of a template where they depend on the kwargs alone.

@@ -1,5 +1,6 @@
 //! From expressions to steps.
 use super::super::ast::{ArgExprs, Attr, BinaryOp, CompareOp, Expr, Name};
+use super::super::date::strftime;
 use super::super::filters::Filter;
 use super::super::row::is_function;
 use super::super::text::Side;
@@ -15,14 +16,10 @@ impl Lowering<'_> {
             Expr::Bool(value) => self.constant(Constant::Bool(*value)),
             Expr::Int(value) => self.constant(Constant::Int(*value)),
             Expr::Str(text) => self.constant(Constant::Text(text.clone())),
-            Expr::Negative(value) => match literal_int(expr) {
-                Some(value) => self.constant(Constant::Int(value)),
-                None => {
-                    let zero = self.constant(Constant::Int(0));
-                    let value = self.value(value, None);
-                    self.result(to, |to| Step::Compute(to, BinaryOp::Sub, zero, value))
-                }
-            },
+            Expr::Negative(_) => {
+                let Some(value) = literal_int(expr) else { return self.unknown() };
+                self.constant(Constant::Int(value))
+            }
             Expr::Name(name) => self.read(name),
             Expr::Attribute(object, attr) => self.attribute(object, attr, to),
             Expr::Item(object, key) => self.item(object, key, to),
@@ -205,6 +202,13 @@ impl Lowering<'_> {
     }
 
     fn call(&mut self, function: &Expr, args: &ArgExprs, expr: &Expr, to: Option<Register>) -> Register {
+        if let (Expr::Name(name), [Expr::Str(format)], []) = (function, &args.positional[..], &args.keyword[..])
+            && &*name.name == "strftime_now"
+            && name.slots.len() == 1
+            && let Ok(text) = strftime(format, self.date)
+        {
+            return self.constant(Constant::Data(text.into()));
+        }
         let Some((text, method, arg)) = text_method(function, args) else { return self.unknown() };
         let side = match method {
             "strip" => Side::Both,

@@ -106,9 +106,13 @@ impl<'a> Known<'a> {
         print::to_str(&self.value()?, fuel).ok()
     }
 
-    /// `self | tojson`
-    pub fn to_json(self, fuel: &Fuel) -> Option<String> {
-        let style = print::JsonStyle::default();
+    /// `self | tojson(indent=indent)`
+    pub fn to_json(self, indent: Option<u8>, fuel: &Fuel) -> Option<String> {
+        let mut style = print::JsonStyle::default();
+        if let Some(width) = indent {
+            style.indent = Some(" ".repeat(width.into()));
+            style.item = ",".into();
+        }
         let mut writer = print::JsonWriter { style: &style, fuel, out: String::new(), level: 0 };
         writer.value(&self.value()?).ok()?;
         Some(writer.out)
@@ -208,8 +212,7 @@ impl<'a> Known<'a> {
         let equal = match (self, other) {
             (Self::Text(a), Self::Text(b)) => a.chars == b.chars,
             (Self::Bool(a), Self::Bool(b)) => a == b,
-            (Self::Text(_), _) | (_, Self::Text(_)) | (Self::None, Self::Bool(_) | Self::Int(_)) => false,
-            (Self::Bool(_) | Self::Int(_), Self::None) => false,
+            (Self::Text(_), _) | (_, Self::Text(_)) => false,
             _ => return None,
         };
         match op {

@@ -1,8 +1,8 @@
-//! From a template's statements to steps.
-use super::super::ast::{BinaryOp, Branch, Expr, For, Name, Scope, Stmt, StmtKind, Target};
-use super::super::filters::Filter;
+//! What is known while a template becomes steps: where values are, what is set, what jumps where.
+use super::super::ast::{Expr, Name, Stmt, StmtKind, Target};
+use super::super::date::Date;
 use super::super::scope::Layout;
-use super::{Constant, MAX_NESTING, NUM_REGISTERS, Place, Plan, Register, Step};
+use super::{Constant, FUEL_PER_STEP, NUM_REGISTERS, Place, Plan, Register, Step};
 
 /// A jump whose target is not yet known goes where no step is: to the interpreter.
 pub(super) const NOWHERE: Place = Place::MAX;
@@ -15,8 +15,8 @@ const NUM_PASSING: usize = 16;
 pub(super) struct Around {
     pub number: Option<u8>,
     pub loop_slot: u32,
-    breaks: Vec<usize>,
-    continues: Vec<usize>,
+    pub breaks: Vec<usize>,
+    pub continues: Vec<usize>,
 }
 
 /// `set name = namespace(...)` at the top of a template: its members are registers.
@@ -47,6 +47,7 @@ impl Facts {
 
 pub(super) struct Lowering<'t> {
     pub layout: &'t Layout,
+    pub date: Date,
     pub steps: Vec<Step>,
     constants: Vec<(Register, Constant)>,
     /// No text may be joined to what stands before this step, for something jumps here.
@@ -62,18 +63,21 @@ pub(super) struct Lowering<'t> {
     passing: (usize, usize),
     num_registers: usize,
     /// Stretches to be marked around the statement.
-    num_places: u8,
+    pub num_places: u8,
     /// Conditions around the statement.
     pub conditions: u32,
+    /// Texts that were joined to the one before.
+    pub num_joined: u64,
     /// The interpreter is needed for every row.
     is_hopeless: bool,
 }
 
 /// The plan of a template, unless it would give up on every row.
-pub(in super::super) fn plan(body: &[Stmt], layout: &Layout) -> Option<Plan> {
+pub(in super::super) fn plan(body: &[Stmt], layout: &Layout, date: Date) -> Option<Plan> {
     let variables = layout.num_slots as usize + layout.outside.len();
     let mut lowering = Lowering {
         layout,
+        date,
         steps: vec![],
         constants: vec![],
         target: 0,
@@ -86,11 +90,13 @@ pub(in super::super) fn plan(body: &[Stmt], layout: &Layout) -> Option<Plan> {
         num_registers: variables + NUM_PASSING,
         num_places: 0,
         conditions: 0,
+        num_joined: 0,
         is_hopeless: false,
     };
     lowering.find_namespaces(body);
     lowering.statements(body);
-    lowering.steps.push(Step::End);
+    let cost = lowering.cost((0, 0));
+    lowering.steps.push(Step::End { cost });
     let fits = lowering.num_registers <= NUM_REGISTERS;
     (fits && !lowering.is_hopeless).then_some(Plan {
         steps: lowering.steps,
@@ -105,7 +111,9 @@ fn members_set(body: &[Stmt], visit: &mut impl FnMut(u32, &str)) {
         match &stmt.kind {
             StmtKind::Set { target: Target::Member(name, member), .. } => visit(name.slots[0], member),
             StmtKind::If(branches, otherwise) => {
-                branches.iter().for_each(|branch| members_set(&branch.body, visit));
+                for branch in branches {
+                    members_set(&branch.body, visit);
+                }
                 members_set(otherwise, visit);
             }
             StmtKind::For(stmt) => {
@@ -139,6 +147,11 @@ impl Lowering<'_> {
             let members = members.into_iter().map(|member| (member, self.keep_for_good())).collect();
             self.namespaces.push(Namespace { slot: name.slots[0], members, is_made: false });
         }
+    }
+
+    /// A statement begins: what others kept in passing is not needed any more.
+    pub fn begin_statement(&mut self) {
+        self.passing.1 = 0;
     }
 
     /// A register for what an expression needs in passing.
@@ -212,131 +225,20 @@ impl Lowering<'_> {
         self.steps.len() - 1
     }
 
-    fn text(&mut self, text: &str) {
+    pub fn text(&mut self, text: &str) {
         let joins = self.target < self.steps.len();
         match self.steps.last_mut() {
-            Some(Step::Text(before, pieces)) if joins => {
+            Some(Step::Text(before)) if joins => {
                 before.push_str(text);
-                *pieces += 1;
+                self.num_joined += 1;
             }
-            _ => self.steps.push(Step::Text(text.to_owned(), 1)),
+            _ => self.steps.push(Step::Text(text.to_owned())),
         }
     }
 
-    fn statements(&mut self, body: &[Stmt]) {
-        for stmt in body {
-            self.passing.1 = 0;
-            self.statement(&stmt.kind);
-        }
-    }
-
-    fn statement(&mut self, kind: &StmtKind) {
-        match kind {
-            StmtKind::Text(text) => self.text(text),
-            StmtKind::Output(value) => self.print(value),
-            StmtKind::If(branches, otherwise) => self.choose(branches, otherwise),
-            StmtKind::For(stmt) => self.for_loop(stmt),
-            StmtKind::Set { target, value, indexes_loop } => self.assign(target, value, *indexes_loop),
-            StmtKind::Macro(name, _) => {
-                self.opaque.push(name.slots[0]);
-                // fuel is counted by steps
-                self.steps.push(Step::Clear(0, 0));
-            }
-            StmtKind::Generation(scope) => self.marked(Step::MarkGeneration, |lowering| lowering.block(scope)),
-            StmtKind::Break | StmtKind::Continue => self.leave(matches!(kind, StmtKind::Break)),
-            StmtKind::SetBlock(..) | StmtKind::CallBlock(..) | StmtKind::FilterBlock(..) | StmtKind::With(..) => {
-                self.stop();
-            }
-        }
-    }
-
-    fn choose(&mut self, branches: &[Branch], otherwise: &[Stmt]) {
-        let mut after: Option<Facts> = None;
-        let mut meet = |facts: Facts| match &mut after {
-            Some(after) => after.meet(&facts),
-            None => after = Some(facts),
-        };
-        let mut ends = vec![];
-        for (number, branch) in branches.iter().enumerate() {
-            self.passing.1 = 0;
-            self.conditions += u32::from(number > 0);
-            let skips = self.branch(&branch.test, false);
-            self.conditions += u32::from(number == 0);
-            let before = self.facts.clone();
-            if branch.is_prompt {
-                self.marked(Step::MarkPrompt, |lowering| lowering.statements(&branch.body));
-            } else {
-                self.statements(&branch.body);
-            }
-            meet(std::mem::replace(&mut self.facts, before));
-            if number + 1 < branches.len() || !otherwise.is_empty() {
-                ends.push(self.jump());
-            }
-            self.land(skips);
-        }
-        self.statements(otherwise);
-        meet(std::mem::take(&mut self.facts));
-        self.facts = after.unwrap_or_default();
-        self.conditions -= branches.len() as u32;
-        self.land(ends);
-    }
-
-    /// Statements whose output is marked.
-    fn marked(&mut self, mark: fn(u8) -> Step, body: impl FnOnce(&mut Self)) {
-        let place = self.num_places;
-        if usize::from(place) == MAX_NESTING {
-            return self.stop();
-        }
-        self.num_places += 1;
-        self.steps.push(Step::From(place));
-        body(self);
-        self.steps.push(mark(place));
-        self.num_places -= 1;
-    }
-
-    /// The registers of a scope's variables, of which none is set.
-    fn clear(&mut self, (from, to): (u32, u32)) -> (Register, Register) {
-        self.facts.is_set[from as usize..to as usize].fill(false);
-        (from..to).for_each(|slot| self.forget(slot as Register));
-        (from as Register, to as Register)
-    }
-
-    fn for_loop(&mut self, stmt: &For) {
-        let Target::Name(item) = &stmt.target else { return self.stop() };
-        let of = self.around.iter().filter(|around| around.number.is_some()).count();
-        if stmt.filter.is_some() || item.slots[0] == stmt.loop_slot || of == MAX_NESTING {
-            return self.stop();
-        }
-        let of = of as u8;
-        let over = self.value(&stmt.iter, None);
-        self.steps.push(Step::Enter { of, over, empty: NOWHERE });
-        let enter = self.steps.len() - 1;
-        let begin = self.steps.len() as Place;
-        self.land(vec![]);
-        self.forget_what_may_change();
-        let before = self.facts.clone();
-        let clear = self.clear(stmt.scope.slots);
-        self.steps.push(Step::Begin { of, item: item.slots[0] as Register, clear });
-        self.facts.is_set[item.slots[0] as usize] = true;
-        self.around.push(Around { number: Some(of), loop_slot: stmt.loop_slot, ..Around::default() });
-        self.statements(&stmt.scope.body);
-        let Around { breaks, continues, .. } = self.around.pop().unwrap_or_default();
-        self.land(continues);
-        self.steps.push(Step::Next { of, begin });
-        self.facts = before;
-        if stmt.otherwise.body.is_empty() {
-            self.land(vec![enter]);
-        } else {
-            let end = self.jump();
-            self.land(vec![enter]);
-            self.conditions += 1;
-            let before = self.facts.clone();
-            self.block(&stmt.otherwise);
-            self.facts.meet(&before);
-            self.conditions -= 1;
-            self.land(vec![end]);
-        }
-        self.land(breaks);
+    /// The most that the steps since `first` cost, each taken once, of which `num_joined` texts were joined to others.
+    pub fn cost(&self, (first, num_joined): (usize, u64)) -> u64 {
+        FUEL_PER_STEP * ((self.steps.len() - first) as u64 + self.num_joined - num_joined + 1)
     }
 
     /// What is in a register is the same throughout the rendering: a constant, a variable of the row, or what was
@@ -349,139 +251,9 @@ impl Lowering<'_> {
     }
 
     /// A loop may come back to here after it has assigned to any variable but those of the row.
-    fn forget_what_may_change(&mut self) {
+    pub fn forget_what_may_change(&mut self) {
         let mut answers = std::mem::take(&mut self.facts.answers);
         answers.retain(|(of, ..)| self.is_fixed(*of));
         self.facts.answers = answers;
-    }
-
-    /// Statements that `break` cannot leave.
-    fn block(&mut self, scope: &Scope) {
-        let (from, to) = self.clear(scope.slots);
-        if from < to {
-            self.steps.push(Step::Clear(from, to));
-        }
-        self.around.push(Around::default());
-        self.statements(&scope.body);
-        self.around.pop();
-    }
-
-    fn leave(&mut self, breaks: bool) {
-        let Some(of) = self.around.last().and_then(|around| around.number) else { return self.stop() };
-        if breaks {
-            self.steps.push(Step::Leave { of });
-        }
-        let jump = self.jump();
-        if let Some(around) = self.around.last_mut() {
-            if breaks { &mut around.breaks } else { &mut around.continues }.push(jump);
-        }
-    }
-
-    fn assign(&mut self, target: &Target, value: &Expr, indexes_loop: bool) {
-        match target {
-            Target::Name(name) => {
-                let slot = name.slots[0];
-                if self.namespaces.iter().any(|namespace| namespace.slot == slot) {
-                    return self.make_namespace(slot, value);
-                }
-                if self.around.iter().any(|around| around.number.is_some() && around.loop_slot == slot) {
-                    return self.stop();
-                }
-                let first = self.steps.len();
-                let from = self.value(value, Some(slot as Register));
-                if indexes_loop {
-                    self.steps.push(Step::OpenTurn(from));
-                }
-                if from != slot as Register || first == self.steps.len() {
-                    // a step even for `set x = x`: fuel is counted by steps
-                    self.steps.push(Step::Copy(slot as Register, from));
-                }
-                self.facts.is_set[slot as usize] = true;
-                self.forget(slot as Register);
-            }
-            Target::Member(name, member) => match self.member(name, member) {
-                Some(Some(register)) => {
-                    let from = self.value(value, Some(register));
-                    self.copy(register, from);
-                    self.forget(register);
-                }
-                _ => self.stop(),
-            },
-            Target::Tuple(_) => self.stop(),
-        }
-    }
-
-    fn copy(&mut self, to: Register, from: Register) {
-        if to != from {
-            self.steps.push(Step::Copy(to, from));
-        }
-    }
-
-    fn make_namespace(&mut self, slot: u32, value: &Expr) {
-        let is_top = self.conditions == 0 && self.around.is_empty();
-        let (Expr::Call(_, args), true) = (value, is_top) else { return self.stop() };
-        let made = self.namespaces.iter().filter(|namespace| namespace.is_made && namespace.slot == slot).count();
-        if made > 0 || !args.positional.is_empty() || args.keyword.iter().any(|(name, _)| name.starts_with('_')) {
-            return self.stop();
-        }
-        for (member, value) in &args.keyword {
-            let known = self.namespaces.iter().find(|namespace| namespace.slot == slot);
-            let register = known.and_then(|known| known.members.iter().find(|(name, _)| name == member));
-            let Some(&(_, register)) = register else { return self.stop() };
-            let from = self.value(value, Some(register));
-            self.copy(register, from);
-        }
-        self.namespaces.iter_mut().filter(|namespace| namespace.slot == slot).for_each(|made| made.is_made = true);
-    }
-
-    /// Print an expression, as the interpreter does: the terms of a sum or concatenation go out one by one.
-    fn print(&mut self, expr: &Expr) {
-        match expr {
-            Expr::Str(text) => self.text(text),
-            Expr::Concat(parts) => parts.iter().for_each(|part| self.print_value(part)),
-            Expr::Binary(BinaryOp::Add, ..) => self.print_sum(expr),
-            Expr::Conditional(test, value, otherwise) => {
-                let skips = self.branch(test, false);
-                self.conditions += 1;
-                let before = self.facts.clone();
-                self.print(value);
-                let end = self.jump();
-                let after = std::mem::replace(&mut self.facts, before);
-                self.land(skips);
-                otherwise.iter().for_each(|otherwise| self.print(otherwise));
-                self.facts.meet(&after);
-                self.conditions -= 1;
-                self.land(vec![end]);
-            }
-            other => self.print_value(other),
-        }
-    }
-
-    fn print_value(&mut self, expr: &Expr) {
-        match expr {
-            Expr::Str(text) => self.text(text),
-            Expr::Filter(Some(value), Filter::ToJson, args) if args.is_empty() => {
-                let from = self.value(value, None);
-                self.steps.push(Step::PrintJson(from));
-            }
-            other => {
-                let from = self.value(other, None);
-                self.steps.push(Step::Print(from));
-            }
-        }
-    }
-
-    fn print_sum(&mut self, expr: &Expr) {
-        match expr {
-            Expr::Binary(BinaryOp::Add, left, right) => {
-                self.print_sum(left);
-                self.print_sum(right);
-            }
-            Expr::Str(_) | Expr::Filter(_, Filter::ToJson, _) => self.print_value(expr),
-            term => {
-                let from = self.value(term, None);
-                self.steps.push(Step::PrintText(from));
-            }
-        }
     }
 }

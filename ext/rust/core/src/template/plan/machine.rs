@@ -7,11 +7,7 @@ use super::super::row::Row;
 use super::super::text;
 use super::super::value::Value;
 use super::known::{Known, Piece, Span};
-use super::{Condition, Constant, LoopFact, MAX_NESTING, NUM_REGISTERS, Plan, Register, Step};
-
-/// Fuel for a step: more than the interpreter spends on what a step stands for, so that a plan never finishes what it
-/// would refuse.
-const FUEL_PER_STEP: u64 = 4;
+use super::{Condition, Constant, LoopFact, MAX_NESTING, NUM_REGISTERS, Place, Plan, Register, Step};
 
 /// A loop that runs.
 #[derive(Debug, Clone, Copy)]
@@ -33,6 +29,8 @@ struct Machine<'m, 'a> {
     row: &'a Row<'a>,
     /// Bytes of text that were looked at.
     scanned: u64,
+    /// Bytes looked at or written that are paid for.
+    paid: u64,
 }
 
 impl Plan {
@@ -61,6 +59,7 @@ impl Plan {
             fuel: Fuel::new(fuel),
             row,
             scanned: 0,
+            paid: 0,
         };
         machine.run(&self.steps)?;
         Some(machine.writer.finish())
@@ -69,11 +68,10 @@ impl Plan {
 
 impl<'a> Machine<'_, 'a> {
     fn run(&mut self, steps: &'a [Step]) -> Option<()> {
-        let (mut at, mut taken) = (0, 0);
+        let mut rest = steps.iter();
+        let from = |place: Place| steps.get(place as usize..).map(<[Step]>::iter);
         loop {
-            let step = steps.get(at)?;
-            at += 1;
-            taken += 1;
+            let step = rest.next()?;
             match step {
                 Step::Copy(to, from) => {
                     let value = self.get(*from);
@@ -88,12 +86,11 @@ impl<'a> Machine<'_, 'a> {
                 Step::Item(to, from, attr) => self.set(*to, self.get(*from).item(attr)?),
                 Step::Branch(condition, wanted, place) => {
                     if self.holds(condition)? == *wanted {
-                        at = *place as usize;
+                        rest = from(*place)?;
                     }
                 }
-                Step::Jump(place) => at = *place as usize,
-                Step::Text(text, pieces) => {
-                    taken += pieces;
+                Step::Jump(place) => rest = from(*place)?,
+                Step::Text(text) => {
                     if !self.writer.write(text, text.len()) {
                         return None;
                     }
@@ -101,15 +98,15 @@ impl<'a> Machine<'_, 'a> {
                 Step::PrintText(from) => self.print(self.get(*from).text()?)?,
                 Step::Enter { of, over, empty } => {
                     if !self.enter(*of, *over)? {
-                        at = *empty as usize;
+                        rest = from(*empty)?;
                     }
                 }
                 Step::Begin { of, item, clear } => self.begin(*of, *item, *clear)?,
-                Step::Next { of, begin } => {
+                Step::Next { of, begin, cost } => {
+                    self.afford(*cost)?;
                     if self.next(*of) {
-                        at = *begin as usize;
+                        rest = from(*begin)?;
                     }
-                    self.afford(taken)?;
                 }
                 Step::From(place) => self.places[*place as usize] = self.writer.at(),
                 Step::MarkGeneration(place) => self.writer.mark_generation(self.places[*place as usize]),
@@ -121,7 +118,7 @@ impl<'a> Machine<'_, 'a> {
                 Step::Strip(..) | Step::Part(..) => self.cut(step)?,
                 Step::Clear(from, to) => self.clear(*from, *to),
                 Step::Stop => return None,
-                Step::End => return self.afford(taken),
+                Step::End { cost } => return self.afford(*cost),
                 other => self.do_rarely(other)?,
             }
         }
@@ -148,7 +145,10 @@ impl<'a> Machine<'_, 'a> {
                 Known::Unset | Known::Undefined => {}
                 other => self.print_made(&other.printed(&self.fuel)?)?,
             },
-            Step::PrintJson(from) => self.print_made(&self.get(*from).to_json(&self.fuel)?)?,
+            Step::PrintJson(from, indent) => {
+                let text = self.get(*from).to_json(*indent, &self.fuel)?;
+                self.print_made(&text)?;
+            }
             Step::Leave { of } => self.writer.close_turns(self.loops[*of as usize].turns),
             Step::OpenTurn(from) => {
                 if let Known::Object(_, number) = self.get(*from) {
@@ -176,10 +176,12 @@ impl<'a> Machine<'_, 'a> {
         self.registers[from as usize..to as usize].fill(Known::Unset);
     }
 
-    /// There is enough fuel for what was done.
-    fn afford(&self, taken: u64) -> Option<()> {
-        let cost = FUEL_PER_STEP * taken + (self.scanned + self.writer.at() as u64) / 64;
-        (self.fuel.left() > cost).then_some(())
+    /// Pay for the steps of an iteration or of the whole, and for the bytes since the last time.
+    #[inline]
+    fn afford(&mut self, cost: u64) -> Option<()> {
+        let bytes = self.scanned + self.writer.at() as u64;
+        let paid = std::mem::replace(&mut self.paid, bytes);
+        self.fuel.spend(cost + (bytes - paid) / 64 + 1).then_some(())
     }
 
     #[inline]
@@ -343,6 +345,7 @@ impl<'a> From<&'a Constant> for Known<'a> {
             Constant::Bool(value) => Self::Bool(*value),
             Constant::Int(value) => Self::Int(*value),
             Constant::Text(text) => Self::Text(Piece::literal(text)),
+            Constant::Data(text) => Self::Text(Piece { chars: text, literal_tail: 0, source: 0 }),
         }
     }
 }

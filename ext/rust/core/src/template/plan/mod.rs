@@ -13,6 +13,7 @@ mod expr;
 mod known;
 mod lower;
 mod machine;
+mod statements;
 #[cfg(test)]
 mod unit;
 
@@ -31,6 +32,10 @@ type Register = u8;
 
 const NUM_REGISTERS: usize = 256;
 
+/// Fuel for a step, or a text that was joined to another: more than the interpreter spends on what it stands for, so that a
+/// plan never finishes what the interpreter would refuse.
+const FUEL_PER_STEP: u64 = 4;
+
 /// Loops, and stretches of output that will be marked, within one another.
 const MAX_NESTING: usize = 8;
 
@@ -43,7 +48,10 @@ enum Constant {
     None,
     Bool(bool),
     Int(i64),
+    /// The template's own words.
     Text(Box<str>),
+    /// Text that the template computes from nothing but its own.
+    Data(Box<str>),
 }
 
 /// What is asked of `loop`.
@@ -91,13 +99,14 @@ enum Step {
     Jump(Place),
     /// Jump if the condition is this.
     Branch(Condition, bool, Place),
-    /// Literal text, and the number of statements or terms it was.
-    Text(String, u64),
+    /// Literal text.
+    Text(String),
     /// Whatever it is.
     Print(Register),
     /// A term of a sum, which must be text.
     PrintText(Register),
-    PrintJson(Register),
+    /// As JSON, indented by so much.
+    PrintJson(Register, Option<u8>),
     /// Start a loop over a value; elsewhere if it is empty.
     Enter {
         of: u8,
@@ -110,10 +119,11 @@ enum Step {
         item: Register,
         clear: (Register, Register),
     },
-    /// It ends; on to the next if there is one.
+    /// It ends, and with all it did costs this; on to the next if there is one.
     Next {
         of: u8,
         begin: Place,
+        cost: u64,
     },
     /// The loop is left.
     Leave {
@@ -128,7 +138,10 @@ enum Step {
     MarkGeneration(u8),
     /// What follows is for the interpreter.
     Stop,
-    End,
+    /// The end, and what all steps outside of loops cost.
+    End {
+        cost: u64,
+    },
 }
 
 /// A template's steps and the room they need.

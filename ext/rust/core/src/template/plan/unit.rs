@@ -259,7 +259,11 @@ fn random_templates_are_rendered_as_interpreted() {
             statements(&mut random, 3, 0, &mut source);
         }
         source.push_str("{% if add_generation_prompt %}<|im_start|>{% endif %}");
-        let template = Template::new(&source, &specials, Options::default()).unwrap();
+        let mut options = Options::default();
+        if random.below(8) == 0 {
+            (options.fuel, options.max_output) = (0, 40 + random.below(400));
+        }
+        let template = Template::new(&source, &specials, options).unwrap();
         for _ in 0..4 {
             let messages: Vec<Message> = (0..random.below(4)).map(|_| message(&mut random)).collect();
             let tools = (random.below(3) == 0).then(|| Json::Array(vec![Json::Object(members(&mut random, 2))]));
