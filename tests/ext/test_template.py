@@ -148,7 +148,7 @@ def seed_of(name: str) -> int:
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_text_equals_transformers(name: str) -> None:
     source = (FOLDER / name).read_text()
-    template = native.ChatTemplate(source, SPECIALS, name=name)
+    template = native.ChatTemplate(source, SPECIALS, name=name, check_every=1)
     rendered = 0
     for row in Chats(seed_of(name)).rows(60):
         expected, _ = oracle(source, row)
@@ -193,7 +193,7 @@ TOGETHER = re.compile(r"only theirs: '\\n<think></think><\|(user|observation)\|>
 def test_turns_equal_the_twin_marks(name: str) -> None:
     source = (FOLDER / name).read_text()
     twin = (FOLDER / name.replace(".jinja", "_training.jinja")).read_text()
-    template = native.ChatTemplate(source, SPECIALS, name=name)
+    template = native.ChatTemplate(source, SPECIALS, name=name, check_every=1)
     compared = 0
     for row in Chats(seed_of(name) + 1).rows(60):
         text, marks = oracle(twin, row)
@@ -224,7 +224,7 @@ def test_turns_equal_the_twin_marks(name: str) -> None:
 @pytest.mark.parametrize("name", [name for name in TEMPLATES if "_training" in name])
 def test_marks_equal_transformers_marks(name: str) -> None:
     source = (FOLDER / name).read_text()
-    template = native.ChatTemplate(source, SPECIALS, name=name)
+    template = native.ChatTemplate(source, SPECIALS, name=name, check_every=1)
     compared = 0
     for row in Chats(seed_of(name) + 2).rows(40):
         text, marks = oracle(source, row)
@@ -249,7 +249,7 @@ def test_real_models(model: str) -> None:
     named = {k: config[k] if isinstance(config[k], str) else config[k]["content"] for k in NAMED if config.get(k)}
     tokens = [token["content"] for token in config.get("added_tokens_decoder", {}).values()]
     specials = json.dumps({"named": named, "tokens": [*tokens, "<|im_start|>", "<|im_end|>"]})
-    template = native.ChatTemplate(source, specials, name=model)
+    template = native.ChatTemplate(source, specials, name=model, check_every=1)
     rendered = 0
     for row in Chats(7).rows(300):
         expected, _ = oracle(source, row, named)

@@ -18,7 +18,9 @@ struct ChatTemplate(Template);
 impl ChatTemplate {
     /// `specials`: JSON object with `named` (object of texts) and `tokens` (list of texts).
     #[new]
-    #[pyo3(signature = (source, specials="{}", *, name="chat template", date=None, fuel=None, max_output=None))]
+    #[allow(clippy::too_many_arguments)] // named in Python
+    #[pyo3(signature = (source, specials="{}", *, name="chat template", date=None, fuel=None, max_output=None,
+        check_every=None))]
     fn new(
         py: Python<'_>,
         source: &str,
@@ -27,13 +29,21 @@ impl ChatTemplate {
         date: Option<(i32, u8, u8)>,
         fuel: Option<u64>,
         max_output: Option<usize>,
+        check_every: Option<u64>,
     ) -> PyResult<Self> {
         let mut options = Options { name: name.into(), ..Options::default() };
         options.date = date.map(|(year, month, day)| Date { year, month, day });
         options.fuel = fuel.unwrap_or(options.fuel);
         options.max_output = max_output.unwrap_or(options.max_output);
+        options.check_every = check_every.unwrap_or(options.check_every);
         let template = parse_specials(specials).and_then(|specials| Template::new(source, &specials, options));
         template.map(Self).map_err(|error| to_python(py, &error))
+    }
+
+    /// How many renderings were made by the template's plan, which is faster than the interpreter.
+    #[getter]
+    fn num_planned(&self) -> u64 {
+        self.0.num_planned()
     }
 
     /// The text of a conversation and its turns. All arguments but the last are JSON texts (empty: none).

@@ -2,6 +2,7 @@
 use super::filters::Filter;
 use super::methods::Owners;
 use super::tests::Test;
+use super::value::is_said;
 
 /// A variable: the slots to look in, innermost scope first; the last is an index into the row's own variables.
 #[derive(Debug, Clone, PartialEq)]
@@ -49,16 +50,29 @@ pub(super) struct ArgExprs {
     pub keyword: Vec<(Box<str>, Expr)>,
 }
 
-/// The name of an attribute, and which types have it of themselves.
+impl ArgExprs {
+    pub fn is_empty(&self) -> bool {
+        self.positional.is_empty() && self.keyword.is_empty()
+    }
+}
+
+/// The name of an attribute, and what is known of it.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Attr {
     pub name: Box<str>,
+    /// Which types have it of themselves.
     pub owners: Owners,
+    /// On a dict it can only be a key.
+    pub is_key: bool,
+    /// In a message of the model it holds the model's own words.
+    pub is_said: bool,
 }
 
 impl From<Box<str>> for Attr {
     fn from(name: Box<str>) -> Self {
-        Self { owners: Owners::of(&name), name }
+        let owners = Owners::of(&name);
+        let is_key = !owners.include_mappings() && !name.starts_with("__");
+        Self { is_key, is_said: is_said(&name), owners, name }
     }
 }
 

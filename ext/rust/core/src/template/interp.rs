@@ -6,7 +6,7 @@ use super::args::Args;
 use super::ast::{ArgExprs, For, Macro, Scope, Stmt, StmtKind, Target};
 use super::filters::Filter;
 use super::fuel::Fuel;
-use super::marks::{Captured, Mark, MarkKind, OpenTurn, Output};
+use super::marks::Writer;
 use super::print;
 use super::value::{Chars, LoopState, Sequence, Text, Value, message_index};
 use super::{Date, Fail, Outcome, fail, undefined};
@@ -32,30 +32,12 @@ pub(super) struct Interp<'a> {
     pub line: u32,
     pub namespaces: Vec<Vec<(&'a str, Value<'a>)>>,
     pub date: Date,
-    pub max_output: usize,
-    pub out: Output,
-    /// Outputs set aside while a block is captured.
-    suspended: Vec<Output>,
-    turns: Vec<OpenTurn>,
+    pub writer: Writer,
     calls: usize,
-    /// Messages of the model whose words were printed while another message had its turn, or none.
-    pub strays: Vec<usize>,
-    /// Captured blocks with marks: those made less those printed. Not zero: marks were lost or doubled.
-    pub captured_marks: i64,
 }
 
 impl<'a> Interp<'a> {
-    /// `bytes` and `marks`: how much will probably be written.
-    pub fn new(
-        num_slots: usize,
-        outside: Vec<Value<'a>>,
-        fuel: u64,
-        date: Date,
-        max_output: usize,
-        (bytes, marks): (usize, usize),
-    ) -> Self {
-        let text = String::with_capacity(bytes.min(max_output));
-        let out = Output { text, marks: Vec::with_capacity(marks), data_end: 0 };
+    pub fn new(num_slots: usize, outside: Vec<Value<'a>>, fuel: u64, date: Date, writer: Writer) -> Self {
         Self {
             slots: vec![Value::Unset; num_slots],
             outside,
@@ -63,13 +45,8 @@ impl<'a> Interp<'a> {
             line: 0,
             namespaces: Vec::new(),
             date,
-            max_output,
-            out,
-            suspended: Vec::new(),
-            turns: Vec::new(),
+            writer,
             calls: 0,
-            strays: Vec::new(),
-            captured_marks: 0,
         }
     }
 
@@ -114,8 +91,8 @@ impl<'a> Interp<'a> {
             StmtKind::For(stmt) => self.for_loop(stmt)?,
             StmtKind::Set { target, value, indexes_loop } => {
                 let value = self.eval(value)?;
-                if *indexes_loop {
-                    self.open_indexed_turn(&value);
+                if *indexes_loop && let Value::Object(_, number) = value {
+                    self.writer.open_indexed_turn(number);
                 }
                 self.assign(target, value)?;
             }
@@ -154,21 +131,18 @@ impl<'a> Interp<'a> {
 
     /// The statement that writes the generation prompt.
     fn prompt(&mut self, body: &'a [Stmt]) -> Outcome<Flow> {
-        let start = self.out.text.len();
+        let start = self.writer.at();
         let flow = self.run(body)?;
-        let mark = Mark { kind: MarkKind::Prompt, start, end: self.out.text.len(), literal_from: start };
-        self.out.marks.push(mark);
+        self.writer.mark_prompt(start);
         Ok(flow)
     }
 
     fn generation(&mut self, scope: &'a Scope) -> Outcome<Flow> {
-        let start = self.out.text.len();
+        let start = self.writer.at();
         if self.run_scope(scope)? != Flow::Next {
             return fail("'break' or 'continue' inside {% generation %} has no loop to act on");
         }
-        let end = self.out.text.len();
-        let literal_from = self.out.data_end.clamp(start, end);
-        self.out.marks.push(Mark { kind: MarkKind::Generation, start, end, literal_from });
+        self.writer.mark_generation(start);
         Ok(Flow::Next)
     }
 
@@ -258,16 +232,16 @@ impl<'a> Interp<'a> {
             state.index0.set(i);
             self.clear(stmt.scope.slots);
             let Some(item) = state.items.get(i) else { break };
-            let open = self.turns.len();
+            let open = self.writer.num_turns();
             if let Value::Object(_, number) = item
                 && let Some(message) = message_index(number)
             {
-                self.open_turn(message);
+                self.writer.open_turn(message);
             }
             self.slots[stmt.loop_slot as usize] = Value::Loop(state.clone());
             self.assign(&stmt.target, item)?;
             let flow = self.run(&stmt.scope.body)?;
-            self.close_turns(open);
+            self.writer.close_turns(open);
             if flow == Flow::Break {
                 break;
             }
@@ -279,85 +253,25 @@ impl<'a> Interp<'a> {
         Ok(())
     }
 
-    // Turns.
-
-    fn open_turn(&mut self, message: usize) {
-        let (start, data_end) = (self.out.text.len(), self.out.data_end);
-        self.turns.push(OpenTurn { message, buffer: self.suspended.len(), start, data_end });
-    }
-
-    /// `set message = messages[i]` inside a loop over `i`: from here on the iteration writes for that message.
-    fn open_indexed_turn(&mut self, value: &Value<'a>) {
-        let Value::Object(_, number) = value else { return };
-        if let Some(message) = message_index(*number)
-            && self.turns.last().is_none_or(|open| open.message != message)
-        {
-            self.open_turn(message);
-        }
-    }
-
-    fn close_turns(&mut self, keep: usize) {
-        while self.turns.len() > keep {
-            let Some(turn) = self.turns.pop() else { return };
-            let end = self.out.text.len();
-            if end > turn.start {
-                let literal_from = self.out.data_end.clamp(turn.start, end);
-                let mark = Mark { kind: MarkKind::Message(turn.message), start: turn.start, end, literal_from };
-                self.record(mark, turn.data_end);
-            }
-        }
-    }
-
-    /// Note a message's stretch; where another message's turn is open around it, that turn is cut in two.
-    /// `data_end` is where data ended in this buffer before the stretch.
-    fn record(&mut self, mark: Mark, data_end: usize) {
-        let buffer = self.suspended.len();
-        if let Some(outer) = self.turns.last_mut().filter(|outer| outer.buffer == buffer) {
-            if outer.start < mark.start {
-                let literal_from = data_end.clamp(outer.start, mark.start);
-                let kind = MarkKind::Message(outer.message);
-                self.out.marks.push(Mark { kind, start: outer.start, end: mark.start, literal_from });
-            }
-            outer.start = mark.end;
-        }
-        self.out.marks.push(mark);
-    }
-
     // Output.
 
     /// Write text whose last `literal` bytes are the template's own.
     pub fn emit(&mut self, text: &str, literal: usize) -> Outcome<()> {
-        if self.out.text.len() + text.len() > self.max_output || !self.fuel.spend_bytes(text.len()) {
-            return fail(format!("the output is larger than {} bytes, or takes too long to write", self.max_output));
-        }
-        self.out.text.push_str(text);
-        if literal < text.len() {
-            self.out.data_end = self.out.text.len() - literal;
+        if !self.writer.write(text, literal) || !self.fuel.spend_bytes(text.len()) {
+            let limit = self.writer.max_output();
+            return fail(format!("the output is larger than {limit} bytes, or takes too long to write"));
         }
         Ok(())
     }
 
     pub fn emit_text(&mut self, text: &Text<'a>) -> Outcome<()> {
-        if let Some(message) = message_index(text.source).filter(|_| !text.as_str().is_empty())
-            && self.turns.last().is_none_or(|turn| turn.message != message)
-        {
-            self.strays.push(message);
-        }
+        self.writer.note_words(text.as_str(), text.source);
+        let (at, data_end) = (self.writer.at(), self.writer.data_end());
+        self.emit(text.as_str(), text.literal_tail as usize)?;
         if let Chars::Marked(captured) = &text.chars {
-            let (at, data_end) = (self.out.text.len(), self.out.data_end);
-            self.captured_marks -= 1;
-            self.emit(&captured.text, text.literal_tail as usize)?;
-            for mark in &captured.marks {
-                let (start, end) = (mark.start + at, mark.end + at);
-                let moved = Mark { start, end, literal_from: mark.literal_from + at, ..*mark };
-                match mark.kind {
-                    MarkKind::Message(_) => self.record(moved, data_end),
-                    _ => self.out.marks.push(moved),
-                }
-            }
-            return Ok(());
+            self.writer.repeat_marks(captured, at, data_end);
         }
-        self.emit(text.as_str(), text.literal_tail as usize)
+        Ok(())
     }
 
     pub fn emit_value(&mut self, value: &Value<'a>) -> Outcome<()> {
@@ -373,26 +287,18 @@ impl<'a> Interp<'a> {
 
     /// Start to set output aside.
     fn begin_capture(&mut self) -> Outcome<()> {
-        if self.suspended.len() > 2 * MAX_CALLS {
+        if self.writer.num_captures() > 2 * MAX_CALLS {
             return fail("captured blocks are nested too deeply");
         }
-        let outer = std::mem::take(&mut self.out);
-        self.suspended.push(outer);
+        self.writer.begin_capture();
         Ok(())
     }
 
     /// What was written since `begin_capture`.
     fn end_capture(&mut self) -> Text<'a> {
-        let outer = self.suspended.pop().unwrap_or_default();
-        let inner = std::mem::replace(&mut self.out, outer);
-        let literal_tail = (inner.text.len() - inner.data_end.min(inner.text.len())) as u32;
-        let text: Rc<str> = inner.text.into();
-        let chars = if inner.marks.is_empty() {
-            Chars::Owned(text)
-        } else {
-            self.captured_marks += 1;
-            Chars::Marked(Rc::new(Captured { text, marks: inner.marks }))
-        };
+        let (captured, literal_tail) = self.writer.end_capture();
+        let chars =
+            if captured.marks.is_empty() { Chars::Owned(captured.text) } else { Chars::Marked(Rc::new(captured)) };
         Text { chars, literal_tail, source: 0, markup: false }
     }
 

@@ -2,6 +2,8 @@
 //! template calls generated, and which is the generation prompt.
 use std::rc::Rc;
 
+use super::value::message_index;
+
 /// What a stretch of output is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum MarkKind {
@@ -32,21 +34,195 @@ pub(super) struct Captured {
 
 /// One output buffer.
 #[derive(Debug, Default)]
-pub(super) struct Output {
-    pub text: String,
-    pub marks: Vec<Mark>,
+struct Output {
+    text: String,
+    marks: Vec<Mark>,
     /// End of the last byte that came from data.
-    pub data_end: usize,
+    data_end: usize,
 }
 
 /// A message whose turn is being written.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct OpenTurn {
-    pub message: usize,
+struct OpenTurn {
+    message: usize,
     /// Number of captures around it.
-    pub buffer: usize,
+    buffer: usize,
     /// Start of the stretch not yet marked.
-    pub start: usize,
+    start: usize,
     /// `data_end` of the buffer when the turn was opened.
-    pub data_end: usize,
+    data_end: usize,
+}
+
+/// A rendering and the notes about it.
+#[derive(Debug, PartialEq)]
+pub(super) struct Written {
+    pub text: String,
+    pub marks: Vec<Mark>,
+    /// Messages of the model whose words were printed while another message had its turn, or none.
+    pub strays: Vec<usize>,
+    /// Captured blocks with marks were not printed, or printed twice.
+    pub lost_marks: bool,
+}
+
+/// Writes, and notes who does.
+#[derive(Debug, Default)]
+pub(super) struct Writer {
+    out: Output,
+    max_output: usize,
+    /// Outputs set aside while a block is captured.
+    suspended: Vec<Output>,
+    turns: Vec<OpenTurn>,
+    strays: Vec<usize>,
+    /// Captured blocks with marks: those made less those printed. Not zero: marks were lost or doubled.
+    captured_marks: i64,
+}
+
+impl Writer {
+    /// `bytes` and `marks`: how much will probably be written.
+    pub fn new(max_output: usize, (bytes, marks): (usize, usize)) -> Self {
+        let text = String::with_capacity(bytes.min(max_output));
+        Self { out: Output { text, marks: Vec::with_capacity(marks), data_end: 0 }, max_output, ..Self::default() }
+    }
+
+    pub fn finish(self) -> Written {
+        Written {
+            text: self.out.text,
+            marks: self.out.marks,
+            strays: self.strays,
+            lost_marks: self.captured_marks != 0,
+        }
+    }
+
+    /// Where the next byte goes.
+    #[inline]
+    pub fn at(&self) -> usize {
+        self.out.text.len()
+    }
+
+    pub fn max_output(&self) -> usize {
+        self.max_output
+    }
+
+    /// Captured blocks that are open.
+    pub fn num_captures(&self) -> usize {
+        self.suspended.len()
+    }
+
+    /// How many turns are open.
+    pub fn num_turns(&self) -> usize {
+        self.turns.len()
+    }
+
+    pub fn open_turn(&mut self, message: usize) {
+        let (start, data_end) = (self.out.text.len(), self.out.data_end);
+        self.turns.push(OpenTurn { message, buffer: self.suspended.len(), start, data_end });
+    }
+
+    /// `set message = messages[i]` inside a loop over `i`: from here on the iteration writes for that message.
+    pub fn open_indexed_turn(&mut self, number: u32) {
+        if let Some(message) = message_index(number)
+            && self.turns.last().is_none_or(|open| open.message != message)
+        {
+            self.open_turn(message);
+        }
+    }
+
+    /// Close turns until `keep` are left.
+    #[inline]
+    pub fn close_turns(&mut self, keep: usize) {
+        while self.turns.len() > keep {
+            let Some(turn) = self.turns.pop() else { return };
+            let end = self.out.text.len();
+            if end > turn.start {
+                let literal_from = self.out.data_end.clamp(turn.start, end);
+                let mark = Mark { kind: MarkKind::Message(turn.message), start: turn.start, end, literal_from };
+                self.record(mark, turn.data_end);
+            }
+        }
+    }
+
+    /// Note a message's stretch; where another message's turn is open around it, that turn is cut in two.
+    /// `data_end` is where data ended in this buffer before the stretch.
+    fn record(&mut self, mark: Mark, data_end: usize) {
+        let buffer = self.suspended.len();
+        if let Some(outer) = self.turns.last_mut().filter(|outer| outer.buffer == buffer) {
+            if outer.start < mark.start {
+                let literal_from = data_end.clamp(outer.start, mark.start);
+                let kind = MarkKind::Message(outer.message);
+                self.out.marks.push(Mark { kind, start: outer.start, end: mark.start, literal_from });
+            }
+            outer.start = mark.end;
+        }
+        self.out.marks.push(mark);
+    }
+
+    /// What was written since `start` is the generation prompt.
+    pub fn mark_prompt(&mut self, start: usize) {
+        let end = self.out.text.len();
+        self.out.marks.push(Mark { kind: MarkKind::Prompt, start, end, literal_from: start });
+    }
+
+    /// What was written since `start` is what the template calls generated.
+    pub fn mark_generation(&mut self, start: usize) {
+        let end = self.out.text.len();
+        let literal_from = self.out.data_end.clamp(start, end);
+        self.out.marks.push(Mark { kind: MarkKind::Generation, start, end, literal_from });
+    }
+
+    /// Write text whose last `literal` bytes are the template's own; false if there would be too much.
+    #[inline]
+    #[must_use]
+    pub fn write(&mut self, text: &str, literal: usize) -> bool {
+        if self.out.text.len() + text.len() > self.max_output {
+            return false;
+        }
+        self.out.text.push_str(text);
+        if literal < text.len() {
+            self.out.data_end = self.out.text.len() - literal;
+        }
+        true
+    }
+
+    /// `words` of the message numbered `source` are about to be written.
+    #[inline]
+    pub fn note_words(&mut self, words: &str, source: u32) {
+        if let Some(message) = message_index(source).filter(|_| !words.is_empty())
+            && self.turns.last().is_none_or(|turn| turn.message != message)
+        {
+            self.strays.push(message);
+        }
+    }
+
+    /// The marks of a captured block that was written from `at` on; data ended at `data_end` before.
+    pub fn repeat_marks(&mut self, captured: &Captured, at: usize, data_end: usize) {
+        self.captured_marks -= 1;
+        for mark in &captured.marks {
+            let (start, end) = (mark.start + at, mark.end + at);
+            let moved = Mark { start, end, literal_from: mark.literal_from + at, ..*mark };
+            match mark.kind {
+                MarkKind::Message(_) => self.record(moved, data_end),
+                _ => self.out.marks.push(moved),
+            }
+        }
+    }
+
+    /// End of the last byte that came from data.
+    pub fn data_end(&self) -> usize {
+        self.out.data_end
+    }
+
+    /// Start to set output aside.
+    pub fn begin_capture(&mut self) {
+        let outer = std::mem::take(&mut self.out);
+        self.suspended.push(outer);
+    }
+
+    /// What was written since `begin_capture`, and how many bytes at its end are the template's own.
+    pub fn end_capture(&mut self) -> (Captured, u32) {
+        let outer = self.suspended.pop().unwrap_or_default();
+        let inner = std::mem::replace(&mut self.out, outer);
+        let literal_tail = (inner.text.len() - inner.data_end.min(inner.text.len())) as u32;
+        self.captured_marks += i64::from(!inner.marks.is_empty());
+        (Captured { text: inner.text.into(), marks: inner.marks }, literal_tail)
+    }
 }

@@ -94,6 +94,11 @@ impl Owners {
         Self((0..).zip(owners).map(|(bit, owns)| u16::from(owns) << bit).sum())
     }
 
+    /// Python finds the attribute on a dict itself.
+    pub(super) fn include_mappings(self) -> bool {
+        self.0 >> 1 & 1 == 1
+    }
+
     /// Python finds the attribute on the object itself.
     #[inline]
     pub(super) fn include(self, value: &Value<'_>) -> bool {

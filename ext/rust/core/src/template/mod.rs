@@ -22,6 +22,7 @@ mod number;
 mod ops;
 mod parse;
 mod parse_expr;
+mod plan;
 mod print;
 mod printable;
 mod prompt;
@@ -63,11 +64,13 @@ pub struct Options {
     pub max_output: usize,
     /// Most steps a rendering may take, on top of some for each byte of input.
     pub fuel: u64,
+    /// Of this many renderings by the template's plan one is made again by the interpreter, and compared.
+    pub check_every: u64,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { name: "chat template".into(), date: None, max_output: 64 << 20, fuel: 5_000_000 }
+        Self { name: "chat template".into(), date: None, max_output: 64 << 20, fuel: 5_000_000, check_every: 1024 }
     }
 }
 
@@ -100,12 +103,15 @@ fn undefined<T>(name: &str) -> Outcome<T> {
 pub struct Template {
     body: Vec<ast::Stmt>,
     layout: scope::Layout,
+    given: Vec<(usize, row::Given)>,
     specials: SpecialTexts,
     closers: turns::Closers,
     options: Options,
     date: Date,
     prompt: prompt::PromptRule,
     prompts: prompt::PromptCache,
+    plan: Option<plan::Plan>,
+    checks: plan::Checks,
 }
 
 impl Template {
@@ -129,8 +135,11 @@ impl Template {
         let layout = scope::resolve(&mut body);
         let prompt = clean::prompt_rule(&body, &layout);
         let closers = turns::Closers::new(specials);
+        let given = row::given(&layout.outside, specials);
         let prompts = prompt::PromptCache::default();
-        Ok(Self { body, layout, specials: specials.clone(), closers, options, date, prompt, prompts })
+        let plan = plan::plan(&body, &layout, date);
+        let (specials, checks) = (specials.clone(), plan::Checks::default());
+        Ok(Self { body, layout, given, specials, closers, options, date, prompt, prompts, plan, checks })
     }
 
     /// Render a conversation and say which bytes each message produced.
@@ -164,6 +173,12 @@ impl Template {
     ) -> Result<String, Error> {
         let row = row::Row::new(messages, tools, kwargs);
         Ok(self.write(&row, messages.len(), add_generation_prompt)?.text)
+    }
+
+    /// How many renderings were made by the template's plan.
+    #[must_use]
+    pub fn num_planned(&self) -> u64 {
+        self.checks.count()
     }
 
     /// The date the template prints, if it prints one: part of what makes a rendering reproducible.

@@ -118,7 +118,7 @@ fn arithmetic<'a>(op: BinaryOp, left: &Number, right: &Number) -> Outcome<Value<
     }
 }
 
-fn integers<'a>(op: BinaryOp, a: i64, b: i64) -> Outcome<Value<'a>> {
+pub(super) fn integers<'a>(op: BinaryOp, a: i64, b: i64) -> Outcome<Value<'a>> {
     let result = match op {
         BinaryOp::Add => a.checked_add(b),
         BinaryOp::Sub => a.checked_sub(b),

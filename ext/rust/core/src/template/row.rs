@@ -1,8 +1,9 @@
 //! A row as a template sees it: the variables that `apply_chat_template` passes.
 use super::interp::Interp;
-use super::marks::Mark;
+use super::marks::{Writer, Written};
+use super::plan::Known;
 use super::value::{Builtin, FROM_ASSISTANT, Text, Value};
-use super::{Error, Template};
+use super::{Error, SpecialTexts, Template};
 use crate::types::{Json, Message, Role};
 
 type Members = Vec<(Box<str>, Json)>;
@@ -20,28 +21,30 @@ pub(super) struct Row<'a> {
     input_bytes: u64,
 }
 
-/// A rendering and the notes about it.
-#[derive(Debug)]
-pub(super) struct Written {
-    pub text: String,
-    pub marks: Vec<Mark>,
-    pub strays: Vec<usize>,
-    pub lost_marks: bool,
-}
-
 impl<'a> Row<'a> {
     pub fn new(messages: &'a [Message], tools: Option<&'a Json>, kwargs: &'a [(Box<str>, Json)]) -> Self {
-        let reasons = |message: &Message| message.fields.iter().any(|(name, _)| REASONING.contains(&&**name));
-        let aliased =
-            if messages.iter().any(reasons) { messages.iter().map(alias_reasoning).collect() } else { Vec::new() };
-        let texts = messages.iter().flat_map(|message| message.fields.iter().map(|(_, value)| weight(value)));
-        let input_bytes = texts.sum::<u64>() + tools.map_or(0, weight);
+        let (mut reasons, mut input_bytes) = (false, tools.map_or(0, weight));
+        for (name, value) in messages.iter().flat_map(|message| &message.fields) {
+            reasons |= name.len() >= "thinking".len() && REASONING.contains(&&**name);
+            input_bytes += if let Json::String(text) = value { 1 + text.len() as u64 } else { weight(value) };
+        }
+        let aliased = if reasons { messages.iter().map(alias_reasoning).collect() } else { Vec::new() };
         Self { messages, aliased, tools, kwargs, input_bytes }
     }
 
-    fn value(&self, message: usize) -> Value<'_> {
+    /// The number by which values remember a message.
+    fn number(&self, message: usize) -> u32 {
         let mine = if self.messages[message].role == Role::Assistant { FROM_ASSISTANT } else { 0 };
-        Value::Object(self.members(message), (message as u32 + 1) | mine)
+        (message as u32 + 1) | mine
+    }
+
+    fn value(&self, message: usize) -> Value<'_> {
+        Value::Object(self.members(message), self.number(message))
+    }
+
+    /// A message, for a plan.
+    pub fn known(&self, message: usize) -> Known<'_> {
+        Known::Object(self.members(message), self.number(message))
     }
 
     pub fn members(&self, message: usize) -> &[(Box<str>, Json)] {
@@ -95,7 +98,36 @@ fn builtin(name: &str) -> Option<Builtin> {
     })
 }
 
-/// Every template has this function.
+/// A variable that has a value in every row.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Given {
+    Messages,
+    Tools,
+    Documents,
+    /// `add_generation_prompt`
+    Prompt,
+    /// One of the tokenizer's named texts.
+    Special(usize),
+}
+
+/// Those of `names`, with their places in it. Functions are not among them: a plan does not ask for one.
+pub(super) fn given(names: &[Box<str>], specials: &SpecialTexts) -> Vec<(usize, Given)> {
+    let of = |name: &str| match name {
+        "messages" => Some(Given::Messages),
+        "tools" => Some(Given::Tools),
+        "documents" => Some(Given::Documents),
+        "add_generation_prompt" => Some(Given::Prompt),
+        _ => specials.named.iter().position(|(known, _)| &**known == name).map(Given::Special),
+    };
+    names.iter().enumerate().filter_map(|(at, name)| Some((at, of(name)?))).collect()
+}
+
+/// Every template can call this.
+pub(super) fn is_function(name: &str) -> bool {
+    builtin(name).is_some()
+}
+
+/// Every template has this variable or function.
 pub(super) fn is_builtin(name: &str) -> bool {
     builtin(name).is_some() || matches!(name, "messages" | "tools" | "documents" | "add_generation_prompt" | "loop")
 }
@@ -113,11 +145,53 @@ impl Template {
         {
             return Err(self.error("", "every tool must be an object (a JSON schema)"));
         }
-        let outside = self.layout.outside.iter().map(|name| self.variable(name, row, count, prompt)).collect();
-        let fuel = self.options.fuel + 64 * row.input_bytes;
+        let Some(planned) = self.planned(row, count, prompt) else { return self.interpreted(row, count, prompt) };
+        if self.checks.is_due(self.options.check_every)
+            && self.interpreted(row, count, prompt).ok().as_ref() != Some(&planned)
+        {
+            let why = "the template's plan and its interpretation differ on this row, which is a fault of postmill; \
+                       please report the template and the row";
+            return Err(self.error("", why));
+        }
+        Ok(planned)
+    }
+
+    fn fuel(&self, row: &Row<'_>) -> u64 {
+        self.options.fuel + 64 * row.input_bytes
+    }
+
+    fn writer(&self, row: &Row<'_>, count: usize) -> Writer {
         let about = (row.input_bytes as usize + 64 * (count + 1), 2 * count + 1);
+        Writer::new(self.options.max_output, about)
+    }
+
+    /// The rendering by the template's plan, if it has one that can do it.
+    fn planned(&self, row: &Row<'_>, count: usize, prompt: bool) -> Option<Written> {
+        let plan = self.plan.as_ref()?;
+        if row.kwargs.iter().any(|(name, _)| is_function(name)) {
+            return None;
+        }
+        let given = self.given.iter().map(|(at, given)| {
+            let value = match *given {
+                Given::Messages => Known::all(count.min(row.messages.len())),
+                Given::Tools => row.tools.map_or(Known::None, |tools| Known::of(tools, 0)),
+                Given::Documents => Known::None,
+                Given::Prompt => Known::Bool(prompt),
+                Given::Special(at) => Known::literal(&self.specials.named[at].1),
+            };
+            (*at, value)
+        });
+        let own = row.kwargs.iter().filter_map(|(name, value)| {
+            let at = self.layout.outside.iter().position(|known| known == name)?;
+            Some((at, Known::of(value, 0)))
+        });
+        plan.render(row, given.chain(own), self.fuel(row), self.writer(row, count))
+    }
+
+    fn interpreted(&self, row: &Row<'_>, count: usize, prompt: bool) -> Result<Written, Error> {
+        let outside = self.layout.outside.iter().map(|name| self.variable(name, row, count, prompt)).collect();
         let slots = self.layout.num_slots as usize;
-        let mut interp = Interp::new(slots, outside, fuel, self.date, self.options.max_output, about);
+        let mut interp = Interp::new(slots, outside, self.fuel(row), self.date, self.writer(row, count));
         let result = interp.run(&self.body);
         if let Err(error) = result {
             let place = interp.locate(&error);
@@ -126,12 +200,7 @@ impl Template {
         if interp.fuel.is_spent() {
             return Err(self.error("", "out of fuel: the template runs too long; raise the fuel limit if it is right"));
         }
-        Ok(Written {
-            text: interp.out.text,
-            marks: interp.out.marks,
-            strays: interp.strays,
-            lost_marks: interp.captured_marks != 0,
-        })
+        Ok(interp.writer.finish())
     }
 
     fn variable<'a>(&'a self, name: &'a str, row: &'a Row<'_>, count: usize, prompt: bool) -> Value<'a> {

@@ -20,12 +20,32 @@ pub(super) enum Side {
 
 /// `str.strip`, `lstrip`, `rstrip`, of whitespace or of a set of characters.
 pub(super) fn strip<'t>(text: &'t str, chars: Option<&str>, side: Side) -> &'t str {
+    if let Some([only @ 0..0x80]) = chars.map(str::as_bytes) {
+        return strip_byte(text, *only, side);
+    }
     let drop = |c: char| chars.map_or_else(|| is_space(c), |set| set.contains(c));
     match side {
         Side::Both => text.trim_matches(drop),
         Side::Left => text.trim_start_matches(drop),
         Side::Right => text.trim_end_matches(drop),
     }
+}
+
+/// [`strip`] of one ASCII character.
+fn strip_byte(text: &str, drop: u8, side: Side) -> &str {
+    let mut bytes = text.as_bytes();
+    while let ([first, rest @ ..], Side::Both | Side::Left) = (bytes, side)
+        && *first == drop
+    {
+        bytes = rest;
+    }
+    let start = text.len() - bytes.len();
+    while let ([rest @ .., last], Side::Both | Side::Right) = (bytes, side)
+        && *last == drop
+    {
+        bytes = rest;
+    }
+    &text[start..start + bytes.len()]
 }
 
 /// `str.split(separator, limit)`; the separator is not empty.

@@ -1,32 +1,63 @@
 //! From notes about a rendering to turns: whose bytes they are, and which of them the model generates.
-use std::collections::HashSet;
+use std::cell::OnceCell;
+use std::collections::BTreeSet;
 use std::ops::Range;
+use std::sync::{Arc, OnceLock};
 
-use super::marks::{Mark, MarkKind};
-use super::prompt::PromptRule;
-use super::row::{Row, Written};
+use super::marks::{Mark, MarkKind, Written};
+use super::prompt::{PromptRule, Prompts};
+use super::row::Row;
 use super::{Error, SpecialTexts, Template};
 use crate::types::{Json, Role, Turn};
 
 /// Texts of special tokens, found in literal text.
 #[derive(Debug)]
 pub(super) struct Closers {
-    tokens: HashSet<Box<str>>,
-    /// Lengths that occur, longest first.
-    lengths: Vec<usize>,
+    /// In order.
+    tokens: Vec<Box<str>>,
+    /// Whether a token starts with this byte.
+    starts: [bool; 256],
     eos: Option<Box<str>>,
+    /// The first literal end and opener that were asked about, and the answer.
+    first: OnceLock<Closed>,
+}
+
+/// An answer of [`Closers::close`], and to what.
+#[derive(Debug)]
+struct Closed {
+    literal: Box<str>,
+    opener: Box<str>,
+    found: (usize, usize),
 }
 
 impl Closers {
     pub fn new(specials: &SpecialTexts) -> Self {
         let named = specials.named.iter().map(|(_, text)| text);
-        let tokens: HashSet<Box<str>> =
-            specials.tokens.iter().chain(named).filter(|text| !text.trim().is_empty()).cloned().collect();
-        let mut lengths: Vec<usize> = tokens.iter().map(|token| token.len()).collect();
-        lengths.sort_unstable_by(|a, b| b.cmp(a));
-        lengths.dedup();
+        let texts = specials.tokens.iter().chain(named).filter(|text| !text.trim().is_empty());
+        let tokens: BTreeSet<Box<str>> = texts.cloned().collect();
+        let mut starts = [false; 256];
+        tokens.iter().filter_map(|token| token.bytes().next()).for_each(|byte| starts[byte as usize] = true);
         let eos = specials.named.iter().find(|(name, _)| &**name == "eos_token").map(|(_, text)| text.clone());
-        Self { tokens, lengths, eos }
+        Self { tokens: tokens.into_iter().collect(), starts, eos, first: OnceLock::new() }
+    }
+
+    /// Length of the longest token that `text` starts with.
+    fn longest_at(&self, text: &[u8]) -> Option<usize> {
+        if !self.starts[usize::from(*text.first()?)] {
+            return None;
+        }
+        let mut text = text;
+        loop {
+            // Tokens between one that the text starts with and the text itself start with that token too. So the last
+            // token up to the text is the longest, or what it shares with the text holds the longest.
+            let after = self.tokens.partition_point(|token| token.as_bytes() <= text);
+            let last = self.tokens[..after].last()?.as_bytes();
+            if text.starts_with(last) {
+                return Some(last.len());
+            }
+            let shared = last.iter().zip(text).take_while(|(a, b)| a == b).count();
+            text = &text[..shared];
+        }
     }
 
     /// Start and end of every token in `text`, leftmost and longest first, without overlaps.
@@ -34,15 +65,14 @@ impl Closers {
         let mut at = 0;
         std::iter::from_fn(move || {
             while at < text.len() {
-                let found = self.lengths.iter().find(|&&length| {
-                    text.get(at..at + length).is_some_and(|candidate| self.tokens.contains(candidate))
-                });
                 let start = at;
-                if let Some(length) = found {
-                    at += length;
-                    return Some((start, at));
+                match self.longest_at(&text.as_bytes()[at..]) {
+                    Some(length) => {
+                        at += length;
+                        return Some((start, at));
+                    }
+                    None => at += 1,
                 }
-                at += text[at..].chars().next().map_or(1, char::len_utf8);
             }
             None
         })
@@ -79,7 +109,7 @@ impl Closers {
 
 /// The turns of a rendering.
 pub(super) fn locate(template: &Template, row: &Row<'_>, written: &Written) -> Result<Vec<Turn>, Error> {
-    let locator = Locator { template, row, written };
+    let locator = Locator { template, row, written, prompts: OnceCell::new() };
     locator.check()?;
     let stretches = locator.stretches()?;
     if template.layout.has_generation { locator.marked(&stretches) } else { locator.prompted(&stretches) }
@@ -97,6 +127,7 @@ struct Locator<'l> {
     template: &'l Template,
     row: &'l Row<'l>,
     written: &'l Written,
+    prompts: OnceCell<Option<Arc<Prompts>>>,
 }
 
 impl Locator<'_> {
@@ -162,8 +193,7 @@ impl Locator<'_> {
                 if mark.start < rest.start || mark.end > rest.end || self.role(stretch.message) != Role::Assistant {
                     return self.fail(stretch.message, "a {% generation %} block is not inside one assistant turn");
                 }
-                let literal = &self.written.text[mark.literal_from..mark.end];
-                let (_, closing) = self.template.closers.close(literal, "");
+                let (_, closing) = self.close(mark.literal_from..mark.end);
                 let more = self.written.marks.iter().any(|other| {
                     other.kind == MarkKind::Generation
                         && other.start >= mark.end
@@ -221,9 +251,7 @@ impl Locator<'_> {
                     },
                 };
                 let literal_from = stretch.literal_from.max(start).min(stretch.bytes.end);
-                let opener = self.opener();
-                let literal = &self.written.text[literal_from..stretch.bytes.end];
-                let (end, closing) = self.template.closers.close(literal, &opener);
+                let (end, closing) = self.close(literal_from..stretch.bytes.end);
                 turn.generated = start..literal_from + end;
                 turn.closing = literal_from + closing;
             }
@@ -246,6 +274,9 @@ impl Locator<'_> {
     /// The template merges messages of one model turn: this one has no header and starts with its own words, right
     /// where another of the model's messages or a tool's result ends.
     fn goes_on(&self, before: &Stretch, stretch: &Stretch) -> bool {
+        if self.template.prompt != PromptRule::OfConversation {
+            return false;
+        }
         let follows = matches!(self.role(before.message), Role::Assistant | Role::Tool);
         let content = self.row.members(stretch.message).iter().find(|(name, _)| &**name == "content");
         let Some((_, Json::String(content))) = content else { return false };
@@ -254,32 +285,35 @@ impl Locator<'_> {
             && before.bytes.end == stretch.bytes.start
             && !words.is_empty()
             && self.written.text[stretch.bytes.clone()].starts_with(words)
-            && self.template.prompt == PromptRule::OfConversation
     }
 
-    fn opener(&self) -> String {
-        match self.template.prompt {
-            PromptRule::Fixed => {
-                self.template.fixed_prompts(self.row.kwargs).map(|prompts| prompts.own.text.clone()).unwrap_or_default()
-            }
-            _ => String::new(),
-        }
+    /// As [`Closers::close`], of the literal end of a turn. Mostly it is the same again, so the first is remembered.
+    fn close(&self, literal: Range<usize>) -> (usize, usize) {
+        let is_marked = self.template.layout.has_generation;
+        let opener = if is_marked { None } else { self.fixed_prompts() }.map_or("", |prompts| &prompts.own.text);
+        let (closers, literal) = (&self.template.closers, &self.written.text[literal]);
+        let find = || closers.close(literal, opener);
+        let first = || Closed { literal: literal.into(), opener: opener.into(), found: find() };
+        let known = closers.first.get_or_init(first);
+        if *known.literal == *literal && *known.opener == *opener { known.found } else { find() }
+    }
+
+    /// The prompts of a template where they depend on the kwargs alone.
+    fn fixed_prompts(&self) -> Option<&Prompts> {
+        let fixed = self.template.prompt == PromptRule::Fixed;
+        let prompts = || if fixed { self.template.fixed_prompts(self.row.kwargs) } else { None };
+        self.prompts.get_or_init(prompts).as_deref()
     }
 
     /// Where the model's own bytes start.
     fn start(&self, stretch: &Stretch) -> Result<usize, Error> {
         let turn = &stretch.bytes;
         let text = &self.written.text;
-        match self.template.prompt {
-            PromptRule::Absent => return Ok(turn.start),
-            PromptRule::Fixed => {
-                if let Some(prompts) = self.template.fixed_prompts(self.row.kwargs)
-                    && let Some(start) = prompts.start_in(&text[turn.clone()])
-                {
-                    return Ok(turn.start + start);
-                }
-            }
-            PromptRule::OfConversation => {}
+        if self.template.prompt == PromptRule::Absent {
+            return Ok(turn.start);
+        }
+        if let Some(start) = self.fixed_prompts().and_then(|prompts| prompts.start_in(&text[turn.clone()])) {
+            return Ok(turn.start + start);
         }
         match self.template.start_after_conversation(self.row, stretch.message, text, turn) {
             Ok(Some(start)) => Ok(start),

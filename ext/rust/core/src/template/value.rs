@@ -14,6 +14,11 @@ pub(super) type Members<'a> = &'a [(Box<str>, Json)];
 /// Set in the number of a message that is the model's: only of its words it matters where they are printed.
 pub(super) const FROM_ASSISTANT: u32 = 1 << 31;
 
+/// A member of this name stands for what a message says.
+pub(super) fn is_said(name: &str) -> bool {
+    matches!(name, "content" | "reasoning_content" | "thinking" | "reasoning")
+}
+
 /// The index of the message with this number (one more, perhaps with `FROM_ASSISTANT`); none for 0.
 pub(super) fn message_index(number: u32) -> Option<usize> {
     (number & !FROM_ASSISTANT).checked_sub(1).map(|index| index as usize)
@@ -365,8 +370,7 @@ impl<'a> Value<'a> {
 
     /// A member's value; text of a message that stands for what it says remembers the message.
     pub fn member(key: &str, value: &'a Json, message: u32) -> Self {
-        let says =
-            message & FROM_ASSISTANT != 0 && matches!(key, "content" | "reasoning_content" | "thinking" | "reasoning");
+        let says = message & FROM_ASSISTANT != 0 && is_said(key);
         Self::from_json(value, if says { message } else { 0 })
     }
 

@@ -1,0 +1,351 @@
+//! Follows a plan's steps.
+use super::super::ast::BinaryOp;
+use super::super::fuel::Fuel;
+use super::super::marks::{Writer, Written};
+use super::super::ops;
+use super::super::row::Row;
+use super::super::text;
+use super::super::value::Value;
+use super::known::{Known, Piece, Span};
+use super::{Condition, Constant, LoopFact, MAX_NESTING, NUM_REGISTERS, Place, Plan, Register, Step};
+
+/// A loop that runs.
+#[derive(Debug, Clone, Copy)]
+struct Frame<'a> {
+    over: Known<'a>,
+    index: u32,
+    length: u32,
+    /// Turns that were open before the iteration.
+    turns: usize,
+}
+
+struct Machine<'m, 'a> {
+    /// As many as a register's number can name: no place is ever out of bounds. Lent, for it is too much to move.
+    registers: &'m mut [Known<'a>; NUM_REGISTERS],
+    loops: [Frame<'a>; MAX_NESTING],
+    places: [usize; MAX_NESTING],
+    writer: Writer,
+    fuel: Fuel,
+    row: &'a Row<'a>,
+    /// Bytes of text that were looked at.
+    scanned: u64,
+    /// Bytes looked at or written that are paid for.
+    paid: u64,
+}
+
+impl Plan {
+    /// The rendering of a row, or none if it is for the interpreter. `outside`: what the row sets, by place in the
+    /// layout.
+    pub fn render<'a>(
+        &'a self,
+        row: &'a Row<'a>,
+        outside: impl Iterator<Item = (usize, Known<'a>)>,
+        fuel: u64,
+        writer: Writer,
+    ) -> Option<Written> {
+        let idle = Frame { over: Known::Unset, index: 0, length: 0, turns: 0 };
+        let mut registers = [Known::Unset; NUM_REGISTERS];
+        for (at, value) in outside {
+            registers[self.outside + at] = value;
+        }
+        for (register, constant) in &self.constants {
+            registers[*register as usize] = constant.into();
+        }
+        let mut machine = Machine {
+            registers: &mut registers,
+            loops: [idle; MAX_NESTING],
+            places: [0; MAX_NESTING],
+            writer,
+            fuel: Fuel::new(fuel),
+            row,
+            scanned: 0,
+            paid: 0,
+        };
+        machine.run(&self.steps)?;
+        Some(machine.writer.finish())
+    }
+}
+
+impl<'a> Machine<'_, 'a> {
+    fn run(&mut self, steps: &'a [Step]) -> Option<()> {
+        let mut rest = steps.iter();
+        let from = |place: Place| steps.get(place as usize..).map(<[Step]>::iter);
+        loop {
+            let step = rest.next()?;
+            match step {
+                Step::Copy(to, from) => {
+                    let value = self.get(*from);
+                    self.set(*to, if let Known::Unset = value { Known::Undefined } else { value });
+                }
+                Step::Pick(to, from) => {
+                    let mut values = from.iter().map(|from| self.get(*from));
+                    let value = values.find(|value| !matches!(value, Known::Unset)).unwrap_or(Known::Undefined);
+                    self.set(*to, value);
+                }
+                Step::Attribute(to, from, attr) => self.set(*to, self.get(*from).attribute(attr)?),
+                Step::Item(to, from, attr) => self.set(*to, self.get(*from).item(attr)?),
+                Step::Branch(condition, wanted, place) => {
+                    if self.holds(condition)? == *wanted {
+                        rest = from(*place)?;
+                    }
+                }
+                Step::Jump(place) => rest = from(*place)?,
+                Step::Text(text) => {
+                    if !self.writer.write(text, text.len()) {
+                        return None;
+                    }
+                }
+                Step::PrintText(from) => self.print(self.get(*from).text()?)?,
+                Step::Enter { of, over, empty } => {
+                    if !self.enter(*of, *over)? {
+                        rest = from(*empty)?;
+                    }
+                }
+                Step::Begin { of, item, clear } => self.begin(*of, *item, *clear)?,
+                Step::Next { of, begin, cost } => {
+                    self.afford(*cost)?;
+                    if self.next(*of) {
+                        rest = from(*begin)?;
+                    }
+                }
+                Step::From(place) => self.places[*place as usize] = self.writer.at(),
+                Step::MarkGeneration(place) => self.writer.mark_generation(self.places[*place as usize]),
+                Step::Compute(to, op, left, right) => {
+                    let (left, right) = (self.get(*left).int()?, self.get(*right).int()?);
+                    self.set(*to, Known::Int(compute(*op, left, right)?));
+                }
+                Step::Loop(to, of, fact) => self.set(*to, self.loop_fact(*of, *fact)?),
+                Step::Strip(..) | Step::Part(..) => self.cut(step)?,
+                Step::Clear(from, to) => self.clear(*from, *to),
+                Step::Stop => return None,
+                Step::End { cost } => return self.afford(*cost),
+                other => self.do_rarely(other)?,
+            }
+        }
+    }
+
+    fn do_rarely(&mut self, step: &'a Step) -> Option<()> {
+        match step {
+            Step::At(to, from, index) => {
+                let index = self.get(*index).int()?;
+                self.set(*to, self.at(self.get(*from), index)?);
+            }
+            Step::Slice(to, from, start) => {
+                let value = self.get(*from);
+                // the interpreter pays for each item, as for 64 bytes
+                self.scanned += 64 * value.length()? as u64;
+                self.set(*to, slice(value, *start)?);
+            }
+            Step::Length(to, from) => {
+                let length = self.get(*from).length()?;
+                self.set(*to, Known::Int(length as i64));
+            }
+            Step::Print(from) => match self.get(*from) {
+                Known::Text(piece) => self.print(piece)?,
+                Known::Unset | Known::Undefined => {}
+                other => self.print_made(&other.printed(&self.fuel)?)?,
+            },
+            Step::PrintJson(from, indent) => {
+                let text = self.get(*from).to_json(*indent, &self.fuel)?;
+                self.print_made(&text)?;
+            }
+            Step::Leave { of } => self.writer.close_turns(self.loops[*of as usize].turns),
+            Step::OpenTurn(from) => {
+                if let Known::Object(_, number) = self.get(*from) {
+                    self.writer.open_indexed_turn(number);
+                }
+            }
+            Step::MarkPrompt(place) => self.writer.mark_prompt(self.places[*place as usize]),
+            _ => return None,
+        }
+        Some(())
+    }
+
+    #[inline]
+    fn get(&self, register: Register) -> Known<'a> {
+        self.registers[register as usize]
+    }
+
+    #[inline]
+    fn set(&mut self, register: Register, value: Known<'a>) {
+        self.registers[register as usize] = value;
+    }
+
+    #[inline]
+    fn clear(&mut self, from: Register, to: Register) {
+        self.registers[from as usize..to as usize].fill(Known::Unset);
+    }
+
+    /// Pay for the steps of an iteration or of the whole, and for the bytes since the last time.
+    #[inline]
+    fn afford(&mut self, cost: u64) -> Option<()> {
+        let bytes = self.scanned + self.writer.at() as u64;
+        let paid = std::mem::replace(&mut self.paid, bytes);
+        self.fuel.spend(cost + (bytes - paid) / 64 + 1).then_some(())
+    }
+
+    #[inline]
+    fn print(&mut self, Piece { chars, literal_tail, source }: Piece<'a>) -> Option<()> {
+        self.writer.note_words(chars, source);
+        self.writer.write(chars, literal_tail as usize).then_some(())
+    }
+
+    fn print_made(&mut self, text: &str) -> Option<()> {
+        self.writer.write(text, 0).then_some(())
+    }
+
+    #[inline]
+    fn holds(&mut self, condition: &'a Condition) -> Option<bool> {
+        match condition {
+            Condition::True(of) => Some(self.get(*of).is_true()),
+            Condition::Passes(of, test) => self.get(*of).passes(*test),
+            Condition::IsText(of, text) => Some(self.get(*of).text().is_some_and(|piece| *piece.chars == **text)),
+            Condition::Compare(left, op, right) => self.get(*left).compare(*op, self.get(*right)),
+            Condition::StartsWith(of, affix) => Some(self.scan(*of)?.chars.starts_with(&**affix)),
+            Condition::EndsWith(of, affix) => Some(self.scan(*of)?.chars.ends_with(&**affix)),
+            Condition::Holds(of, finder) => match self.get(*of) {
+                Known::Object(members, _) => Some(members.iter().any(|(key, _)| key.as_bytes() == finder.needle())),
+                _ => Some(finder.find(self.scan(*of)?.chars.as_bytes()).is_some()),
+            },
+        }
+    }
+
+    /// The text in a register, all of which is looked at.
+    #[inline]
+    fn scan(&mut self, of: Register) -> Option<Piece<'a>> {
+        let piece = self.get(of).text()?;
+        self.scanned += piece.chars.len() as u64;
+        Some(piece)
+    }
+
+    /// A part of a text.
+    fn cut(&mut self, step: &'a Step) -> Option<()> {
+        let (to, part) = match step {
+            Step::Strip(to, from, side, set) => {
+                let piece = self.scan(*from)?;
+                let mut part = piece.part(text::strip(piece.chars, set.as_deref(), *side));
+                if *side == text::Side::Left {
+                    part.literal_tail = piece.literal_tail.min(part.chars.len() as u32);
+                }
+                (to, part)
+            }
+            Step::Part(to, from, separator, last) => {
+                let piece = self.scan(*from)?;
+                // from the left in both cases: a separator that overlaps itself is found elsewhere from the right
+                let mut parts = piece.chars.split(&**separator);
+                (to, piece.part(if *last { parts.last() } else { parts.next() }?))
+            }
+            _ => return None,
+        };
+        self.set(*to, Known::Text(part));
+        Some(())
+    }
+
+    /// Start a loop; false if there is nothing to go over.
+    fn enter(&mut self, of: u8, over: Register) -> Option<bool> {
+        let over = self.get(over);
+        let length = match over {
+            Known::Messages(span) => span.count,
+            Known::List(items) => items.len() as u32,
+            Known::Unset | Known::Undefined => 0,
+            _ => return None,
+        };
+        self.loops[of as usize] = Frame { over, index: 0, length, turns: 0 };
+        Some(length > 0)
+    }
+
+    #[inline]
+    fn begin(&mut self, of: u8, item: Register, clear: (Register, Register)) -> Option<()> {
+        self.clear(clear.0, clear.1);
+        let turns = self.writer.num_turns();
+        let frame = &mut self.loops[of as usize];
+        frame.turns = turns;
+        let value = match frame.over {
+            Known::Messages(span) => {
+                let message = span.message(frame.index);
+                self.writer.open_turn(message);
+                self.row.known(message)
+            }
+            Known::List(items) => Known::of(items.get(frame.index as usize)?, 0),
+            _ => return None,
+        };
+        self.set(item, value);
+        Some(())
+    }
+
+    /// End an iteration; whether there is another.
+    #[inline]
+    fn next(&mut self, of: u8) -> bool {
+        let frame = &mut self.loops[of as usize];
+        self.writer.close_turns(frame.turns);
+        frame.index += 1;
+        frame.index < frame.length
+    }
+
+    fn loop_fact(&self, of: u8, fact: LoopFact) -> Option<Known<'a>> {
+        let frame = &self.loops[of as usize];
+        let beside = |at: Option<u32>| at.map_or(Some(Known::Undefined), |at| self.at(frame.over, i64::from(at)));
+        Some(match fact {
+            LoopFact::Index => Known::Int(i64::from(frame.index) + 1),
+            LoopFact::Index0 => Known::Int(i64::from(frame.index)),
+            LoopFact::First => Known::Bool(frame.index == 0),
+            LoopFact::Last => Known::Bool(frame.index + 1 == frame.length),
+            LoopFact::Length => Known::Int(i64::from(frame.length)),
+            LoopFact::Previous => beside(frame.index.checked_sub(1))?,
+            LoopFact::Next => beside(frame.index.checked_add(1))?,
+        })
+    }
+
+    /// `value[index]` of a list.
+    fn at(&self, value: Known<'a>, index: i64) -> Option<Known<'a>> {
+        let place = |length: usize| {
+            let at = usize::try_from(if index < 0 { index + length as i64 } else { index }).ok();
+            at.filter(|at| *at < length)
+        };
+        Some(match value {
+            Known::Messages(span) => {
+                let message = place(span.count as usize).map(|at| span.message(at as u32));
+                message.map_or(Known::Undefined, |message| self.row.known(message))
+            }
+            Known::List(items) => place(items.len()).map_or(Known::Undefined, |at| Known::of(&items[at], 0)),
+            _ => return None,
+        })
+    }
+}
+
+/// `value[from:]`, or `value[::-1]` of messages.
+fn slice(value: Known<'_>, from: Option<i64>) -> Option<Known<'_>> {
+    match (value, from) {
+        (Known::Messages(span), None) => Some(Known::Messages(Span { backwards: !span.backwards, ..span })),
+        (Known::Messages(span), Some(from)) if !span.backwards => {
+            let skip = (from as u32).min(span.count);
+            Some(Known::Messages(Span { first: span.first + skip, count: span.count - skip, ..span }))
+        }
+        (Known::List(items), Some(from)) => Some(Known::List(items.get(from as usize..).unwrap_or(&[]))),
+        _ => None,
+    }
+}
+
+#[inline]
+fn compute(op: BinaryOp, left: i64, right: i64) -> Option<i64> {
+    match op {
+        BinaryOp::Add => left.checked_add(right),
+        BinaryOp::Sub => left.checked_sub(right),
+        _ => match ops::integers(op, left, right) {
+            Ok(Value::Int(result)) => Some(result),
+            _ => None,
+        },
+    }
+}
+
+impl<'a> From<&'a Constant> for Known<'a> {
+    fn from(constant: &'a Constant) -> Self {
+        match constant {
+            Constant::None => Self::None,
+            Constant::Bool(value) => Self::Bool(*value),
+            Constant::Int(value) => Self::Int(*value),
+            Constant::Text(text) => Self::Text(Piece::literal(text)),
+            Constant::Data(text) => Self::Text(Piece { chars: text, literal_tail: 0, source: 0 }),
+        }
+    }
+}
