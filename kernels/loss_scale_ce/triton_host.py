@@ -495,7 +495,7 @@ class _Batch:
 
     def weight_sums(self) -> Tensor:
         """Room for the head's gradient between chunks of rows, in float32, tile by tile."""
-        return self.empty(self.weight_tiles(self.vocab_size), self.tuning.weight.n, self.tuning.weight.k)
+        return self.empty(self.weight_tiles(self.vocab_size), self.tuning.weight.k, self.tuning.weight.n)
 
     def add_weight(self, dz_RN: Tensor, first: int, unit: Tensor, sums: Tensor | None, out_NH: Tensor) -> None:
         """out = dz^T @ hidden, for the gathered rows from `first` on; with `sums`, of them and the chunks before."""

@@ -467,7 +467,7 @@ def grad_weight_kernel(
     x,  # (R, H)
     count_ptr,
     unit_ptr,
-    sums_ptr,  # (tiles, BLOCK_N, BLOCK_H) float32, or unused where there is one chunk of rows
+    sums_ptr,  # (tiles, BLOCK_H, BLOCK_N) float32, or unused where there is one chunk of rows
     out_ptr,  # (N, H) out
     first_row,
     num_rows,
@@ -493,11 +493,12 @@ def grad_weight_kernel(
     for tile in tl.range(tl.program_id(0), tl.cdiv(vocab_size, BLOCK_N) * num_h, tl.num_programs(0), flatten=FLATTEN):
         pid_n, pid_h = tile // num_h, tile % num_h
         n, h = tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_H)
+        acc = tl.zeros((BLOCK_N, BLOCK_H), tl.float32)
         if IS_CHUNK:  # go on from the sum of the chunks before; the last chunk with a row in it rounds
-            sums = sums_ptr + tl.cast(tile, tl.int64) * (BLOCK_N * BLOCK_H) + (n[:, None] * BLOCK_H + h[None, :])
-            acc = tl.load(sums, mask=first_row > 0, other=0.0)
-        else:
-            acc = tl.zeros((BLOCK_N, BLOCK_H), tl.float32)
+            # Column by column: on sm_90 row by row spills, and a mask instead of the if takes all 255 registers.
+            sums = sums_ptr + tl.cast(tile, tl.int64) * (BLOCK_N * BLOCK_H) + (n[:, None] + h[None, :] * BLOCK_N)
+            if first_row > 0:
+                acc = tl.load(sums)
         for k in range(num_k):
             m = k * BLOCK_M
             dz_tile = _load_tile(dz, m, pid_n * BLOCK_N, num_rows, vocab_size, dz_stride, BLOCK_M, BLOCK_N)
