@@ -43,6 +43,12 @@ def special_tokens() -> list[str]:
 SPECIALS = json.dumps({"named": NAMED, "tokens": special_tokens()})
 
 
+def compiled(source: str, name: str, specials: str = SPECIALS) -> Any:
+    """A template whose plan is compared with the interpreter on every row; today is what transformers takes it for."""
+    today = chat_template_utils.datetime.now()
+    return native.ChatTemplate(source, specials, name=name, check_every=1, date=(today.year, today.month, today.day))
+
+
 class Chats:
     """Conversations that try to break templates, the same for every run."""
 
@@ -148,7 +154,7 @@ def seed_of(name: str) -> int:
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_text_equals_transformers(name: str) -> None:
     source = (FOLDER / name).read_text()
-    template = native.ChatTemplate(source, SPECIALS, name=name, check_every=1)
+    template = compiled(source, name)
     rendered = 0
     for row in Chats(seed_of(name)).rows(60):
         expected, _ = oracle(source, row)
@@ -193,7 +199,7 @@ TOGETHER = re.compile(r"only theirs: '\\n<think></think><\|(user|observation)\|>
 def test_turns_equal_the_twin_marks(name: str) -> None:
     source = (FOLDER / name).read_text()
     twin = (FOLDER / name.replace(".jinja", "_training.jinja")).read_text()
-    template = native.ChatTemplate(source, SPECIALS, name=name, check_every=1)
+    template = compiled(source, name)
     compared = 0
     for row in Chats(seed_of(name) + 1).rows(60):
         text, marks = oracle(twin, row)
@@ -224,7 +230,7 @@ def test_turns_equal_the_twin_marks(name: str) -> None:
 @pytest.mark.parametrize("name", [name for name in TEMPLATES if "_training" in name])
 def test_marks_equal_transformers_marks(name: str) -> None:
     source = (FOLDER / name).read_text()
-    template = native.ChatTemplate(source, SPECIALS, name=name, check_every=1)
+    template = compiled(source, name)
     compared = 0
     for row in Chats(seed_of(name) + 2).rows(40):
         text, marks = oracle(source, row)
@@ -249,7 +255,7 @@ def test_real_models(model: str) -> None:
     named = {k: config[k] if isinstance(config[k], str) else config[k]["content"] for k in NAMED if config.get(k)}
     tokens = [token["content"] for token in config.get("added_tokens_decoder", {}).values()]
     specials = json.dumps({"named": named, "tokens": [*tokens, "<|im_start|>", "<|im_end|>"]})
-    template = native.ChatTemplate(source, specials, name=model, check_every=1)
+    template = compiled(source, model, specials)
     rendered = 0
     for row in Chats(7).rows(300):
         expected, _ = oracle(source, row, named)
@@ -261,6 +267,16 @@ def test_real_models(model: str) -> None:
             assert last is None or any(turn[0] == 2 for turn in turns)
             rendered += 1
     assert rendered > 50
+
+
+@pytest.mark.parametrize(
+    "name", ["qwen3.jinja", "qwen3_training.jinja", "qwen2_5.jinja", "llama3_1.jinja", "phi3.jinja"]
+)
+def test_common_templates_are_planned(name: str) -> None:
+    template = compiled((FOLDER / name).read_text(), name)
+    chat = [{"role": role, "content": f"<think>{role}</think>\n\n"} for role in ("system", "user", "assistant")]
+    template.render_text(json.dumps(chat))
+    assert template.num_planned == 1
 
 
 def test_the_date_is_the_one_given() -> None:

@@ -3,6 +3,7 @@ use super::super::ast::{ArgExprs, Attr, BinaryOp, CompareOp, Expr, Name};
 use super::super::date::strftime;
 use super::super::filters::Filter;
 use super::super::row::is_function;
+use super::super::tests::Test;
 use super::super::text::Side;
 use super::lower::{Lowering, NOWHERE};
 use super::{Condition, Constant, LoopFact, Register, Step};
@@ -202,9 +203,8 @@ impl Lowering<'_> {
     }
 
     fn call(&mut self, function: &Expr, args: &ArgExprs, expr: &Expr, to: Option<Register>) -> Register {
-        if let (Expr::Name(name), [Expr::Str(format)], []) = (function, &args.positional[..], &args.keyword[..])
-            && &*name.name == "strftime_now"
-            && name.slots.len() == 1
+        if let (Some("strftime_now"), [Expr::Str(format)], []) =
+            (function_name(function), &args.positional[..], &args.keyword[..])
             && let Ok(text) = strftime(format, self.date)
         {
             return self.constant(Constant::Data(text.into()));
@@ -246,6 +246,9 @@ impl Lowering<'_> {
                 self.land(jumps);
                 return more;
             }
+            Expr::Test(value, Test::Defined, _) if function_name(value).is_some() => {
+                Condition::True(self.constant(Constant::Bool(true)))
+            }
             Expr::Test(value, test, args) if args.is_empty() => Condition::Passes(self.value(value, None), *test),
             Expr::Compare(first, rest) => match &rest[..] {
                 [(op @ (CompareOp::Eq | CompareOp::Ne), Expr::Str(text))] => {
@@ -283,6 +286,13 @@ fn literal_int(expr: &Expr) -> Option<i64> {
         Expr::Negative(value) => literal_int(value)?.checked_neg(),
         _ => None,
     }
+}
+
+/// The function that an expression is, if it is one that every template can call and nothing is assigned to its name.
+/// (Rows that assign to one are not planned.)
+pub(super) fn function_name(expr: &Expr) -> Option<&str> {
+    let Expr::Name(Name { name, slots }) = expr else { return None };
+    (is_function(name) && slots.len() == 1).then_some(name)
 }
 
 /// A call of a text's method: on what, which, and its argument if it has one. Only arguments that are spelled out.

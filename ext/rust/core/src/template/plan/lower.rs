@@ -1,7 +1,8 @@
 //! What is known while a template becomes steps: where values are, what is set, what jumps where.
-use super::super::ast::{Expr, Name, Stmt, StmtKind, Target};
+use super::super::ast::{Expr, Stmt, StmtKind, Target};
 use super::super::date::Date;
 use super::super::scope::Layout;
+use super::expr::function_name;
 use super::{Constant, FUEL_PER_STEP, NUM_REGISTERS, Place, Plan, Register, Step};
 
 /// A jump whose target is not yet known goes where no step is: to the interpreter.
@@ -132,8 +133,7 @@ impl Lowering<'_> {
             let StmtKind::Set { target: Target::Name(name), value: Expr::Call(function, args), .. } = &stmt.kind else {
                 continue;
             };
-            let is_namespace = |name: &Name| &*name.name == "namespace" && name.slots.len() == 1;
-            if !matches!(&**function, Expr::Name(function) if is_namespace(function)) {
+            if function_name(function) != Some("namespace") {
                 continue;
             }
             let mut members: Vec<Box<str>> = args.keyword.iter().map(|(name, _)| name.clone()).collect();

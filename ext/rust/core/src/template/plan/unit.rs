@@ -153,7 +153,7 @@ fn condition(random: &mut Random, depth: u32) -> String {
 }
 
 fn statements(random: &mut Random, depth: u32, loops: u32, out: &mut String) {
-    for _ in 0..1 + random.below(4) {
+    for _ in 0..=random.below(4) {
         let written = match random.below(if depth == 0 { 5 } else { 9 }) {
             0 => out.write_str("<|im_start|>\n"),
             1 => write!(out, "{{{{ {} }}}}", text(random, 2)),
@@ -167,13 +167,13 @@ fn statements(random: &mut Random, depth: u32, loops: u32, out: &mut String) {
             ),
             4 => write!(out, "{{% set x = {} %}}", number(random, 2)),
             5 | 6 => {
-                out.push_str(&format!("{{% if {} %}}", condition(random, 3)));
+                write!(out, "{{% if {} %}}", condition(random, 3)).unwrap();
                 statements(random, depth - 1, loops, out);
                 if loops > 0 && random.below(8) == 0 {
                     out.push_str(random.pick(&["{% break %}", "{% continue %}"]));
                 }
                 if random.below(2) == 0 {
-                    out.push_str(&format!("{{% elif {} %}}", condition(random, 2)));
+                    write!(out, "{{% elif {} %}}", condition(random, 2)).unwrap();
                     statements(random, depth - 1, loops, out);
                 }
                 if random.below(2) == 0 {
@@ -196,7 +196,7 @@ fn statements(random: &mut Random, depth: u32, loops: u32, out: &mut String) {
                     "tools",
                     "nothing",
                 ]);
-                out.push_str(&format!("{{% for {} in {over} %}}", random.pick(&["message", "x", "item"])));
+                write!(out, "{{% for {} in {over} %}}", random.pick(&["message", "x", "item"])).unwrap();
                 statements(random, depth - 1, loops + 1, out);
                 if random.below(4) == 0 {
                     out.push_str("{% else %}none");
