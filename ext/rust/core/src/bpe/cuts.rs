@@ -78,6 +78,7 @@ impl Cuts {
         for (c, id) in (0u32..).zip(single.iter_mut()) {
             *id = char::from_u32(c).and_then(|c| tables.single(c)).unwrap_or(NO_ID);
         }
+        #[allow(clippy::large_stack_arrays)] // boxed at once
         let near = Box::new([0; 1 << (NEAR_BITS - 6)]);
         let mut cuts =
             Self { slots: Pages::filled(EMPTY, size), shift: 64 - size.trailing_zeros(), near, broken, single };
