@@ -32,6 +32,9 @@ struct Masks {
     shown: u32,
 }
 
+/// Most blocks have fewer words: so many ends are written without asking, and those that are none do not count.
+const MANY: usize = 16;
+
 /// The bits below `n`.
 #[inline]
 fn below(n: u32) -> u64 {
@@ -297,8 +300,6 @@ pub fn fill(scanner: &Scanner, text: &str, mut at: usize, ends: &mut Vec<usize>,
         }
         let base = at;
         at = base + 63 - starts.leading_zeros() as usize;
-        // Most blocks have fewer words than this: so many are written without asking, and those that are none count not.
-        const MANY: usize = 16;
         let (len, count) = (ends.len(), starts.count_ones() as usize);
         // SAFETY: room for 64 behind `enough` was reserved and `len < enough`; the `count` ends are all written.
         unsafe {
