@@ -240,6 +240,16 @@ fn message(random: &mut Random) -> Message {
 }
 
 #[test]
+fn a_template_with_more_values_than_registers_is_interpreted() {
+    let asked: String = (0..300).map(|key| format!("{{{{ tools.k{key} }}}}{{{{ tools.k{key}.a }}}}")).collect();
+    let source =
+        format!("{{% if tools %}}{asked}{{% endif %}}{{% for m in messages %}}{{{{ m.content }}}}{{% endfor %}}");
+    let template = Template::new(&source, &SpecialTexts::default(), Options::default()).unwrap();
+    assert!(template.render_text(&[], None, &[], false).is_ok());
+    assert_eq!(template.num_planned(), 0);
+}
+
+#[test]
 fn random_templates_are_rendered_as_interpreted() {
     let mut random = Random(7);
     let (mut planned, mut rendered) = (0, 0);
