@@ -73,9 +73,12 @@ pub(super) struct Lowering<'t> {
     is_hopeless: bool,
 }
 
-/// The plan of a template, unless it would give up on every row.
+/// The plan of a template, unless it would give up on every row or need more registers than there are.
 pub(in super::super) fn plan(body: &[Stmt], layout: &Layout, date: Date) -> Option<Plan> {
     let variables = layout.num_slots as usize + layout.outside.len();
+    if variables + NUM_PASSING > NUM_REGISTERS {
+        return None;
+    }
     let mut lowering = Lowering {
         layout,
         date,
@@ -98,8 +101,7 @@ pub(in super::super) fn plan(body: &[Stmt], layout: &Layout, date: Date) -> Opti
     lowering.statements(body);
     let cost = lowering.cost((0, 0));
     lowering.steps.push(Step::End { cost });
-    let fits = lowering.num_registers <= NUM_REGISTERS;
-    (fits && !lowering.is_hopeless).then_some(Plan {
+    (!lowering.is_hopeless).then_some(Plan {
         steps: lowering.steps,
         constants: lowering.constants,
         outside: layout.num_slots as usize,
@@ -133,7 +135,8 @@ impl Lowering<'_> {
             let StmtKind::Set { target: Target::Name(name), value: Expr::Call(function, args), .. } = &stmt.kind else {
                 continue;
             };
-            if function_name(function) != Some("namespace") {
+            let is_known = self.namespaces.iter().any(|namespace| namespace.slot == name.slots[0]);
+            if is_known || function_name(function) != Some("namespace") {
                 continue;
             }
             let mut members: Vec<Box<str>> = args.keyword.iter().map(|(name, _)| name.clone()).collect();
@@ -166,6 +169,10 @@ impl Lowering<'_> {
 
     /// A register for the whole of the rendering.
     fn keep_for_good(&mut self) -> Register {
+        if self.num_registers == NUM_REGISTERS {
+            self.is_hopeless = true;
+            return Register::MAX;
+        }
         self.num_registers += 1;
         (self.num_registers - 1) as Register
     }
@@ -186,11 +193,15 @@ impl Lowering<'_> {
         if let Some((_, _, answer)) = self.facts.answers.iter().find(is_same) {
             return *answer;
         }
-        let asked = self.asked.iter().find(is_same).cloned();
-        let asked = asked.unwrap_or_else(|| (of, question.into(), self.keep_for_good()));
-        self.steps.push(step(asked.2));
-        self.asked.push(asked.clone());
+        let asked = if let Some(asked) = self.asked.iter().find(is_same) {
+            asked.clone()
+        } else {
+            let asked = (of, question.into(), self.keep_for_good());
+            self.asked.push(asked.clone());
+            asked
+        };
         let answer = asked.2;
+        self.steps.push(step(answer));
         self.facts.answers.push(asked);
         answer
     }
@@ -245,9 +256,11 @@ impl Lowering<'_> {
     /// asked of one.
     pub fn is_fixed(&self, register: Register) -> bool {
         let outside = self.layout.num_slots as usize..self.layout.num_slots as usize + self.layout.outside.len();
-        outside.contains(&usize::from(register))
-            || self.constants.iter().any(|(constant, _)| *constant == register)
-            || self.asked.iter().any(|(of, _, answer)| *answer == register && self.is_fixed(*of))
+        // with too few registers one may stand for several, and answers for themselves
+        !self.is_hopeless
+            && (outside.contains(&usize::from(register))
+                || self.constants.iter().any(|(constant, _)| *constant == register)
+                || self.asked.iter().any(|(of, _, answer)| *answer == register && self.is_fixed(*of)))
     }
 
     /// A loop may come back to here after it has assigned to any variable but those of the row.

@@ -1,6 +1,7 @@
 //! From statements to steps.
 use super::super::ast::{BinaryOp, Branch, Expr, For, Scope, Stmt, StmtKind, Target};
 use super::super::filters::Filter;
+use super::expr::function_name;
 use super::lower::{Around, Facts, Lowering, NOWHERE};
 use super::{MAX_NESTING, Place, Register, Step};
 
@@ -185,21 +186,22 @@ impl Lowering<'_> {
         }
     }
 
+    /// `set name = namespace(...)`, once and for every row.
     fn make_namespace(&mut self, slot: u32, value: &Expr) {
+        let at = self.namespaces.iter().position(|namespace| namespace.slot == slot && !namespace.is_made);
         let is_top = self.conditions == 0 && self.around.is_empty();
-        let (Expr::Call(_, args), true) = (value, is_top) else { return self.stop() };
-        let made = self.namespaces.iter().filter(|namespace| namespace.is_made && namespace.slot == slot).count();
-        if made > 0 || !args.positional.is_empty() || args.keyword.iter().any(|(name, _)| name.starts_with('_')) {
+        let (Some(at), Expr::Call(function, args), true) = (at, value, is_top) else { return self.stop() };
+        let is_plain = args.positional.is_empty() && !args.keyword.iter().any(|(name, _)| name.starts_with('_'));
+        if !is_plain || function_name(function) != Some("namespace") {
             return self.stop();
         }
         for (member, value) in &args.keyword {
-            let known = self.namespaces.iter().find(|namespace| namespace.slot == slot);
-            let register = known.and_then(|known| known.members.iter().find(|(name, _)| name == member));
+            let register = self.namespaces[at].members.iter().find(|(name, _)| name == member);
             let Some(&(_, register)) = register else { return self.stop() };
             let from = self.value(value, Some(register));
             self.copy(register, from);
         }
-        self.namespaces.iter_mut().filter(|namespace| namespace.slot == slot).for_each(|made| made.is_made = true);
+        self.namespaces[at].is_made = true;
     }
 
     /// Print an expression, as the interpreter does: the terms of a sum or concatenation go out one by one.

@@ -165,6 +165,10 @@ fn statements(random: &mut Random, depth: u32, loops: u32, out: &mut String) {
                 random.pick(&["x", "y", "content", "ns.a", "ns.b", "message"]),
                 text(random, 2)
             ),
+            4 if random.below(2) == 0 => {
+                let from = random.pick(&["messages[0]", "messages[-1]", "message", "loop.previtem"]);
+                write!(out, "{{% set {} = {from} %}}", random.pick(&["message", "message", "x"]))
+            }
             4 => write!(out, "{{% set x = {} %}}", number(random, 2)),
             5 | 6 => {
                 write!(out, "{{% if {} %}}", condition(random, 3)).unwrap();
@@ -237,6 +241,19 @@ fn message(random: &mut Random) -> Message {
         fields.extend(members(random, 2));
     }
     Message { role, fields, loss: vec![], loss_scale: vec![], pieces: vec![] }
+}
+
+#[test]
+fn a_template_with_more_values_than_registers_is_interpreted() {
+    let mut asked = String::new();
+    for key in 0..300 {
+        write!(asked, "{{{{ tools.k{key} }}}}{{{{ tools.k{key}.a }}}}").unwrap();
+    }
+    let source =
+        format!("{{% if tools %}}{asked}{{% endif %}}{{% for m in messages %}}{{{{ m.content }}}}{{% endfor %}}");
+    let template = Template::new(&source, &SpecialTexts::default(), Options::default()).unwrap();
+    assert!(template.render_text(&[], None, &[], false).is_ok());
+    assert_eq!(template.num_planned(), 0);
 }
 
 #[test]
