@@ -1,6 +1,6 @@
 //! Word -> ids, remembered: one cache line read for nearly every word of ordinary text.
 
-use super::pages::Pages;
+use super::growing::{Growing, Line};
 
 /// Bytes and length of a word of at most [`MAX_WORD`] bytes.
 pub type Key = [u64; 2];
@@ -12,10 +12,6 @@ pub const PIECE: u64 = 1 << 63;
 /// Longest word that is remembered by its bytes alone; [`super::phrases`] has longer ones.
 pub const MAX_WORD: usize = 15;
 
-/// Cache lines at first and at most, as powers of two: a small job should not pay for a large one. 8 MiB hold 262,144
-/// words; twelve megabytes of manuals have 90,000.
-const FIRST_BITS: u32 = 12;
-const MOST_BITS: u32 = 17;
 /// Bits of an id.
 const ID_BITS: u32 = 28;
 
@@ -51,28 +47,37 @@ impl Few {
     }
 }
 
-/// Two words and their ids.
+/// Two words and their ids. The one in front stays when a new one comes.
 #[derive(Debug, Clone, Copy, Default)]
 #[repr(C, align(64))]
-struct Line {
+struct Two {
     keys: [Key; 2],
     ids: [Few; 2],
 }
 
-/// A two-way cache that grows; one a thread.
-#[derive(Debug)]
-pub struct WordCache {
-    lines: Pages<Line>,
-    bits: u32,
-    /// Words that may still come before it grows.
-    room: usize,
-}
+impl Line for Two {
+    type Entry = (Key, Few);
+    /// 8 MiB hold 262,144 words; twelve megabytes of manuals have 90,000.
+    const MOST_BITS: u32 = 17;
+    const FIRST_BITS: u32 = 12;
+    const FULL: usize = 1;
 
-impl Default for WordCache {
-    fn default() -> Self {
-        Self::with_bits(FIRST_BITS)
+    #[inline]
+    fn put(&mut self, (key, ids): Self::Entry) {
+        let way = usize::from(self.keys[0] != Key::default());
+        self.keys[way] = key;
+        self.ids[way] = ids;
+    }
+
+    fn entries(&self) -> impl Iterator<Item = (u32, Self::Entry)> {
+        let both = self.keys.into_iter().zip(self.ids);
+        both.filter(|(key, _)| *key != Key::default()).map(|(key, ids)| (hash(key), (key, ids)))
     }
 }
+
+/// A two-way cache that grows; one a thread.
+#[derive(Debug, Default)]
+pub struct WordCache(Growing<Two>);
 
 const LOW: [u64; 16] = masks(0);
 const HIGH: [u64; 16] = masks(8);
@@ -141,49 +146,21 @@ pub fn hash(key: Key) -> u32 {
     product as u32 ^ (product >> 64) as u32
 }
 
-/// Asks the processor for what will be read soon.
-#[inline]
-pub fn prefetch<T>(line: &T) {
-    #[cfg(target_arch = "x86_64")]
-    {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        // SAFETY: a prefetch reads nothing that the program sees, and the address is that of a live value.
-        unsafe { _mm_prefetch(std::ptr::from_ref(line).cast::<i8>(), _MM_HINT_T0) };
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = line;
-}
-
 impl WordCache {
-    fn with_bits(bits: u32) -> Self {
-        let lines = 1 << bits;
-        let room = if bits < MOST_BITS { lines } else { usize::MAX };
-        Self { lines: Pages::filled(Line::default(), lines), bits, room }
-    }
-
-    #[inline]
-    fn index(&self, hash: u32) -> usize {
-        (hash >> (32 - self.bits)) as usize
-    }
-
     /// Asks for the line of a word that will be looked up soon.
     #[inline]
     pub fn prefetch(&self, hash: u32) {
-        // SAFETY: `bits` of a hash are below the number of lines.
-        prefetch(unsafe { self.lines.get_unchecked(self.index(hash)) });
+        self.0.prefetch(hash);
     }
 
     /// The ids of a word.
     #[inline]
     pub fn get(&mut self, hash: u32, key: Key) -> Option<&Few> {
-        let index = self.index(hash);
-        // SAFETY: `bits` of a hash are below the number of lines.
-        let line = unsafe { self.lines.get_unchecked_mut(index) };
+        let line = self.0.line_mut(hash);
         if line.keys[0] != key {
             if line.keys[1] != key {
                 return None;
             }
-            // The word in front is the one that stays when a new one comes.
             line.keys.swap(0, 1);
             line.ids.swap(0, 1);
         }
@@ -192,30 +169,8 @@ impl WordCache {
 
     /// Remembers the ids of a word, if there are at most four.
     pub fn insert(&mut self, hash: u32, key: Key, ids: &[u32]) {
-        let Some(ids) = Few::new(ids) else { return };
-        if self.room == 0 {
-            self.grow();
-        }
-        self.room -= 1;
-        self.place(hash, key, ids);
-    }
-
-    #[inline]
-    fn place(&mut self, hash: u32, key: Key, ids: Few) {
-        let index = self.index(hash);
-        let line = &mut self.lines[index];
-        let way = usize::from(line.keys[0] != Key::default());
-        line.keys[way] = key;
-        line.ids[way] = ids;
-    }
-
-    #[cold]
-    fn grow(&mut self) {
-        let old = std::mem::replace(self, Self::with_bits((self.bits + 2).min(MOST_BITS)));
-        for line in &*old.lines {
-            for (&key, &ids) in line.keys.iter().zip(&line.ids).filter(|(key, _)| **key != Key::default()) {
-                self.place(hash(key), key, ids);
-            }
+        if let Some(ids) = Few::new(ids) {
+            self.0.insert(hash, (key, ids));
         }
     }
 }
@@ -255,7 +210,7 @@ mod tests {
                 assert!(cache.get(hash(key), key).is_none());
             }
         }
-        assert_eq!(cache.bits, MOST_BITS);
+        assert_eq!(cache.0.len(), 1 << Two::MOST_BITS);
         assert!(known > 800_000, "{known}");
     }
 

@@ -77,14 +77,8 @@ impl Symbol {
     /// A symbol of these bytes, which are not empty.
     #[inline]
     pub fn new(id: u32, bytes: &[u8]) -> Self {
-        let two = |a: u8, b: u8| TWO | u32::from(a) << 8 | u32::from(b);
-        match *bytes {
-            [a, b] => Self { id, rank: NONE, first: two(a, b), last: two(a, b) },
-            [a, b, .., y, z] => Self { id, rank: NONE, first: two(a, b), last: two(y, z) },
-            [a, b, c] => Self { id, rank: NONE, first: two(a, b), last: two(b, c) },
-            [a] => Self { id, rank: NONE, first: a.into(), last: a.into() },
-            [] => Self { id, rank: NONE, first: 0, last: 0 },
-        }
+        let (first, last) = edges(bytes);
+        Self { id, rank: NONE, first, last }
     }
 
     /// This and the next in one.
@@ -94,6 +88,19 @@ impl Symbol {
         let first = if self.first >= TWO { self.first } else { TWO | self.first << 8 | first_of_next };
         let last = if next.last >= TWO { next.last } else { TWO | (self.last & 0xFF) << 8 | next.last };
         Self { id, rank: next.rank, first, last }
+    }
+}
+
+/// First and last of a symbol of these bytes.
+#[inline]
+fn edges(bytes: &[u8]) -> (u32, u32) {
+    let two = |a: u8, b: u8| TWO | u32::from(a) << 8 | u32::from(b);
+    match *bytes {
+        [a, b] => (two(a, b), two(a, b)),
+        [a, b, .., y, z] => (two(a, b), two(y, z)),
+        [a, b, c] => (two(a, b), two(b, c)),
+        [a] => (a.into(), a.into()),
+        [] => (0, 0),
     }
 }
 
@@ -118,46 +125,52 @@ impl Early {
             taken: vec![0; tables.num_ranks() / 64 + 1].into(),
             bytes: vec![nothing; 1 << 16].into(),
         };
-        let mut first_use = vec![NONE; tables.num_ids()];
+        // In order of rank, so that what is read and written lies close together: tokens that rules make come in that order,
+        // and the lowest rank of anything is the first.
+        let mut rules = vec![(NONE, NONE); tables.num_ranks()];
         for (left, right, rank) in tables.rules() {
-            for id in [left, right] {
-                first_use[id as usize] = rank.min(first_use[id as usize]);
-            }
+            rules[rank as usize] = (left, right);
         }
-        // Token bytes are read in their order once, and not twice for each rule.
-        let edges: Vec<Symbol> = (0..tables.num_ids() as u32).map(|id| Symbol::new(id, tables.token(id))).collect();
-        for (left, right, rank) in tables.rules() {
-            if first_use[tables.joined(rank) as usize] <= rank {
-                early.taken[rank as usize / 64] |= 1 << (rank % 64);
+        let edges: Vec<(u32, u32)> = (0..tables.num_ids() as u32).map(|id| edges(tables.token(id))).collect();
+        let mut is_used = vec![0u64; tables.num_ids() / 64 + 1];
+        for (rank, &(left, right)) in (0u32..).zip(&rules).filter(|(_, rule)| rule.0 != NONE) {
+            for id in [left, right] {
+                is_used[id as usize / 64] |= 1 << (id % 64);
             }
-            early.enter(edges[left as usize], edges[right as usize], rank);
+            let made = tables.joined(rank);
+            early.taken[rank as usize / 64] |= (is_used[made as usize / 64] >> (made % 64) & 1) << (rank % 64);
+            let (starts, ends) = (edges[right as usize].0, edges[left as usize].1);
+            early.enter((left, ends), (right, starts), rank);
         }
         early
     }
 
-    fn enter(&mut self, left: Symbol, right: Symbol, rank: u32) {
+    /// Enters a rule: its ids, the last bytes of the left and the first of the right.
+    fn enter(&mut self, (left, last): (u32, u32), (right, first): (u32, u32), rank: u32) {
         let least = |slot: &mut u16| *slot = rounded(rank).min(*slot);
-        let ends = [left.last & 0xFF, left.last];
-        let starts = [if right.first >= TWO { right.first >> 8 & 0xFF } else { right.first }, right.first];
-        for end in ends {
-            least(&mut self.left[hash(end, right.id, SLOT_BITS)]);
-            for start in starts {
+        let ends = [last & 0xFF, last];
+        let starts = [if first >= TWO { first >> 8 & 0xFF } else { first }, first];
+        // Of a single byte both are the same.
+        let (left_is_one, right_is_one) = (last < TWO, first < TWO);
+        for &end in &ends[usize::from(left_is_one)..] {
+            least(&mut self.left[hash(end, right, SLOT_BITS)]);
+            for &start in &starts[usize::from(right_is_one)..] {
                 let bit = hash(end, start, MEET_BITS);
                 self.meet[bit / 64] |= 1 << (bit % 64);
             }
         }
-        for start in starts {
-            least(&mut self.right[hash(start, left.id, SLOT_BITS)]);
+        for &start in &starts[usize::from(right_is_one)..] {
+            least(&mut self.right[hash(start, left, SLOT_BITS)]);
         }
         let is_taken = self.is_taken(rank);
         let pair = &mut self.bytes[(ends[0] << 8 | starts[0]) as usize];
-        if right.first < TWO {
+        if right_is_one {
             least(&mut pair.left);
         }
-        if left.first < TWO {
+        if left_is_one {
             least(&mut pair.right);
         }
-        if left.first < TWO && right.first < TWO && !is_taken {
+        if left_is_one && right_is_one && !is_taken {
             pair.rank = rounded(rank);
         }
     }
@@ -202,25 +215,25 @@ impl Early {
         places.asked.clear();
         places.asked.extend(1..symbols.len() as u32);
         self.rank(tables, symbols, &mut places.asked);
-        let mut rest = symbols;
-        while !rest.is_empty() {
-            let len = rest.iter().position(|symbol| symbol.rank == APART).map_or(rest.len(), |last| last + 1);
-            let (part, behind) = rest.split_at_mut(len);
-            rest = behind;
-            if len < LONG {
+        for part in symbols.split_inclusive_mut(|symbol| symbol.rank == APART) {
+            self.settle(tables, part, places, &mut piece);
+        }
+    }
+
+    /// The same for symbols between two borders.
+    fn settle(&self, tables: &Tables, part: &mut [Symbol], places: &mut Places, piece: &mut impl FnMut(&[Symbol])) {
+        if part.len() < LONG {
+            return piece(part);
+        }
+        let kept = self.merge_certain(tables, part, places);
+        // Another pass costs as much as merging a few pairs in their pieces.
+        let again = part.len() - kept > part.len() / 16;
+        for part in part[..kept].split_inclusive_mut(|symbol| symbol.rank == APART) {
+            if again {
+                self.settle(tables, part, places, piece);
+            } else {
                 piece(part);
-                continue;
             }
-            let mut kept = len;
-            loop {
-                let before = kept;
-                kept = self.merge_certain(tables, &mut part[..before], places);
-                // Another pass costs as much as merging a few pairs in their pieces.
-                if before - kept <= before / 16 {
-                    break;
-                }
-            }
-            part[..kept].split_inclusive(|symbol| symbol.rank == APART).for_each(&mut piece);
         }
     }
 

@@ -15,6 +15,7 @@ mod cuts;
 mod early;
 pub mod engine;
 mod file;
+mod growing;
 #[cfg(target_arch = "x86_64")]
 mod masks;
 mod merge;

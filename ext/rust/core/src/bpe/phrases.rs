@@ -1,7 +1,6 @@
 //! Words and pieces of [`MIN`] to [`MAX`] bytes -> ids, remembered: identifiers, indentation, a few Han characters in a row.
 
-use super::cache::prefetch;
-use super::pages::Pages;
+use super::growing::{self, Growing};
 
 /// Shortest phrase; shorter words are [`super::cache`]'s.
 pub const MIN: usize = 16;
@@ -9,9 +8,6 @@ pub const MIN: usize = 16;
 pub const MAX: usize = 31;
 /// Most ids that are remembered.
 const MOST_IDS: usize = 8;
-/// Lines at first and at most, as powers of two.
-const FIRST_BITS: u32 = 9;
-const MOST_BITS: u32 = 15;
 /// Bits of an id; what is above them in the first is their number, in the second the length, in the third the kind.
 const ID_BITS: u32 = 28;
 const ID: u32 = (1 << ID_BITS) - 1;
@@ -62,34 +58,39 @@ impl Phrase {
     }
 }
 
-/// A cache that grows; one a thread. Without memory until the first phrase.
-#[derive(Debug, Default)]
-pub struct Phrases {
-    lines: Option<Pages<Line>>,
-    bits: u32,
-    /// Phrases that may still come before it grows.
-    room: usize,
-}
+impl growing::Line for Line {
+    type Entry = Self;
+    const FIRST_BITS: u32 = 9;
+    const MOST_BITS: u32 = 15;
+    const FULL: usize = 2;
 
-impl Phrases {
     #[inline]
-    fn index(&self, hash: u32) -> usize {
-        (hash >> (32 - self.bits)) as usize
+    fn put(&mut self, entry: Self) {
+        *self = entry;
     }
 
+    fn entries(&self) -> impl Iterator<Item = (u32, Self)> {
+        let phrase =
+            Phrase { key: self.key, len: (self.ids[1] >> ID_BITS) + MIN as u32, is_piece: self.ids[2] >> ID_BITS != 0 };
+        (self.ids[0] != 0).then(|| (phrase.hash(), *self)).into_iter()
+    }
+}
+
+/// A cache that grows; one a thread.
+#[derive(Debug, Default)]
+pub struct Phrases(Growing<Line>);
+
+impl Phrases {
     /// Asks for the line of a phrase that will be looked up soon.
     #[inline]
     pub fn prefetch(&self, hash: u32) {
-        if let Some(lines) = &self.lines {
-            prefetch(&lines[self.index(hash)]);
-        }
+        self.0.prefetch(hash);
     }
 
     /// Appends the ids of a phrase, if it is known.
     #[inline]
     pub fn get(&self, hash: u32, phrase: Phrase, ids: &mut Vec<u32>) -> bool {
-        let Some(lines) = &self.lines else { return false };
-        let line = &lines[self.index(hash)];
+        let line = self.0.line(hash);
         if line.key != phrase.key || (line.ids[1] >> ID_BITS, line.ids[2] >> ID_BITS) != phrase.marks() {
             return false;
         }
@@ -103,40 +104,13 @@ impl Phrases {
         if ids.len() > MOST_IDS {
             return;
         }
-        if self.room == 0 {
-            self.grow();
-        }
-        self.room -= 1;
         let mut line = Line { key: phrase.key, ..Line::default() };
         line.ids[..ids.len()].copy_from_slice(ids);
         let (len, kind) = phrase.marks();
         line.ids[0] |= (ids.len() as u32) << ID_BITS;
         line.ids[1] |= len << ID_BITS;
         line.ids[2] |= kind << ID_BITS;
-        self.place(hash, line);
-    }
-
-    fn place(&mut self, hash: u32, line: Line) {
-        let index = self.index(hash);
-        if let Some(lines) = &mut self.lines {
-            lines[index] = line;
-        }
-    }
-
-    #[cold]
-    fn grow(&mut self) {
-        let bits = if self.lines.is_some() { (self.bits + 2).min(MOST_BITS) } else { FIRST_BITS };
-        let lines = 1 << bits;
-        let room = if bits < MOST_BITS { lines / 2 } else { usize::MAX };
-        let old = std::mem::replace(self, Self { lines: Some(Pages::filled(Line::default(), lines)), bits, room });
-        for line in old.lines.iter().flat_map(|lines| lines.iter()).filter(|line| line.ids[0] != 0) {
-            let phrase = Phrase {
-                key: line.key,
-                len: (line.ids[1] >> ID_BITS) + MIN as u32,
-                is_piece: line.ids[2] >> ID_BITS != 0,
-            };
-            self.place(phrase.hash(), *line);
-        }
+        self.0.insert(hash, line);
     }
 }
 
@@ -167,7 +141,7 @@ mod tests {
                 assert!(!cache.get(phrase.hash(), piece, &mut out), "a word is no piece");
             }
         }
-        assert_eq!(cache.bits, MOST_BITS);
+        assert_eq!(cache.0.len(), 1 << <Line as growing::Line>::MOST_BITS);
         assert!(known > 250_000, "{known}");
     }
 
