@@ -5,6 +5,8 @@ BIN    := $(VENV)/bin
 NATIVE := $(shell find ext -name '*.rs' -o -name '*.cpp' -o -name '*.h' -o -name Cargo.toml)
 # One thread a process: several processes compute at once in the tests, and results must not depend on the machine.
 RUN    := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
+# Where this is set, each of the hundreds of processes that tests start would compile its modules again.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: setup demo test test-slow test-gpu lint bench bench-smoke instructions assets rivals lock clean help
 .DELETE_ON_ERROR:
