@@ -1,9 +1,10 @@
 """What do offsets, spans and weights cost beside ids alone?
 
-Offsets: one text at a time, ids with the byte where each token ends, against ids. Weights: whole chats (JSON parsed,
-template, ids, turns, spans, Arrow) where every turn of the assistant is trained on, and with two strategies that look
-at the text, against one weight for everything, which is as near to ids alone as a chat comes. One thread, text seen
-before.
+Offsets: one text at a time, ids with the byte where each token ends, against ids; *new*, where each round has a fresh
+tokenizer, as a job does, and *again*, where words are remembered from the rounds before. Weights: whole chats (JSON
+parsed, template, ids, turns, spans, Arrow) where every turn of the assistant is trained on, and with two strategies
+that look at the text, against one weight for everything, which is as near to ids alone as a chat comes, on text seen
+before. One thread.
 """
 
 import itertools
@@ -26,8 +27,9 @@ MAX_BYTES = 12_000_000
 WEIGHTS = {"one weight": "all", "turns": "default", "two strategies": "default+hermes+ignore_empty_think"}
 
 
-def offsets(name: str, documents: list[str], tokenizer: Path) -> Case:
-    ours = _native.Tokenizer((tokenizer / "tokenizer.json").read_bytes())
+def offsets(name: str, documents: list[str], tokenizer: Path, is_new: bool) -> Case:
+    file = (tokenizer / "tokenizer.json").read_bytes()
+    ours = _native.Tokenizer(file)
     amount = sum(len(document.encode()) for document in documents) / 1e6
 
     def check() -> dict[str, Any]:
@@ -39,11 +41,23 @@ def offsets(name: str, documents: list[str], tokenizer: Path) -> Case:
             tokens += len(ids)
         return {"tokens_compared": tokens}
 
+    def prepare() -> None:
+        nonlocal ours
+        if is_new:
+            ours = _native.Tokenizer(file)
+            ours.encode("word")
+
     rivals = [
-        Rival("ids and offsets", lambda: [ours.encode_with_ends(document) for document in documents], amount),
-        Rival("ids", lambda: [ours.encode(document) for document in documents], amount),
+        Rival(
+            "ids and offsets",
+            lambda: [ours.encode_with_ends(document) for document in documents],
+            amount,
+            prepare=prepare,
+        ),
+        Rival("ids", lambda: [ours.encode(document) for document in documents], amount, prepare=prepare),
     ]
-    return Case(f"offsets/{name}", f"{name}: ids and offsets, or ids?", "MB", rivals, check, 5)
+    kind = "new" if is_new else "again"
+    return Case(f"offsets/{name}-{kind}", f"{name}, {kind}: ids and offsets, or ids?", "MB", rivals, check, 5)
 
 
 def weights(rows: list[dict[str, Any]], tokenizer: Path) -> Case:
@@ -78,5 +92,6 @@ def cases(smoke: bool) -> Iterator[Case]:
     for name, documents in pages.items():
         sizes = itertools.accumulate(len(document.encode()) for document in documents)
         budget = 200_000 if smoke else MAX_BYTES
-        yield offsets(name, [d for d, size in zip(documents, sizes, strict=True) if size <= budget], tokenizer)
+        some = [d for d, size in zip(documents, sizes, strict=True) if size <= budget]
+        yield from (offsets(name, some, tokenizer, is_new) for is_new in (True, False))
     yield weights(list(conversations.chats(200 if smoke else 10_000, demos, pages)), tokenizer)

@@ -90,7 +90,9 @@ impl Tokenizer {
     fn encode_with_ends(&self, py: Python<'_>, text: Text) -> PyResult<(Array, Array)> {
         let text = text.as_str(py)?;
         let tokens = py.detach(|| {
-            let mut tokens = Tokens::default();
+            // As for ids alone: three bytes a token, and what is not written to costs nothing.
+            let most = text.len() / 3 + 16;
+            let mut tokens = Tokens { ids: Vec::with_capacity(most), ends: Vec::with_capacity(most) };
             match &self.inner {
                 Inner::Ours(engine) => engine.encode(text, &mut tokens)?,
                 Inner::Crate(engine) => engine.encode(text, &mut tokens)?,

@@ -17,6 +17,8 @@ const ID_BITS: u32 = 18;
 const RANK_BITS: u32 = 28;
 
 const EMPTY: u64 = u64::MAX;
+/// Of so many bytes or more.
+const LONG: u8 = u8::MAX;
 
 /// Merge rules in an open-addressed table at most half full: `left | right | rank` in one word, since the time of a lookup
 /// is that of the memory it touches.
@@ -174,6 +176,8 @@ impl Vocab {
 pub struct Tables {
     vocab: Vocab,
     rules: Rules,
+    /// Bytes of each token, or [`LONG`]: offsets are sums of these, and they fit in the second-level cache.
+    lens: Vec<u8>,
     byte_ids: [u32; 256],
     /// Some byte that text may hold has no token. The crate drops it without a trace, so we do.
     drops_bytes: bool,
@@ -213,9 +217,11 @@ impl Tables {
             }
         }
         let rules = Rules::new(merges)?;
+        let lens = vocab.spans.iter().map(|span| span.1.min(LONG.into()) as u8).collect();
         let mut tables = Self {
             vocab,
             rules,
+            lens,
             byte_ids,
             drops_bytes,
             ignore_merges,
@@ -340,7 +346,10 @@ impl Tables {
     /// How many bytes a token stands for.
     #[inline]
     pub fn token_len(&self, id: u32) -> usize {
-        self.vocab.spans[id as usize].1 as usize
+        match self.lens[id as usize] {
+            LONG => self.vocab.spans[id as usize].1 as usize,
+            len => len.into(),
+        }
     }
 
     /// Number of ids, holes included.
