@@ -13,6 +13,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiktoken_json import byte_letters
 
 from postmill import _native
 
@@ -195,3 +196,16 @@ def test_bytes_that_are_no_tokenizer_are_one_line(damage):
     with pytest.raises(_native.NativeError) as caught:
         _native.Tokenizer(damage)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("version", [None, "2.0", 1])
+def test_a_version_that_the_package_refuses_is_refused(version):
+    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": True}
+    file = {
+        "version": "1.0", "truncation": None, "padding": None, "added_tokens": [], "normalizer": None,
+        "pre_tokenizer": level, "post_processor": None, "decoder": level,
+        "model": {"type": "BPE", "vocab": {letter: i for i, letter in enumerate(byte_letters())}, "merges": []},
+    }  # fmt: skip
+    assert _native.Tokenizer(json.dumps(file).encode()).refused is None
+    with pytest.raises(_native.NativeError, match=r"line 1 column|version"):
+        _native.Tokenizer(json.dumps(file | {"version": version}).encode())

@@ -18,7 +18,7 @@ fn refuse<T>(part: &'static str, why: impl Into<String>) -> Result<T, Unsupporte
 /// Reads the file into the parts of the engine, and what else it says.
 pub fn compile(tokenizer_json: &[u8]) -> Result<(Parts, Rest), Unsupported> {
     let Members { file, tokens, merges } = file::read(tokenizer_json)?;
-    if file.version.as_deref().is_some_and(|version| version != "1.0") {
+    if file.version != "1.0" {
         return refuse("version", "is not 1.0");
     }
     let nfc = match file.normalizer.as_ref() {

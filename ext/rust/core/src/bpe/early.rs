@@ -139,36 +139,35 @@ impl Early {
             }
             let made = tables.joined(rank);
             early.taken[rank as usize / 64] |= (is_used[made as usize / 64] >> (made % 64) & 1) << (rank % 64);
-            let (starts, ends) = (edges[right as usize].0, edges[left as usize].1);
-            early.enter((left, ends), (right, starts), rank);
+            early.enter((left, edges[left as usize].1), (right, edges[right as usize].0), rank);
         }
         early
     }
 
     /// Enters a rule: its ids, the last bytes of the left and the first of the right.
     fn enter(&mut self, (left, last): (u32, u32), (right, first): (u32, u32), rank: u32) {
-        let least = |slot: &mut u16| *slot = rounded(rank).min(*slot);
+        let lower = |slot: &mut u16| *slot = rounded(rank).min(*slot);
         let ends = [last & 0xFF, last];
         let starts = [if first >= TWO { first >> 8 & 0xFF } else { first }, first];
         // Of a single byte both are the same.
         let (left_is_one, right_is_one) = (last < TWO, first < TWO);
         for &end in &ends[usize::from(left_is_one)..] {
-            least(&mut self.left[hash(end, right, SLOT_BITS)]);
+            lower(&mut self.left[hash(end, right, SLOT_BITS)]);
             for &start in &starts[usize::from(right_is_one)..] {
                 let bit = hash(end, start, MEET_BITS);
                 self.meet[bit / 64] |= 1 << (bit % 64);
             }
         }
         for &start in &starts[usize::from(right_is_one)..] {
-            least(&mut self.right[hash(start, left, SLOT_BITS)]);
+            lower(&mut self.right[hash(start, left, SLOT_BITS)]);
         }
         let is_taken = self.is_taken(rank);
         let pair = &mut self.bytes[(ends[0] << 8 | starts[0]) as usize];
         if right_is_one {
-            least(&mut pair.left);
+            lower(&mut pair.left);
         }
         if left_is_one {
-            least(&mut pair.right);
+            lower(&mut pair.right);
         }
         if left_is_one && right_is_one && !is_taken {
             pair.rank = rounded(rank);

@@ -9,7 +9,9 @@ use super::Unsupported;
 #[derive(serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct File {
-    pub version: Option<String>,
+    /// May be absent, but not null.
+    #[serde(default = "current")]
+    pub version: String,
     // Lengths are the caller's business, as with the crate behind `encode::HfEngine`.
     #[serde(default, rename = "truncation")]
     _truncation: serde::de::IgnoredAny,
@@ -22,6 +24,10 @@ pub struct File {
     pub post_processor: Option<Value>,
     pub decoder: Option<Value>,
     pub model: Model,
+}
+
+fn current() -> String {
+    "1.0".to_owned()
 }
 
 #[derive(serde::Deserialize)]
