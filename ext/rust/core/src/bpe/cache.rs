@@ -57,9 +57,9 @@ struct Two {
 
 impl Line for Two {
     type Entry = (Key, Few);
+    const FIRST_BITS: u32 = 12;
     /// 8 MiB hold 262,144 words; twelve megabytes of manuals have 90,000.
     const MOST_BITS: u32 = 17;
-    const FIRST_BITS: u32 = 12;
     const FULL: usize = 1;
 
     #[inline]

@@ -1,6 +1,6 @@
 //! Words and pieces of [`MIN`] to [`MAX`] bytes -> ids, remembered: identifiers, indentation, a few Han characters in a row.
 
-use super::growing::{self, Growing};
+use super::growing::{Growing, Line};
 
 /// Shortest phrase; shorter words are [`super::cache`]'s.
 pub const MIN: usize = 16;
@@ -18,7 +18,7 @@ type Key = [u128; 2];
 /// A phrase and its ids: one cache line.
 #[derive(Debug, Clone, Copy, Default)]
 #[repr(C, align(64))]
-struct Line {
+struct One {
     key: Key,
     ids: [u32; MOST_IDS],
 }
@@ -58,7 +58,7 @@ impl Phrase {
     }
 }
 
-impl growing::Line for Line {
+impl Line for One {
     type Entry = Self;
     const FIRST_BITS: u32 = 9;
     const MOST_BITS: u32 = 15;
@@ -78,7 +78,7 @@ impl growing::Line for Line {
 
 /// A cache that grows; one a thread.
 #[derive(Debug, Default)]
-pub struct Phrases(Growing<Line>);
+pub struct Phrases(Growing<One>);
 
 impl Phrases {
     /// Asks for the line of a phrase that will be looked up soon.
@@ -104,7 +104,7 @@ impl Phrases {
         if ids.len() > MOST_IDS {
             return;
         }
-        let mut line = Line { key: phrase.key, ..Line::default() };
+        let mut line = One { key: phrase.key, ..One::default() };
         line.ids[..ids.len()].copy_from_slice(ids);
         let (len, kind) = phrase.marks();
         line.ids[0] |= (ids.len() as u32) << ID_BITS;
@@ -141,7 +141,7 @@ mod tests {
                 assert!(!cache.get(phrase.hash(), piece, &mut out), "a word is no piece");
             }
         }
-        assert_eq!(cache.0.len(), 1 << <Line as growing::Line>::MOST_BITS);
+        assert_eq!(cache.0.len(), 1 << One::MOST_BITS);
         assert!(known > 250_000, "{known}");
     }
 
