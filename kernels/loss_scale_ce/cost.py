@@ -2,7 +2,7 @@
 
 For A active rows, V and H that are multiples of their tiles, every row active, no bias, no sums. Bytes are those of
 tiles as programs load them, scalars left out; most of them come from the L2 cache, so they bound the memory's share
-from above. A test counts the same under Triton's interpreter. Letters as in `triton_kernels.py`; `itemsize` is that of
+from above. A test counts the same under Triton's interpreter. Letters as in `triton_logits.py`; `itemsize` is that of
 the inputs.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from postmill.kernels.loss_scale_ce.triton_host import DZ_ROWS, Blocks
+from postmill.kernels.loss_scale_ce.triton_tuning import DZ_ROWS, Blocks
 
 _INT64, _WORD = 8, 4  # a target; a count, a statistic or a factor
 

@@ -16,8 +16,7 @@ torch = pytest.importorskip("torch")
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
-from postmill.kernels.loss_scale_ce import triton_host  # noqa: E402
-from postmill.kernels.loss_scale_ce import triton_kernels as kernels  # noqa: E402
+from postmill.kernels.loss_scale_ce import triton_gradients, triton_logits, triton_tuning  # noqa: E402
 
 pytestmark = pytest.mark.timeout(1200)  # seconds a kernel on a free core
 
@@ -35,10 +34,10 @@ VARIANTS = {"plain": PLAIN, "chunked": PLAIN | {"add": True}, "full": FULL, "sum
 
 def launches(dtype, capability, *, bias, cap, sums, hidden_size, add):
     """(kernel, constants, tiles of the descriptors, warps and stages) of the products of one gradient."""
-    tuning = triton_host.tuning_for(DTYPES[dtype], capability)
+    tuning = triton_tuning.tuning_for(DTYPES[dtype], capability)
     common = {"H": hidden_size, "UPCAST": False, "PRECISION": "tf32x3"}
-    flags = {"HAS_BIAS": bias, "HAS_CAP": cap, "GROUP_M": 16, "FLATTEN": tuning.flatten}
-    flags |= {} if bias else {"bias_ptr": None}
+    flags = {"GROUP_M": triton_tuning.GROUP_M, "FLATTEN": tuning.flatten}
+    flags |= ({} if bias else {"bias_ptr": None}) | ({} if cap else {"softcap": None})
     forward, wide, hidden, weight = (
         tuning.wide_logits if sums or cap else tuning.logits,
         tuning.wide_logits,
@@ -57,29 +56,29 @@ def launches(dtype, capability, *, bias, cap, sums, hidden_size, add):
 
     store = {} if not cap else {"stored": None}
     yield (
-        kernels.logits_kernel,
-        logits(forward) | store | {"WANT_SUMS": sums, "STORE": not cap},
+        triton_logits.logits_kernel,
+        logits(forward) | store | {"WANT_SUMS": sums},
         reads(forward) | {"stored": (forward.m, forward.n)},
         forward,
     )
-    yield kernels.dz_kernel, logits(wide), reads(wide) | {"dz_out": (wide.m, wide.n)}, wide
+    yield triton_logits.dz_kernel, logits(wide), reads(wide) | {"dz_out": (wide.m, wide.n)}, wide
     tiles = {"dz": (hidden.m, hidden.n), "w": (hidden.n, hidden.k)}
     split = {
         "IS_FIRST": not add,
         "IS_LAST": True,
         "PROGRAMS": 132,
-        "MAX_PARTS": triton_host.MAX_PARTS,
-        "MAX_ITEMS": 132 * triton_host.MAX_ROUNDS,
+        "MAX_PARTS": triton_tuning.MAX_PARTS,
+        "MAX_ITEMS": 132 * triton_tuning.MAX_ROUNDS,
     }
-    yield kernels.grad_hidden_kernel, gradient(hidden) | split, tiles, hidden
+    yield triton_gradients.grad_hidden_kernel, gradient(hidden) | split, tiles, hidden
     tiles = {"dz": (weight.m, weight.n), "x": (weight.m, weight.k)}
-    wants = {"IS_CHUNK": add, "FLATTEN": tuning.flatten and not add} | ({} if add else {"sums_ptr": None})
-    yield kernels.grad_weight_kernel, gradient(weight) | wants, tiles, weight
+    wants = {"FLATTEN": tuning.flatten and not add} | ({} if add else {"sums_ptr": None})
+    yield triton_gradients.grad_weight_kernel, gradient(weight) | wants, tiles, weight
 
 
 def compile_for(kernel, constants, tiles, blocks, dtype, capability):
     signature, attributes = {}, {}
-    has_descriptors = triton_host.tuning_for(DTYPES[dtype], capability).has_descriptors
+    has_descriptors = triton_tuning.tuning_for(DTYPES[dtype], capability).has_descriptors
     for i, name in enumerate(kernel.arg_names):
         if name in constants:
             signature[name] = "constexpr"

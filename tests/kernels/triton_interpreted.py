@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from triton.runtime import interpreter
 
-from postmill.kernels.loss_scale_ce import cost, triton_host
+from postmill.kernels.loss_scale_ce import cost, triton_host, triton_tuning
 from postmill.kernels.loss_scale_ce.api import loss_scale_ce
-from postmill.kernels.loss_scale_ce.triton_host import Blocks, Tuning
+from postmill.kernels.loss_scale_ce.triton_tuning import Blocks, Tuning
 
 sys.path.insert(0, str(Path(__file__).parent))
 from loss_problem import (
@@ -116,13 +116,13 @@ def counted_and_closed_form(counter, *, stored):
 
 
 def main():
-    triton_host.TUNINGS = dict.fromkeys(triton_host.TUNINGS, SMALL)
+    triton_tuning.TUNINGS = dict.fromkeys(triton_tuning.TUNINGS, SMALL)
     for name, run in cases():
         print(json.dumps([name, run()]), flush=True)
-    triton_host.TUNINGS = dict.fromkeys(triton_host.TUNINGS, SMALL._replace(has_descriptors=False))
+    triton_tuning.TUNINGS = dict.fromkeys(triton_tuning.TUNINGS, SMALL._replace(has_descriptors=False))
     print(json.dumps(["float32 pointers", deviations(torch.float32, label_smoothing=0.1)]), flush=True)
     print(json.dumps(["float32 pointers rows", deviations(torch.float32, rows=True, softcap=3.0)]), flush=True)
-    triton_host.TUNINGS = dict.fromkeys(triton_host.TUNINGS, SMALL)
+    triton_tuning.TUNINGS = dict.fromkeys(triton_tuning.TUNINGS, SMALL)
     # Chunks of rows through E, several slices where it is made again, and neither may change the answer.
     triton_host.FEWEST_STORED_ROWS, triton_host.STORE_BYTES = 1, 128 * 251 * 4
     # what one chunk may take beyond STORE_BYTES is 19 x 251 x 4 bytes: 300 rows need three
