@@ -149,13 +149,7 @@ impl Bpe {
                     (piece + original(changes, at)) as u32
                 }));
             }
-            Source::Text { piece, at, changes: [], .. } => {
-                let mut end = (piece + at) as u32;
-                ends.extend(ids.iter().map(|&id| {
-                    end += self.tables.token_len(id) as u32;
-                    end
-                }));
-            }
+            Source::Text { piece, at, changes: [], .. } => self.tables.push_ends(ids, piece + at, ends),
             Source::Text { piece, mut at, changes, .. } => ends.extend(ids.iter().map(|&id| {
                 at += self.tables.token_len(id);
                 (piece + original(changes, at)) as u32
