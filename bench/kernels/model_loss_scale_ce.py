@@ -19,7 +19,7 @@ import math
 from typing import NamedTuple
 
 FLOPS_PER_S, BYTES_PER_S = 989e12, 3.35e12
-STORE_BYTES, SLICE_BYTES = 1 << 30, 256 << 20  # as in kernels/loss_scale_ce/triton_host.py
+STORE_BYTES, STORE_SHARE, SLICE_BYTES = 1 << 30, 8, 256 << 20  # as in kernels/loss_scale_ce/triton_host.py
 
 
 class Head(NamedTuple):
@@ -33,7 +33,8 @@ def stored(head: Head) -> tuple[float, float]:
     rows, vh = round(head.num_tokens * head.active), head.vocab_size * head.hidden_size
     row_bytes = 2 * head.vocab_size
     is_one_chunk = head.num_tokens * row_bytes <= STORE_BYTES + 4 * vh
-    chunks = 1 if is_one_chunk else math.ceil(rows / (STORE_BYTES // row_bytes))
+    chunk_rows = (STORE_BYTES + 4 * vh // STORE_SHARE) // row_bytes
+    chunks = 1 if is_one_chunk else math.ceil(rows / chunk_rows)
     num_bytes = chunks * 2 * 2 * vh + 5 * rows * row_bytes + (chunks - 1) * 2 * 4 * vh + 2 * vh
     return 6 * rows * vh, num_bytes + 5 * 2 * rows * head.hidden_size
 

@@ -5,10 +5,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
-pytest.importorskip("triton")
+from postmill.kernels.loss_scale_ce.terms import Needs
+
+triton_host = pytest.importorskip("postmill.kernels.loss_scale_ce.triton_host", reason="triton is not installed")
 
 pytestmark = pytest.mark.timeout(1200)  # the interpreter takes 20 s of a free core, many times that of a busy one
 
@@ -56,3 +60,19 @@ def test_operations_and_bytes_are_those_of_the_closed_forms(results, case, produ
     counted, closed = results[case]["counted"], results[case]["closed"]
     assert counted == closed
     assert sum(flops for flops, _, _ in counted.values()) == products * results[case]["AHV"]
+
+
+@pytest.mark.parametrize(
+    ("num_tokens", "vocab_size", "needs_weight", "rows"),
+    [
+        (4096, 151_936, True, 4096),  # one chunk: E takes less than its room and dW in float32
+        (16_384, 151_936, True, 4096),
+        (16_384, 151_936, False, 3328),
+        (4096, 151_936, False, 2048),
+        (4096, 2_000_000, False, 0),  # too few at a time: the logits are made again
+    ],
+)
+def test_rows_of_e_held_at_a_time(num_tokens, vocab_size, needs_weight, rows):
+    weight_VH = torch.empty(vocab_size, 4096, dtype=torch.bfloat16, device="meta")
+    batch = SimpleNamespace(num_tokens=num_tokens, vocab_size=vocab_size, weight_VH=weight_VH, dtype=weight_VH.dtype)
+    assert triton_host._chunk_rows(batch, Needs(weight=needs_weight)) == rows
