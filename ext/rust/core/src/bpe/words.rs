@@ -5,7 +5,7 @@ use super::Bpe;
 use super::cache::{self, Key, MAX_WORD, WordCache};
 use super::cuts::Block;
 use super::merge::{self, MergeScratch};
-use super::phrases::{self, Phrase, Phrases};
+use super::phrases::{self, Phrases};
 use super::tables::Tables;
 
 /// Words that are scanned before the first is looked up.
@@ -85,8 +85,7 @@ impl Queue {
     /// A longer one; `kind` is [`WORD`] or [`PIECE`].
     #[inline]
     fn push_long(&mut self, bytes: &[u8], start: usize, end: usize, kind: u64) {
-        let hash = Phrase::new(&bytes[start..end], kind == PIECE).map_or(0, Phrase::hash);
-        self.phrases.prefetch(hash);
+        let hash = self.phrases.ask(&bytes[start..end], kind == PIECE);
         self.push([start as u64, end as u64], kind | u64::from(hash));
     }
 
@@ -131,16 +130,13 @@ fn encode_long(
     merge: &mut MergeScratch,
     ids: &mut Vec<u32>,
 ) {
-    let phrase = Phrase::new(long, kind == PIECE);
-    if phrase.is_some_and(|phrase| phrases.get(hash, phrase, ids)) {
+    if phrases.append(hash, long, kind == PIECE, ids) {
         return;
     }
     let before = ids.len();
     let encode = if kind == WORD { merge::encode_word } else { merge::encode_piece };
     encode(tables, long, merge, ids);
-    if let Some(phrase) = phrase {
-        phrases.insert(hash, phrase, &ids[before..]);
-    }
+    phrases.remember(hash, long, kind == PIECE, &ids[before..]);
 }
 
 impl Bpe {
