@@ -1,12 +1,17 @@
 """Training runs in forked children: real processes and signals, and no import to wait for."""
 
+import faulthandler
 import os
 import signal
+import socket
 import time
 
 from postmill.io.errors import ArtifactError, ConfigError, StageError
 from postmill.stages.runner import Options, run_stage
 from postmill.stages.train.config import STAGE
+
+HANGS_S = 120
+"""A child that takes so long hangs; a little earlier it says where it is."""
 
 
 def fork_run(cfg, ports, target, env=None):
@@ -15,6 +20,7 @@ def fork_run(cfg, ports, target, env=None):
     if pid:
         return pid
     code = 99
+    faulthandler.dump_traceback_later(HANGS_S - 10, file=2)
     try:
         os.environ.update(env or {})
         if env:
@@ -24,17 +30,19 @@ def fork_run(cfg, ports, target, env=None):
         run_stage(STAGE, cfg, ports, target, Options(threads=1))
         code = 0
     except (ArtifactError, StageError, ConfigError) as error:
-        print(error)
+        print(error, flush=True)
         code = error.code
     except BaseException as error:
-        print(repr(error))
+        print(repr(error), flush=True)
     finally:
         os._exit(code)
 
 
-def fork_ranks(cfgs, ports, target, port_offset=0):
+def fork_ranks(cfgs, ports, target):
     """Start a rank for each config, as a launcher would; returns their pids."""
-    port = 20000 + (os.getpid() * 7 + port_offset) % 30000
+    with socket.socket() as free:  # one that nobody has: a rank that cannot listen leaves the other waiting
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
     common = {"WORLD_SIZE": str(len(cfgs)), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     return [
         fork_run(cfg, ports, target, common | {"RANK": str(r), "LOCAL_RANK": str(r), "ACCELERATE_USE_CPU": "true"})
@@ -42,7 +50,7 @@ def fork_ranks(cfgs, ports, target, port_offset=0):
     ]
 
 
-def wait_code(pid, limit_s=120):
+def wait_code(pid, limit_s=HANGS_S):
     """Exit code of a child, -signal if it was killed."""
     end = time.monotonic() + limit_s
     while time.monotonic() < end:

@@ -87,7 +87,7 @@ def test_a_signal_to_one_rank_stops_all_and_they_go_on_to_the_same_bytes(world, 
     assert [wait_code(pid) for pid in pids] == [0, 0]
     target = tmp_path / "run"
     log = tmp_path / "run.checkpoints" / "metrics.jsonl"
-    pids = fork_ranks([cfg] * 2, given(world), target, 1)
+    pids = fork_ranks([cfg] * 2, given(world), target)
     end = time.monotonic() + 60
     while time.monotonic() < end and not (log.exists() and log.stat().st_size):
         time.sleep(0.005)
@@ -96,7 +96,7 @@ def test_a_signal_to_one_rank_stops_all_and_they_go_on_to_the_same_bytes(world, 
     saved = list((tmp_path / "run.checkpoints").glob("step-*"))
     assert len(saved) == 1
     assert not target.exists()
-    pids = fork_ranks([cfg] * 2, given(world), target, 2)
+    pids = fork_ranks([cfg] * 2, given(world), target)
     assert [wait_code(pid) for pid in pids] == [0, 0]
     assert load_artifact(target).digest == load_artifact(tmp_path / "whole").digest
 
