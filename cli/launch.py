@@ -86,10 +86,15 @@ def _parse(argv: list[str]) -> tuple[int, list[str]]:
     return int(value), rest
 
 
-def _start(command: list[str], ranks: int, errors: list[IO[Any] | None]) -> list[subprocess.Popen[Any]]:
+def free_port() -> int:
+    """A port of this machine that nobody has, for rank 0 to listen at."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+        return int(free.getsockname()[1])
+
+
+def _start(command: list[str], ranks: int, errors: list[IO[Any] | None]) -> list[subprocess.Popen[Any]]:
+    port = free_port()
     threads = max(1, len(os.sched_getaffinity(0)) // ranks)
     common = {"WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     common |= {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": threads}

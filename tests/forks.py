@@ -3,9 +3,9 @@
 import faulthandler
 import os
 import signal
-import socket
 import time
 
+from postmill.cli.launch import free_port
 from postmill.io.errors import ArtifactError, ConfigError, StageError
 from postmill.stages.runner import Options, run_stage
 from postmill.stages.train.config import STAGE
@@ -40,10 +40,8 @@ def fork_run(cfg, ports, target, env=None):
 
 def fork_ranks(cfgs, ports, target):
     """Start a rank for each config, as a launcher would; returns their pids."""
-    with socket.socket() as free:  # one that nobody has: a rank that cannot listen leaves the other waiting
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    common = {"WORLD_SIZE": str(len(cfgs)), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    # Free: a rank that cannot listen leaves the others waiting.
+    common = {"WORLD_SIZE": str(len(cfgs)), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     return [
         fork_run(cfg, ports, target, common | {"RANK": str(r), "LOCAL_RANK": str(r), "ACCELERATE_USE_CPU": "true"})
         for r, cfg in enumerate(cfgs)

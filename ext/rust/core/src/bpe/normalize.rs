@@ -31,9 +31,9 @@ impl Default for Nfc {
 const ODD: u8 = 0xCC;
 
 /// Whether an unstable character may start with these three bytes, of which the last two need not belong to it: not below
-/// U+0300; nor from U+0400 to U+047F, which is Cyrillic (`D0`, `D1`), nor where nearly all of Han and all syllables of Hangul
-/// are, U+4000 to U+9FFF (`E4` to `E9`) and U+AC00 to U+D7FF (`EA B0` to `ED`); nor among kana and the signs around them, quotation marks and full-width forms, but for a few. A test asks the table
-/// about every character.
+/// U+0300; nor from U+0400 to U+047F, which is Cyrillic (`D0`, `D1`); nor where nearly all of Han and all syllables of
+/// Hangul are, U+4000 to U+9FFF (`E4` to `E9`) and U+AC00 to U+D7FF (`EA B0` to `ED`); nor among kana and the signs around
+/// them, quotation marks and full-width forms, but for a few. A test asks the table about every character.
 #[allow(clippy::needless_bitwise_bool)] // without branches the processor asks about many at a time
 #[inline]
 fn suspect(first: u8, second: u8, third: u8) -> bool {

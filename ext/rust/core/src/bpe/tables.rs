@@ -346,8 +346,14 @@ impl Tables {
     /// How many bytes a token stands for.
     #[inline]
     pub fn token_len(&self, id: u32) -> usize {
-        match self.lens[id as usize] {
-            LONG => self.vocab.spans[id as usize].1 as usize,
+        self.len_among(&self.lens, id) as usize
+    }
+
+    /// The same, by a slice of `lens` that a loop keeps in registers.
+    #[inline]
+    fn len_among(&self, lens: &[u8], id: u32) -> u32 {
+        match lens[id as usize] {
+            LONG => self.vocab.spans[id as usize].1,
             len => len.into(),
         }
     }
@@ -357,8 +363,7 @@ impl Tables {
         let (lens, mut end) = (self.lens.as_slice(), start as u32);
         // `move`: else the sum goes through memory at each token, which takes longer than all the rest.
         ends.extend(ids.iter().map(move |&id| {
-            let len = lens[id as usize];
-            end += if len == LONG { self.vocab.spans[id as usize].1 } else { len.into() };
+            end += self.len_among(lens, id);
             end
         }));
     }
