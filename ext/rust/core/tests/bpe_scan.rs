@@ -11,9 +11,9 @@ use postmill_core::bpe::unicode_data::CATEGORIES;
 use words::{FAMILIES, Oracle};
 
 /// One or two of each class, and every character a regex names or folds to one it names.
-const ALPHABET: [char; 22] = [
+const ALPHABET: [char; 26] = [
     'a', 'B', 's', 'l', '\'', ' ', '\n', '\r', '\t', '1', '!', '/', '中', 'ǅ', 'ʰ', '\u{301}', '\u{200B}', 'ſ', '²',
-    '\u{A0}', '「', 'é',
+    '\u{A0}', '「', 'é', 'ひ', '한', 'Ж', '😀',
 ];
 
 /// Fewer characters for longer strings: one for each class, and the pieces of a contraction.
@@ -88,9 +88,12 @@ fn enumerate(alphabet: &[char], longest: usize) {
     }
 }
 
-/// The same with plain text behind, so that the fast scanner sees whole blocks and decides by itself.
-fn enumerate_before_text(alphabet: &[char], longest: usize) {
-    let tail = "the rest of this line is as plain as it can be, and longer than one block of it\n";
+const PLAIN: &str = "the rest of this line is as plain as it can be, and longer than one block of it\n";
+const WIDE: &str =
+    "és élèves ont 中文 и 한국어, «мир» 日本語のひらがな — 2²; l’été ſ'ſ Ǆ'S longer than one block of it\n";
+
+/// The same with text behind, so that the fast scanner sees whole blocks and decides by itself.
+fn enumerate_before_text(alphabet: &[char], longest: usize, tail: &str) {
     for (name, steps) in FAMILIES {
         let (scanner, oracle) = (Scanner::new(pattern_of(steps)), Oracle::new(steps));
         let mut text = String::new();
@@ -109,14 +112,19 @@ const ASCII: [char; 14] = ['a', 'B', 's', 'l', 'E', '\'', ' ', '\n', '\r', '\t',
 
 #[test]
 fn every_short_string_before_text_is_cut_as_the_regex_cuts_it() {
-    enumerate_before_text(&ASCII, 3);
+    enumerate_before_text(&ASCII, 3, PLAIN);
+    enumerate_before_text(&ASCII, 2, WIDE);
+    enumerate_before_text(&ALPHABET, 2, PLAIN);
+    enumerate_before_text(&ALPHABET, 2, WIDE);
 }
 
 #[test]
 #[ignore = "minutes; run in release mode"]
 fn every_longer_string_before_text_is_cut_as_the_regex_cuts_it() {
-    enumerate_before_text(&ASCII, 4);
-    enumerate_before_text(&['a', 'B', 's', '\'', ' ', '\n', '1', '!', '/'], 5);
+    enumerate_before_text(&ASCII, 4, PLAIN);
+    enumerate_before_text(&['a', 'B', 's', '\'', ' ', '\n', '1', '!', '/'], 5, PLAIN);
+    enumerate_before_text(&ALPHABET, 3, WIDE);
+    enumerate_before_text(&CORE, 4, WIDE);
 }
 
 #[test]

@@ -9,6 +9,8 @@
 
 pub mod added;
 pub mod batch;
+#[cfg(target_arch = "x86_64")]
+mod blocks;
 pub mod cache;
 mod compile;
 mod cuts;

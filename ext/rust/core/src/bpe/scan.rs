@@ -20,7 +20,7 @@ pub struct Scanner {
     ascii: [u16; 128],
     /// The table once more for the basic plane, flat.
     plane: Box<[u8; 0x1_0000]>,
-    /// Whether the processor can run `masks`.
+    /// Whether the processor can run `blocks`.
     #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
     has_masks: bool,
 }
@@ -295,6 +295,19 @@ impl Scanner {
         Self { pattern, table, ascii, plane, has_masks }
     }
 
+    /// Whether the processor can run `blocks`.
+    #[cfg(all(test, target_arch = "x86_64"))]
+    pub(super) fn has_masks(&self) -> bool {
+        self.has_masks
+    }
+
+    /// Class of the character at `i`.
+    #[cfg(target_arch = "x86_64")]
+    #[inline]
+    pub(super) fn class(&self, bytes: &[u8], i: usize) -> u16 {
+        Text { scanner: self, bytes }.class(i).0
+    }
+
     /// Which pattern this is.
     #[must_use]
     pub fn pattern(&self) -> Pattern {
@@ -322,7 +335,7 @@ impl Scanner {
         #[cfg(target_arch = "x86_64")]
         if self.has_masks {
             // SAFETY: the processor has these features; `has_masks` asked it.
-            return unsafe { super::masks::fill(self, text, at, ends, enough) };
+            return unsafe { super::blocks::fill(self, text, at, ends, enough) };
         }
         while at < text.len() && ends.len() < enough {
             at = self.word_end(text, at);
