@@ -15,32 +15,34 @@ pytest.importorskip("postmill._native", reason="native module not built")
 
 import tiny_model  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
+from tiny_tokenizer import write_tokenizer  # noqa: E402
 
 CHATS = [
     ("Name a colour of the sky.", "Blue, most days; red in the evening.", 0.3),
     ("Add 17 and 25.", "17 + 25 = 42", 3.0),
     ("Who wrote Hamlet?", "William Shakespeare wrote it about 1600.", 1.0),
 ]
-VOCAB = 49_152
-
-
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    """A tiny model with SmolLM2's tokenizer, and weighted chats packed for it by the real commands."""
-    tokenizer = assets.smollm2()
-    if tokenizer is None:
-        pytest.skip("SmolLM2 cannot be fetched here")
+def world(tmp_path_factory, request):
+    """A tiny model with SmolLM2's tokenizer or one of bytes, and weighted chats packed for it by the real commands."""
     folder = tmp_path_factory.mktemp("kernels")
-    base = tiny_model.write_model(folder / "base", hidden_size=16, vocab_size=VOCAB, num_hidden_layers=1)
-    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-        (base / name).write_bytes((tokenizer / name).read_bytes())
+    if request.param == "smollm2":
+        tokenizer, vocab_size, row_tokens = assets.smollm2(), 49_152, 64
+        if tokenizer is None:
+            pytest.skip("SmolLM2 cannot be fetched here")
+    else:
+        tokenizer, vocab_size, row_tokens = write_tokenizer(folder / "tokenizer"), 263, 128
+    base = tiny_model.write_model(folder / "base", hidden_size=16, vocab_size=vocab_size, num_hidden_layers=1)
+    (base / "chat_template.jinja").unlink()
+    for file in (*tokenizer.glob("tokenizer*.json"), *tokenizer.glob("chat_template.jinja")):
+        (base / file.name).write_bytes(file.read_bytes())
     with (folder / "chats.jsonl").open("w") as file:
         for question, answer, weight in CHATS:
             user = {"role": "user", "content": question}
             reply = {"role": "assistant", "content": answer, "loss_scale": weight}
             file.write(json.dumps({"messages": [user, reply]}) + "\n")
     postmill("tokenize", folder / "chats.jsonl", "-m", base, "-o", folder / "tokens")
-    postmill("pack", folder / "tokens", "--row-tokens", "64", "-o", folder / "packed")
+    postmill("pack", folder / "tokens", "--row-tokens", str(row_tokens), "-o", folder / "packed")
     return folder
 
 
@@ -61,7 +63,15 @@ def step(world, backend):
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("backend", ["cpp", "triton"])
+@pytest.mark.parametrize(
+    ("world", "backend"),
+    [
+        ("smollm2", "cpp"),
+        ("bytes", "triton"),
+        pytest.param("smollm2", "triton", marks=pytest.mark.slow),  # minutes of the interpreter
+    ],
+    indirect=["world"],
+)
 def test_one_step_is_the_same_with_every_backend(world, backend):
     if backend == "cpp":
         pytest.importorskip("postmill._C", reason="C++ kernels not built")
