@@ -35,7 +35,7 @@ demo: setup ## the whole pipeline on a real small model, on the CPU
 	$(BIN)/python examples/demo/run.py
 
 test: assets ## everything that runs in minutes
-	$(RUN) cargo test --release --workspace --exclude postmill-py -q
+	$(RUN) cargo test --release --workspace -q
 	$(RUN) $(BIN)/pytest -m "not slow and not gpu" -n 2 --dist loadfile
 
 test-slow: assets ## everything, hours of fuzzing aside

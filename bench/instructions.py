@@ -55,7 +55,8 @@ def main() -> int:
     if shutil.which("valgrind") is None:
         print("instructions: valgrind not found, nothing was counted; install it to compare")
         return 0
-    build = ["cargo", "build", "-q", "--release", "-p", "postmill-core", "--example", "fixed_work"]
+    # --workspace: with the features of the Python module's build, so that cargo finds what that has compiled
+    build = ["cargo", "build", "-q", "--release", "--workspace", "--example", "fixed_work"]
     subprocess.run(build, check=True, cwd=ROOT)
     binary = ROOT / "target" / "release" / "examples" / "fixed_work"
     release, failed = rustc(), []
