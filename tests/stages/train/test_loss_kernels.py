@@ -22,6 +22,8 @@ CHATS = [
     ("Add 17 and 25.", "17 + 25 = 42", 3.0),
     ("Who wrote Hamlet?", "William Shakespeare wrote it about 1600.", 1.0),
 ]
+
+
 @pytest.fixture(scope="module")
 def world(tmp_path_factory, request):
     """A tiny model with SmolLM2's tokenizer or one of bytes, and weighted chats packed for it by the real commands."""

@@ -1,9 +1,9 @@
-//! Words of text, 64 bytes at a time: classes are bit masks, and the boundaries of a regex become shifts, ands and carries on
-//! them. Not a guess about the text: whatever a block cannot decide is left to the plain scanner.
+//! Words of text, 64 bytes at a time: classes are bit masks, and the boundaries of a regex become shifts, ands and
+//! carries on them. Not a guess about the text: whatever a block cannot decide is left to the plain scanner.
 //!
 //! A block always begins where a word begins, so no state crosses from block to block. In a block, a *start* is a bit
-//! where a word begins. Bits at or beyond `limit` may depend on characters that the block does not show and are not used; the
-//! next block begins at the last start before it.
+//! where a word begins. Bits at or beyond `limit` may depend on characters that the block does not show and are not
+//! used; the next block begins at the last start before it.
 
 // Called from two places, each rule would become a function of its own: a third more time on English.
 #![allow(clippy::inline_always)]

@@ -206,8 +206,8 @@ impl Masks {
         }
     }
 
-    /// Of all characters up to the first of a class that [`super::blocks`] cannot place for the pattern. `len` is how many
-    /// bytes of the block are text.
+    /// Of all characters up to the first of a class that [`super::blocks`] cannot place for the pattern; one is not ASCII.
+    /// `len` is how many bytes of the block are text.
     #[inline]
     #[target_feature(enable = "avx2,bmi1,bmi2,lzcnt,popcnt")]
     pub fn wide(bytes: &[u8; 64], block: Block, len: u32, scanner: &Scanner) -> Self {
@@ -223,9 +223,9 @@ impl Masks {
         // The last character may reach over the end of the block, but not over that of the text.
         let last = leads.ilog2();
         let is_cut = last + bytes[last as usize].leading_ones() > 64;
+        let whole = if is_cut { last } else { len };
         let mut sets = Sets::default();
-        let end = sets.read(bytes, block, leads & below(if is_cut { last } else { len }), scanner, stops);
-        let end = end.unwrap_or(if is_cut { last } else { len });
+        let end = sets.read(bytes, block, leads & below(whole), scanner, stops).unwrap_or(whole);
         let (ascii, of) = (Self::ascii(block, 64), |class: u16| sets.of(class));
         let (marks_of_letters, marks_of_signs) = if marks_are_letters { (of(MARK), 0) } else { (0, of(MARK)) };
         let packed = |set: u64| _pext_u64(set & below(end), heads);
