@@ -102,7 +102,7 @@ def test_stopped_after_every_step_in_turn(world, tmp_path, name, cfg):
     assert (target / "metrics.jsonl").read_bytes() == (world / name / "metrics.jsonl").read_bytes()
 
 
-def kill_until_done(world, cfg, target, kills, seed):
+def kill_until_done(world, name, cfg, target, kills, seed):
     """Run, and send each of `kills` at a random moment; then run to the end. Returns the exit codes."""
     dice = random.Random(seed)
     codes = []
@@ -113,7 +113,8 @@ def kill_until_done(world, cfg, target, kills, seed):
         codes.append(wait_code(pid))
         for path in (target.parent / f"{target.name}.checkpoints").glob("step-*"):
             digest(path)  # whatever has the name of a checkpoint is whole
-        assert not target.exists() or codes[-1] == 0
+        # a kill may come between the commit and the end of the process
+        assert not target.exists() or digest(target) == digest(world / name)
     codes.append(wait_code(fork_run(cfg, given(world), target)))
     return codes
 
@@ -121,7 +122,7 @@ def kill_until_done(world, cfg, target, kills, seed):
 @pytest.mark.parametrize(("name", "cfg"), [("lora", LORA), ("full", FULL)])
 def test_killed_and_terminated_at_random(world, tmp_path, name, cfg):
     kills = [signal.SIGKILL, signal.SIGTERM, signal.SIGKILL, signal.SIGTERM]
-    codes = kill_until_done(world, cfg, tmp_path / "run", kills, seed=7)
+    codes = kill_until_done(world, name, cfg, tmp_path / "run", kills, seed=7)
     assert set(codes) <= {0, 75, -signal.SIGKILL, 143}
     assert digest(tmp_path / "run") == digest(world / name)
 
@@ -132,7 +133,7 @@ def test_killed_and_terminated_at_random(world, tmp_path, name, cfg):
 def test_killed_and_terminated_at_random_fifty_times(world, tmp_path, seed):
     kills = [signal.SIGKILL, signal.SIGTERM, signal.SIGKILL, signal.SIGTERM, signal.SIGKILL]
     name, cfg = (("lora", LORA), ("full", FULL))[seed % 2]
-    codes = kill_until_done(world, cfg, tmp_path / "run", kills, seed=100 + seed)
+    codes = kill_until_done(world, name, cfg, tmp_path / "run", kills, seed=100 + seed)
     assert set(codes) <= {0, 75, -signal.SIGKILL, 143}
     assert digest(tmp_path / "run") == digest(world / name)
 
