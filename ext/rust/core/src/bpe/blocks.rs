@@ -39,10 +39,34 @@ fn contraction(block: &[u8; 64], i: u32, any_case: bool) -> u32 {
     }
 }
 
+/// Calls `found` with the apostrophe and the end of each contraction among the `candidates`. Returns the first of them
+/// whose letters the block does not show.
+#[inline(always)]
+fn contractions(
+    m: &Masks,
+    block: &[u8; 64],
+    mut candidates: u64,
+    any_case: bool,
+    mut found: impl FnMut(u32, u32),
+) -> u32 {
+    while candidates != 0 {
+        let i = candidates.trailing_zeros();
+        candidates &= candidates - 1;
+        if i + 3 > m.shown {
+            return i;
+        }
+        let len = contraction(block, m.byte(i), any_case);
+        if len > 0 {
+            found(i, i + 1 + len);
+        }
+    }
+    64
+}
+
 /// ` ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+` and contractions; `digits`: each number is cut out before.
 #[inline(always)]
 fn gpt2(m: &Masks, block: &[u8; 64], digits: bool) -> Starts {
-    let mut limit = m.shown.min(m.open_spaces() + 1);
+    let limit = m.shown.min(m.open_spaces() + 1);
     let after_space = m.space << 1;
     let mut last_spaces = m.spaces & !(m.spaces >> 1);
     let mut starts = (firsts(m.letters) | firsts(m.signs)) & !after_space;
@@ -53,21 +77,11 @@ fn gpt2(m: &Masks, block: &[u8; 64], digits: bool) -> Starts {
         starts |= firsts(m.numbers) & !after_space;
     }
     starts |= firsts(m.spaces) | last_spaces;
-    let mut candidates = m.apostrophes & firsts(m.signs) & !after_space;
-    while candidates != 0 {
-        let i = candidates.trailing_zeros();
-        candidates &= candidates - 1;
-        if i + 3 > m.shown {
-            limit = limit.min(i);
-            break;
-        }
-        let len = contraction(block, m.byte(i), false);
-        if len > 0 {
-            starts &= !(3 << (i + 1));
-            starts |= 1u64.checked_shl(i + 1 + len).unwrap_or(0);
-        }
-    }
-    (starts, limit)
+    let unseen = contractions(m, block, m.apostrophes & firsts(m.signs) & !after_space, false, |i, end| {
+        starts &= !(3 << (i + 1));
+        starts |= 1u64.checked_shl(end).unwrap_or(0);
+    });
+    (starts, limit.min(unseen))
 }
 
 /// Starts inside white space, for patterns with `\s*[\r\n]+|\s+(?!\S)|\s+`; `spaces` are those no earlier word took.
@@ -105,7 +119,7 @@ fn number_starts(numbers: u64, most: u8) -> u64 {
 /// cl100k and its children; in ASCII they differ in `digits` only.
 #[inline(always)]
 fn cl100k(m: &Masks, block: &[u8; 64], digits: u8) -> Starts {
-    let mut limit = m.shown.min(m.open_spaces() + 1);
+    let limit = m.shown.min(m.open_spaces() + 1);
     // Line breaks right after signs belong to them.
     let taken = m.newlines & !m.newlines.wrapping_add(m.signs << 1 & m.newlines);
     let sign_starts = firsts(m.signs) & !(m.space << 1);
@@ -114,25 +128,15 @@ fn cl100k(m: &Masks, block: &[u8; 64], digits: u8) -> Starts {
     let mut starts = line_spaces(m, m.spaces & !taken, 0);
     starts |= sign_starts | number_starts(m.numbers, digits);
     starts |= firsts(m.letters) & !(blanks << 1) & !(prefixes << 1);
-    let mut candidates = m.apostrophes & prefixes;
-    while candidates != 0 {
-        let i = candidates.trailing_zeros();
-        candidates &= candidates - 1;
-        if i + 3 > m.shown {
-            limit = limit.min(i);
-            break;
-        }
-        let len = contraction(block, m.byte(i), true);
-        if len > 0 {
-            starts |= 1u64.checked_shl(i + 1 + len).unwrap_or(0);
-        }
-    }
-    (starts, limit)
+    let unseen = contractions(m, block, m.apostrophes & prefixes, true, |_, end| {
+        starts |= 1u64.checked_shl(end).unwrap_or(0);
+    });
+    (starts, limit.min(unseen))
 }
 
 /// o200k and Tekken.
 #[inline(always)]
-fn o200k(m: &Masks, block: &[u8; 64], digits: u8, contractions: bool) -> Starts {
+fn o200k(m: &Masks, block: &[u8; 64], digits: u8, keeps_contractions: bool) -> Starts {
     let mut limit = m.shown.min(m.open_spaces() + 1);
     // Line breaks and slashes after signs belong to them. A slash is a sign too, so only one that follows a taken line
     // break is special; if another line break follows that, the sum below would count it twice.
@@ -153,24 +157,17 @@ fn o200k(m: &Masks, block: &[u8; 64], digits: u8, contractions: bool) -> Starts 
     starts |= m.upper & (m.letters & !m.upper) << 1;
     // What a word of upper case next to letters without case does depends on what follows.
     limit = limit.min((m.upper & m.caseless << 1 | m.caseless & m.upper << 1).trailing_zeros());
-    let mut candidates = if contractions { m.apostrophes & m.letters << 1 } else { 0 };
-    let mut end = 0;
-    while candidates != 0 {
-        let i = candidates.trailing_zeros();
-        candidates &= candidates - 1;
-        if i + 3 > m.shown {
-            limit = limit.min(i);
-            break;
-        }
-        let len = contraction(block, m.byte(i), true);
+    let candidates = if keeps_contractions { m.apostrophes & m.letters << 1 } else { 0 };
+    let mut last = 0;
+    let unseen = contractions(m, block, candidates, true, |i, end| {
         // Behind another contraction the apostrophe begins a word.
-        if len > 0 && i != end {
-            end = i + 1 + len;
+        if i != last {
+            last = end;
             starts &= !(below(end) & !below(i));
             starts |= 1u64.checked_shl(end).unwrap_or(0);
         }
-    }
-    (starts, limit)
+    });
+    (starts, limit.min(unseen))
 }
 
 /// `DeepSeek`-V3. A control ends what the block shows: it may be a prefix, or a gap.
