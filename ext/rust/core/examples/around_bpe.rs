@@ -6,14 +6,14 @@
 //! Results are in `bench/LOG.md`.
 #![allow(clippy::print_stdout, clippy::unwrap_used)]
 use arrow_array::{Array, make_array};
-use postmill_core::conversation::{Encoder, Options, Templates};
-use postmill_core::encode::{Engine, Tokens};
+use postmill_core::encode::conversation::{Encoder, Options, Templates};
+use postmill_core::encode::pipeline::{Chunk, ReadOptions, encode_chunk};
 use postmill_core::error::Error;
-use postmill_core::lines;
-use postmill_core::pipeline::{Chunk, ReadOptions, encode_chunk};
+use postmill_core::input::lines;
 use postmill_core::template::{self, SpecialTexts, Template};
-use postmill_core::vocabulary::{self, EngineChoice, TokenNames};
-use postmill_core::weights::{Semantics, Spec};
+use postmill_core::tokenizer::engine::{Engine, Tokens};
+use postmill_core::tokenizer::vocabulary::{self, EngineChoice, TokenNames};
+use postmill_core::weigh::{Semantics, Spec};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Instant;
 use xxhash_rust::xxh3::xxh3_64;

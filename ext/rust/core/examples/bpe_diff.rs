@@ -4,7 +4,7 @@
 
 use std::str::FromStr;
 
-use postmill_core::bpe::{Bpe, Scratch};
+use postmill_core::tokenizer::bpe::{Bpe, Scratch};
 use tokenizers::Tokenizer;
 
 fn main() {

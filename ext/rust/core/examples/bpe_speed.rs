@@ -2,7 +2,7 @@
 //! in seconds of the processor (Linux), which neighbours on the machine disturb less than seconds of the clock.
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout)]
 
-use postmill_core::bpe::{Bpe, Scratch};
+use postmill_core::tokenizer::bpe::{Bpe, Scratch};
 
 /// Nanoseconds this thread has run; the system adds them up when it is asked for another turn.
 fn ran() -> f64 {

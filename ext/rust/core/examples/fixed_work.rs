@@ -7,13 +7,13 @@
 
 use std::fmt::Write;
 
-use postmill_core::bpe::{Bpe, Scratch};
-use postmill_core::conversation::{Encoder, Options, Templates};
+use postmill_core::encode::conversation::{Encoder, Options, Templates};
+use postmill_core::encode::pipeline::{Chunk, ReadOptions, encode_chunk};
 use postmill_core::pack::best_fit;
-use postmill_core::pipeline::{Chunk, ReadOptions, encode_chunk};
 use postmill_core::template::{self, SpecialTexts, Template};
-use postmill_core::vocabulary::{self, EngineChoice, TokenNames};
-use postmill_core::weights::{Semantics, Spec};
+use postmill_core::tokenizer::bpe::{Bpe, Scratch};
+use postmill_core::tokenizer::vocabulary::{self, EngineChoice, TokenNames};
+use postmill_core::weigh::{Semantics, Spec};
 use serde_json::{Value, json};
 
 const TEMPLATE: &str = "{%- for m in messages -%}{%- if m.role == 'assistant' -%}{{ '<|im_start|>assistant\n' }}\

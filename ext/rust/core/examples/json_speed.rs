@@ -2,8 +2,8 @@
 #![allow(clippy::print_stdout, clippy::cast_precision_loss)]
 use std::time::Instant;
 
+use postmill_core::input::lines::{self, Lines, MAX_LINE_BYTES};
 use postmill_core::json;
-use postmill_core::lines::{self, Lines, MAX_LINE_BYTES};
 use postmill_core::rows::{self, RowOptions};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {

@@ -5,7 +5,7 @@
 //! line for each row. Only what `measured` calls counts under
 //! `valgrind --tool=callgrind --collect-atstart=no --toggle-collect='*template_rows::measured*'`.
 #![allow(clippy::print_stdout, clippy::unwrap_used)]
-use postmill_core::lines::{self, Lines};
+use postmill_core::input::lines::{self, Lines};
 use postmill_core::rows::{self, RowOptions};
 use postmill_core::template::{Date, Options, SpecialTexts, Template};
 use postmill_core::types::{Body, Rendered, Row};

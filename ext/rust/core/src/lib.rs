@@ -1,23 +1,11 @@
 //! The data path of Postmill, with no Python in it.
-pub mod arrow_rows;
-pub mod bpe;
-pub mod conversation;
 pub mod encode;
 pub mod error;
-pub mod escape;
-pub mod guard;
+pub mod input;
 pub mod json;
-pub mod json_files;
-pub mod lines;
 pub mod pack;
-pub mod pipeline;
 pub mod rows;
-pub mod seams;
-pub mod sequence;
 pub mod template;
-pub mod thinking;
-pub mod tokens;
-pub mod truncate;
+pub mod tokenizer;
 pub mod types;
-pub mod vocabulary;
-pub mod weights;
+pub mod weigh;

@@ -19,8 +19,8 @@ mod words;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use postmill_core::bpe::pattern::Pattern;
-use postmill_core::bpe::scan::Scanner;
+use postmill_core::tokenizer::bpe::pattern::Pattern;
+use postmill_core::tokenizer::bpe::scan::Scanner;
 use words::{FAMILIES, Oracle};
 
 const LETTER: &str = "aéжǅ中ʰ";

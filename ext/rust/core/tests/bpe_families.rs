@@ -8,7 +8,7 @@ mod words;
 
 use std::str::FromStr;
 
-use postmill_core::bpe::{Bpe, Scratch};
+use postmill_core::tokenizer::bpe::{Bpe, Scratch};
 use serde_json::{Value, json};
 use tokenizers::Tokenizer;
 use train::{CORPUS, train};

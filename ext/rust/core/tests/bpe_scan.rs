@@ -5,9 +5,9 @@
 #[path = "oracle/words.rs"]
 mod words;
 
-use postmill_core::bpe::pattern::Pattern;
-use postmill_core::bpe::scan::Scanner;
-use postmill_core::bpe::unicode_data::CATEGORIES;
+use postmill_core::tokenizer::bpe::pattern::Pattern;
+use postmill_core::tokenizer::bpe::scan::Scanner;
+use postmill_core::tokenizer::bpe::unicode_data::CATEGORIES;
 use words::{FAMILIES, Oracle};
 
 /// One or two of each class, and every character a regex names or folds to one it names.

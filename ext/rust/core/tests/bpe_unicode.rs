@@ -4,12 +4,12 @@
 #[path = "oracle/classes.rs"]
 mod classes;
 
-use postmill_core::bpe::unicode::PageTable;
-use postmill_core::bpe::unicode_data::{CATEGORIES, NFC_UNSTABLE};
+use postmill_core::tokenizer::bpe::unicode::PageTable;
+use postmill_core::tokenizer::bpe::unicode_data::{CATEGORIES, NFC_UNSTABLE};
 
 #[test]
 fn the_committed_tables_equal_those_derived_from_the_crates() {
-    let committed = include_str!("../src/bpe/unicode_data.rs");
+    let committed = include_str!("../src/tokenizer/bpe/unicode_data.rs");
     assert!(committed == classes::source(), "run `cargo run --example unicode_classes`");
 }
 

@@ -1,8 +1,8 @@
 //! Places among tokens, found while encoding, against the ends of all tokens.
 #![allow(missing_docs, clippy::unwrap_used)]
 
-use postmill_core::encode::{Places, Tokens};
-use postmill_core::vocabulary::{EngineChoice, TokenNames, load};
+use postmill_core::tokenizer::engine::{Places, Tokens};
+use postmill_core::tokenizer::vocabulary::{EngineChoice, TokenNames, load};
 use serde_json::{Map, Value, json};
 
 /// A byte-level tokenizer with NFC, some merges and two added tokens, one of which takes the space before it; it has no

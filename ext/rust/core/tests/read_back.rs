@@ -6,8 +6,8 @@
 
 use std::path::Path;
 
-use postmill_core::encode::Tokens;
-use postmill_core::vocabulary::{EngineChoice, TokenNames, load};
+use postmill_core::tokenizer::engine::Tokens;
+use postmill_core::tokenizer::vocabulary::{EngineChoice, TokenNames, load};
 use serde_json::{Value, json};
 
 const TEXTS: [&str; 16] = [
@@ -127,7 +127,7 @@ fn a_space_of_metaspace_is_taken_out_again() {
 #[test]
 fn real_tokenizers_read_back_what_they_encode() {
     let assets = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../.cache/assets");
-    let prose = include_str!("../src/vocabulary.rs").to_owned() + &TEXTS.join("\n");
+    let prose = include_str!("../src/tokenizer/vocabulary.rs").to_owned() + &TEXTS.join("\n");
     for name in ["tokenizer-llama-2", "tokenizer-gemma-3", "qwen3", "llama31"] {
         let Ok(file) = std::fs::read(assets.join(name).join("tokenizer.json")) else { continue };
         let lines: Vec<&str> = prose.split_inclusive('\n').chain(TEXTS).chain([prose.as_str()]).collect();

@@ -4,7 +4,7 @@
 
 use std::path::{Path, PathBuf};
 
-use postmill_core::vocabulary::{EngineChoice, TokenNames, Vocabulary, load};
+use postmill_core::tokenizer::vocabulary::{EngineChoice, TokenNames, Vocabulary, load};
 use serde_json::{Value, json};
 
 const QWEN2: &str =

@@ -2,21 +2,21 @@
 #![allow(clippy::needless_pass_by_value)] // arguments are extracted by value
 
 use crate::error::to_python;
-use postmill_core::conversation::{Encoder, Options, SpecialText, Templates};
-use postmill_core::encode::Tokens;
+use postmill_core::encode::conversation::{Encoder, Options, SpecialText, Templates};
+use postmill_core::encode::pipeline::{self, Chunk, ReadOptions};
+use postmill_core::encode::seams::Segments;
+use postmill_core::encode::thinking::Thinking;
+use postmill_core::encode::tokens::tokens_schema;
+use postmill_core::encode::truncate::Truncation;
 use postmill_core::error::Error;
-use postmill_core::escape::Escape;
 use postmill_core::json;
-use postmill_core::pipeline::{self, Chunk, ReadOptions};
 use postmill_core::rows::RowOptions;
-use postmill_core::seams::Segments;
 use postmill_core::template::{Date, SpecialTexts, Template};
-use postmill_core::thinking::Thinking;
-use postmill_core::tokens::tokens_schema;
-use postmill_core::truncate::Truncation;
+use postmill_core::tokenizer::engine::Tokens;
+use postmill_core::tokenizer::escape::Escape;
+use postmill_core::tokenizer::vocabulary::{self, EngineChoice, TokenNames};
 use postmill_core::types::Json;
-use postmill_core::vocabulary::{self, EngineChoice, TokenNames};
-use postmill_core::weights::{Semantics, Spec};
+use postmill_core::weigh::{Semantics, Spec};
 use pyo3::buffer::PyBuffer;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};

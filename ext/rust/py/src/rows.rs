@@ -2,11 +2,11 @@
 #![allow(clippy::needless_pass_by_value)] // arguments are extracted by value
 
 use numpy::{IntoPyArray, PyArray1};
-use postmill_core::arrow_rows;
 use postmill_core::error::{Error, RowError};
+use postmill_core::input::arrow_rows;
+use postmill_core::input::json_files::Splitter;
+use postmill_core::input::lines::{self, Lines};
 use postmill_core::json::to_canonical;
-use postmill_core::json_files::Splitter;
-use postmill_core::lines::{self, Lines};
 use postmill_core::rows::{self, RowOptions};
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
@@ -60,7 +60,7 @@ fn count_records(py: Python<'_>, data: &[u8], at_file_start: bool) -> (u64, u64)
     (counts.lines, counts.records)
 }
 
-/// `chunk_bounds(data, offset, chunk_bytes, whole) -> [(start, end)]`; see `postmill_core::lines::chunk_bounds`.
+/// `chunk_bounds(data, offset, chunk_bytes, whole) -> [(start, end)]`; see `postmill_core::input::lines::chunk_bounds`.
 #[pyfunction]
 fn chunk_bounds(py: Python<'_>, data: &[u8], offset: u64, chunk_bytes: usize, whole: bool) -> Vec<(usize, usize)> {
     let chunks = py.detach(|| lines::chunk_bounds(data, offset, chunk_bytes, whole));

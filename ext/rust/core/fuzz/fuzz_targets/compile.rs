@@ -135,7 +135,7 @@ impl Edits<'_> {
 fuzz_target!(|data: &[u8]| {
     let Some((&which, rest)) = data.split_first() else { return };
     if which == 255 {
-        let _ = postmill_core::bpe::Bpe::compile(rest);
+        let _ = postmill_core::tokenizer::bpe::Bpe::compile(rest);
         return;
     }
     let mut file = FILES[usize::from(which) % FILES.len()].clone();

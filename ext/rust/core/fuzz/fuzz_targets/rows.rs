@@ -3,7 +3,8 @@
 
 use libfuzzer_sys::fuzz_target;
 use postmill_core::rows::{RowOptions, normalize_bytes};
-use postmill_core::{json, lines};
+use postmill_core::input::lines;
+use postmill_core::json;
 
 fuzz_target!(|data: &[u8]| {
     if let Ok(value) = json::parse(data) {

@@ -7,9 +7,9 @@ pub mod words;
 
 use std::path::Path;
 
-use postmill_core::bpe::Bpe;
-use postmill_core::bpe::engine::BpeEngine;
-use postmill_core::encode::{Engine, Tokens};
+use postmill_core::tokenizer::bpe::Bpe;
+use postmill_core::tokenizer::bpe::engine::BpeEngine;
+use postmill_core::tokenizer::engine::{Engine, Tokens};
 use serde_json::{Value, json};
 use tokenizers::Tokenizer;
 

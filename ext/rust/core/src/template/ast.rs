@@ -1,7 +1,7 @@
 //! What a template says, after parsing: statements and expressions, with every name resolved to slots.
 use super::filters::Filter;
+use super::is_tests::Test;
 use super::methods::Owners;
-use super::tests::Test;
 use super::value::is_said;
 
 /// A variable: the slots to look in, innermost scope first; the last is an index into the row's own variables.

@@ -3,8 +3,8 @@
 use super::Outcome;
 use super::ast::{CompareOp, Expr};
 use super::interp::Interp;
+use super::is_tests::Test;
 use super::number;
-use super::tests::Test;
 use super::value::Value;
 use crate::types::Json;
 

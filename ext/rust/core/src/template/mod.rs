@@ -14,6 +14,7 @@ mod eval;
 mod filters;
 mod fuel;
 mod interp;
+mod is_tests;
 mod lexer;
 mod look;
 mod marks;
@@ -29,13 +30,12 @@ mod prompt;
 mod row;
 mod scope;
 mod sequences;
-mod tests;
 mod text;
 mod turns;
 mod value;
 
 #[cfg(test)]
-mod unit;
+mod tests;
 
 use std::collections::HashSet;
 

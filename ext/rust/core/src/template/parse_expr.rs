@@ -2,9 +2,9 @@
 //! postfix, filters and tests.
 use super::ast::{ArgExprs, BinaryOp, CompareOp, Expr, Name};
 use super::filters::Filter;
+use super::is_tests::Test;
 use super::lexer::Token;
 use super::parse::Parser;
-use super::tests::Test;
 use crate::error::Error;
 
 impl Parser {

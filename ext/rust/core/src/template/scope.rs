@@ -300,7 +300,7 @@ fn asks_for_prompt(test: &Expr) -> bool {
         Expr::Name(name) => &*name.name == "add_generation_prompt",
         Expr::And(a, b) => asks_for_prompt(a) || asks_for_prompt(b),
         Expr::Test(value, test, _) => {
-            matches!(test, super::tests::Test::Defined | super::tests::Test::True) && asks_for_prompt(value)
+            matches!(test, super::is_tests::Test::Defined | super::is_tests::Test::True) && asks_for_prompt(value)
         }
         Expr::Compare(value, rest) => {
             asks_for_prompt(value) && matches!(&rest[..], [(super::ast::CompareOp::Eq, Expr::Bool(true))])

@@ -4,8 +4,8 @@ use std::cmp::Ordering;
 use super::args::Args;
 use super::filters::Filter;
 use super::interp::Interp;
+use super::is_tests::Test;
 use super::print;
-use super::tests::Test;
 use super::value::{Text, Value};
 use super::{Outcome, ast::BinaryOp, fail, ops, undefined};
 

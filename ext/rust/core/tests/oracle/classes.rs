@@ -1,5 +1,5 @@
 //! Derives the character classes from the regex engine and the normaliser that the `tokenizers` crate uses, and writes
-//! them as the source of `src/bpe/unicode_data.rs`. Shared by the example that writes the file and the test that checks it.
+//! them as the source of `src/tokenizer/bpe/unicode_data.rs`. Shared by the example that writes the file and the test that checks it.
 
 use onig::Regex;
 use std::fmt::Write;

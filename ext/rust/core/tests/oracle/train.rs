@@ -10,7 +10,8 @@ use tokenizers::{DecoderWrapper, NormalizerWrapper, PostProcessorWrapper, Tokeni
 
 /// Rust, and the words of several scripts: enough for merges inside and across characters.
 pub static CORPUS: LazyLock<Vec<String>> = LazyLock::new(|| {
-    let source = include_str!("../../src/bpe/merge.rs").to_owned() + include_str!("../../src/bpe/scan.rs");
+    let source =
+        include_str!("../../src/tokenizer/bpe/merge.rs").to_owned() + include_str!("../../src/tokenizer/bpe/scan.rs");
     let prose = "We're here, it's 12345 o'clock; DON'T panic! naïve café Straße über ﬁn\u{301} ǅ ʰ x² ½ ١٢٣\n\t\n  \r\n中文分词是自然语言处理的基础。\
         日本語の文章をトークンに分けます。한국어 문장도 있습니다. Привет, мир! Ελληνικά שלום مرحبا हिन्दी में पाठ 👩‍👩‍👧 🇩🇪 e\u{301}a\u{30a}\u{327} \
         <div class=\"a\">&amp;</div> https://example.org/a/b?c=d#e $x^2$ \\alpha 中国人民 中国 人民 的 了 在 是 我 有 和 就 不 人 都 一 一个";

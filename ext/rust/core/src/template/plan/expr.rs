@@ -2,8 +2,8 @@
 use super::super::ast::{ArgExprs, Attr, BinaryOp, CompareOp, Expr, Name};
 use super::super::date::strftime;
 use super::super::filters::Filter;
+use super::super::is_tests::Test;
 use super::super::row::is_function;
-use super::super::tests::Test;
 use super::super::text::Side;
 use super::lower::{Lowering, NOWHERE};
 use super::{Condition, Constant, LoopFact, Register, Step};

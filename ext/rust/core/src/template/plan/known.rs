@@ -1,8 +1,8 @@
 //! The values a plan computes with: what lies in the row or the template, and numbers. All can be copied.
 use super::super::fuel::Fuel;
+use super::super::is_tests::Test;
 use super::super::number;
 use super::super::print;
-use super::super::tests::Test;
 use super::super::text;
 use super::super::value::{Chars, FROM_ASSISTANT, Members, Text, Value};
 use super::{Attr, CompareOp, LoopFact};

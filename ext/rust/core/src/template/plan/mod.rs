@@ -15,13 +15,13 @@ mod lower;
 mod machine;
 mod statements;
 #[cfg(test)]
-mod unit;
+mod tests;
 
 pub(super) use known::Known;
 pub(super) use lower::plan;
 
 use super::ast::{Attr, BinaryOp, CompareOp};
-use super::tests::Test;
+use super::is_tests::Test;
 use super::text::Side;
 use memchr::memmem::Finder;
 use std::sync::atomic::{AtomicU64, Ordering};

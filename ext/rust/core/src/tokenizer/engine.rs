@@ -2,9 +2,9 @@
 //!
 //! The contract of every engine: the ids are those of transformers' `tokenizer(text, add_special_tokens=False)`, and
 //! tokens tile the text (token i starts where token i-1 ends; the first starts at 0).
-use crate::bpe::batch::Batch;
 use crate::error::Error;
-use crate::guard;
+use crate::tokenizer::bpe::batch::Batch;
+use crate::tokenizer::guard;
 use tokenizers::Tokenizer;
 
 /// Token ids and, for each, the byte of the text after its last. Kept between rows to save allocations.

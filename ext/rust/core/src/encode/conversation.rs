@@ -1,15 +1,15 @@
 //! One conversation or text: rendered, encoded, weighed and cut to length.
-use crate::encode::{Engine, Places, Tokens, encode_parts};
+use crate::encode::seams::{self, Segments};
+use crate::encode::thinking::{self, Thinking};
+use crate::encode::truncate::{Truncation, clip_spans, clip_turns};
 use crate::error::{Error, RowError};
-use crate::escape::{Escape, is_spelled_out};
-use crate::seams::{self, Segments};
-use crate::sequence::{Scratch, Span, TokenTurn, totals, weigh};
 use crate::template::{Date, Template};
-use crate::thinking::{self, Thinking};
-use crate::truncate::{Truncation, clip_spans, clip_turns};
+use crate::tokenizer::engine::{Engine, Places, Tokens, encode_parts};
+use crate::tokenizer::escape::{Escape, is_spelled_out};
+use crate::tokenizer::vocabulary::Vocabulary;
 use crate::types::{Json, Message, Role};
-use crate::vocabulary::Vocabulary;
-use crate::weights::{Base, Semantics, Spec};
+use crate::weigh::sequence::{Scratch, Span, TokenTurn, totals, weigh};
+use crate::weigh::{Base, Semantics, Spec};
 use regex::Regex;
 use std::borrow::Cow;
 
@@ -22,7 +22,7 @@ pub enum SpecialText {
     Drop,
     /// Refuse the row.
     Error,
-    /// Encode it as the text it is; see [`crate::escape`].
+    /// Encode it as the text it is; see [`crate::tokenizer::escape`].
     Escape,
 }
 
@@ -362,7 +362,7 @@ impl Encoder {
     fn weigh(&self, row: &mut Conversation, scratch: &mut Scratch) -> Result<(), Error> {
         if row.is_text {
             row.spans.clear();
-            crate::sequence::push_span(&mut row.spans, 0, row.tokens.ids.len(), 1.0);
+            crate::weigh::sequence::push_span(&mut row.spans, 0, row.tokens.ids.len(), 1.0);
             return Ok(());
         }
         weigh(&self.spec, &row.tokens.ids, &row.turns, &self.vocabulary, scratch, &mut row.spans)

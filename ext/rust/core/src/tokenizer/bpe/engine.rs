@@ -3,8 +3,8 @@
 use std::sync::Mutex;
 
 use super::{Bpe, Scratch};
-use crate::encode::{Engine, Tokens};
 use crate::error::Error;
+use crate::tokenizer::engine::{Engine, Tokens};
 
 /// A [`Bpe`] with a pool of working memory, one for each thread that encodes at the same time.
 #[derive(Debug)]

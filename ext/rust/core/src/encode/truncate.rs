@@ -1,6 +1,6 @@
 //! Cutting rows that are too long, so that no model learns an answer that was cut off.
-use crate::sequence::{Span, TokenTurn};
 use crate::types::Role;
+use crate::weigh::sequence::{Span, TokenTurn};
 
 /// What to do with a row longer than the limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

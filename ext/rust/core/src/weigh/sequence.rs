@@ -3,9 +3,9 @@
 //! Weights are a function of the tokens alone: the text that rules look at is read back from the ids. So weighing a
 //! stored row again, with any specification, gives what fresh tokenisation would have given.
 use crate::error::Error;
+use crate::tokenizer::vocabulary::Vocabulary;
 use crate::types::Role;
-use crate::vocabulary::Vocabulary;
-use crate::weights::{Base, Segment, Semantics, Spec};
+use crate::weigh::{Base, Segment, Semantics, Spec};
 
 /// A turn, in token indices. `start..end` holds the framing too.
 #[derive(Debug, Clone, PartialEq)]

@@ -4,10 +4,10 @@
 //! character that the row does not have (a Unicode noncharacter) is put behind the first character of everything in the
 //! row that is, or could become the beginning of, a special token. What the tokenizer still finds as special is then the
 //! template's. The stretches between are encoded again without the marks, and without special tokens.
-use crate::encode::{Engine, HfEngine, Tokens};
 use crate::error::{Error, RowError};
+use crate::tokenizer::engine::{Engine, HfEngine, Tokens};
+use crate::tokenizer::vocabulary::{TokenNames, crate_tokenizer};
 use crate::types::{Json, Message};
-use crate::vocabulary::{TokenNames, crate_tokenizer};
 use std::collections::HashMap;
 
 /// Characters that text may not hold by Unicode's rules; all are of [`MARK_BYTES`] bytes.
@@ -29,7 +29,7 @@ impl Escape {
     /// Read the tokenizer once more, as one that knows no special tokens.
     ///
     /// # Errors
-    /// As [`crate::vocabulary::load`]; `Error::Config` for a tokenizer where a stretch of text cannot stand alone.
+    /// As [`crate::tokenizer::vocabulary::load`]; `Error::Config` for a tokenizer where a stretch of text cannot stand alone.
     pub fn new(tokenizer_json: &[u8], names: &TokenNames) -> Result<Self, Error> {
         let mut tokenizer = crate_tokenizer(tokenizer_json, names)?;
         let added = tokenizer.get_added_tokens_decoder();

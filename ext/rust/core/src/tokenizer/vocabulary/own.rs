@@ -1,6 +1,6 @@
 //! The same tables from our own engine, without the crate's tokenizer, which takes ten times as long to build.
 use super::{DummySpace, Surfaces, TokenNames, Vocabulary, append_surface, byte_level_table};
-use crate::bpe::{Bpe, Rest};
+use crate::tokenizer::bpe::{Bpe, Rest};
 use serde_json::Value;
 
 /// The id of an added token or a vocabulary entry, as the crate's `token_to_id`.

@@ -1,10 +1,10 @@
 //! What is known about a vocabulary besides how to encode with it: the bytes of every id, and the special tokens.
-use crate::bpe::Bpe;
-use crate::bpe::engine::BpeEngine;
-use crate::encode::{Engine, HfEngine};
 use crate::error::Error;
-use crate::guard;
 use crate::json;
+use crate::tokenizer::bpe::Bpe;
+use crate::tokenizer::bpe::engine::BpeEngine;
+use crate::tokenizer::engine::{Engine, HfEngine};
+use crate::tokenizer::guard;
 use crate::types::Json;
 use tokenizers::{AddedToken, Tokenizer};
 

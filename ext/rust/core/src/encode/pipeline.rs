@@ -2,14 +2,14 @@
 //!
 //! One call is single-threaded and depends on nothing but its arguments; whoever maps it over chunks in order gets the
 //! same bytes with any number of threads.
-use crate::conversation::{Conversation, Encoder, Outcome, Side};
+use crate::encode::conversation::{Conversation, Encoder, Outcome, Side};
+use crate::encode::tokens::{LedgerLine, RowId, RowMeta, TokensBuilder, TokensReader, ledger_batch};
 use crate::error::{Error, RowError};
-use crate::lines::{self, Endings, Lines, Record};
+use crate::input::lines::{self, Endings, Lines, Record};
 use crate::rows::{self, RowOptions};
-use crate::sequence::{Scratch, weigh};
-use crate::tokens::{LedgerLine, RowId, RowMeta, TokensBuilder, TokensReader, ledger_batch};
 use crate::types::{Body, Json, Row};
-use crate::weights::Spec;
+use crate::weigh::Spec;
+use crate::weigh::sequence::{Scratch, weigh};
 use arrow_array::RecordBatch;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::OnceLock;
@@ -389,9 +389,9 @@ impl Run<'_> {
         let ids = &side.tokens.ids[keep.clone()];
         let mut spans = side.spans.clone();
         if keep.len() < side.tokens.ids.len() {
-            crate::truncate::clip_spans(&mut spans, keep);
+            crate::encode::truncate::clip_spans(&mut spans, keep);
         }
-        let (trained, _) = crate::sequence::totals(&spans);
+        let (trained, _) = crate::weigh::sequence::totals(&spans);
         self.counts.add("rows", 1);
         self.counts.add("tokens", ids.len());
         self.counts.add("trained_tokens", trained as usize);
@@ -412,7 +412,7 @@ impl Run<'_> {
 pub fn reweight(
     batch: &RecordBatch,
     spec: &Spec,
-    vocabulary: &crate::vocabulary::Vocabulary,
+    vocabulary: &crate::tokenizer::vocabulary::Vocabulary,
 ) -> Result<RecordBatch, Error> {
     let mut scratch = Scratch::default();
     TokensReader::new(batch)?.with_spans(|ids, turns, spans| weigh(spec, ids, turns, vocabulary, &mut scratch, spans))

@@ -2,8 +2,8 @@
 //!
 //! The schema is `TOKENS_V1` of `docs/formats.md`; ids lie in one flat column, weights are run-length spans.
 use crate::error::Error;
-use crate::sequence::{Span, TokenTurn, totals};
 use crate::types::Role;
+use crate::weigh::sequence::{Span, TokenTurn, totals};
 use arrow_array::builder::{FixedSizeBinaryBuilder, StringBuilder};
 use arrow_array::types::{Float32Type, Int8Type, Int32Type};
 use arrow_array::{

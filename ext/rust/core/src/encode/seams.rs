@@ -1,8 +1,8 @@
 //! From turns as bytes of the rendered text to turns as tokens, and where the text is cut before it is encoded.
 use crate::error::{Error, RowError};
-use crate::sequence::TokenTurn;
 use crate::types::{Json, Message, Rendered, Role, Turn};
-use crate::weights::{Base, Spec};
+use crate::weigh::sequence::TokenTurn;
+use crate::weigh::{Base, Spec};
 use std::ops::Range;
 
 /// How the rendered text is cut before encoding.
@@ -97,7 +97,7 @@ pub fn places<'a>(rendered: &'a Rendered, messages: &[Message]) -> Option<impl I
     plain.then(|| rendered.turns.iter().flat_map(of_turn))
 }
 
-/// Turns as tokens, into `out`; `index_at`: as [`crate::encode::Tokens::index_at`] of the encoded rendering. Returns how many tokens straddle a seam of a generated range. A token belongs to the
+/// Turns as tokens, into `out`; `index_at`: as [`crate::tokenizer::engine::Tokens::index_at`] of the encoded rendering. Returns how many tokens straddle a seam of a generated range. A token belongs to the
 /// side of its first byte. A message whose marks are lists gives a turn for each piece.
 ///
 /// # Errors

@@ -1,6 +1,6 @@
 //! The worked examples of the loss-scale documentation, in both readings.
 use super::*;
-use crate::vocabulary::{EngineChoice, TokenNames, load};
+use crate::tokenizer::vocabulary::{EngineChoice, TokenNames, load};
 
 fn weigh(spec: &str, semantics: Semantics, text: &str, query: &str) -> Vec<(String, f64)> {
     let spec = Spec::parse(spec, semantics, &[]).unwrap();
@@ -132,7 +132,7 @@ fn rules_files_have_two_forms() {
 }
 
 /// A byte-level tokenizer with these merges, left and right.
-fn tokenizer(merges: &[(&str, &str)]) -> (Box<dyn crate::encode::Engine>, Vocabulary) {
+fn tokenizer(merges: &[(&str, &str)]) -> (Box<dyn crate::tokenizer::engine::Engine>, Vocabulary) {
     use serde_json::json;
     let mut vocab = serde_json::Map::new();
     let printable = |b: u8| matches!(b, 33..=126 | 161..=172 | 174..=255);
@@ -158,7 +158,7 @@ fn tokenizer(merges: &[(&str, &str)]) -> (Box<dyn crate::encode::Engine>, Vocabu
 /// The sieve decides for most replies, and never otherwise than the rules on the whole text.
 #[test]
 fn a_sieve_changes_no_weight() {
-    use crate::sequence::{Scratch, TokenTurn, weigh};
+    use crate::weigh::sequence::{Scratch, TokenTurn, weigh};
     let merges = [("_", "c"), ("o", "l"), ("ol", "_c"), ("l", ">"), (">", "<"), ("<", "/"), ("t", "h"), ("Ċ", "Ċ")];
     let (engine, vocabulary) = tokenizer(&merges);
     let parts = [
@@ -198,7 +198,7 @@ fn a_sieve_changes_no_weight() {
         let mut text = ["", "<think>\n\n</think>\n\n", "<think>", "a"][next(4)].to_owned();
         let most = [4, 12, 60][next(3)];
         (0..next(most)).for_each(|_| text.push_str(parts[next(parts.len()) % (1 + round % parts.len())]));
-        let mut tokens = crate::encode::Tokens::default();
+        let mut tokens = crate::tokenizer::engine::Tokens::default();
         engine.encode(&text, &mut tokens).unwrap();
         let length = tokens.ids.len() as i32;
         let from = next(3).min(tokens.ids.len()) as i32;

@@ -9,7 +9,7 @@ use super::file::{self, Added, File, Members, Merges, Model, Tokens, decode};
 use super::pattern::Pattern;
 use super::tables::{MAX_ID, Tables, Vocab};
 use super::{Parts, Rest, Unsupported};
-use crate::guard::ADDED_BYTES;
+use crate::tokenizer::guard::ADDED_BYTES;
 
 fn refuse<T>(part: &'static str, why: impl Into<String>) -> Result<T, Unsupported> {
     Err(Unsupported::new(part, why))

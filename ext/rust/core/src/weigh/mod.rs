@@ -16,6 +16,7 @@
 mod builtin;
 mod pattern;
 mod rules;
+pub mod sequence;
 mod shape;
 mod sieve;
 
@@ -23,7 +24,7 @@ pub use pattern::RETRY_LIMIT;
 pub use rules::{Rules, Strategy};
 
 use crate::error::Error;
-use crate::vocabulary::Vocabulary;
+use crate::tokenizer::vocabulary::Vocabulary;
 use sieve::Sieve;
 
 type Result<T> = std::result::Result<T, Error>;

@@ -6,7 +6,7 @@
 //! without.
 use super::shape::{self, Shape, Verdict};
 use super::{Segment, Strategy, multiply};
-use crate::vocabulary::Vocabulary;
+use crate::tokenizer::vocabulary::Vocabulary;
 
 /// Tokens that are read to match what is tied to the start; more, if these do not tell.
 const HEADS: [usize; 2] = [8, 64];

@@ -1,0 +1,132 @@
+//! Jinja2's tests: what follows `is`.
+use super::args::Args;
+use super::ast::CompareOp;
+use super::interp::Interp;
+use super::ops;
+use super::value::Value;
+use super::{Outcome, fail, undefined};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Test {
+    Defined,
+    Undefined,
+    None,
+    Boolean,
+    True,
+    False,
+    Integer,
+    Float,
+    Number,
+    String,
+    Mapping,
+    Iterable,
+    Sequence,
+    Callable,
+    Odd,
+    Even,
+    DivisibleBy,
+    SameAs,
+    Compare(CompareOp),
+}
+
+impl Test {
+    /// The test called `name`, if it is supported.
+    pub fn named(name: &str) -> Option<Self> {
+        Some(match name {
+            "defined" => Self::Defined,
+            "undefined" => Self::Undefined,
+            "none" => Self::None,
+            "boolean" => Self::Boolean,
+            "true" => Self::True,
+            "false" => Self::False,
+            "integer" => Self::Integer,
+            "float" => Self::Float,
+            "number" => Self::Number,
+            "string" => Self::String,
+            "mapping" => Self::Mapping,
+            "iterable" => Self::Iterable,
+            "sequence" => Self::Sequence,
+            "callable" => Self::Callable,
+            "odd" => Self::Odd,
+            "even" => Self::Even,
+            "divisibleby" => Self::DivisibleBy,
+            "sameas" => Self::SameAs,
+            "eq" | "equalto" | "==" => Self::Compare(CompareOp::Eq),
+            "ne" | "!=" => Self::Compare(CompareOp::Ne),
+            "lt" | "lessthan" | "<" => Self::Compare(CompareOp::Lt),
+            "le" | "<=" => Self::Compare(CompareOp::Le),
+            "gt" | "greaterthan" | ">" => Self::Compare(CompareOp::Gt),
+            "ge" | ">=" => Self::Compare(CompareOp::Ge),
+            "in" => Self::Compare(CompareOp::In),
+            _ => return None,
+        })
+    }
+}
+
+impl<'a> Interp<'a> {
+    pub(super) fn apply_test(&mut self, test: Test, value: &Value<'a>, args: Args<'a>) -> Outcome<bool> {
+        match test {
+            Test::Compare(op) => {
+                let [Some(other)] = args.bind("the test", ["other"])? else {
+                    return fail("the test needs an argument");
+                };
+                return ops::compare(op, value, &other, &self.fuel);
+            }
+            Test::DivisibleBy => {
+                let [Some(by)] = args.bind("divisibleby", ["num"])? else { return fail("divisibleby needs a number") };
+                return remainder(value, by.as_index());
+            }
+            Test::SameAs => {
+                let [Some(other)] = args.bind("sameas", ["other"])? else { return fail("sameas needs a value") };
+                return match (value, &other) {
+                    (Value::None, Value::None) => Ok(true),
+                    (Value::Bool(a), Value::Bool(b)) => Ok(a == b),
+                    (Value::None | Value::Bool(_), _) | (_, Value::None | Value::Bool(_)) => Ok(false),
+                    _ => fail("sameas is only supported with none, true and false"),
+                };
+            }
+            _ => args.none("the test")?,
+        }
+        Ok(match test {
+            Test::Defined => !value.is_undefined(),
+            Test::Undefined => value.is_undefined(),
+            Test::None => matches!(value, Value::None),
+            Test::Boolean => matches!(value, Value::Bool(_)),
+            Test::True => matches!(value, Value::Bool(true)),
+            Test::False => matches!(value, Value::Bool(false)),
+            Test::Integer => matches!(value, Value::Int(_) | Value::Big(_)),
+            Test::Float => matches!(value, Value::Float(_)),
+            Test::Number => matches!(value, Value::Bool(_) | Value::Int(_) | Value::Big(_) | Value::Float(_)),
+            Test::String => matches!(value, Value::Str(_)),
+            Test::Mapping => value.is_mapping(),
+            Test::Iterable => is_iterable(value),
+            Test::Sequence => {
+                let indexed = matches!(value, Value::Str(_) | Value::Json(_) | Value::List(_) | Value::Tuple(_));
+                indexed || value.is_mapping() || value.is_undefined() || matches!(value, Value::Range(..))
+            }
+            Test::Callable => {
+                let called = matches!(value, Value::Macro(_) | Value::Builtin(_) | Value::Bound | Value::Loop(_));
+                called || value.is_undefined()
+            }
+            Test::Odd => !remainder(value, Some(2))?,
+            Test::Even => remainder(value, Some(2))?,
+            Test::Compare(_) | Test::DivisibleBy | Test::SameAs => return fail("the test needs an argument"),
+        })
+    }
+}
+
+fn is_iterable(value: &Value<'_>) -> bool {
+    match value {
+        Value::Generator(..) | Value::Loop(_) => true,
+        other => other.iterate().is_some(),
+    }
+}
+
+fn remainder(value: &Value<'_>, by: Option<i64>) -> Outcome<bool> {
+    match (value, value.as_index(), by) {
+        (_, _, Some(0)) => fail("division by zero"),
+        (_, Some(number), Some(by)) => Ok(number % by == 0),
+        (Value::Undefined(name), ..) => undefined(name),
+        _ => fail(format!("divisibility of a {} is not supported", value.type_name())),
+    }
+}
