@@ -109,6 +109,66 @@ EVAL_SCORES_V1: Final = pa.schema(
 """One answer scored; `score` and `ok` are null where nothing was answered or expected, never 0."""
 
 
+SAMPLED: Final = pa.struct(
+    [
+        pa.field("start", pa.int32(), nullable=False),
+        pa.field("end", pa.int32(), nullable=False),
+        pa.field("weights", pa.int16(), nullable=False),
+        pa.field("turn", pa.int16(), nullable=False),
+    ]
+)
+"""A run of tokens that one set of weights sampled; `weights` indexes the manifest's list of weight digests."""
+
+ROLLOUTS_V1: Final = pa.schema(
+    [
+        *TOKENS_V1,
+        pa.field("prompt_id", ROW_ID, nullable=False),
+        pa.field("sample", pa.int32(), nullable=False),
+        pa.field("attempt", pa.int32(), nullable=False),
+        pa.field("branch", pa.int32(), nullable=False),
+        pa.field("prompt_length", pa.int32(), nullable=False),
+        pa.field("sampled", pa.list_(pa.field("item", SAMPLED, nullable=False)), nullable=False),
+        pa.field("logp", pa.list_(pa.float32())),
+        pa.field("finish", pa.utf8(), nullable=False),
+        pa.field("stop_id", pa.int32()),
+        pa.field("seed", pa.uint64(), nullable=False),
+        pa.field("output", pa.utf8()),
+        pa.field("prompt", pa.utf8()),
+        pa.field("transcript", pa.utf8()),
+        pa.field("error", pa.utf8()),
+    ]
+)
+"""One sample of a prompt: the columns of TOKENS_V1, then how it was sampled. `pair_id` is the group, equal to
+`prompt_id`; `spans` cover what the policy sampled; `logp` has one entry for each sampled token, at the sampling
+temperature, null inside where the engine has none. `prompt` is the conversation and `transcript` what followed it, as
+canonical JSON. A sample that failed has an `error` and no spans."""
+
+REWARD_ERROR: Final = pa.struct(
+    [
+        pa.field("function", pa.utf8(), nullable=False),
+        pa.field("reason", pa.utf8(), nullable=False),
+        pa.field("detail", pa.utf8(), nullable=False),
+    ]
+)
+
+REWARDS_V1: Final = pa.schema(
+    [
+        pa.field("row_id", ROW_ID, nullable=False),
+        pa.field("prompt_id", ROW_ID, nullable=False),
+        pa.field("scores", pa.list_(pa.float64()), nullable=False),
+        pa.field("errors", pa.list_(pa.field("item", REWARD_ERROR, nullable=False)), nullable=False),
+        pa.field("reward", pa.float64()),
+        pa.field("advantage", pa.float64()),
+        pa.field("group_kind", pa.utf8(), nullable=False),
+        pa.field("kept", pa.bool_(), nullable=False),
+        pa.field("drop_reason", pa.utf8()),
+    ]
+)
+"""One rollout's rewards, in the order of its rollouts table. `scores` has one entry for each function, in the order of
+the manifest's `functions`; null means that the function failed or does not apply, and `errors` says why. `group_kind`
+is `mixed`, `best` or `worst` (all rewards equal, above 0 or not), or `few` (fewer than two rewards)."""
+
+
 def check_schema(found: pa.Schema, expected: pa.Schema, place: Any) -> None:
     """Raises ArtifactError (78) naming the first column of `found` that differs from `expected`."""
     for field in expected:

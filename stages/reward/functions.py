@@ -1,0 +1,129 @@
+"""Built-in reward functions: pure functions of a row, and their settings.
+
+Each returns a number, or None where it does not apply (no solution to compare with). They raise nothing on strange
+answers: a wrong form is a low reward. Sources are ms-swift's rewards and DAPO, <https://arxiv.org/abs/2503.14476>.
+"""
+
+import math
+import re
+from collections.abc import Callable
+from typing import Any
+
+from postmill.stages.reward.row import Row
+
+_NUMBER = re.compile(r"(?<![\w.,/])[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?![\w/]|[.,]\d)")
+_THINK_ANSWER = re.compile(r"\s*<think>.*?</think>\s*<answer>.*?</answer>\s*", re.DOTALL)
+_REACT = re.compile(r"Action:.*?\nAction Input:.*?$", re.DOTALL)
+_REACT_FINAL = re.compile(r"Thought:.*?(?:Action:|Final Answer:)", re.DOTALL)
+_ANSWER_TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+
+
+def solution_of(row: Row, options: dict[str, Any]) -> str | None:
+    """The right answer of the row's prompt as text, or None."""
+    value = row.columns.get(options["solution"])
+    return None if value is None else str(value)
+
+
+def answer_of(text: str) -> str:
+    """What is inside the last `<answer>` element, or else the text after `</think>`, without outer white space."""
+    found = _ANSWER_TAG.findall(text)
+    return (found[-1] if found else text.rpartition("</think>")[2]).strip()
+
+
+def numbers_in(text: str) -> list[float]:
+    """Whole numbers of a text: `1,018` is one number; a piece of `3.18`, `1/5` or `A4` is none."""
+    return [float(word.replace(",", "")) for word in _NUMBER.findall(text)]
+
+
+def exact(row: Row, options: dict[str, Any]) -> float | None:
+    """1 if the answer is the solution, white space at the ends and case aside."""
+    solution = solution_of(row, options)
+    return None if solution is None else float(answer_of(row.output).casefold() == solution.strip().casefold())
+
+
+def contains(row: Row, options: dict[str, Any]) -> float | None:
+    """1 if the solution stands in the answer as whole words."""
+    solution = solution_of(row, options)
+    if solution is None:
+        return None
+    pattern = rf"(?<!\w){re.escape(solution.strip())}(?!\w)"
+    return float(re.search(pattern, answer_of(row.output), re.IGNORECASE) is not None)
+
+
+def number(row: Row, options: dict[str, Any]) -> float | None:
+    """1 if the last number of the answer equals the solution."""
+    solution = solution_of(row, options)
+    if solution is None:
+        return None
+    right, said = numbers_in(solution), numbers_in(answer_of(row.output))
+    if not right:
+        return None
+    return float(bool(said) and math.isclose(said[-1], right[-1], rel_tol=1e-9, abs_tol=1e-9))
+
+
+def math_equal(row: Row, options: dict[str, Any]) -> float | None:
+    """1 if math-verify finds the answer equal to the solution; None for a solution that it cannot read."""
+    from math_verify import parse, verify
+
+    solution = solution_of(row, options)
+    if solution is None:
+        return None
+    right = parse(solution if "$" in solution or "\\boxed" in solution else f"${solution}$", parsing_timeout=None)
+    if not right:
+        return None
+    return float(verify(right, parse(row.output, parsing_timeout=None), timeout_seconds=None))
+
+
+def form(row: Row, options: dict[str, Any]) -> float:
+    """1 for one `<think>` block followed by one `<answer>` block and nothing else."""
+    is_once = row.output.count("<think>") == 1 and row.output.count("<answer>") == 1
+    return float(is_once and _THINK_ANSWER.fullmatch(row.output) is not None)
+
+
+def repetition(row: Row, options: dict[str, Any]) -> float:
+    """From 0 down to -1: the share of 3-grams of words that stand there again."""
+    words = row.output.lower().split()
+    grams = list(zip(words, words[1:], words[2:], strict=False))
+    return -(1.0 - len(set(grams)) / len(grams)) if grams else 0.0
+
+
+def cosine(row: Row, options: dict[str, Any]) -> float | None:
+    """Right answers earn 1 down to 0.5 as they grow to the length limit, wrong ones -0.5 (short) up to 0 (long)."""
+    right = number(row, options)
+    if right is None:
+        right = exact(row, options)
+    if right is None:
+        return None
+    at_start, at_limit = (1.0, 0.5) if right >= 1 else (-0.5, 0.0)
+    done = min(row.num_tokens / options["max_answer_tokens"], 1.0)
+    return at_limit + 0.5 * (at_start - at_limit) * (1.0 + math.cos(math.pi * done))
+
+
+def soft_overlong(row: Row, options: dict[str, Any]) -> float:
+    """0 up to the soft limit, then down to -1 at the length limit and below beyond it."""
+    expected = options["max_answer_tokens"] - options["soft_tokens"]
+    return min(0.0, float(-(row.num_tokens - expected) / options["soft_tokens"]))
+
+
+def react_format(row: Row, options: dict[str, Any]) -> float:
+    """1 for a ReAct step: a thought, then an action with its input or a final answer."""
+    text = row.output
+    if _REACT_FINAL.search(text) is None:
+        return 0.0
+    return float("Final Answer:" in text or _REACT.search(text) is not None)
+
+
+Function = Callable[[Row, dict[str, Any]], float | None]
+
+BUILT_IN: dict[str, tuple[Function, int]] = {
+    "exact": (exact, 1),
+    "contains": (contains, 1),
+    "number": (number, 1),
+    "math": (math_equal, 1),
+    "format": (form, 1),
+    "repetition": (repetition, 1),
+    "cosine": (cosine, 1),
+    "soft_overlong": (soft_overlong, 1),
+    "react_format": (react_format, 1),
+}
+"""Name -> function and version. Raise the version when a row would get another score."""

@@ -1,0 +1,260 @@
+"""Reward: run the functions in worker processes, sum their scores, compare within groups, write what was asked for.
+
+No engine is touched: rewards are a function of stored rollouts, so another reward is another run of this stage only,
+and scores of functions that did not change are copied from an earlier run.
+"""
+
+import statistics
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from postmill.io.digest import digest_bytes
+from postmill.io.errors import BAD_DATA, MISMATCH, USAGE, ArtifactError, ConfigError, StageError
+from postmill.io.manifest import Artifact
+from postmill.io.rollouts import REWARDS, read_rollouts
+from postmill.io.schemas import REWARDS_V1
+from postmill.io.table import TableReader
+from postmill.stages.progress import Progress
+from postmill.stages.protocol import Input, Inputs, Out, Result
+from postmill.stages.reward import emit
+from postmill.stages.reward.advantages import ESTIMATORS, Groups, group_kinds
+from postmill.stages.reward.config import Reward
+from postmill.stages.reward.pool import Pool
+from postmill.stages.reward.row import Answer, Row
+
+_COLUMNS = ["row_id", "prompt_id", "source", "line", "length", "sample", "finish", "sampled", "output"]
+_TEXTS = ["prompt", "transcript", "extra", "error"]
+_NO_ROLLOUT = "rollout_failed"
+
+
+def run(cfg: Reward, inputs: Inputs, out: Out) -> Result:
+    """Make rewards, or tokens of the best rows.
+
+    Raises ConfigError (2), StageError (1, 65 when too many scores of a function failed), ArtifactError as readers do.
+    """
+    functions = inputs["functions"]
+    weights = _weights(cfg, functions)
+    artifacts = [item.artifact for item in inputs["rollouts"] if item.artifact is not None]
+    rows = read_rollouts(artifacts, _COLUMNS + _TEXTS)
+    if not rows:
+        raise ArtifactError(f"{artifacts[0].path}: no rollouts to score", BAD_DATA)
+    old = inputs["reuse"][0].artifact if inputs["reuse"] else None
+    answers = _answers(cfg, functions, rows, _copied(old, functions, rows), out)
+    for function, column in zip(functions, answers, strict=True):
+        _check_failures(cfg, function.name, column)
+    table = _judged(cfg, rows, answers, weights, functions)
+    kind = "rewards" if cfg.emit == "rewards" else cfg.emit
+    if cfg.emit == "rewards":
+        emit.write_rewards(table, out)
+    else:
+        emit.write_tokens(cfg, table, rows, artifacts, out)
+    metrics = _metrics(table, rows, functions, weights, answers) | {"emit": kind}
+    sources = [name for artifact in artifacts for name in artifact.manifest.metrics.get("sources", [])]
+    return Result(metrics=metrics | {"sources": sources}, digests=dict(artifacts[0].manifest.digests))
+
+
+def _weights(cfg: Reward, functions: list[Input]) -> list[float]:
+    names = [function.name for function in functions]
+    if len(set(names)) < len(names):
+        raise ConfigError(f"--func: {', '.join(names)}: a function is named twice", USAGE)
+    if cfg.weights and len(cfg.weights) != len(names):
+        raise ConfigError(f"--weights: {len(cfg.weights)} weights for {len(names)} functions", USAGE)
+    return cfg.weights or [1.0] * len(names)
+
+
+def _record(row: Mapping[str, Any], seed: int) -> Row:
+    """What a function sees of a rollout."""
+    return Row(
+        output=row["output"] or "",
+        messages=msgspec.json.decode(row["prompt"] or b"[]"),
+        transcript=msgspec.json.decode(row["transcript"] or b"[]"),
+        finish=row["finish"],
+        num_tokens=_num_sampled(row),
+        sample=row["sample"],
+        columns=msgspec.json.decode(row["extra"] or b"{}"),
+        seed=int.from_bytes(bytes.fromhex(digest_bytes(row["row_id"] + seed.to_bytes(8, "big"))[7:15]), "big"),
+    )
+
+
+def _num_sampled(row: Mapping[str, Any]) -> int:
+    return sum(span["end"] - span["start"] for span in row["sampled"])
+
+
+def _answers(
+    cfg: Reward, functions: list[Input], rows: list[dict[str, Any]], copied: dict[str, list[Answer]], out: Out
+) -> list[list[Answer]]:
+    """Each function's answers, in the order of the rows. A rollout that failed is asked about by no function."""
+    alive = [number for number, row in enumerate(rows) if row["error"] is None]
+    records = [_record(rows[number], cfg.seed) for number in alive]
+    options = {
+        "solution": cfg.solution,
+        "max_answer_tokens": cfg.max_answer_tokens,
+        "soft_tokens": cfg.soft_tokens,
+    }
+    columns: list[list[Answer]] = []
+    fresh = [function for function in functions if function.name not in copied]
+    num_workers = min(out.threads, max(1, len(records)))
+    pool = Pool(num_workers if fresh else 0, time_limit_s=cfg.time_limit_s, memory_mb=cfg.memory_mb)
+    with pool:
+        for function in functions:
+            if function.name in copied:
+                columns.append(copied[function.name])
+                continue
+            column = [Answer(reason=_NO_ROLLOUT)] * len(rows)
+            reference = f"{function.path}:{function.name.rpartition(':')[2]}" if function.path else function.name
+            for done, (number, answer) in enumerate(pool.run(reference, options, records), 1):
+                column[alive[number]] = _settle(cfg, answer)
+                Progress.say("reward", f"{function.name}: {done:,} of {len(records):,} rows")
+            columns.append(column)
+    return columns
+
+
+def _settle(cfg: Reward, answer: Answer) -> Answer:
+    """An answer with `on_raise` applied: the reason stays, so that it is counted."""
+    if answer.reason == "raised" and cfg.on_raise == "zero":
+        return Answer(score=0.0, reason=answer.reason, detail=answer.detail)
+    return answer
+
+
+def _copied(old: Artifact | None, functions: list[Input], rows: list[dict[str, Any]]) -> dict[str, list[Answer]]:
+    """Answers of functions that have not changed, from earlier rewards. Raises ArtifactError (78) for other rows."""
+    if old is None:
+        return {}
+    known = {entry.digest for entry in old.manifest.inputs if entry.port == "functions"}
+    names = [entry["name"] for entry in old.manifest.metrics["functions"]]
+    found = [batch for reader in [TableReader(old.file(REWARDS), REWARDS_V1)] for batch in reader]
+    lines = [line for batch in found for line in batch.to_pylist()]
+    if [line["row_id"] for line in lines] != [row["row_id"] for row in rows]:
+        raise ArtifactError(f"{old.path}: rewards of other rollouts; leave out --reuse", MISMATCH)
+    columns: dict[str, list[Answer]] = {}
+    for function in functions:
+        if function.digest not in known or function.name not in names:
+            continue
+        index = names.index(function.name)
+        reasons = [{e["function"]: e for e in line["errors"]}.get(function.name) for line in lines]
+        columns[function.name] = [
+            Answer(score=line["scores"][index], reason=e["reason"] if e else "", detail=e["detail"] if e else "")
+            for line, e in zip(lines, reasons, strict=True)
+        ]
+    return columns
+
+
+def _check_failures(cfg: Reward, name: str, column: list[Answer]) -> None:
+    """Raise StageError (65) if a function failed on more rows than allowed."""
+    asked = [answer for answer in column if answer.reason != _NO_ROLLOUT]
+    failed = [answer for answer in asked if answer.reason and answer.score is None]
+    if len(failed) > cfg.max_failed * len(asked):
+        first = failed[0]
+        raise StageError(
+            f"--func {name}: failed on {len(failed)} of {len(asked)} rows, more than --max-failed {cfg.max_failed:.2%};"
+            f" the first: {first.reason} {first.detail}".rstrip(),
+            BAD_DATA,
+        )
+
+
+def _judged(
+    cfg: Reward,
+    rows: list[dict[str, Any]],
+    answers: list[list[Answer]],
+    weights: list[float],
+    functions: list[Input],
+) -> list[emit.Judged]:
+    """Reward, advantage and fate of every row."""
+    scores = np.array([[np.nan if a.score is None else a.score for a in column] for column in answers]).T
+    given = ~np.isnan(scores)
+    reward = np.where(given.any(1), np.where(given, scores * weights, 0.0).sum(1), np.nan)
+    _, group = np.unique(np.array([row["prompt_id"] for row in rows], "S16"), return_inverse=True)
+    kinds = group_kinds(group, reward, 1e-12)
+    reasons = _drop_reasons(cfg, rows, group, reward, kinds)
+    there = ~np.isnan(reward)
+    lengths = np.array([_num_sampled(row) for row in rows], np.float64)
+    advantage = np.full(len(rows), np.nan)
+    members = Groups(group[there], reward[there], scores[there], np.array(weights), lengths[there])
+    advantage[there] = ESTIMATORS[cfg.advantage](members)
+    return [
+        emit.Judged(
+            row_id=row["row_id"],
+            prompt_id=row["prompt_id"],
+            scores=[column[number].score for column in answers],
+            errors=[
+                {"function": function.name, "reason": column[number].reason, "detail": column[number].detail}
+                for function, column in zip(functions, answers, strict=True)
+                if column[number].reason
+            ],
+            reward=_or_none(reward[number]),
+            advantage=None if kinds[number] == "few" and cfg.advantage != "none" else _or_none(advantage[number]),
+            group_kind=kinds[number],
+            drop_reason=reasons[number],
+        )
+        for number, row in enumerate(rows)
+    ]
+
+
+def _or_none(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)
+
+
+def _drop_reasons(
+    cfg: Reward, rows: list[dict[str, Any]], group: NDArray[np.int64], reward: NDArray[np.float64], kinds: list[str]
+) -> list[str | None]:
+    """Why each row is not to be trained on, or None."""
+    there = ~np.isnan(reward)
+    count = np.bincount(group[there], minlength=int(group.max()) + 1)
+    total = np.bincount(group[there], reward[there], minlength=len(count))
+    mean = np.divide(total, count, out=np.full(len(count), np.nan), where=count > 0)
+    reasons: list[str | None] = []
+    for number, row in enumerate(rows):
+        passed = mean[group[number]]
+        if row["error"] is not None:
+            reasons.append(_NO_ROLLOUT)
+        elif not there[number]:
+            reasons.append("no_reward")
+        elif cfg.keep == "mixed" and kinds[number] != "mixed":
+            reasons.append("same_rewards" if kinds[number] != "few" else "few_rewards")
+        elif passed < cfg.min_pass:
+            reasons.append("too_hard")
+        elif cfg.max_pass is not None and passed > cfg.max_pass:
+            reasons.append("too_easy")
+        elif cfg.overlong == "drop" and row["finish"] == "length":
+            reasons.append("overlong")
+        else:
+            reasons.append(None)
+    return reasons
+
+
+def _metrics(
+    table: list[emit.Judged],
+    rows: list[dict[str, Any]],
+    functions: list[Input],
+    weights: list[float],
+    answers: list[list[Answer]],
+) -> dict[str, Any]:
+    """What the manifest says of the rewards: by function, by kind of group, and the mean."""
+    by_function = []
+    for function, weight, column in zip(functions, weights, answers, strict=True):
+        scores = [answer.score for answer in column if answer.score is not None]
+        reasons = sorted({answer.reason for answer in column if answer.reason})
+        by_function.append(
+            {
+                "name": function.name,
+                "weight": weight,
+                "mean": statistics.fmean(scores) if scores else None,
+                "std": statistics.stdev(scores) if len(scores) > 1 else None,
+                "missing": len(column) - len(scores),
+                "failed": {reason: sum(a.reason == reason for a in column) for reason in reasons},
+            }
+        )
+    finishes = [row["finish"] for row in rows]
+    kind_of = {line.prompt_id: line.group_kind for line in table}
+    rewards = [line.reward for line in table if line.reward is not None]
+    return {
+        "functions": by_function,
+        "groups": {kind: list(kind_of.values()).count(kind) for kind in sorted(set(kind_of.values()))},
+        "reward_mean": statistics.fmean(rewards) if rewards else None,
+        "prompts": len(kind_of),
+        "finish": {finish: finishes.count(finish) for finish in sorted(set(finishes))},
+    }

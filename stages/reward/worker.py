@@ -1,0 +1,120 @@
+"""The process that runs reward functions: one row after the other, answers as they come. The pool starts and ends it.
+
+It has a session of its own, so that everything it starts can be killed with it, and limits on memory, file size and
+open files. Messages are msgpack with their length before them, on two pipes; what functions print goes nowhere.
+"""
+
+import asyncio
+import ctypes
+import importlib.util
+import inspect
+import math
+import os
+import resource
+import signal
+import struct
+import sys
+from collections.abc import Callable
+from typing import Any, BinaryIO
+
+import msgspec
+
+from postmill.stages.reward.functions import BUILT_IN
+from postmill.stages.reward.row import NOT_LOADED, READY, Answer, Row, Task
+
+_PR_SET_PDEATHSIG = 1
+_MOST_FILE_BYTES = 64 << 20
+_MOST_FILES = 256
+_DETAIL_CHARACTERS = 300
+
+
+def load(reference: str, options: dict[str, Any]) -> Callable[[Row], Any]:
+    """The function that a task names, ready to take a row."""
+    if reference in BUILT_IN:
+        built_in, _ = BUILT_IN[reference]
+        return lambda row: built_in(row, options)
+    path, _, name = reference.rpartition(":")
+    spec = importlib.util.spec_from_file_location("reward_file", path)
+    assert spec is not None and spec.loader is not None, path
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["reward_file"] = module  # dataclasses and the like look their module up
+    spec.loader.exec_module(module)
+    loaded: Any = getattr(module, name)
+    if inspect.isclass(loaded):
+        loaded = loaded()
+    function: Callable[[Row], Any] = loaded
+    return function
+
+
+def judge(function: Callable[[Row], Any], row: Row) -> Answer:
+    """The answer for one row; whatever the function raises is an answer as well."""
+    try:
+        value = function(row)
+        if inspect.isawaitable(value):
+            value = asyncio.run(_finish(value))
+    except MemoryError:
+        return Answer(reason="memory", detail="MemoryError")
+    except Exception as error:  # a strange row must cost that row alone
+        return Answer(reason="raised", detail=f"{type(error).__name__}: {error}"[:_DETAIL_CHARACTERS])
+    if value is None:
+        return Answer()
+    if not isinstance(value, (int, float)):
+        return Answer(reason="wrong_type", detail=f"{type(value).__name__} {value!r}"[:_DETAIL_CHARACTERS])
+    number = float(value)
+    return Answer(score=number) if math.isfinite(number) else Answer(reason="not_a_number", detail=repr(value))
+
+
+async def _finish(value: Any) -> Any:
+    return await value
+
+
+def read_message(source: BinaryIO) -> bytes:
+    """The next message; empty at the end of the pipe."""
+    head = source.read(4)
+    return source.read(struct.unpack("<I", head)[0]) if len(head) == 4 else b""
+
+
+def write_message(sink: BinaryIO, data: bytes) -> None:
+    """One message, at once."""
+    sink.write(struct.pack("<I", len(data)) + data)
+    sink.flush()
+
+
+def _limit(memory_mb: int) -> None:
+    os.setsid()
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    memory = memory_mb << 20
+    for what, most in (
+        (resource.RLIMIT_AS, memory),
+        (resource.RLIMIT_FSIZE, _MOST_FILE_BYTES),
+        (resource.RLIMIT_NOFILE, _MOST_FILES),
+        (resource.RLIMIT_CORE, 0),
+    ):
+        hard = resource.getrlimit(what)[1]
+        limit = most if hard == resource.RLIM_INFINITY else min(most, hard)
+        resource.setrlimit(what, (limit, limit))
+
+
+def main() -> None:
+    """Answer tasks until the pipe ends. Arguments: descriptors to read and to write, memory limit, parent's id."""
+    read_from, write_to, memory_mb, parent = map(int, sys.argv[1:5])
+    _limit(memory_mb)
+    if os.getppid() != parent:  # the parent died before it could be watched
+        return
+    tasks, answers = os.fdopen(read_from, "rb"), os.fdopen(write_to, "wb")
+    functions: dict[str, Callable[[Row], Any]] = {}
+    while data := read_message(tasks):
+        task = msgspec.msgpack.decode(data, type=Task)
+        ready = Answer(reason=READY)
+        if task.function not in functions:
+            try:
+                functions[task.function] = load(task.function, task.options)
+            except Exception as error:  # a file of code can raise anything; the pool ends the run with it
+                ready = Answer(reason=NOT_LOADED, detail=f"{type(error).__name__}: {error}"[:_DETAIL_CHARACTERS])
+        write_message(answers, msgspec.msgpack.encode(ready))
+        for row in task.rows if ready.reason == READY else []:
+            write_message(answers, msgspec.msgpack.encode(judge(functions[task.function], row)))
+
+
+if __name__ == "__main__":
+    main()

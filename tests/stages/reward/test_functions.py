@@ -1,0 +1,89 @@
+"""Built-in reward functions on answers as models give them."""
+
+import pytest
+
+from postmill.stages.reward.functions import BUILT_IN
+from postmill.stages.reward.row import Row
+
+OPTIONS = {"solution": "solution", "max_answer_tokens": 100, "soft_tokens": 20}
+
+
+def score(name: str, output: str, *, num_tokens: int = 10, **columns):
+    row = Row(
+        output=output,
+        messages=[],
+        transcript=[],
+        finish="stop",
+        num_tokens=num_tokens,
+        sample=0,
+        columns=columns,
+        seed=0,
+    )
+    return BUILT_IN[name][0](row, OPTIONS)
+
+
+@pytest.mark.parametrize(
+    ("output", "solution", "expected"),
+    [
+        ("The sum is 1,018.", "1018", 1.0),
+        ("18.5 sacks", "18", 0.0),
+        ("about 3.18", "18", 0.0),
+        ("it is -18", "18", 0.0),
+        ("a share of 1/5", "5", 0.0),
+        ("first 7, then 42", "42", 1.0),
+        ("first 42, then 7", "42", 0.0),
+        ("<think>41 or 42</think><answer>42</answer>", "42", 1.0),
+        ("no number", "42", 0.0),
+        ("5", "five", None),
+    ],
+)
+def test_number_reads_the_last_whole_number(output, solution, expected):
+    assert score("number", output, solution=solution) == expected
+
+
+def test_without_a_solution_there_is_no_score():
+    assert [score(name, "7") for name in ("exact", "contains", "number", "cosine")] == [None] * 4
+
+
+def test_exact_and_contains():
+    assert score("exact", " Lamp ", solution="lamp") == 1.0
+    assert score("exact", "the lamp", solution="lamp") == 0.0
+    assert score("contains", "the lamp.", solution="lamp") == 1.0
+    assert score("contains", "lamps", solution="lamp") == 0.0
+
+
+@pytest.mark.parametrize(
+    ("output", "expected"),
+    [
+        ("<think>a\nb</think>\n<answer>7</answer>", 1.0),
+        ("<think>a</think><answer>7</answer> and more", 0.0),
+        ("<think>a</think><think>b</think><answer>7</answer>", 0.0),
+        ("<answer>7</answer>", 0.0),
+    ],
+)
+def test_format_is_one_thought_and_one_answer(output, expected):
+    assert score("format", output) == expected
+
+
+def test_repetition_is_the_share_of_grams_said_again():
+    assert score("repetition", "a b c d e") == 0.0
+    assert score("repetition", "a b c a b c") == pytest.approx(-1 / 4)  # abc bca cab abc: one of four again
+    assert score("repetition", "a") == 0.0
+
+
+def test_cosine_runs_between_its_ends():
+    assert score("cosine", "7", num_tokens=0, solution="7") == pytest.approx(1.0)
+    assert score("cosine", "7", num_tokens=50, solution="7") == pytest.approx(0.75)
+    assert score("cosine", "7", num_tokens=100, solution="7") == pytest.approx(0.5)
+    assert score("cosine", "8", num_tokens=0, solution="7") == pytest.approx(-0.5)
+    assert score("cosine", "8", num_tokens=100, solution="7") == pytest.approx(0.0)
+
+
+def test_soft_overlong_is_the_formula_of_dapo():
+    assert [score("soft_overlong", "", num_tokens=n) for n in (10, 80, 90, 100, 110)] == [0, 0, -0.5, -1, -1.5]
+
+
+def test_react_format():
+    assert score("react_format", "Thought: look\nAction: search\nAction Input: {}") == 1.0
+    assert score("react_format", "Thought: known\nFinal Answer: 7") == 1.0
+    assert score("react_format", "Action: search\nAction Input: {}") == 0.0
