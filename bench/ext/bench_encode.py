@@ -88,7 +88,7 @@ def cases(smoke: bool) -> Iterator[Case]:
     if tokenizer is None or demos is None:
         yield Case("offsets", "", "MB", [], skip="the tokenizer or the data cannot be fetched here")
         return
-    pages = texts.corpora()
+    pages = texts.corpora(smoke=smoke)
     for name, documents in pages.items():
         sizes = itertools.accumulate(len(document.encode()) for document in documents)
         budget = 200_000 if smoke else MAX_BYTES

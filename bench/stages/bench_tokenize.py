@@ -86,7 +86,7 @@ def cases(smoke: bool) -> Iterator[Case]:
 def packing(work: Path, model: Path, source: Path, smoke: bool) -> Case:
     """The whole path, on chats of several turns that hardly repeat."""
     num_rows, num_trl = (200, 100) if smoke else (120_000, 10_000)
-    pages = texts.corpora()
+    pages = texts.corpora(smoke=smoke)
     count, amount = conversations.write(work / "ours.jsonl", conversations.chats(num_rows, source, pages))
     _, amount_trl = conversations.write(work / "trl.jsonl", conversations.chats(num_trl, source, pages))
     _, training = templates()
