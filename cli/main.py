@@ -21,6 +21,7 @@ TOOLS = {
     "verify": "check an artifact against its manifest",
     "inspect": "what an artifact is",
     "lineage": "every ancestor of an artifact",
+    "plot": "curves of runs, in the terminal or as a picture",
     "diff": "the first stage and option in which two artifacts differ",
     "ledger": "what became of a row",
     "launch": "several processes of a stage on this machine",
