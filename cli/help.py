@@ -13,6 +13,7 @@ COMMON = {
     "--force": "make the output again, in place of what is there (-f)",
     "--threads": "threads to use; never changes the result (default: all cores)",
     "--max-dropped": "fail if more than this share of rows is dropped, like 1% (default: 100%)",
+    "--offline": "fetch nothing from a hub; use what was fetched before (HF_HUB_OFFLINE=1 does the same)",
     "--debug": "show a traceback with an error",
     "--help": "this text (-h)",
 }

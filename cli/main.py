@@ -17,6 +17,7 @@ STAGES = {
 """Stage -> what it does. A new stage is a folder under stages/ and a line here."""
 
 TOOLS = {
+    "get": "a model from Hugging Face or ModelScope",
     "show": "what is trained on, coloured by weight, at every stage",
     "verify": "check an artifact against its manifest",
     "inspect": "what an artifact is",

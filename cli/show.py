@@ -26,7 +26,7 @@ usage: postmill show chats.jsonl -m base/ [-n 3]     any data that tokenize read
        postmill show packed/ [--bin 0] [--row ID|file:line]
        postmill show run/ --step 40
 
-  -m MODEL       folder with the tokenizer (default: where the tokens were made with it)
+  -m MODEL       model with the tokenizer, a folder or a hub's owner/name (default: where the tokens were made with it)
   -n N           how many rows or bins (default: 3)
   --row ROW      only this row: its id, the first digits of it, or file:line
   --bin N        only this bin
@@ -98,9 +98,13 @@ class Viewer:
 
 def _model_folder(tokens: Artifact, given: str | None) -> Path:
     from postmill.io.model_folder import tokenizer_digest
+    from postmill.stages.shared.model_reference import find_model
 
     wanted = tokens.manifest.digests.get("tokenizer")
-    places = [Path(given)] if given else [p for entry, p in input_paths(tokens) if entry.port == "model" and p]
+    if given:
+        places = [find_model(given, tokenizer_only=True).path]
+    else:
+        places = [path for entry, path in input_paths(tokens) if entry.port == "model" and path]
     for folder in places:
         if folder.is_dir() and (wanted is None or tokenizer_digest(folder) == wanted):
             return folder
@@ -128,11 +132,12 @@ def _raw_rows(reference: str, args: Args, wanted: RowName | None, count: int) ->
     model = args.options.get("-m")
     if model is None:
         raise ConfigError("show: a raw file needs -m MODEL, to render and tokenize it as training would")
+    from postmill.stages.shared.model_reference import find_model
     from postmill.stages.tokenize.sources import open_sources
     from postmill.stages.tokenize.work import refusals
 
     with refusals():
-        encoder = _encoder(Path(model), args.options.get("--loss-scale", "default"))
+        encoder = _encoder(find_model(model, tokenizer_only=True).path, args.options.get("--loss-scale", "default"))
     sources = open_sources([reference])
     names = [source.name for source in sources.sources]
     shown = 0

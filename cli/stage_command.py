@@ -13,7 +13,7 @@ from postmill.io.errors import ConfigError
 from postmill.stages.spec import Stage
 
 _SHORT = {"-o": "--output", "-q": "--quiet", "-h": "--help", "-f": "--force"}
-_SWITCHES = {"--dry-run", "--json", "--quiet", "--force", "--debug", "--help"}
+_SWITCHES = {"--dry-run", "--json", "--quiet", "--force", "--offline", "--debug", "--help"}
 
 
 class Call(msgspec.Struct):
@@ -97,6 +97,10 @@ def _place(stage: Stage, positional: list[str], words: list[str], call: Call) ->
 def run(stage: Stage, argv: list[str]) -> int:
     """Parse, run, report. Returns the exit code; errors are raised for `main` to show."""
     call = parse(stage, argv)
+    if "--offline" in call.common:
+        from postmill.io.hub import go_offline
+
+        go_offline()
     config = resolve(stage.config, call.said, stage.name)
     output = call.common.get("--output", "-" if stage.stream else "")
     if not output:

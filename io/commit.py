@@ -54,6 +54,10 @@ class Staging:
         Raises ArtifactError (73) if the target exists and `replace` is false; OSError as the disk gives it.
         """
         write_durable(self.path / MANIFEST, manifest.to_json())
+        self.commit_folder(replace=replace)
+
+    def commit_folder(self, *, replace: bool = False) -> None:
+        """`commit` for a folder that is no artifact and has no manifest."""
         make_durable(self.path)
         if replace and self.target.exists():
             _rename(self.path, self.target, _EXCHANGE)

@@ -32,12 +32,18 @@ class FileEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     digest: str
 
 
-class InputEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One input: the port it came in by, its kind, and its digest."""
+class InputEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """One input: the port it came in by, its kind, its digest, and the commit of a hub it was fetched from, if it was.
+
+    The source is a note: neither content keys nor manifest digests cover it, since equal bytes from a folder make the
+    same artifact.
+    """
 
     port: str
     kind: str
     digest: str
+    source: str = ""
+    """`hf:owner/name@commit`"""
 
 
 class Counts(msgspec.Struct, forbid_unknown_fields=True):
@@ -74,10 +80,10 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     versions: dict[str, str] = {}
 
     def to_json(self) -> bytes:
-        return msgspec.json.format(canonical_json(self), indent=1) + b"\n"
+        return _to_bytes(self)
 
     def digest(self) -> str:
-        return digest_bytes(self.to_json())
+        return manifest_digest(self.to_json())
 
 
 class Artifact(msgspec.Struct, frozen=True):
@@ -89,6 +95,17 @@ class Artifact(msgspec.Struct, frozen=True):
 
     def file(self, name: str) -> Path:
         return self.path / name
+
+
+def manifest_digest(data: bytes) -> str:
+    """Digest of a manifest's bytes as they would be without the sources of its inputs."""
+    head = msgspec.json.decode(data)
+    sourced = [entry for entry in head["inputs"] if entry.pop("source", None)]
+    return digest_bytes(_to_bytes(head) if sourced else data)
+
+
+def _to_bytes(value: Any) -> bytes:
+    return msgspec.json.format(canonical_json(value), indent=1) + b"\n"
 
 
 def content_key(stage: str, stage_version: int, config: dict[str, Any], inputs: list[InputEntry]) -> str:
@@ -144,7 +161,7 @@ def load_artifact(path: Path, kinds: tuple[str, ...] = ()) -> Artifact:
         raise ArtifactError(f"{path}: kind is {manifest.kind}, expected {' or '.join(kinds)}", MISMATCH)
     for entry in manifest.files:
         _check_size(path, entry)
-    return Artifact(path, manifest, digest_bytes(data))
+    return Artifact(path, manifest, manifest_digest(data))
 
 
 def _check_size(path: Path, entry: FileEntry) -> None:

@@ -1,6 +1,8 @@
 """A model on disk, in Hugging Face layout, looked at without loading it. Pickled weights are refused."""
 
-from pathlib import Path
+import fnmatch
+from collections.abc import Collection, Iterable
+from pathlib import Path, PurePosixPath
 
 from postmill.io.digest import digest_files
 from postmill.io.errors import NO_INPUT, REFUSED, ArtifactError
@@ -16,7 +18,41 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
     "chat_template.json",
 )
+EXTRA_TEMPLATES = "additional_chat_templates"
 _DATA_SUFFIXES = frozenset({".json", ".jinja", ".safetensors", ".model", ".txt", ".tiktoken", ".gguf"})
+_NO_FOLDER = "no such model folder; give one in Hugging Face layout, or a hub's owner/name"
+_WHOLE = frozenset({"model.safetensors", "model.safetensors.index.json"})
+
+
+def choose_model_files(names: Iterable[str]) -> list[str]:
+    """Of all names in a folder or repository, those that make the model: weights, configs, tokenizer, templates.
+
+    Only files at the top count, no code and no pickles; beside a whole model of safetensors no copy of its weights in
+    another layout (Mistral's `consolidated`, GGUF). Sorted.
+    """
+    top = {name for name in names if "/" not in name}
+    chosen = {name for name in top if PurePosixPath(name).suffix in _DATA_SUFFIXES} - SIDE_FILES
+    if chosen & _WHOLE:
+        chosen -= {name for name in chosen if name.endswith(".gguf") or name.startswith("consolidated")}
+    return sorted(chosen)
+
+
+def choose_tokenizer_files(names: Iterable[str]) -> list[str]:
+    """Of all names in a folder or repository, those of the tokenizer and its chat templates."""
+    names = set(names)
+    templates = sorted(name for name in names if fnmatch.fnmatchcase(name, f"{EXTRA_TEMPLATES}/*.jinja"))
+    return [name for name in TOKENIZER_FILES if name in names] + [name for name in templates if name.count("/") == 1]
+
+
+def check_not_pickled(names: Collection[str], place: str) -> None:
+    """Raises ArtifactError (77) if the weights among `names` are pickles only. `place/` begins the message."""
+    weights = {name for name in names if name.endswith(".safetensors")}
+    pickled = sorted(n for n in names if PurePosixPath(n).suffix in PICKLES and n != "training_args.bin")
+    if pickled and not weights:
+        raise ArtifactError(
+            f"{place}/{pickled[0]}: pickled weights can run code, so they are refused; convert them to safetensors",
+            REFUSED,
+        )
 
 
 def model_files(path: Path) -> dict[str, Path]:
@@ -25,17 +61,12 @@ def model_files(path: Path) -> dict[str, Path]:
     Raises ArtifactError: 66 if there is no such folder or no config.json in it, 77 if its weights are pickled.
     """
     if not path.is_dir():
-        raise ArtifactError(f"{path}: no such model folder; give a folder in Hugging Face layout", NO_INPUT)
+        raise ArtifactError(f"{path}: {_NO_FOLDER}", NO_INPUT)
     if not (path / "config.json").is_file() and not (path / "adapter_config.json").is_file():
         raise ArtifactError(f"{path}: no config.json in it, so it is no model folder; check the path", NO_INPUT)
-    names = [p for p in sorted(path.iterdir()) if p.is_file() and p.name not in SIDE_FILES]
-    weights = [p for p in names if p.suffix == ".safetensors"]
-    pickled = [p for p in names if p.suffix in PICKLES and p.name != "training_args.bin"]
-    if pickled and not weights:
-        raise ArtifactError(
-            f"{pickled[0]}: pickled weights can run code, so they are refused; convert them to safetensors", REFUSED
-        )
-    return {p.name: p for p in names if p.suffix in _DATA_SUFFIXES}
+    names = sorted(p.name for p in path.iterdir() if p.is_file())
+    check_not_pickled(names, str(path))
+    return {name: path / name for name in choose_model_files(names)}
 
 
 def model_digest(path: Path) -> str:
@@ -49,6 +80,12 @@ def model_digest(path: Path) -> str:
     return digest_files(files)
 
 
+def all_model_files(path: Path) -> dict[str, Path]:
+    """`model_files`, and the chat templates that lie in a folder of their own: everything that a copy needs."""
+    extra = {f"{EXTRA_TEMPLATES}/{p.name}": p for p in sorted((path / EXTRA_TEMPLATES).glob("*.jinja"))}
+    return model_files(path) | extra
+
+
 def tokenizer_digest(path: Path) -> str:
     """Digest of what tokenizes: tokenizer, its config, its template. Weights and other files do not count."""
     return digest_files(tokenizer_files(path))
@@ -57,12 +94,12 @@ def tokenizer_digest(path: Path) -> str:
 def tokenizer_files(path: Path) -> dict[str, Path]:
     """The tokenizer's files by name. Raises ArtifactError (66) if there is no tokenizer.json."""
     if not path.is_dir():
-        raise ArtifactError(f"{path}: no such model folder; give a folder in Hugging Face layout", NO_INPUT)
+        raise ArtifactError(f"{path}: {_NO_FOLDER}", NO_INPUT)
     if not (path / "tokenizer.json").is_file():
         raise ArtifactError(
             f"{path}: no tokenizer.json in it; save the fast tokenizer there with transformers' save_pretrained",
             NO_INPUT,
         )
-    files = {name: path / name for name in TOKENIZER_FILES if (path / name).is_file()}
-    extra = sorted((path / "additional_chat_templates").glob("*.jinja"))
-    return files | {f"additional_chat_templates/{p.name}": p for p in extra}
+    extra = [f"{EXTRA_TEMPLATES}/{p.name}" for p in (path / EXTRA_TEMPLATES).glob("*.jinja")]
+    names = [name for name in TOKENIZER_FILES if (path / name).is_file()]
+    return {name: path / name for name in choose_tokenizer_files([*names, *extra])}

@@ -29,9 +29,11 @@ class Input(msgspec.Struct, frozen=True):
     path: Path | None = None
     artifact: Artifact | None = None
     stream: StreamReader | None = None
+    source: str = ""
+    """The commit of a hub it was fetched from, `hf:owner/name@commit`; empty for what lay here."""
 
     def entry(self) -> InputEntry:
-        return InputEntry(self.port, self.kind, self.digest)
+        return InputEntry(self.port, self.kind, self.digest, self.source)
 
 
 Inputs = dict[str, list[Input]]

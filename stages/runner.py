@@ -54,6 +54,10 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float
 
 
+_MODELS = frozenset({"model", "adapter", "tokenizer"})
+"""Kinds that a model reference names: a folder, or a model of a hub."""
+
+
 class Interrupted(BaseException):
     """A signal ended a stage that had nothing worth saving. `code` is 128 + the signal."""
 
@@ -92,19 +96,25 @@ def _find(name: str, port: Port, reference: str) -> list[Input]:
         if stream.header.kind not in port.kinds:
             raise ArtifactError(f"stdin: a stream of {stream.header.kind}, expected {' or '.join(port.kinds)}", 78)
         return [Input(name, stream.header.kind, stream.header.key, "stdin", stream=stream)]
+    source, label = "", Path(reference).name
     path = Path(reference)
+    if _MODELS & set(port.kinds):
+        from postmill.stages.shared.model_reference import find_model
+
+        model = find_model(reference, tokenizer_only=port.kinds == ("tokenizer",))
+        path, label, source = model.path, model.name, model.source
     if port.kinds == ("file",):
         if not path.is_file():
             raise ArtifactError(f"{path}: no such file", NO_INPUT)
         return [Input(name, "file", digest_file(path), path.name, path)]
     if port.kinds == ("tokenizer",):
-        return [Input(name, "tokenizer", tokenizer_digest(path), path.name, path)]
-    if {"model", "adapter"} & set(port.kinds) and not (path / MANIFEST).is_file():
+        return [Input(name, "tokenizer", tokenizer_digest(path), label, path, source=source)]
+    if _MODELS & set(port.kinds) and not (path / MANIFEST).is_file():
         digest = model_digest(path)
         kind = "adapter" if (path / "adapter_config.json").is_file() else "model"
         if kind not in port.kinds:
             raise ArtifactError(f"{path}: kind is {kind}, expected {' or '.join(port.kinds)}", MISMATCH)
-        return [Input(name, kind, digest, path.name, path)]
+        return [Input(name, kind, digest, label, path, source=source)]
     artifact = load_artifact(path, port.kinds)
     return [Input(name, artifact.manifest.kind, artifact.digest, path.name, path, artifact)]
 

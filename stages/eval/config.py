@@ -52,7 +52,10 @@ STAGE = Stage(
         "ask": Port(kinds=("file",), flag="--ask", required=False, help="questions, one JSON object a line"),
         "before": Port(kinds=_TESTED, flag="--before", required=False, help="what to compare with, like the base"),
         "model": Port(
-            kinds=("model",), flag="-m", required=False, help="the adapter's base; by default the one it came from"
+            kinds=("model",),
+            flag="-m",
+            required=False,
+            help="the adapter's base model, a folder or owner/name; default: the one it was trained on",
         ),
     },
     output="eval",

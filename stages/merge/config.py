@@ -31,7 +31,10 @@ STAGE = Stage(
     inputs={
         "adapters": Port(kinds=("adapter",), help="adapters, merged in this order", many=True),
         "model": Port(
-            kinds=("model",), flag="-m", required=False, help="the base model; by default the one the adapter came from"
+            kinds=("model",),
+            flag="-m",
+            required=False,
+            help="the base model, a folder or owner/name; default: the one the adapter was trained on",
         ),
         "rows": Port(
             kinds=("tokens",), flag="--rows", required=False, help="tokens to compare logits on, instead of own prompts"

@@ -6,6 +6,7 @@ from postmill.io.errors import MISMATCH, NO_INPUT, ArtifactError
 from postmill.io.json_file import load_json
 from postmill.io.model_folder import model_digest
 from postmill.stages.protocol import Input, Inputs
+from postmill.stages.shared.model_reference import Model, find_model
 
 ADAPTER_CONFIG = "adapter_config.json"
 
@@ -20,8 +21,8 @@ def imply_base(inputs: Inputs) -> Inputs:
     if not adapters:
         return inputs
     if not bases:
-        path = _base_path(adapters[0])
-        bases = [Input("model", "model", model_digest(path), path.name, path)]
+        base = _find_base(adapters[0])
+        bases = [Input("model", "model", model_digest(base.path), base.name, base.path, source=base.source)]
     for adapter in adapters:
         check_base(adapter, bases[0])
     return inputs | {"model": bases}
@@ -55,9 +56,11 @@ def all_stop_ids(folders: list[Path]) -> set[int]:
     return {i for path in folders for i in (*configured_stop_ids(path), *trained_stop_ids(path))}
 
 
-def _base_path(adapter: Input) -> Path:
-    """Where the adapter says its base lies: its own record of inputs first, then what peft wrote."""
+def _find_base(adapter: Input) -> Model:
+    """Where the adapter says its base lies: its own record of inputs, what PEFT wrote, the hub it was fetched from."""
     assert adapter.path is not None
+    entries = adapter.artifact.manifest.inputs if adapter.artifact else []
+    source = next((entry.source for entry in entries if entry.port == "model"), "")
     said = []
     record = adapter.path / "run.json"
     if adapter.artifact is not None and record.is_file():
@@ -68,7 +71,9 @@ def _base_path(adapter: Input) -> Path:
         said.append(named)
     for path in said:
         if (Path(path) / "config.json").is_file():
-            return Path(path)
+            return Model(Path(path), Path(path).name, source)
+    if source:
+        return find_model(source)
     where = f"its base {said[0]!r} is not a model folder here" if said else "it does not say what its base is"
     raise ArtifactError(f"{adapter.path}: {where}; pass the base with -m", NO_INPUT)
 

@@ -88,7 +88,11 @@ STAGE = Stage(
             stream=True,
             resolver="postmill.stages.tokenize.inputs:resolve",
         ),
-        "model": Port(kinds=("tokenizer",), help="folder with the tokenizer and its chat template", flag="-m"),
+        "model": Port(
+            kinds=("tokenizer",),
+            help="the model whose tokenizer and chat template to use: a folder, or owner/name on Hugging Face",
+            flag="-m",
+        ),
         "template": Port(
             kinds=("file",),
             help="a chat template (Jinja) in place of the model's",

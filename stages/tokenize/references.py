@@ -6,13 +6,11 @@ prefix a reference is a path: what is missing here is not looked for on the netw
 """
 
 from pathlib import Path
-from typing import Literal
 
 import msgspec
 
 from postmill.io.errors import ConfigError
-
-HUBS = {"hf::": "hf", "ms::": "ms", "hf:": "hf", "ms:": "ms"}
+from postmill.io.hub import PREFIXES, Repository, parse_repository
 
 
 class Reference(msgspec.Struct, frozen=True):
@@ -20,10 +18,10 @@ class Reference(msgspec.Struct, frozen=True):
 
     text: str
     """What the user wrote: names the dataset in messages and manifests."""
-    hub: Literal["", "hf", "ms"]
-    place: str
-    """A path, or a repository's id."""
-    revision: str = ""
+    place: str = ""
+    """A path; empty for what is on a hub."""
+    repository: Repository | None = None
+    """On a hub, the repository."""
     subsets: tuple[str, ...] = ()
     """Empty: the default one; `("all",)`: every one."""
     count: int | None = None
@@ -35,17 +33,15 @@ def parse_reference(text: str) -> Reference:
     if not text:
         raise ConfigError("dataset: the reference is empty; give a path, hf:id or ms:id")
     if Path(text).exists():
-        return Reference(text, "", text)
-    prefix = next((prefix for prefix in HUBS if text.startswith(prefix)), "")
+        return Reference(text, text)
+    prefix = next((prefix for prefix in PREFIXES if text.startswith(prefix)), "")
     rest, count = _split_count(text.removeprefix(prefix), text, is_path=not prefix)
     if not prefix:
         place, subsets = (rest, "") if Path(rest).exists() else _split_subsets(rest)
-        return Reference(text, "", place, "", _names(subsets, text), count)
-    place, _, subsets = rest.partition(":")
-    place, at, revision = place.partition("@")
-    if not place or (at and not revision):
-        raise ConfigError(f"dataset {text}: expected an id like {prefix}owner/name or {prefix}owner/name@revision")
-    return Reference(text, "hf" if HUBS[prefix] == "hf" else "ms", place, revision, _names(subsets, text), count)
+        return Reference(text, place, None, _names(subsets, text), count)
+    name, _, subsets = rest.partition(":")
+    repository = parse_repository(prefix + name, "dataset")
+    return Reference(text, "", repository, _names(subsets, text), count)
 
 
 def _split_count(rest: str, text: str, *, is_path: bool) -> tuple[str, int | None]:

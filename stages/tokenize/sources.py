@@ -21,9 +21,10 @@ import numpy.typing as npt
 from postmill._native import CHUNK_BYTES, MAX_LINE_BYTES, count_records, record_hashes
 from postmill.io.digest import digest_file, digest_json
 from postmill.io.errors import BAD_DATA, NO_INPUT, ArtifactError, ConfigError
+from postmill.io.hub import CARD, fetch
+from postmill.stages.progress import fetch_progress
 from postmill.stages.protocol import Input
-from postmill.stages.tokenize import hub
-from postmill.stages.tokenize.files import CARD, FORMATS, Kind, choose_files, kind_of
+from postmill.stages.tokenize.files import FORMATS, Kind, choose_files, kind_of
 from postmill.stages.tokenize.readers import read_lines
 from postmill.stages.tokenize.references import Reference, parse_reference
 from postmill.stages.tokenize.selection import Stop, held_out, mix_counts, resample, times_read
@@ -48,8 +49,8 @@ class Dataset(msgspec.Struct, frozen=True):
     """A reference and the files it stands for."""
 
     reference: Reference
-    revision: str
-    """Commit of a hub's repository, or empty."""
+    source: str
+    """The commit of a hub, `hf:owner/name@commit`, or empty."""
     files: dict[str, Path]
     """By name, in the order they are read."""
     kind: Kind | None = None
@@ -80,17 +81,15 @@ class Chunk(NamedTuple):
 def resolve(text: str) -> Dataset:
     """Find the files of a reference; download them if they are on a hub. Raises ConfigError and ArtifactError."""
     reference = parse_reference(text)
-    if reference.hub:
-        prefix = f"{reference.hub}:{reference.place}"
-        commit, found = hub.fetch(
-            reference.hub,
-            reference.place,
-            reference.revision,
+    if reference.repository:
+        fetched = fetch(
+            reference.repository,
             lambda names, card: choose_files(names, card, reference.subsets, text),
+            fetch_progress(str(reference.repository)),
         )
-        return Dataset(
-            reference, commit, {f"{prefix}@{commit[:12]}/{name}": path for name, path in sorted(found.items())}
-        )
+        short = fetched.source.removesuffix(fetched.revision) + fetched.revision[:12]
+        files = {f"{short}/{name}": path for name, path in sorted(fetched.files.items())}
+        return Dataset(reference, fetched.source, files)
     if reference.place == STDIN:
         return _from_stdin(reference)
     path = Path(reference.place)
@@ -115,8 +114,9 @@ def resolve(text: str) -> Dataset:
 def resolve_inputs(port: str, reference: str) -> list[Input]:
     """The runner's resolver: one input for a reference, its name the reference itself."""
     dataset = resolve(reference)
-    path = None if dataset.reference.place == STDIN else Path(dataset.reference.place)
-    return [Input(port, "dataset", dataset.digest(), reference, path)]
+    lies_here = dataset.reference.place not in ("", STDIN)
+    path = Path(dataset.reference.place) if lies_here else None
+    return [Input(port, "dataset", dataset.digest(), reference, path, source=dataset.source)]
 
 
 def _from_stdin(reference: Reference) -> Dataset:

@@ -132,7 +132,9 @@ STAGE = Stage(
     config=Train,
     inputs={
         "packed": Port(kinds=("packed",), help="a packed artifact: the bins to train on"),
-        "model": Port(kinds=("model",), flag="-m", help="the model to start from: a folder in Hugging Face layout"),
+        "model": Port(
+            kinds=("model",), flag="-m", help="the model to start from: a folder, or owner/name on Hugging Face"
+        ),
         "valid": Port(
             kinds=("packed",), flag="--valid", help="a packed artifact to measure the loss on", required=False
         ),

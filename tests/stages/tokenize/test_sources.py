@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from postmill import _native
 from postmill.io.errors import ArtifactError, ConfigError
+from postmill.io.hub import Repository
 from postmill.stages.tokenize import selection, sources
 from postmill.stages.tokenize.files import choose_files
 from postmill.stages.tokenize.references import Reference, parse_reference
@@ -60,11 +61,14 @@ def write_jsonl(path: Path, rows: list[Any]) -> Path:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("hf:a/b", Reference("hf:a/b", "hf", "a/b")),
-        ("hf::a/b#5", Reference("hf::a/b#5", "hf", "a/b", count=5)),
-        ("ms:a/b@v1:x/y#7", Reference("ms:a/b@v1:x/y#7", "ms", "a/b", "v1", ("x", "y"), 7)),
-        ("ms::a/b:all", Reference("ms::a/b:all", "ms", "a/b", subsets=("all",))),
-        ("no/such.jsonl#3", Reference("no/such.jsonl#3", "", "no/such.jsonl", count=3)),
+        ("hf:a/b", Reference("hf:a/b", repository=Repository("hf", "a/b", type="dataset"))),
+        ("hf::a/b#5", Reference("hf::a/b#5", repository=Repository("hf", "a/b", type="dataset"), count=5)),
+        (
+            "ms:a/b@v1:x/y#7",
+            Reference("ms:a/b@v1:x/y#7", "", Repository("ms", "a/b", "v1", "dataset"), ("x", "y"), 7),
+        ),
+        ("ms::a/b:all", Reference("ms::a/b:all", "", Repository("ms", "a/b", type="dataset"), ("all",))),
+        ("no/such.jsonl#3", Reference("no/such.jsonl#3", "no/such.jsonl", count=3)),
     ],
 )
 def test_reference(text: str, expected: Reference) -> None:
@@ -75,12 +79,12 @@ def test_an_existing_path_wins_before_each_separator(tmp_path: Path, monkeypatch
     monkeypatch.chdir(tmp_path)
     for name in ("a#1.jsonl", "a#2", "a:b", "hf:x"):
         Path(name).mkdir()
-    assert parse_reference("a#1.jsonl") == Reference("a#1.jsonl", "", "a#1.jsonl")
-    assert parse_reference("a#1.jsonl#9") == Reference("a#1.jsonl#9", "", "a#1.jsonl", count=9)
-    assert parse_reference("a#2") == Reference("a#2", "", "a#2")
-    assert parse_reference("a:b#3") == Reference("a:b#3", "", "a:b", count=3)
-    assert parse_reference("a:b:c/d") == Reference("a:b:c/d", "", "a:b", subsets=("c", "d"))
-    assert parse_reference("hf:x") == Reference("hf:x", "", "hf:x")
+    assert parse_reference("a#1.jsonl") == Reference("a#1.jsonl", "a#1.jsonl")
+    assert parse_reference("a#1.jsonl#9") == Reference("a#1.jsonl#9", "a#1.jsonl", count=9)
+    assert parse_reference("a#2") == Reference("a#2", "a#2")
+    assert parse_reference("a:b#3") == Reference("a:b#3", "a:b", count=3)
+    assert parse_reference("a:b:c/d") == Reference("a:b:c/d", "a:b", subsets=("c", "d"))
+    assert parse_reference("hf:x") == Reference("hf:x", "hf:x")
 
 
 @pytest.mark.parametrize(
@@ -89,8 +93,8 @@ def test_an_existing_path_wins_before_each_separator(tmp_path: Path, monkeypatch
         ("", "dataset: the reference is empty; give a path, hf:id or ms:id"),
         ("hf:a/b#x", "dataset hf:a/b#x: #x is not a count of rows; expected a whole number from 1, as in #500"),
         ("hf:a/b#0", "dataset hf:a/b#0: #0 is not a count of rows; expected a whole number from 1, as in #500"),
-        ("hf:", "dataset hf:: expected an id like hf:owner/name or hf:owner/name@revision"),
-        ("hf:a/b@", "dataset hf:a/b@: expected an id like hf:owner/name or hf:owner/name@revision"),
+        ("hf:", "hf:: expected an id like hf:owner/name or hf:owner/name@revision"),
+        ("hf:a/b@", "hf:a/b@: expected an id like hf:owner/name or hf:owner/name@revision"),
         ("hf:a/b:x//y", "dataset hf:a/b:x//y: an empty subset name in :x//y; separate names by one slash"),
     ],
 )
