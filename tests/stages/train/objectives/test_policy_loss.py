@@ -1,0 +1,350 @@
+"""Every policy loss against TRL's own, called unbound on a stub, in float64: value and gradient."""
+
+import itertools
+from collections import defaultdict
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="training needs torch")
+trl = pytest.importorskip("trl")
+
+from trl.trainer.grpo_trainer import GRPOTrainer  # noqa: E402
+
+from postmill.stages.train.objectives.policy_loss import (  # noqa: E402
+    Sampled,
+    kl_to_reference,
+    mismatch_metrics,
+    mismatch_weights,
+    token_losses,
+)
+from postmill.stages.train.objectives.rl import PRESETS, Rl, row_shares  # noqa: E402
+
+B, T = 6, 9
+LENGTHS = [9, 3, 7, 1, 5, 8]
+
+
+class OneProcess:
+    num_processes, sync_gradients, device = 1, True, "cpu"
+
+    @staticmethod
+    def gather(tensor):
+        return tensor
+
+    gather_for_metrics = gather
+
+    @staticmethod
+    def reduce(tensor, reduction="sum"):
+        return tensor
+
+    @staticmethod
+    def pad_across_processes(tensor, dim=0, pad_index=0):
+        return tensor
+
+
+@pytest.fixture
+def case():
+    make = torch.Generator().manual_seed(7)
+
+    def random(scale=1.0):
+        return scale * torch.randn(B, T, dtype=torch.float64, generator=make)
+
+    logp = -random().abs() - 0.1
+    mask = torch.tensor([[float(t < n) for t in range(T)] for n in LENGTHS], dtype=torch.float64)
+    return SimpleNamespace(
+        logp=logp,
+        old=logp + random(0.3),
+        ref=logp + random(0.5),
+        engine=logp + random(0.4),
+        entropy=random().abs(),
+        advantage=torch.tensor([1.5, -0.5, 0.7, -1.2, 0.0, -0.3], dtype=torch.float64),
+        mask=mask,
+    )
+
+
+def theirs(case, loss_type, *, level, beta, delta, mismatch, quantile, off_policy, unbiased):
+    logp = case.logp.clone().requires_grad_()
+    args = SimpleNamespace(
+        delta=delta,
+        use_bias_correction_kl=unbiased,
+        sapo_temperature_pos=1.0,
+        sapo_temperature_neg=1.05,
+        steps_per_generation=1,
+        entropy_target=0.2,
+        vespo_k_pos=2.0,
+        vespo_lambda_pos=3.0,
+        vespo_k_neg=3.0,
+        vespo_lambda_neg=2.0,
+    )
+    stub = SimpleNamespace(
+        args=args,
+        accelerator=OneProcess(),
+        aux_loss_enabled=False,
+        top_entropy_quantile=quantile,
+        off_policy_mask_threshold=off_policy,
+        importance_sampling_level=level,
+        beta=beta,
+        loss_type=loss_type,
+        epsilon_low=0.2,
+        epsilon_high=5.0 if loss_type == "cispo" else 0.28,
+        use_vllm=mismatch is not None,
+        vllm_importance_sampling_correction=mismatch is not None,
+        max_completion_length=16,
+        current_gradient_accumulation_steps=1,
+        _entropy_bonus_enabled=False,
+        model=SimpleNamespace(training=True),
+        _metrics=defaultdict(lambda: defaultdict(list)),
+        get_off_policy_mask=GRPOTrainer.get_off_policy_mask,
+        get_gamma_weights=GRPOTrainer.get_gamma_weights,
+    )
+    stub._get_per_token_logps_and_entropies = lambda *a, **k: (logp, case.entropy, None)
+    stub.get_high_entropy_mask = lambda *a: GRPOTrainer.get_high_entropy_mask(stub, *a)
+    inputs = {
+        "prompt_ids": torch.zeros(B, 2),
+        "prompt_mask": torch.ones(B, 2),
+        "completion_ids": torch.zeros(B, T),
+        "completion_mask": case.mask,
+        "advantages": case.advantage,
+        "old_per_token_logps": case.old,
+        "ref_per_token_logps": case.ref,
+        "num_items_in_batch": case.mask.sum(),
+    }
+    if off_policy is not None or mismatch:
+        inputs["sampling_per_token_logps"] = case.engine
+    if mismatch:  # as in TRL's _generate_and_score_completions
+        gap = (case.old - case.engine) * case.mask
+        gap = gap.sum(-1, keepdim=True) if mismatch.startswith("sequence") else gap
+        ratio = gap.exp()
+        capped = ratio.clamp(max=3.0) if mismatch.endswith("truncate") else ratio.masked_fill(ratio > 3.0, 0.0)
+        inputs["importance_sampling_ratio"] = capped
+    loss = GRPOTrainer._compute_loss(stub, None, inputs)
+    loss.backward()
+    return loss.detach(), logp.grad
+
+
+def ours(case, cfg, *, with_engine):
+    logp = case.logp.clone().requires_grad_()
+    at = case.mask.bool()
+    row_T = torch.arange(B)[:, None].expand(B, T)[at]
+    sampled = Sampled(
+        logp_T=logp[at],
+        old_T=case.old[at],
+        advantage_T=case.advantage[row_T],
+        row_T=row_T,
+        num_rows=B,
+        ref_T=case.ref[at],
+        engine_T=case.engine[at] if with_engine else None,
+        entropy_T=case.entropy[at],
+    )
+    share_R = row_shares(cfg.share, np.array(LENGTHS), np.zeros(B, np.int64), cfg.max_tokens)
+    limit = None
+    if cfg.entropy_quantile < 1:
+        limit = float(torch.quantile(sampled.entropy_T.float(), 1 - cfg.entropy_quantile))
+    terms = token_losses(cfg, sampled, limit)
+    loss = sum((term * torch.from_numpy(share_R)[row_T]).sum() for term in terms.values())
+    loss.backward()
+    return loss.detach(), logp.grad
+
+
+SHARES = {
+    "grpo": "seq_mean_token_mean",
+    "bnpo": "token_mean",
+    "dapo": "token_mean",
+    "dr_grpo": "seq_mean_token_sum_norm",
+    "cispo": "token_mean",
+    "sapo": "seq_mean_token_mean",
+    "luspo": "seq_mean_token_sum",
+    "vespo": "token_mean",
+}
+EXTRAS = [
+    {},
+    {"beta": 0.1},
+    {"beta": 0.1, "unbiased": False},
+    {"delta": 1.4},
+    {"quantile": 0.5},
+    {"off_policy": 0.1},
+    {"mismatch": "token_truncate"},
+    {"mismatch": "token_mask"},
+    {"mismatch": "sequence_truncate"},
+    {"mismatch": "sequence_mask", "beta": 0.1},
+]
+
+
+@pytest.mark.parametrize(("loss_type", "level"), list(itertools.product(SHARES, ["token", "sequence"])))
+def test_value_and_gradient_are_those_of_trl(case, loss_type, level):
+    for extra in EXTRAS:
+        asked = {"beta": 0.0, "delta": None, "mismatch": None, "quantile": 1.0, "off_policy": None, "unbiased": True}
+        asked |= extra
+        cfg = Rl(
+            surrogate=loss_type if loss_type in ("cispo", "sapo", "vespo") else "ppo",
+            level=level,
+            share=SHARES[loss_type],
+            max_tokens=16,
+            clip_low=0.2,
+            clip_high=0.28,
+            cispo_cap=5.0,
+            delta=asked["delta"],
+            kl_coef=asked["beta"],
+            kl_unbiased=asked["unbiased"],
+            entropy_quantile=asked["quantile"],
+            mismatch=asked["mismatch"] or "none",
+            off_policy_limit=asked["off_policy"],
+        )
+        # TRL counts a sequence's mismatch once in vespo's weight, as one value of the row: compared by token only
+        if loss_type == "vespo" and (asked["mismatch"] or "").startswith("sequence"):
+            continue
+        value, gradient = theirs(case, loss_type, level=level, **asked)
+        with_engine = asked["mismatch"] is not None or asked["off_policy"] is not None
+        mine, my_gradient = ours(case, cfg, with_engine=with_engine)
+        assert float(mine) == pytest.approx(float(value), abs=1e-10), extra
+        assert float((my_gradient - gradient).abs().max()) < 1e-10, extra
+
+
+def test_gmpo_is_that_of_trl(case):
+    from trl.experimental.gmpo.gmpo_trainer import GMPOTrainer
+
+    logp = case.logp.clone().requires_grad_()
+    stub = SimpleNamespace(
+        accelerator=OneProcess(),
+        top_entropy_quantile=1.0,
+        beta=0.1,
+        epsilon_low=0.4,
+        epsilon_high=0.4,
+        current_gradient_accumulation_steps=1,
+        model=SimpleNamespace(training=True),
+        _metrics=defaultdict(lambda: defaultdict(list)),
+        _get_per_token_logps_and_entropies=lambda *a, **k: (logp, case.entropy, None),
+    )
+    inputs = {
+        "prompt_ids": torch.zeros(B, 2),
+        "prompt_mask": torch.ones(B, 2),
+        "completion_ids": torch.zeros(B, T),
+        "completion_mask": case.mask,
+        "advantages": case.advantage,
+        "old_per_token_logps": case.old,
+        "ref_per_token_logps": case.ref,
+    }
+    loss = GMPOTrainer._compute_loss(stub, None, inputs)
+    loss.backward()
+    cfg = Rl(
+        surrogate="gmpo",
+        share="seq_mean_token_mean",
+        clip_low=0.4,
+        clip_high=0.4,
+        kl_coef=0.1,
+        kl_unbiased=False,
+        mismatch="none",
+    )
+    mine, gradient = ours(case, cfg, with_engine=False)
+    assert float(mine) == pytest.approx(float(loss), abs=1e-12)
+    assert float((gradient - logp.grad).abs().max()) < 1e-12
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_the_first_step_has_ratio_one(case, name):
+    """On-policy, every surrogate has the gradient of REINFORCE: -share * advantage (times its own factor)."""
+    case.old = case.logp.clone()
+    _, gradient = ours(case, PRESETS[name], with_engine=False)
+    share_R = row_shares(PRESETS[name].share, np.array(LENGTHS), np.zeros(B, np.int64), None)
+    expected = -torch.from_numpy(share_R)[:, None] * case.advantage[:, None] * case.mask
+    assert float((gradient - expected).abs().max()) < 1e-12
+
+
+def test_level_sequence_token_has_the_value_of_the_sequence_and_the_gradient_of_the_token(case):
+    cfg = {"share": "token_mean", "clip_low": 9.0, "clip_high": 9.0, "mismatch": "none"}
+    value, _ = ours(case, Rl(level="sequence", **cfg), with_engine=False)
+    mine, gradient = ours(case, Rl(level="sequence_token", **cfg), with_engine=False)
+    assert float(mine) == pytest.approx(float(value), abs=1e-12)
+    mean = ((case.logp - case.old) * case.mask).sum(1) / case.mask.sum(1)
+    expected = -(mean.exp() * case.advantage)[:, None] * case.mask / case.mask.sum()
+    assert float((gradient - expected).abs().max()) < 1e-12
+
+
+def test_dual_clip_bounds_the_loss_of_a_negative_advantage(case):
+    case.old = case.logp - 3.0  # ratio e^3 everywhere
+    case.advantage = -torch.ones(B, dtype=torch.float64)
+    free, _ = ours(case, Rl(clip_low=0.2, mismatch="none"), with_engine=False)
+    bounded, gradient = ours(case, Rl(clip_low=0.2, dual_clip=3.0, mismatch="none"), with_engine=False)
+    assert float(free) == pytest.approx(np.exp(3.0))
+    assert float(bounded) == pytest.approx(3.0)
+    assert float(gradient.abs().max()) == 0.0
+
+
+@pytest.mark.parametrize("name", ["dppo_tv", "dppo_kl"])
+def test_dppo_drops_tokens_that_went_too_far_the_wrong_way_only(case, name):
+    case.mask = torch.zeros(B, T, dtype=torch.float64)
+    case.mask[:, 0] = 1.0
+    far, near = -0.1, -3.0
+    case.logp = torch.full((B, T), near, dtype=torch.float64)
+    case.old = torch.full((B, T), near, dtype=torch.float64)
+    case.logp[0], case.old[0], case.advantage[0] = far, near, 1.0  # rose far, is to rise more: dropped
+    case.logp[1], case.old[1], case.advantage[1] = far, near, -1.0  # rose far, is to fall: kept
+    case.logp[2], case.old[2], case.advantage[2] = near, far, -1.0  # fell far, is to fall more: dropped
+    row_T = torch.arange(B)
+    at = case.mask.bool()
+    sampled = Sampled(case.logp[at].requires_grad_(), case.old[at], case.advantage, row_T, B)
+    loss_T = token_losses(Rl(surrogate=name, mismatch="none"), sampled)["policy"]
+    assert [bool(value) for value in loss_T[:3] != 0] == [False, True, False]
+    assert loss_T[3].item() == pytest.approx(1.2 * near)
+
+
+def test_fipo_looks_at_the_future_of_the_same_row_only():
+    logp = torch.tensor([-1.0, -1.0, -1.0, -1.0], dtype=torch.float64, requires_grad=True)
+    old = torch.tensor([-1.0, -1.1, -1.0, -1.5], dtype=torch.float64)
+    row = torch.tensor([0, 0, 1, 1])
+    cfg = Rl(surrogate="fipo", clip_high=0.2, fipo_half_life=1.0, mismatch="none")
+    loss_T = token_losses(cfg, Sampled(logp, old, torch.ones(4, dtype=torch.float64), row, 2))["policy"]
+    influence = np.array([np.exp(0.05), np.exp(0.1), 1.2, 1.2])
+    clipped = np.array([1.0, np.exp(0.1), 1.0, 1.2])
+    assert loss_T.detach().numpy() == pytest.approx(-clipped * influence)
+
+
+def test_published_numbers_of_the_mismatch_correction():
+    row = torch.tensor([0, 0])
+    sampled = Sampled(torch.zeros(2), torch.tensor([0.1, -0.3]), torch.ones(2), row, 1, engine_T=torch.zeros(2))
+    assert mismatch_weights(Rl(mismatch="token_truncate", mismatch_high=2), sampled).tolist() == pytest.approx(
+        [1.1052, 0.7408], abs=1e-4
+    )
+    by_row = [0.8187, 0.8187]  # exp of the sum, -0.2
+    assert mismatch_weights(Rl(mismatch="sequence_truncate"), sampled).tolist() == pytest.approx(by_row, abs=1e-4)
+    assert mismatch_weights(Rl(mismatch="geometric_mask"), sampled).tolist() == [1.0, 1.0]
+
+
+def test_tokens_that_the_engine_did_not_score_have_ratio_one_and_are_counted():
+    engine = torch.tensor([-1.0, float("nan"), -1.0])
+    sampled = Sampled(
+        -torch.ones(3), -torch.ones(3), torch.ones(3), torch.zeros(3, dtype=torch.int64), 1, engine_T=engine
+    )
+    assert mismatch_weights(Rl(), sampled).tolist() == [1.0, 1.0, 1.0]
+    assert {name: float(value) for name, value in mismatch_metrics(sampled).items()} == {
+        "mismatch": 0.0,
+        "mismatch_k3": 0.0,
+        "unscored": 1.0,
+    }
+
+
+def test_divergences_are_finite_where_the_difference_is_not_small():
+    logp, ref = torch.tensor([-1e4, -1.0]), torch.tensor([-1.0, -1e4])
+    for kind in ("k1", "k2", "k3"):
+        assert bool(kl_to_reference(kind, logp, ref).isfinite().all())
+    assert float(kl_to_reference("k3", torch.tensor(-1.0), torch.tensor(-1.0))) == 0.0
+
+
+@pytest.mark.parametrize("share", ["token_mean", "seq_mean_token_mean", "group_mean_token_mean"])
+def test_shares_of_all_tokens_sum_to_one_whatever_rows_are_masked(share):
+    tokens = np.array([3, 0, 7, 1, 5])
+    share_R = row_shares(share, tokens, np.array([0, 0, 1, 1, 2]), None)
+    assert (share_R * tokens).sum() == pytest.approx(1.0, abs=1e-15)
+    assert share_R[1] == 0.0
+    fewer = row_shares(share, tokens[[0, 2, 3, 4]], np.array([0, 1, 1, 2]), None)
+    assert share_R[[0, 2, 3, 4]] == pytest.approx(fewer)
+
+
+def test_options_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match="cispo needs cispo_cap"):
+        Rl(surrogate="cispo")
+    with pytest.raises(ValueError, match="needs max_tokens"):
+        Rl(share="seq_mean_token_sum_norm")
+    with pytest.raises(ValueError, match="gmpo is a value of a whole answer"):
+        Rl(surrogate="gmpo")
