@@ -25,6 +25,11 @@ pub enum Error {
         /// Value, rule, remedy.
         message: Box<str>,
     },
+    /// Two of our own computations disagree: a fault of postmill, which no option may skip.
+    Internal {
+        /// What disagrees, and what to report.
+        message: Box<str>,
+    },
 }
 
 /// What is wrong inside a row. Whoever reads the file puts `file:line:column` before it.
@@ -65,9 +70,10 @@ impl fmt::Display for Error {
             Self::Data { place, message } | Self::Template { place, message } if !place.is_empty() => {
                 write!(f, "{place}: {message}")
             }
-            Self::Data { message, .. } | Self::Template { message, .. } | Self::Config { message } => {
-                f.write_str(message)
-            }
+            Self::Data { message, .. }
+            | Self::Template { message, .. }
+            | Self::Config { message }
+            | Self::Internal { message } => f.write_str(message),
         }
     }
 }

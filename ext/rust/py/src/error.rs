@@ -8,13 +8,14 @@ create_exception!(
     _native,
     NativeError,
     PyValueError,
-    "What the data path refuses: a `ValueError` with `code`, the exit code to leave with (2 options, 65 data)."
+    "What the data path refuses: a `ValueError` with `code`, the exit code to leave with (2 options, 65 data, 70 a fault of ours)."
 );
 
 /// The Python exception of `error`.
 pub fn to_python(py: Python<'_>, error: &Error) -> PyErr {
     let code = match error {
         Error::Config { .. } => 2,
+        Error::Internal { .. } => 70,
         Error::Data { .. } | Error::Row(_) | Error::Template { .. } => 65,
     };
     let raised = NativeError::new_err(error.to_string());

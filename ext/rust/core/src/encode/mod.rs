@@ -5,3 +5,6 @@ pub mod seams;
 pub mod thinking;
 pub mod tokens;
 pub mod truncate;
+
+#[cfg(test)]
+mod tests;

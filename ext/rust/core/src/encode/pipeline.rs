@@ -256,6 +256,7 @@ impl Run<'_> {
         match outcome {
             Ok(()) => Ok(()),
             Err(error @ Error::Config { .. }) => Err(error),
+            Err(error @ Error::Internal { .. }) => Err(self.placed(error, line)),
             Err(error) if !read.skip_bad_rows => Err(self.placed(error, line)),
             Err(error) => {
                 let reason = match &error {
@@ -276,6 +277,9 @@ impl Run<'_> {
             Error::Row(fault) => (fault.column, fault.to_string()),
             Error::Template { place, message } if !place.is_empty() => (None, format!("{place}: {message}")),
             Error::Data { message, .. } | Error::Template { message, .. } => (None, message.to_string()),
+            Error::Internal { message } => {
+                return Error::Internal { message: format!("{file}:{line}: {message}").into() };
+            }
             Error::Config { .. } => return error,
         };
         let place = match column {

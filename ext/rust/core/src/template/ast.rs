@@ -135,6 +135,8 @@ pub(super) struct Macro {
     pub scope: Scope,
     /// All slots of the body, nested scopes included: saved around a recursive call.
     pub all_slots: (u32, u32),
+    /// How deep its statements and expressions nest.
+    pub height: u32,
 }
 
 #[derive(Debug, Clone, PartialEq)]

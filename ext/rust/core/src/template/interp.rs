@@ -11,8 +11,10 @@ use super::print;
 use super::value::{Chars, LoopState, Sequence, Text, Value, message_index};
 use super::{Date, Fail, Outcome, fail, undefined};
 
-/// Calls of macros within macros; each level takes some kilobytes of stack.
+/// Calls of macros within macros, and how deep their bodies may nest all together: both use the stack, of which a thread
+/// has 2 MiB.
 const MAX_CALLS: usize = 60;
+const MAX_HEIGHT: u32 = 600;
 
 /// What a statement asks of the loop around it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,6 +36,8 @@ pub(super) struct Interp<'a> {
     pub date: Date,
     pub writer: Writer,
     calls: usize,
+    /// Sum of the heights of the macros that run.
+    height: u32,
 }
 
 impl<'a> Interp<'a> {
@@ -47,6 +51,7 @@ impl<'a> Interp<'a> {
             date,
             writer,
             calls: 0,
+            height: 0,
         }
     }
 
@@ -317,10 +322,14 @@ impl<'a> Interp<'a> {
         if self.calls >= MAX_CALLS {
             return fail(format!("macros call each other more than {MAX_CALLS} deep"));
         }
+        if self.height + body.height > MAX_HEIGHT {
+            return fail(format!("macros that call each other nest more than {MAX_HEIGHT} deep in all"));
+        }
         if args.positional.len() > body.params.len() {
             return fail(format!("macro '{}' takes not more than {} arguments", body.name, body.params.len()));
         }
         self.calls += 1;
+        self.height += body.height;
         let (from, to) = (body.all_slots.0 as usize, body.all_slots.1 as usize);
         let saved: Vec<Value<'a>> =
             self.slots[from..to].iter_mut().map(|slot| std::mem::replace(slot, Value::Unset)).collect();
@@ -337,6 +346,7 @@ impl<'a> Interp<'a> {
             *slot = value;
         }
         self.calls -= 1;
+        self.height -= body.height;
         Ok(Value::Str(text))
     }
 

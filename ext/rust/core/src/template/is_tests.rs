@@ -125,7 +125,7 @@ fn is_iterable(value: &Value<'_>) -> bool {
 fn remainder(value: &Value<'_>, by: Option<i64>) -> Outcome<bool> {
     match (value, value.as_index(), by) {
         (_, _, Some(0)) => fail("division by zero"),
-        (_, Some(number), Some(by)) => Ok(number % by == 0),
+        (_, Some(number), Some(by)) => Ok(number.checked_rem(by).unwrap_or(0) == 0),
         (Value::Undefined(name), ..) => undefined(name),
         _ => fail(format!("divisibility of a {} is not supported", value.type_name())),
     }

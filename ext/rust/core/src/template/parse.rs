@@ -7,15 +7,21 @@ use crate::error::Error;
 /// Nesting of statements and expressions beyond which a template is refused: each level uses the stack.
 const MAX_DEPTH: u32 = 100;
 
+/// Height of the tree of statements and expressions beyond which a template is refused: whoever walks it recurses. Long
+/// chains (`a + b + c`) are as high as they are long.
+const MAX_HEIGHT: u32 = 300;
+
 pub(super) struct Parser {
     tokens: Vec<Spanned>,
     at: usize,
     depth: u32,
+    /// Deepest place of the tree since a chain or macro began.
+    deepest: u32,
 }
 
 /// Parse a whole template. Names have no slots yet.
 pub(super) fn parse(source: &str) -> Result<Vec<Stmt>, Error> {
-    let mut parser = Parser { tokens: tokenize(source)?, at: 0, depth: 0 };
+    let mut parser = Parser { tokens: tokenize(source)?, at: 0, depth: 0, deepest: 0 };
     let (body, _) = parser.body(&[])?;
     Ok(body)
 }
@@ -86,12 +92,34 @@ impl Parser {
     /// Run `inner` one level deeper.
     pub(super) fn nested<T>(&mut self, inner: impl FnOnce(&mut Self) -> Result<T, Error>) -> Result<T, Error> {
         self.depth += 1;
+        self.deepest = self.deepest.max(self.depth);
         if self.depth > MAX_DEPTH {
             return self.fail(format!("nesting is deeper than {MAX_DEPTH}"));
         }
         let result = inner(self);
         self.depth -= 1;
         result
+    }
+
+    /// Run `inner`; how much higher the tree is there than here.
+    pub(super) fn height_of<T>(
+        &mut self,
+        inner: impl FnOnce(&mut Self) -> Result<T, Error>,
+    ) -> Result<(T, u32), Error> {
+        let outer = std::mem::replace(&mut self.deepest, self.depth);
+        let result = inner(self)?;
+        let height = self.deepest - self.depth;
+        self.deepest = self.deepest.max(outer);
+        Ok((result, height))
+    }
+
+    /// Another link of a chain: what stands before it lies one level deeper.
+    pub(super) fn link(&mut self) -> Result<(), Error> {
+        self.deepest += 1;
+        if self.deepest > MAX_HEIGHT {
+            return self.fail(format!("expressions are nested or chained more than {MAX_HEIGHT} deep"));
+        }
+        Ok(())
     }
 
     /// Statements up to one of the `ends`, whose name is consumed and returned (its block end is not).
@@ -218,9 +246,9 @@ impl Parser {
 
     fn macro_statement(&mut self) -> Result<StmtKind, Error> {
         let name = self.name_target()?;
-        let params = self.signature()?;
-        let scope = self.block("endmacro")?;
-        let body = Macro { name: name.name.clone(), params, caller: None, scope, all_slots: (0, 0) };
+        let ((params, scope), height) =
+            self.height_of(|parser| Ok((parser.signature()?, parser.block("endmacro")?)))?;
+        let body = Macro { name: name.name.clone(), params, caller: None, scope, all_slots: (0, 0), height };
         Ok(StmtKind::Macro(name, Box::new(body)))
     }
 
@@ -230,8 +258,8 @@ impl Parser {
         if !matches!(call, Expr::Call(..)) {
             return self.fail("a call block needs a call");
         }
-        let scope = self.block("endcall")?;
-        let body = Macro { name: "caller".into(), params, caller: None, scope, all_slots: (0, 0) };
+        let (scope, height) = self.height_of(|parser| parser.block("endcall"))?;
+        let body = Macro { name: "caller".into(), params, caller: None, scope, all_slots: (0, 0), height };
         Ok(StmtKind::CallBlock(Box::new(call), Box::new(body)))
     }
 

@@ -9,7 +9,12 @@ use crate::error::Error;
 
 impl Parser {
     pub(super) fn expression(&mut self) -> Result<Expr, Error> {
-        self.nested(Self::conditional)
+        self.chain(|parser| parser.nested(Self::conditional))
+    }
+
+    /// An expression that may be a chain: how deep it is counts once, however many stand beside it.
+    fn chain(&mut self, inner: impl FnOnce(&mut Self) -> Result<Expr, Error>) -> Result<Expr, Error> {
+        Ok(self.height_of(inner)?.0)
     }
 
     /// An expression, or several with commas between them.
@@ -28,7 +33,7 @@ impl Parser {
             if ends || (in_for && self.is_name("recursive")) {
                 break;
             }
-            items.push(if conditional { self.expression()? } else { self.nested(Self::or)? });
+            items.push(if conditional { self.expression()? } else { self.chain(|parser| parser.nested(Self::or))? });
             if !self.is_op(",") {
                 break;
             }
@@ -48,6 +53,7 @@ impl Parser {
     fn conditional(&mut self) -> Result<Expr, Error> {
         let mut value = self.or()?;
         while self.skip_name("if") {
+            self.link()?;
             let test = self.or()?;
             let otherwise = if self.skip_name("else") { Some(Box::new(self.expression()?)) } else { None };
             value = Expr::Conditional(Box::new(test), Box::new(value), otherwise);
@@ -58,6 +64,7 @@ impl Parser {
     fn or(&mut self) -> Result<Expr, Error> {
         let mut left = self.and()?;
         while self.skip_name("or") {
+            self.link()?;
             left = Expr::Or(Box::new(left), Box::new(self.and()?));
         }
         Ok(left)
@@ -66,6 +73,7 @@ impl Parser {
     fn and(&mut self) -> Result<Expr, Error> {
         let mut left = self.not()?;
         while self.skip_name("and") {
+            self.link()?;
             left = Expr::And(Box::new(left), Box::new(self.not()?));
         }
         Ok(left)
@@ -104,17 +112,13 @@ impl Parser {
 
     fn sum(&mut self) -> Result<Expr, Error> {
         let mut left = self.concat()?;
-        let mut links = 0;
         loop {
             let op = match self.token() {
                 Token::Op("+") => BinaryOp::Add,
                 Token::Op("-") => BinaryOp::Sub,
                 _ => return Ok(left),
             };
-            links += 1;
-            if links > 200 {
-                return self.fail("more than 200 terms in one sum");
-            }
+            self.link()?;
             self.next();
             left = Expr::Binary(op, Box::new(left), Box::new(self.concat()?));
         }
@@ -134,7 +138,6 @@ impl Parser {
 
     fn product(&mut self) -> Result<Expr, Error> {
         let mut left = self.power()?;
-        let mut links = 0;
         loop {
             let op = match self.token() {
                 Token::Op("*") => BinaryOp::Mul,
@@ -143,24 +146,17 @@ impl Parser {
                 Token::Op("%") => BinaryOp::Mod,
                 _ => return Ok(left),
             };
-            links += 1;
-            if links > 200 {
-                return self.fail("more than 200 terms in one product");
-            }
+            self.link()?;
             self.next();
             left = Expr::Binary(op, Box::new(left), Box::new(self.power()?));
         }
     }
 
     fn power(&mut self) -> Result<Expr, Error> {
-        let mut left = self.unary(true)?;
-        let mut links = 0;
+        let mut left = self.chain(|parser| parser.unary(true))?;
         while self.skip_op("**") {
-            links += 1;
-            if links > 20 {
-                return self.fail("more than 20 powers in a row");
-            }
-            left = Expr::Binary(BinaryOp::Pow, Box::new(left), Box::new(self.unary(true)?));
+            self.link()?;
+            left = Expr::Binary(BinaryOp::Pow, Box::new(left), Box::new(self.chain(|parser| parser.unary(true))?));
         }
         Ok(left)
     }
@@ -238,11 +234,9 @@ impl Parser {
     }
 
     fn postfix(&mut self, mut node: Expr) -> Result<Expr, Error> {
-        let mut links = 0;
         loop {
-            links += 1;
-            if links > 100 {
-                return self.fail("more than 100 attributes and calls in a row");
+            if matches!(self.token(), Token::Op("." | "[" | "(")) {
+                self.link()?;
             }
             if self.skip_op(".") {
                 node = match self.next() {
@@ -317,11 +311,9 @@ impl Parser {
     }
 
     fn filters_and_tests(&mut self, mut node: Expr) -> Result<Expr, Error> {
-        let mut links = 0;
         loop {
-            links += 1;
-            if links > 100 {
-                return self.fail("more than 100 filters in a row");
+            if self.is_op("|") || self.is_op("(") || self.is_name("is") {
+                self.link()?;
             }
             if self.skip_op("|") {
                 let (filter, args) = self.filter_call()?;
@@ -370,7 +362,13 @@ impl Parser {
             let arg = self.primary()?;
             args.positional.push(self.postfix(arg)?);
         }
-        let node = Expr::Test(Box::new(node), test, Box::new(args));
+        let node = match (test, &mut args.positional[..]) {
+            // `x is in y` is `x in y`
+            (Test::Compare(op), [other]) if args.keyword.is_empty() => {
+                Expr::Compare(Box::new(node), vec![(op, std::mem::replace(other, Expr::None))])
+            }
+            _ => Expr::Test(Box::new(node), test, Box::new(args)),
+        };
         Ok(if negated { Expr::Not(Box::new(node)) } else { node })
     }
 }

@@ -69,7 +69,7 @@ fn write_repr(value: &Value<'_>, out: &mut String, fuel: &Fuel) -> Outcome<()> {
             out.push('}');
         }
         Value::Range(start, step, length) => {
-            let end = start + step * *length as i64;
+            let end = start.saturating_add(step.saturating_mul(*length as i64));
             return if *step == 1 && *length > 0 {
                 write!(out, "range({start}, {end})").map_err(|error| Fail::new(error.to_string()))
             } else {

@@ -149,9 +149,12 @@ impl Template {
         if self.checks.is_due(self.options.check_every)
             && self.interpreted(row, count, prompt).ok().as_ref() != Some(&planned)
         {
-            let why = "the template's plan and its interpretation differ on this row, which is a fault of postmill; \
-                       please report the template and the row";
-            return Err(self.error("", why));
+            let name = &self.options.name;
+            let message = format!(
+                "{name}: the template's plan and its interpretation differ on this row, which is a fault of postmill; \
+                 please report the template and the row"
+            );
+            return Err(Error::Internal { message: message.into() });
         }
         Ok(planned)
     }

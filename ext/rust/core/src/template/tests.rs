@@ -120,6 +120,63 @@ fn what_is_not_supported_is_refused() {
 }
 
 #[test]
+fn tests_with_arguments_are_planned_or_interpreted() {
+    // the first once made the planner call itself until the stack was gone
+    let cases = [
+        (
+            "{{ 'user' is in ['user', 'system'] }}{% if messages[0].role is in ['a', 'b'] %}x{% else %}y{% endif %}",
+            "Truey",
+        ),
+        (
+            "{% for m in messages %}{% if m.role is not in ('user',) %}x{% endif %}{{ m.role is in 'users' }}{% endfor %}",
+            "True",
+        ),
+        ("{% if 6 is divisibleby 3 %}a{% endif %}{% if 5 is divisibleby(3) %}b{% endif %}", "a"),
+        ("{% if none is sameas none %}a{% endif %}{{ 3 is gt 2 }}{{ 3 is eq 3 }}{{ 3 is ne(3) }}", "aTrueTrueFalse"),
+        ("{% set x = 'a' is in ['b'] or 3 is divisibleby 2 %}{{ x }}", "False"),
+        ("{% for i in range(4) if i is not divisibleby 2 %}{{ i }}{% endfor %}", "13"),
+        ("{{ (1 if messages[0].content is in ['hi'] else 2) + 1 }}", "2"),
+    ];
+    for (source, expected) in cases {
+        assert_eq!(render(source), expected, "{source}");
+    }
+}
+
+#[test]
+fn the_smallest_integer_is_divided() {
+    assert_eq!(render("{{ (-9223372036854775807 - 1) is divisibleby(-1) }}"), "True");
+    assert!(refuses("{{ (-9223372036854775807 - 1) // -1 }}").contains("64 bits"));
+    refuses("{{ range(0, 9223372036854775807, 9223372036854775806) }}");
+}
+
+#[test]
+fn depth_is_bounded_over_macros_and_nesting_together() {
+    let blocks =
+        |depth: usize, inner: &str| format!("{}{inner}{}", "{% if true %}".repeat(depth), "{% endif %}".repeat(depth));
+    let sum = |inner: &str| format!("{{{{ ({inner}) {} }}}}", "+ ''".repeat(200));
+    let nested = format!("{}m(){}", "(".repeat(60), ")".repeat(60));
+    for body in [
+        blocks(95, "{{ m() }}"),
+        sum("m()"),
+        format!("{{{{ {nested} }}}}"),
+        blocks(90, &sum("m()")),
+        format!("{{{{ {}m(){} }}}}", "[".repeat(40), "][0]".repeat(40)),
+        blocks(80, "{% for x in [1] %}{% set y %}{{ m() | trim | upper }}{% endset %}{{ y }}{% endfor %}"),
+        "{% call m() %}{{ m() }}{% endcall %}".to_owned(),
+        format!("{{{{ m(){} }}}}", "|trim".repeat(190)),
+    ] {
+        refuses(&format!("{{% macro m() %}}{body}{{{{ caller }}}}{{% endmacro %}}{{{{ m() }}}}"));
+    }
+    // within one template too: 99 levels of 200 terms each
+    let mut deep = "1".to_owned();
+    for _ in 0..99 {
+        deep = format!("({deep}{})", " + 1".repeat(199));
+    }
+    assert!(refuses(&format!("{{{{ {deep} }}}}")).contains("deep"));
+    assert_eq!(render(&format!("{{{{ 1{} }}}}", " + 1".repeat(250))), "251");
+}
+
+#[test]
 fn hostile_templates_stop_soon() {
     let start = std::time::Instant::now();
     let deep = format!("{{{{ {}1{} }}}}", "(".repeat(5000), ")".repeat(5000));

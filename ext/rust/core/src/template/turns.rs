@@ -318,6 +318,7 @@ impl Locator<'_> {
         match self.template.start_after_conversation(self.row, stretch.message, text, turn) {
             Ok(Some(start)) => Ok(start),
             Ok(None) => self.fail(stretch.message, "this turn does not start with the generation prompt"),
+            Err(error @ Error::Internal { .. }) => Err(error),
             Err(error) => {
                 self.fail(stretch.message, &format!("the generation prompt of this turn is unknown ({error})"))
             }

@@ -250,10 +250,16 @@ impl Lowering<'_> {
                 Condition::True(self.constant(Constant::Bool(true)))
             }
             Expr::Test(value, test, args) if args.is_empty() => Condition::Passes(self.value(value, None), *test),
+            Expr::Test(..) => return self.no_branch(),
             Expr::Compare(first, rest) => match &rest[..] {
                 [(op @ (CompareOp::Eq | CompareOp::Ne), Expr::Str(text))] => {
                     let condition = Condition::IsText(self.value(first, None), text.clone());
                     return vec![self.jump_if(condition, wanted == (*op == CompareOp::Eq))];
+                }
+                [(op @ (CompareOp::In | CompareOp::NotIn), Expr::List(items) | Expr::Tuple(items))]
+                    if items.iter().all(|item| matches!(item, Expr::Str(_))) =>
+                {
+                    return self.branch_in(first, items, wanted == (*op == CompareOp::In));
                 }
                 [(op @ (CompareOp::In | CompareOp::NotIn), second)] => {
                     let Expr::Str(needle) = &**first else { return self.no_branch() };
@@ -272,6 +278,19 @@ impl Lowering<'_> {
             _ => Condition::True(self.value(expr, None)),
         };
         vec![self.jump_if(condition, wanted)]
+    }
+
+    /// As `branch`, of `value in ['a', 'b']`.
+    fn branch_in(&mut self, value: &Expr, items: &[Expr], wanted: bool) -> Vec<usize> {
+        let value = self.value(value, None);
+        let texts = items.iter().filter_map(|item| if let Expr::Str(text) = item { Some(text) } else { None });
+        let found: Vec<usize> = texts.map(|text| self.jump_if(Condition::IsText(value, text.clone()), true)).collect();
+        if wanted {
+            return found;
+        }
+        let jump = self.jump();
+        self.land(found);
+        vec![jump]
     }
 
     fn no_branch(&mut self) -> Vec<usize> {
