@@ -1,10 +1,9 @@
 """An adapter in PEFT's layout, read as edits of the base's weights.
 
-PEFT names a factor after the module it changes (`base_model.model.<module>.lora_A.weight`), so the files alone say what
-is to be done; the config says how strongly, and whether a method is in play that cannot be merged.
+PEFT names a tensor after the module it changes (`base_model.model.<module>.lora_A.weight`), so the files alone say what
+is to be done; the config says how strongly, and by which method. What a method does to a weight is in `methods/`.
 """
 
-import math
 import re
 from pathlib import Path
 from typing import Any
@@ -12,26 +11,20 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from postmill.io.errors import BAD_DATA, MISMATCH, USAGE, ArtifactError, ConfigError
+from postmill.io.errors import MISMATCH, USAGE, ArtifactError, ConfigError
 from postmill.io.json_file import load_json
 from postmill.io.safetensors_file import SafetensorsFile
-from postmill.stages.merge.arithmetic import DTYPES, F32, Add, Dora, Edit, LowRank, SetRows, to_float32
+from postmill.stages.merge.arithmetic import DTYPES, to_float32
+from postmill.stages.merge.base import Base, without_wrappers
+from postmill.stages.merge.edits import F32, Edit, SetRows, matrix_shape
+from postmill.stages.merge.methods.module import Module, find_tensor
+from postmill.stages.merge.methods.table import METHODS
+from postmill.stages.merge.methods.tokens import PART as TOKENS
+from postmill.stages.merge.methods.tokens import tokens
+from postmill.stages.shared.base_model import ADAPTER_CONFIG
 
-CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
-_PREFIX = "base_model.model."
-_FACTORS = {
-    ".lora_A.weight": "a",
-    ".lora_B.weight": "b",
-    ".lora_B.bias": "b_bias",
-    ".lora_embedding_A": "embedding_a",
-    ".lora_embedding_B": "embedding_b",
-    ".lora_magnitude_vector": "magnitude",
-    ".lora_magnitude_vector.weight": "magnitude",
-    ".token_adapter.trainable_tokens_delta": "tokens",
-}
 _UNMERGEABLE = {
-    "target_parameters": "LoRA on bare parameters (target_parameters)",
     "layer_replication": "layer replication",
     "alora_invocation_tokens": "activated LoRA (alora_invocation_tokens), which acts on some tokens only",
     "arrow_config": "Arrow routing",
@@ -49,44 +42,97 @@ class Adapter(msgspec.Struct):
 
     path: Path
     file: SafetensorsFile
+    config: dict[str, Any]
     edits: dict[str, list[Edit]]
     replaced: dict[str, str]
     """Tensor of the base -> its name in `file`."""
     ties: bool
     """Whether the adapter was made with `ensure_weight_tying`: what is done to the embedding holds for the head."""
+    token_tensors: frozenset[str]
+    """Tensors under PEFT's token adapter, which keeps embedding and head tied whatever else is saved of them."""
 
 
-def load_adapter(path: Path, scale: float) -> Adapter:
+class _Name(msgspec.Struct, frozen=True):
+    """A tensor's name taken apart: of `module`, `depth` wrappers deep; `part` is "" for a tensor saved whole."""
+
+    module: str
+    depth: int
+    part: str
+    under_tokens: bool = False
+
+
+def load_adapter(path: Path, scale: float, base: Base) -> Adapter:
     """Read the adapter in `path`; its factors are held in memory as float32, scaled by `scale` when applied.
 
-    Raises ConfigError (2) naming a method that cannot be merged, ArtifactError (65, 66) if it is damaged.
+    Raises ConfigError (2) naming a method that cannot be merged, ArtifactError: 65, 66 if it is damaged, 78 if it is
+    for another base.
     """
-    config = load_json(path / CONFIG)
-    _check_method(path, config)
+    config = load_json(path / ADAPTER_CONFIG)
+    method = METHODS[_check_method(path, config)]
     file = SafetensorsFile(path / WEIGHTS)
-    factors: dict[str, dict[str, F32]] = {}
+    prefixes = (method.prefix, "trainable_tokens_")
+    said = _adapter_name(file, prefixes)
+    parts: dict[tuple[str, int], dict[str, F32]] = {}
+    shared: dict[str, F32] = {}
     replaced: dict[str, str] = {}
-    for name in file.tensors:
-        bare = name.removeprefix(_PREFIX)
-        suffix = next((s for s in _FACTORS if bare.endswith(s)), "")
-        if suffix:
-            factors.setdefault(bare.removesuffix(suffix), {})[_FACTORS[suffix]] = _load(file, name)
-        elif ".lora_" in bare:
-            raise ArtifactError(f"{file.path}: tensor {name}: of no LoRA method known here; merge with peft instead")
-        elif ".original_module." not in bare:  # what modules_to_save kept aside untrained
-            replaced[bare.replace(".base_layer.", ".").replace(".modules_to_save.", ".")] = name
+    token_tensors: set[str] = set()
+    for full in file.tensors:
+        name = _take_apart(without_wrappers(full), prefixes, said)
+        if name is None:
+            continue
+        if name.part and name.module:
+            parts.setdefault((name.module, name.depth), {})[name.part] = _load(file, full)
+        elif name.part:
+            shared[name.part] = _load(file, full)
+        else:
+            tensor = find_tensor(path, name.module, base, config)
+            if tensor not in replaced or not name.under_tokens:
+                replaced[tensor] = full
+            if name.under_tokens:
+                token_tensors.add(tensor)
     edits: dict[str, list[Edit]] = {}
-    for module, parts in factors.items():
-        for tensor, edit in _edits(path, module, parts, config, scale):
+    for (module_name, depth), found in parts.items():
+        module = Module(path, module_name, depth, found, shared, config, base, scale)
+        for tensor, edit in (tokens if TOKENS in found else method.rule)(module):
             edits.setdefault(tensor, []).append(edit)
-    return Adapter(path, file, edits, replaced, bool(config.get("ensure_weight_tying")))
+            if TOKENS in found:
+                token_tensors.add(tensor)
+    adapter = Adapter(
+        path, file, config, edits, replaced, bool(config.get("ensure_weight_tying")), frozenset(token_tensors)
+    )
+    if base.tied:
+        _follow_embedding(adapter, base)
+    return adapter
 
 
-def _check_method(path: Path, config: dict[str, Any]) -> None:
-    place = path / CONFIG
+def _follow_embedding(adapter: Adapter, base: Base) -> None:
+    """In a tied model the head's token adapter is the embedding's, unless it has tokens of its own."""
+    mine, other = adapter.edits.get(base.head, []), adapter.edits.get(base.embedding, [])
+    if base.head in adapter.token_tensors and (not mine or _same_rows(mine, other)):
+        adapter.edits.pop(base.head, None)
+        file_name = adapter.replaced.pop(base.head, "")
+        if file_name:
+            adapter.replaced.setdefault(base.embedding, file_name)
+        adapter.token_tensors |= {base.embedding}
+    if adapter.ties:  # what PEFT stores for the head is what it stores for the embedding
+        adapter.edits.pop(base.head, None)
+        adapter.replaced.pop(base.head, None)
+
+
+def _same_rows(one: list[Edit], other: list[Edit]) -> bool:
+    return len(one) == len(other) and all(
+        isinstance(a, SetRows) and isinstance(b, SetRows) and np.array_equal(a.index, b.index)
+        and np.array_equal(a.values, b.values)
+        for a, b in zip(one, other, strict=True)
+    )  # fmt: skip
+
+
+def _check_method(path: Path, config: dict[str, Any]) -> str:
+    place = path / ADAPTER_CONFIG
     kind = config.get("peft_type")
-    if kind != "LORA":
-        raise ConfigError(f"{place}: peft_type {kind!r} cannot be merged here, only LORA (with rsLoRA and DoRA)", USAGE)
+    if kind not in METHODS:
+        known = ", ".join(METHODS)
+        raise ConfigError(f"{place}: peft_type {kind!r} cannot be merged here, only {known}", USAGE)
     for key, what in _UNMERGEABLE.items():
         if config.get(key):
             raise ConfigError(f"{place}: {what} cannot be merged into weights here", USAGE)
@@ -97,6 +143,7 @@ def _check_method(path: Path, config: dict[str, Any]) -> None:
             " base; save it converted to plain LoRA (peft: path_initial_model_for_weight_conversion)",
             USAGE,
         )
+    return str(kind)
 
 
 def _load(file: SafetensorsFile, name: str) -> F32:
@@ -106,81 +153,50 @@ def _load(file: SafetensorsFile, name: str) -> F32:
     return to_float32(file.read(name), entry.dtype).reshape(entry.shape)
 
 
-def _pattern_value(patterns: Any, module: str, default: Any) -> Any:
-    """The value of the first pattern that the module's name ends in, as PEFT matches rank_pattern and alpha_pattern."""
-    for key, value in (patterns or {}).items():
-        if re.match(rf"(.*\.)?({key})$", module):
-            return value
-    return default
+def _adapter_name(file: SafetensorsFile, prefixes: tuple[str, ...]) -> str:
+    """The name inside the names (`lora_A.default.weight`), which PEFT takes out and raw state dicts still have.
 
-
-def _edits(
-    path: Path, module: str, parts: dict[str, F32], config: dict[str, Any], strength: float
-) -> list[tuple[str, Edit]]:
-    """The edits that the factors of one module stand for, with the tensor each is of."""
-    if "tokens" in parts:
-        index = np.array(_token_indices(path, module, config), np.int64)
-        if len(index) != len(parts["tokens"]) or strength != 1:
-            why = f"{len(parts['tokens'])} rows for {len(index)} token indices" if strength == 1 else "cannot be scaled"
-            raise ArtifactError(f"{path / WEIGHTS}: trained tokens of {module}: {why}", BAD_DATA)
-        return [(f"{module}.weight", SetRows(index, parts["tokens"]))]
-    # the right-hand factor of an embedding is stored transposed, and so is that of GPT-2's Conv1D (fan_in_fan_out)
-    embedding = "embedding_a" in parts
-    a, b = (parts.get("embedding_a"), parts.get("embedding_b")) if embedding else (parts.get("a"), parts.get("b"))
-    if a is None or b is None:
-        raise ArtifactError(f"{path / WEIGHTS}: {module} has only {', '.join(sorted(parts))} of its factors", BAD_DATA)
-    rank = a.shape[0]
-    wanted = _pattern_value(config.get("rank_pattern"), module, config.get("r"))
-    a, b = a.reshape(rank, -1), b.reshape(b.shape[0], -1)
-    if wanted != rank or b.shape[1] != rank:
+    Raises ArtifactError (78) if the file holds several adapters.
+    """
+    found: set[str] = set()
+    for name in file.tensors:
+        words = name.split(".")
+        at = next((n for n, word in enumerate(words) if word.startswith(prefixes)), None)
+        if at is not None and words[at + 1 :] and words[at + 1] not in ("weight", "bias"):
+            found.add(words[at + 1])
+    if len(found) > 1:
         raise ArtifactError(
-            f"{path / WEIGHTS}: {module} has factors of rank {rank} and {b.shape[1]}, {CONFIG} says {wanted}", BAD_DATA
-        )
-    alpha = float(_pattern_value(config.get("alpha_pattern"), module, config.get("lora_alpha")))
-    scale = strength * alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
-    flipped = embedding or bool(config.get("fan_in_fan_out"))
-    left, right = (a.T, b.T) if flipped else (b, a)
-    low_rank = LowRank(np.ascontiguousarray(left), np.ascontiguousarray(right), scale)
-    edit: Edit = low_rank
-    if "magnitude" in parts:
-        if strength != 1:
-            raise ConfigError(f"{path}: a DoRA adapter cannot be scaled; leave its --scale at 1", USAGE)
-        edit = Dora(low_rank, parts["magnitude"].reshape(-1), axis=0 if flipped else 1)
-    found: list[tuple[str, Edit]] = [(f"{module}.weight", edit)]
-    if "b_bias" in parts:
-        found.append((f"{module}.bias", Add(parts["b_bias"], scale)))
-    return found
-
-
-def _token_indices(path: Path, module: str, config: dict[str, Any]) -> list[int]:
-    indices = config.get("trainable_token_indices")
-    if isinstance(indices, dict):
-        indices = _pattern_value({re.escape(key): value for key, value in indices.items()}, module, None)
-    if not isinstance(indices, list):
-        raise ArtifactError(f"{path / CONFIG}: trainable_token_indices does not list the tokens of {module}", BAD_DATA)
-    return indices
-
-
-def check_fits(adapter: Adapter, tensor: str, edit: Edit, shape: tuple[int, ...], place: str) -> None:
-    """Raises ArtifactError (78) if an edit's shape is not that of the weight it is for."""
-    rows, columns = (shape or (1,))[0], math.prod(shape[1:])
-    if isinstance(edit, Dora):
-        length = len(edit.magnitude)
-        fits = length == (rows if edit.axis == 1 else columns)
-        check_fits(adapter, tensor, edit.delta, shape, place)
-        found: Any = (length,)
-    elif isinstance(edit, LowRank):
-        found = (edit.left.shape[0], edit.right.shape[1])
-        fits = found == (rows, columns)
-    elif isinstance(edit, SetRows):
-        found = edit.values.shape
-        fits = edit.values.shape[1:] == shape[1:] and bool((edit.index < rows).all()) and bool((edit.index >= 0).all())
-    else:
-        found = edit.values.shape
-        fits = edit.values.size == rows * columns
-    if not fits:
-        raise ArtifactError(
-            f"{adapter.path}: its change of {tensor} has shape {list(found)}, the weight in {place} has {list(shape)};"
-            " pass the base it was trained on with -m",
+            f"{file.path}: holds the adapters {', '.join(sorted(found))}; save the one to merge with PEFT's"
+            " save_pretrained",
             MISMATCH,
         )
+    return found.pop() if found else "default"
+
+
+def _take_apart(name: str, prefixes: tuple[str, ...], said: str) -> _Name | None:
+    """None for what is not part of the change: originals that PEFT kept aside."""
+    words = name.split(".")
+    if "original_module" in words or words[-1].startswith("trainable_tokens_original"):
+        return None
+    under_tokens = "token_adapter" in words
+    if "modules_to_save" in words:
+        at = words.index("modules_to_save")
+        del words[at : at + (2 if words[at + 1 : at + 2] == [said] else 1)]
+    depth = words.count("base_layer")
+    words = [word for word in words if word not in ("base_layer", "token_adapter")]
+    start = next((n for n, word in enumerate(words) if word.startswith(prefixes)), None)
+    if start is None:
+        return _Name(".".join(words), depth, "", under_tokens)
+    part = [words[start], *(word for word in words[start + 1 :] if word != said)]
+    return _Name(".".join(words[:start]), depth, ".".join(part), under_tokens)
+
+
+def check_fits(adapter: Adapter, tensor: str, edits: list[Edit], shape: tuple[int, ...], place: str) -> None:
+    """Raises ArtifactError (78) if an edit's shape is not that of the weight it is for."""
+    for edit in edits:
+        if not edit.fits(*matrix_shape(shape, edits)):
+            raise ArtifactError(
+                f"{adapter.path}: its change of {tensor} has shape {list(edit.shape())}, the weight in {place} has"
+                f" {list(shape)}; pass the base it was trained on with -m",
+                MISMATCH,
+            )

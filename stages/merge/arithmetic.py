@@ -1,13 +1,13 @@
-"""What is done to one weight: a list of edits, applied in float32 to blocks of rows, and rounded once at the end.
+"""One weight and its edits: read, changed in float32 block by block, and rounded once at the end.
 
-A weight of any shape is a matrix here, its first axis by all others. Each edit can work on some rows alone, so a
-block of half a megabyte stays in the cache from first read to rounding, and memory does not grow with the model.
-NumPy's matrix product sums over the rank in order with fused multiply-adds, as torch's does: results are bit-equal,
-whatever the block or the number of threads.
+A block of half a megabyte stays in the cache from first read to rounding, and memory does not grow with the model.
+NumPy's matrix product sums over the rank in order with fused multiply-adds, as torch's does for most shapes: results
+are the same for any number of threads, and within one float32 digit of PEFT's.
 """
 
 import contextlib
 import ctypes
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,8 +18,8 @@ import numpy as np
 
 from postmill.io.errors import BAD_DATA, StageError
 from postmill.io.safetensors_file import SafetensorsFile, SafetensorsWriter, TensorEntry
+from postmill.stages.merge.edits import F32, ColumnDora, Dora, Edit, Part, matrix_shape
 
-F32 = np.ndarray[Any, np.dtype[np.float32]]
 BLOCK_ELEMENTS = 128 * 1024
 DTYPES: dict[str, np.dtype[Any]] = {
     "BF16": np.dtype(np.uint16),
@@ -27,43 +27,6 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "F32": np.dtype(np.float32),
 }
 """Dtypes that can be merged into, and how their bytes are held: bfloat16 has no NumPy dtype, so as its bits."""
-
-
-class LowRank(msgspec.Struct, frozen=True):
-    """`W += (left @ right) * scale`. left: rows x rank, right: rank x columns."""
-
-    left: F32
-    right: F32
-    scale: float
-
-
-class Dora(msgspec.Struct, frozen=True):
-    """`W = magnitude / |W0 + delta| * (W + delta)`, W0 being the weight before any edit.
-
-    The norm is over each row (`axis` 1), or each column (0) where the layer multiplies from the other side.
-    Source: DoRA, <https://arxiv.org/abs/2402.09353>, section 4.3.
-    """
-
-    delta: LowRank
-    magnitude: F32
-    axis: int
-
-
-class SetRows(msgspec.Struct, frozen=True):
-    """`W[index[i]] = values[i]`."""
-
-    index: np.ndarray[Any, np.dtype[np.int64]]
-    values: F32
-
-
-class Add(msgspec.Struct, frozen=True):
-    """`W += values * scale`, of the same number of elements."""
-
-    values: F32
-    scale: float
-
-
-Edit = LowRank | Dora | SetRows | Add
 
 
 def to_float32(raw: memoryview | bytearray, dtype: str) -> F32:
@@ -96,19 +59,27 @@ class EditedTensor:
     """One weight with its edits, as a source of blocks: tensor `name` of `file`, called `target` in the result."""
 
     def __init__(self, file: SafetensorsFile, name: str, edits: list[Edit], target: str) -> None:
-        self.file, self.name, self.edits, self.target = file, name, edits, target
+        self.file, self.name, self.target = file, name, target
         self.entry: TensorEntry = file.tensors[name]
-        shape = self.entry.shape or (1,)
-        self.rows = shape[0]
-        self.columns = int(np.prod(shape[1:], dtype=np.int64))
-        self._norms = {id(e): self._column_norms(e) for e in edits if isinstance(e, Dora) and e.axis == 0}
+        self.rows, self.columns = matrix_shape(self.entry.shape, edits)
+        self._keeps_original = any(
+            isinstance(edit.edit if isinstance(edit, Part) else edit, Dora) for edit in edits[1:]
+        )
+        self._whole = any(edit.whole for edit in edits)
+        self.edits = [self._with_norms(edit) if isinstance(edit, ColumnDora) else edit for edit in edits]
 
     def blocks(self) -> list[tuple[int, int]]:
-        """Row ranges of about BLOCK_ELEMENTS each."""
+        """Row ranges of about BLOCK_ELEMENTS each, or one where an edit needs all rows."""
+        if self._whole:
+            return [(0, self.rows)]
+        return self._row_ranges()
+
+    def _row_ranges(self) -> list[tuple[int, int]]:
         step = max(1, BLOCK_ELEMENTS // max(1, self.columns))
         return [(start, min(start + step, self.rows)) for start in range(0, self.rows, step)]
 
-    def _load(self, start: int, end: int) -> F32:
+    def load(self, start: int, end: int) -> F32:
+        """Rows start:end as they were, float32."""
         size = DTYPES[self.entry.dtype].itemsize * self.columns
         raw = bytearray((end - start) * size)
         self.file.read_into(self.name, start * size, memoryview(raw))
@@ -116,23 +87,10 @@ class EditedTensor:
 
     def block(self, start: int, end: int) -> F32:
         """Rows start:end with all edits made, float32. Raises StageError (65) if one is not finite."""
-        weight = self._load(start, end)
-        before = weight.copy() if any(isinstance(edit, Dora) for edit in self.edits[1:]) else weight
+        weight = self.load(start, end)
+        before = weight.copy() if self._keeps_original else weight
         for edit in self.edits:
-            if isinstance(edit, LowRank):
-                weight += _delta(edit, start, end)
-            elif isinstance(edit, Dora):
-                delta = _delta(edit.delta, start, end)
-                if edit.axis == 1:
-                    factor = (edit.magnitude[start:end] / _norm(before + delta, 1))[:, None]
-                else:
-                    factor = (edit.magnitude / self._norms[id(edit)])[None, :]
-                weight = factor * (weight + delta)
-            elif isinstance(edit, SetRows):
-                here = (edit.index >= start) & (edit.index < end)
-                weight[edit.index[here] - start] = edit.values[here]
-            else:
-                weight += edit.values.reshape(self.rows, self.columns)[start:end] * np.float32(edit.scale)
+            weight = edit.apply(weight, before, start)
         # one number tells in most cases, in a third of the time; a sum may also overflow, so then look at each
         if not np.isfinite(weight.sum()) and not np.isfinite(weight).all():
             raise StageError(
@@ -141,21 +99,12 @@ class EditedTensor:
             )
         return weight
 
-    def _column_norms(self, edit: Dora) -> F32:
+    def _with_norms(self, edit: ColumnDora) -> ColumnDora:
         total = np.zeros(self.columns, np.float64)
-        for start, end in self.blocks():
-            total += np.square(self._load(start, end) + _delta(edit.delta, start, end), dtype=np.float64).sum(axis=0)
-        return np.sqrt(total).astype(np.float32)
-
-
-def _delta(edit: LowRank, start: int, end: int) -> F32:
-    delta: F32 = edit.left[start:end] @ edit.right
-    delta *= np.float32(edit.scale)
-    return delta
-
-
-def _norm(values: F32, axis: int) -> F32:
-    return np.asarray(np.sqrt(np.square(values, dtype=np.float64).sum(axis=axis)), np.float32)
+        for start, end in self._row_ranges():
+            part = self.load(start, end) + edit.delta.delta(start, end)
+            total += np.square(part, dtype=np.float64).sum(axis=0)
+        return msgspec.structs.replace(edit, norms=np.sqrt(total).astype(np.float32))
 
 
 @contextlib.contextmanager
@@ -183,9 +132,13 @@ def single_threaded_blas() -> Iterator[None]:
             put(num_threads)
 
 
-def write_edited(tensor: EditedTensor, writer: SafetensorsWriter, dtype: str, pool: ThreadPoolExecutor) -> None:
-    """Compute a weight block by block on the pool and put it into `writer`, rounded to `dtype`."""
+def write_edited(tensor: EditedTensor, writer: SafetensorsWriter, dtype: str, pool: ThreadPoolExecutor) -> bool:
+    """Compute a weight block by block on the pool and put it into `writer`, rounded to `dtype`.
+
+    Returns whether any of its numbers is another than before the edits.
+    """
     row_bytes = tensor.columns * DTYPES[dtype].itemsize
+    changed = threading.Event()
 
     def one(span: tuple[int, int]) -> None:
         data = from_float32(tensor.block(*span), dtype)
@@ -194,6 +147,9 @@ def write_edited(tensor: EditedTensor, writer: SafetensorsWriter, dtype: str, po
                 f"{tensor.target}: the merged weight is too large for float16; convert the base to bfloat16"
             )
         writer.write(tensor.target, data, span[0] * row_bytes)
+        if not changed.is_set() and data != from_float32(tensor.load(*span), dtype):
+            changed.set()
 
     for _ in pool.map(one, tensor.blocks()):
         pass
+    return changed.is_set()

@@ -19,14 +19,14 @@ class Merge(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """`rows` compares logits of base with adapters and of the merged model on a few prompts, which loads both (fp32);
     `off` skips that and needs neither torch nor memory for a model."""
     tolerance: Annotated[float, Meta(gt=0)] = 2.0
-    """How many times as much as rounding explains the merge may change logits."""
+    """Fail if merged logits differ from base + adapter by more than this many times the rounding error."""
     parity_tokens: Annotated[int, Meta(ge=1)] = 256
     """Tokens compared at most."""
 
 
 STAGE = Stage(
     name="merge",
-    version=1,
+    version=2,
     config=Merge,
     inputs={
         "adapters": Port(kinds=("adapter",), help="adapters, merged in this order", many=True),

@@ -7,7 +7,11 @@ alike. Loads one model after the other through transformers and PEFT: memory of 
 the compared tokens.
 """
 
+import contextlib
 import importlib
+import tempfile
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +19,14 @@ import msgspec
 import numpy as np
 
 from postmill.io.errors import FAILED, StageError
+from postmill.io.json_file import load_json
 from postmill.io.schemas import TOKENS_V1
 from postmill.io.table import TableReader
 from postmill.stages.merge.config import Merge
+from postmill.stages.merge.stacked import for_peft
+from postmill.stages.progress import Progress
 from postmill.stages.protocol import Input, Out
+from postmill.stages.shared.base_model import ADAPTER_CONFIG
 from postmill.stages.shared.hf import add_adapters, load_model, load_tokenizer, need, vocab_size
 
 REPORT = "parity.json"
@@ -38,11 +46,11 @@ _PROMPTS = (
 
 
 def check_parity(
-    cfg: Merge, base: Path, adapters: dict[Path, float], rows: list[Input], out: Out, *, merged_dtype: str
+    cfg: Merge, base: Path, adapters: list[tuple[Path, float]], rows: list[Input], out: Out, *, merged_dtype: str
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """Compare, write the report into the artifact, and return it with the versions that made it.
 
-    adapters: path -> scale, in order. merged_dtype: of most weights that were changed, as safetensors names it.
+    adapters: path and scale, in order. merged_dtype: of most weights that were changed, as safetensors names it.
     Raises ConfigError (2) without torch, transformers or PEFT; StageError (1) over the tolerance.
     """
     versions = need("torch", "transformers", "peft", remedy="pip install 'postmill[train]', or pass --parity off")
@@ -54,10 +62,11 @@ def check_parity(
     vocab = vocab_size(out.dir)
     if vocab is not None and vocab != vocab_size(base):
         model.resize_token_embeddings(vocab, mean_resizing=False)
-    adapted = add_adapters(model, adapters)
-    expected = _logits(adapted, ids)
-    _merge_and_round(adapted, merged_dtype, everything=cfg.dtype != "auto")
-    rounding = _compare(expected, _logits(adapted, ids))["relative_difference"]
+    with _peft_in_few_words(), tempfile.TemporaryDirectory() as folder:
+        adapted = _adapted(model, adapters, Path(folder))
+        expected = _logits(adapted, ids)
+        _merge_and_round(adapted, merged_dtype, everything=cfg.dtype != "auto")
+        rounding = _compare(expected, _logits(adapted, ids))["relative_difference"]
     del model, adapted
     found = _logits(load_model(out.dir, "float32"), ids)
     limit = max(_FLOOR, _rounded(cfg.tolerance * rounding))
@@ -79,15 +88,48 @@ def check_parity(
     return report, versions
 
 
+def _adapted(model: Any, adapters: list[tuple[Path, float]], folder: Path) -> Any:
+    """The model with all adapters: at once if PEFT can (LoRA only), else all but the last merged by PEFT."""
+    stacks = {name: tuple(weight.shape) for name, weight in model.named_parameters() if weight.ndim == 3}
+    views = []
+    for number, (path, scale) in enumerate(adapters):
+        (folder / str(number)).mkdir()
+        views.append((for_peft(path, stacks, folder / str(number)), scale))
+    kinds = [load_json(path / ADAPTER_CONFIG).get("peft_type") for path, _ in views]
+    if {*kinds} == {"LORA"} and len(dict(views)) == len(views):
+        return add_adapters(model, dict(views))
+    for path, scale in views[:-1]:
+        model = add_adapters(model, {path: scale})
+        _untie_head(model.get_base_model())
+        model = model.merge_and_unload()
+    return add_adapters(model, dict(views[-1:]))
+
+
+@contextlib.contextmanager
+def _peft_in_few_words() -> Iterator[None]:
+    """What PEFT warns of, once each and in one line, unless quiet."""
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        yield
+    for line in dict.fromkeys(str(warning.message).strip().partition("\n")[0] for warning in said):
+        if "is_gradient_checkpointing" not in line:
+            Progress.show(f"merge: peft says: {line}")
+
+
+def _untie_head(model: Any) -> None:
+    """PEFT would merge a change of the embedding into a head that shares its memory, and one of both twice."""
+    torch: Any = importlib.import_module("torch")
+    head = model.get_output_embeddings()
+    head = getattr(head, "base_layer", head)
+    if isinstance(head, torch.nn.Linear):
+        head.weight = torch.nn.Parameter(head.weight.detach().clone())
+
+
 def _merge_and_round(model: Any, dtype: str, *, everything: bool) -> None:
     """Merge in place as PEFT does, and round to `dtype` what changed, or `everything` of more than one dimension."""
     torch: Any = importlib.import_module("torch")
     rounded = {"BF16": torch.bfloat16, "F16": torch.float16}.get(dtype, torch.float32)
-    # PEFT would merge a change of the embedding into a head that shares its memory, and one of both twice
-    head = model.get_base_model().get_output_embeddings()
-    head = getattr(head, "base_layer", head)
-    if isinstance(head, torch.nn.Linear):
-        head.weight = torch.nn.Parameter(head.weight.detach().clone())
+    _untie_head(model.get_base_model())
     model.merge_adapter()
     for name, parameter in model.named_parameters():
         changed = ".base_layer." in name or ".modules_to_save." in name

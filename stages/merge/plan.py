@@ -4,23 +4,14 @@ The shards of the result are those of the base. Tied embeddings are the delicate
 leaves the head as it was (as PEFT computes it), so the two are no longer equal and the head gets a tensor of its own.
 """
 
-from typing import Any
-
 import msgspec
 
 from postmill.io.errors import MISMATCH, USAGE, ArtifactError, ConfigError
-from postmill.io.safetensors_file import SafetensorsFile, Weights
+from postmill.io.safetensors_file import SafetensorsFile
 from postmill.stages.merge.adapter import Adapter, check_fits
-from postmill.stages.merge.arithmetic import DTYPES, Edit, SetRows
-
-_EMBEDDINGS = (
-    "embed_tokens.weight",
-    "wte.weight",
-    "word_embeddings.weight",
-    "embed_in.weight",
-    "tok_embeddings.weight",
-)
-_HEADS = ("lm_head.weight", "embed_out.weight", "output.weight")
+from postmill.stages.merge.arithmetic import DTYPES
+from postmill.stages.merge.base import Base
+from postmill.stages.merge.edits import Edit
 
 
 class Source(msgspec.Struct):
@@ -46,90 +37,60 @@ class Plan(msgspec.Struct):
     """Rows of the embedding before and after."""
 
 
-def make_plan(base: Weights, adapters: list[Adapter], config: dict[str, Any], dtype: str | None = None) -> Plan:
+def make_plan(base: Base, adapters: list[Adapter], dtype: str | None = None) -> Plan:
     """`dtype` (BF16, ...) is what weights are saved in; None keeps the base's.
 
     Raises ArtifactError (78) if an adapter does not fit the base, ConfigError (2) if it cannot be merged into it."""
+    weights = base.weights
     sources = {
-        name: Source(base.file_of(name), name, base.entry(name).dtype, base.entry(name).shape, [])
-        for file in base.files.values()
+        name: Source(weights.file_of(name), name, weights.entry(name).dtype, weights.entry(name).shape, [])
+        for file in weights.files.values()
         for name in file.tensors
     }
-    where = dict(base.where)
-    embedding = next((name for name in sources if name.endswith(_EMBEDDINGS)), None)
-    head = next((name for name in sources if name.endswith(_HEADS)), None)
-    rows_before = sources[embedding].shape[0] if embedding else 0
-    tied = embedding if head is None and _is_tied(config) else None
-    tied_head = _head_name(adapters) if tied else None
-    if tied and tied_head:
-        _untie(tied, tied_head, sources, where, adapters)
+    where = dict(weights.where)
+    rows_before = sources[base.embedding].shape[0] if base.embedding else 0
+    if base.tied and _treats_unlike(base, adapters):
+        one = sources[base.embedding]
+        sources[base.head] = Source(one.file, one.name, one.dtype, one.shape, [])
+        where[base.head] = where[base.embedding]
     originals = {name: msgspec.structs.replace(source, edits=[]) for name, source in sources.items()}
     for adapter in adapters:
         for tensor, name in adapter.replaced.items():
-            target = _target(sources, tensor, adapter)
-            _replace(sources, originals[target], adapter, target, name)
+            _replace(sources, originals[tensor], adapter, tensor, name, resizable=tensor in (base.embedding, base.head))
         for tensor, edits in adapter.edits.items():
-            source = sources[_target(sources, tensor, adapter)]
-            for edit in edits:
-                check_fits(adapter, tensor, edit, source.shape, str(source.file.path))
+            source = sources[tensor]
+            check_fits(adapter, tensor, edits, source.shape, str(source.file.path))
             source.edits += edits
-    untied = bool(tied and tied_head in sources)
-    if tied and tied_head and untied and _same(sources[tied], sources[tied_head]):
-        del sources[tied_head], where[tied_head]
+    untied = base.tied and base.head in sources
+    if untied and _same(sources[base.embedding], sources[base.head]):
+        del sources[base.head], where[base.head]
         untied = False
     for source in sources.values():
         source.dtype = dtype if dtype and source.dtype in DTYPES else source.dtype
     _check_dtypes(sources)
-    vocab = (rows_before, sources[embedding].shape[0]) if embedding else None
-    if vocab and head and sources[head].shape[0] != vocab[1]:
-        raise ArtifactError(f"{head} has {sources[head].shape[0]} rows, {embedding} {vocab[1]}; the adapter lacks one")
-    shards = {file: {name: source for name, source in sources.items() if where[name] == file} for file in base.files}
+    vocab = (rows_before, sources[base.embedding].shape[0]) if base.embedding else None
+    if vocab and base.head in sources and sources[base.head].shape[0] != vocab[1]:
+        raise ArtifactError(
+            f"{base.head} has {sources[base.head].shape[0]} rows, {base.embedding} {vocab[1]}; the adapter lacks one"
+        )
+    shards = {file: {name: source for name, source in sources.items() if where[name] == file} for file in weights.files}
     return Plan(shards, untied, vocab)
 
 
-def _is_tied(config: dict[str, Any]) -> bool:
-    # transformers ties unless told otherwise, and text models inside others carry their own word on it
-    inner = config.get("text_config", {})
-    return bool(config.get("tie_word_embeddings", inner.get("tie_word_embeddings", True)))
-
-
-def _head_name(adapters: list[Adapter]) -> str:
-    named = [t for adapter in adapters for t in (*adapter.edits, *adapter.replaced) if t.endswith(_HEADS)]
-    return named[0] if named else _HEADS[0]
-
-
-def _untie(
-    embedding: str, head: str, sources: dict[str, Source], where: dict[str, str], adapters: list[Adapter]
-) -> None:
-    """Give the head a tensor of its own, if some adapter treats embedding and head unlike."""
-    for adapter in adapters:
-        if adapter.ties:  # what PEFT stores for the head is what it stores for the embedding
-            adapter.edits.pop(head, None)
-            adapter.replaced.pop(head, None)
+def _treats_unlike(base: Base, adapters: list[Adapter]) -> bool:
+    """Whether some adapter changes only one of a tied embedding and head, or each in a way of its own."""
     for adapter in adapters:
         changed = {*adapter.edits, *adapter.replaced}
-        edits = adapter.edits.get(embedding, [])
         # tokens trained by PEFT's token adapter stay tied; whatever else touches only one of the two unties them
-        tokens_only = bool(edits) and all(isinstance(edit, SetRows) for edit in edits)
-        if head in changed or (embedding in changed and not adapter.ties and not tokens_only):
-            one = sources[embedding]
-            sources[head] = Source(one.file, one.name, one.dtype, one.shape, [])
-            where[head] = where[embedding]
-            return
+        kept = adapter.ties or base.embedding in adapter.token_tensors
+        if base.head in changed or (base.embedding in changed and not kept):
+            return True
+    return False
 
 
-def _target(sources: dict[str, Source], tensor: str, adapter: Adapter) -> str:
-    """The base's name of a tensor that an adapter names: the same, or with or without `model.` in front."""
-    for name in (tensor, f"model.{tensor}", tensor.removeprefix("model.")):
-        if name in sources:
-            return name
-    raise ArtifactError(
-        f"{adapter.path}: changes {tensor}, which the base does not have; pass the base it was trained on with -m",
-        MISMATCH,
-    )
-
-
-def _replace(sources: dict[str, Source], original: Source, adapter: Adapter, target: str, name: str) -> None:
+def _replace(
+    sources: dict[str, Source], original: Source, adapter: Adapter, target: str, name: str, *, resizable: bool
+) -> None:
     """Take a tensor whole from the adapter, unless it is the base's own, which PEFT saves beside what it edits.
 
     Raises ConfigError (2) if that would undo what an adapter before it did, ArtifactError (78) if it does not fit.
@@ -142,11 +103,7 @@ def _replace(sources: dict[str, Source], original: Source, adapter: Adapter, tar
         raise ConfigError(
             f"{adapter.path}: replaces {target}, which an adapter before it changed; merge one of them", USAGE
         )
-    resized = (
-        len(taken.shape) == len(source.shape)
-        and taken.shape[1:] == source.shape[1:]
-        and target.endswith((*_EMBEDDINGS, *_HEADS))
-    )
+    resized = len(taken.shape) == len(source.shape) and taken.shape[1:] == source.shape[1:] and resizable
     if taken.shape != source.shape and not resized:
         raise ArtifactError(
             f"{adapter.path}: {target} has shape {list(taken.shape)}, the base's has {list(source.shape)};"

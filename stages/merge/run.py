@@ -19,9 +19,10 @@ from postmill.io.model_folder import tokenizer_digest
 from postmill.io.safetensors_file import INDEX, SafetensorsWriter, Weights, open_weights, shard_index
 from postmill.stages.merge.adapter import Adapter, load_adapter
 from postmill.stages.merge.arithmetic import EditedTensor, single_threaded_blas, write_edited
+from postmill.stages.merge.base import Base
 from postmill.stages.merge.config import Merge
 from postmill.stages.merge.plan import Plan, make_plan
-from postmill.stages.merge.sidecars import write_sidecars
+from postmill.stages.merge.sidecars import check_tokenizer, write_sidecars
 from postmill.stages.progress import Progress
 from postmill.stages.protocol import Input, Inputs, Out, Result
 
@@ -41,14 +42,16 @@ def run(cfg: Merge, inputs: Inputs, out: Out) -> Result:
     started = time.monotonic()
     with ExitStack() as stack:
         weights = stack.enter_context(open_weights(base))
-        adapters = [load_adapter(path, scale) for path, scale in zip(paths, scales, strict=True)]
+        model = Base(weights, config)
+        adapters = [load_adapter(path, scale, model) for path, scale in zip(paths, scales, strict=True)]
         for adapter in adapters:
             stack.enter_context(adapter.file)
-        plan = make_plan(weights, adapters, config, _DTYPE_NAMES.get(cfg.dtype))
-        _write_weights(plan, weights, out)
+        plan = make_plan(model, adapters, _DTYPE_NAMES.get(cfg.dtype))
+        check_tokenizer(paths, plan)
+        num_changed = _write_weights(plan, weights, out)
     stop_ids = write_sidecars(base, paths, out.dir, plan, cfg.dtype if cfg.dtype != "auto" else None)
     seconds = {"merge": time.monotonic() - started}
-    metrics = _metrics(plan, adapters, stop_ids)
+    metrics = _metrics(plan, adapters, stop_ids, num_changed)
     versions = {"numpy": np.__version__}
     if cfg.parity == "rows":
         from postmill.stages.merge.parity import check_parity
@@ -57,7 +60,7 @@ def run(cfg: Merge, inputs: Inputs, out: Out) -> Result:
         metrics["parity"], more = check_parity(
             cfg,
             base,
-            dict(zip(paths, scales, strict=True)),
+            list(zip(paths, scales, strict=True)),
             inputs["rows"],
             out,
             merged_dtype=_changed_dtype(plan),
@@ -79,10 +82,10 @@ def _path(item: Input) -> Path:
     return item.path
 
 
-def _write_weights(plan: Plan, weights: Weights, out: Out) -> None:
-    """Write every shard, and their index if there are several."""
+def _write_weights(plan: Plan, weights: Weights, out: Out) -> int:
+    """Write every shard, and their index if there are several. Returns how many tensors have other numbers now."""
     written: dict[str, list[tuple[str, int]]] = {}
-    done = 0
+    done = num_changed = 0
     total = sum(len(sources) for sources in plan.shards.values())
     with single_threaded_blas(), ThreadPoolExecutor(out.threads) as pool:
         for file, sources in plan.shards.items():
@@ -95,22 +98,31 @@ def _write_weights(plan: Plan, weights: Weights, out: Out) -> None:
                         writer.copy(name, source.file, source.name)
                     else:
                         tensor = EditedTensor(source.file, source.name, source.edits, name)
-                        write_edited(tensor, writer, source.dtype, pool)
+                        num_changed += write_edited(tensor, writer, source.dtype, pool)
                     done += 1
                     Progress.say("merge", f"{done} of {total} tensors")
     if len(plan.shards) > 1:
         (out.dir / INDEX).write_bytes(shard_index(written))
+    return num_changed
 
 
-def _metrics(plan: Plan, adapters: list[Adapter], stop_ids: list[int]) -> dict[str, Any]:
+def _metrics(plan: Plan, adapters: list[Adapter], stop_ids: list[int], num_changed: int) -> dict[str, Any]:
     sources = [source for shard in plan.shards.values() for source in shard.values()]
     if not any(source.edits for source in sources) and not any(a.replaced for a in adapters):
         names = ", ".join(str(adapter.path) for adapter in adapters)
         raise StageError(f"{names}: changes no weight; check that it was trained")
+    num_replaced = sum(len(adapter.replaced) for adapter in adapters)
+    if not num_changed and not num_replaced:
+        Progress.warn(
+            "merge",
+            "no weight changed: the adapters are untrained (all their changes are zero), or smaller than the last digit"
+            " of the weights, which --dtype float32 would keep",
+        )
     metrics: dict[str, Any] = {
         "num_tensors": len(sources),
         "num_edited": sum(bool(source.edits) for source in sources),
-        "num_replaced": sum(len(adapter.replaced) for adapter in adapters),
+        "num_changed": num_changed,
+        "num_replaced": num_replaced,
         "untied": plan.untied,
         "stop_ids_added": stop_ids,
     }

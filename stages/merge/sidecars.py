@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from postmill.io.errors import MISMATCH, ArtifactError
 from postmill.io.json_file import load_json
 from postmill.io.model_folder import model_files, tokenizer_files
 from postmill.io.safetensors_file import INDEX
@@ -35,6 +36,24 @@ def write_sidecars(base: Path, adapters: list[Path], target: Path, plan: Plan, d
     else:
         shutil.copyfile(base / "config.json", target / "config.json")
     return _write_generation_config(base, adapters, target)
+
+
+def check_tokenizer(adapters: list[Path], plan: Plan) -> None:
+    """Raises ArtifactError (78) if an adapter's tokenizer has ids that the merged embedding has no row for."""
+    path = next((path for path in reversed(adapters) if (path / "tokenizer.json").is_file()), None)
+    if path is None or plan.vocab is None:
+        return
+    tokenizer = load_json(path / "tokenizer.json")
+    vocab = (tokenizer.get("model") or {}).get("vocab") or {}
+    ids = {i: token for token, i in vocab.items()} if isinstance(vocab, dict) else {len(vocab) - 1: "its last piece"}
+    ids |= {token["id"]: token["content"] for token in tokenizer.get("added_tokens") or []}
+    top, rows = max(ids, default=-1), plan.vocab[1]
+    if top >= rows:
+        raise ArtifactError(
+            f"{path / 'tokenizer.json'}: has id {top} ({ids[top]}), but the embedding has {rows} rows; save the adapter"
+            " with its resized embedding (save_embedding_layers=True), or remove the tokenizer's files from it",
+            MISMATCH,
+        )
 
 
 def _update_config(config: dict[str, Any], plan: Plan, dtype: str | None) -> bool:

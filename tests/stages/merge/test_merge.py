@@ -173,14 +173,20 @@ def test_several_adapters_in_sequence_with_scales(tmp_path: Path) -> None:
 
 
 def test_rounds_once_and_not_after_each_adapter(tmp_path: Path) -> None:
-    """Two adapters that cancel give the base back bit for bit, which rounding in between would not."""
+    """Two adapters that cancel give the base back bit for bit, which rounding in between would not.
+
+    The base's numbers and the changes have few digits, so that no float32 sum of them is inexact.
+    """
     base = make_base(tmp_path / "base")
-    adapter = make_adapter(tmp_path / "a", base)
+    adapter = make_adapter(tmp_path / "a", base, r=4, lora_alpha=4)
+    for file in (base / "model.safetensors", adapter / "adapter_model.safetensors"):
+        tensors = load_file(file)
+        save_file({name: (tensor.float() * 16).round().to(tensor.dtype) / 16 for name, tensor in tensors.items()}, file)
     merge([adapter, adapter], base, tmp_path / "out", scale=[1024.0, -1024.0])
+    once = merge([adapter], base, tmp_path / "once", scale=[1024.0])
+    assert once["num_changed"] == 6
     before, after = weights(base), weights(tmp_path / "out")
-    # float32 itself may lose a bit when large numbers cancel, which bfloat16's rounding hides in all but a few
-    differ = sum(int((after[name] != before[name]).sum()) for name in before)
-    assert differ <= 0.02 * sum(tensor.numel() for tensor in before.values())
+    assert all(torch.equal(after[name], before[name]) for name in before)
 
 
 def logits(model: Any) -> Any:
@@ -301,7 +307,7 @@ def test_factors_of_another_shape(tmp_path: Path) -> None:
         merge([adapter], base, tmp_path / "out")
     assert caught.value.code == 78
     save_file({n: t for n, t in tensors.items() if n != name}, path)
-    with pytest.raises(ArtifactError, match="q_proj has only b of its factors"):
+    with pytest.raises(ArtifactError, match=r"q_proj has only lora_B\.weight of its factors"):
         merge([adapter], base, tmp_path / "out")
 
 
@@ -315,7 +321,6 @@ def test_factors_of_another_shape(tmp_path: Path) -> None:
         ({"init_lora_weights": "olora"}, "olora"),
         ({"layer_replication": [[0, 2]]}, "layer replication"),
         ({"alora_invocation_tokens": [1]}, "activated LoRA"),
-        ({"target_parameters": ["experts.up"]}, "target_parameters"),
     ],
 )
 def test_methods_that_cannot_be_merged_are_named(tmp_path: Path, change: dict[str, Any], what: str) -> None:
