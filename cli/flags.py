@@ -31,6 +31,12 @@ def closest(word: str, known: list[str]) -> str:
     return f"; did you mean {near[0]}?" if near else ""
 
 
+def field_of(word: str, fields: Collection[str]) -> str:
+    """The field that people call `word`: `row-tokens` is `row_tokens`, `for` is `for_`."""
+    name = word.replace("-", "_")
+    return f"{name}_" if name not in fields and f"{name}_" in fields else name
+
+
 def strip_optional(kind: Any) -> Any:
     """`T` for `Annotated[T, ...]`, `T | None` and both."""
     if typing.get_origin(kind) is typing.Annotated:
@@ -170,7 +176,7 @@ def read_recipe(path: Path, command: str, fields: Collection[str]) -> dict[str, 
         nested = isinstance(value, dict) and key.replace("-", "_") not in fields
         items = {f"{key}.{k}": v for k, v in value.items()} if nested else {key: value}
         for name, item in items.items():
-            field = name.replace("-", "_")
+            field = field_of(name, fields)
             said[field] = [Said(item, f"{path}{_line_of(path, name.rpartition('.')[2])}: {name}", False)]
     return said
 

@@ -21,8 +21,8 @@ COMMON = {
 
 
 def flag_name(field: str) -> str:
-    """`row_tokens` as `--row-tokens`."""
-    return "--" + field.replace("_", "-")
+    """`row_tokens` as `--row-tokens`; `for_`, which Python's own word forbids without its mark, as `--for`."""
+    return "--" + field.rstrip("_").replace("_", "-")
 
 
 def _entry(left: str, text: str) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from postmill.cli.flags import Said, closest, config_fields, read_recipe, resolve, strip_optional
+from postmill.cli.flags import Said, closest, config_fields, field_of, read_recipe, resolve, strip_optional
 from postmill.cli.help import COMMON, flag_name
 from postmill.io.errors import ConfigError
 from postmill.stages.spec import Stage
@@ -64,7 +64,7 @@ def _value(rest: list[str], name: str) -> str:
 
 
 def _config_flag(stage: Stage, fields: dict[str, Any], name: str, rest: list[str], said: dict[str, list[Said]]) -> None:
-    path = name.removeprefix("--").replace("-", "_")
+    path = field_of(name.removeprefix("--"), fields)
     negated = path.removeprefix("no_")
     if path not in fields and negated in fields and strip_optional(fields[negated][0]) is bool:
         said.setdefault(negated, []).append(Said("false", name, True))

@@ -53,6 +53,11 @@ TOKENS_V1: Final = pa.schema(
 )
 """One tokenized row. `side` is 0 for the chosen and 1 for the rejected half of `pair_id`."""
 
+PROMPTS_V1: Final = pa.schema([*TOKENS_V1, pa.field("messages", pa.utf8()), pa.field("tools", pa.utf8())])
+"""One conversation that waits for an answer: ids end in the generation prompt, `turns` and `spans` are empty.
+`messages` and `tools` are canonical JSON, for environments and judges; `messages` is null where the prompt is text
+without a chat. `extra` holds the row's other columns, its answers among them."""
+
 BINS_V1: Final = pa.schema(
     [
         pa.field("rows", pa.list_(pa.field("item", pa.int64(), nullable=False)), nullable=False),

@@ -83,6 +83,7 @@ class ChatEncoder:
         skip_bad_rows: bool = False,
         max_line_bytes: int = 0,
         engine: str = "auto",
+        purpose: str = "train",
     ) -> None: ...
     def encode_chunk(
         self,

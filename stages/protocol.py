@@ -83,6 +83,8 @@ class Out:
         self.stop = Stop()
         self.inputs: list[InputEntry] = []
         self.config: dict[str, Any] = {}
+        self.kind = stage.output if isinstance(stage.output, str) else ""
+        """Kind of the artifact; the runner sets it where the config decides."""
         self.stream_writer: TableWriter | None = None
         self._tables: list[TableWriter] = []
         self.after_commit: Callable[[], None] | None = None
@@ -105,7 +107,7 @@ class Out:
         if self.sink is None:
             self._tables.append(TableWriter(self.dir / name, schema))
             return self._tables[-1]
-        header = StreamHeader(kind=self.stage.kind(None), stage=self.stage.name, key=self.key)
+        header = StreamHeader(kind=self.kind, stage=self.stage.name, key=self.key)
         self.stream_writer = TableWriter(self.sink, schema, header)
         return self.stream_writer
 

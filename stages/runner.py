@@ -151,6 +151,7 @@ def run_stage(stage: Stage, config: Any, given: dict[str, list[str]], output: Pa
         out = Out(stage, key, output, sink, staging.path if staging else None)
         out.rank, out.threads = rank, options.threads or len(os.sched_getaffinity(0))
         out.force, out.inputs, out.config = options.force, entries, resolved
+        out.kind = stage.kind(config)
         stack.enter_context(_signals(out))
         run = importlib.import_module(f"postmill.stages.{stage.name}.run").run
         try:

@@ -11,6 +11,9 @@ from postmill.stages.spec import Port, Stage
 class Tokenize(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Turn raw rows into token ids with a weight for every token, exactly as the model's chat template has it."""
 
+    for_: Literal["train", "prompt"] = "train"
+    """`train`: tokens to learn from. `prompt`: prompts for rollout, which end where an answer is due; the answers that
+    rows have travel along for rewards."""
     loss_scale: str = "default"
     """What is trained on, and how much: a base (`default`: every assistant turn; `last_round`: those after the last
     user or tool message; `all`: every token), then `+` and strategies whose weights multiply: ignore_empty_think,
@@ -71,8 +74,17 @@ class Tokenize(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             raise ValueError("segments ms-swift needs loss_rules ms-swift: it cuts where ms-swift's weights change")
         if self.truncation in ("right", "left", "split") and self.max_length is None:
             raise ValueError(f"truncation {self.truncation} needs max_length")
+        if self.for_ == "prompt" and self.truncation in ("right", "split"):
+            raise ValueError(f"truncation {self.truncation} would cut off where the answer is due; use drop or left")
+        if self.for_ == "prompt" and self.segments != "whole":
+            raise ValueError("segments: a prompt is encoded whole, as generation reads it; drop the option")
         if self.split == "validation" and self.val_ratio == 0:
             raise ValueError("split validation needs a val_ratio above 0")
+
+
+def kind_made(config: Tokenize) -> str:
+    """Kind of the artifact that a config makes."""
+    return "prompts" if config.for_ == "prompt" else "tokens"
 
 
 STAGE = Stage(
@@ -107,7 +119,7 @@ STAGE = Stage(
             required=False,
         ),
     },
-    output="tokens",
+    output=kind_made,
     stream=True,
     safe_to_change=frozenset({"engine"}),
     example="postmill tokenize chats.jsonl -m base/ -o tokens/ --loss-scale last_round+hermes --max-length 4096",

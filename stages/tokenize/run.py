@@ -15,17 +15,17 @@ from postmill import _native
 from postmill.io.arrays import adopt
 from postmill.io.errors import ConfigError
 from postmill.io.model_folder import tokenizer_digest
-from postmill.io.schemas import TOKENS_V1
+from postmill.io.schemas import PROMPTS_V1, TOKENS_V1
 from postmill.stages.progress import Progress
 from postmill.stages.protocol import Inputs, Out, Result
 from postmill.stages.tokenize.config import Tokenize
 from postmill.stages.tokenize.model import ChosenTemplates, TokenizerFolder, choose_templates, load_tokenizer
 from postmill.stages.tokenize.notes import Notes, check_columns
-from postmill.stages.tokenize.work import TOKENS, Totals, check_trained, close, in_order, refusals
+from postmill.stages.tokenize.work import PROMPTS, TOKENS, Totals, check_trained, close, in_order, refusals
 
 
 def run(cfg: Tokenize, inputs: Inputs, out: Out) -> Result:
-    """Make `tokens.arrow`.
+    """Make `tokens.arrow`, or `prompts.arrow` for rollout.
 
     Raises ConfigError (2) for options the model or the rules refuse; ArtifactError (65) at a bad row, with its place;
     StageError (65) when more than half of the rows have nothing to train on.
@@ -40,6 +40,8 @@ def run(cfg: Tokenize, inputs: Inputs, out: Out) -> Result:
         encoder = make_encoder(cfg, model, templates, rules)
     digests = {"tokenizer": tokenizer_digest(folder), "template": templates.digest()}
     if any(item.kind == "tokens" for item in inputs["data"]):
+        if cfg.for_ == "prompt":
+            raise ConfigError("for: prompts are made of rows, not of tokens; give tokenize the text")
         if len(inputs["data"]) > 1:
             raise ConfigError("tokenize: tokens are weighed again alone; give them as the only input")
         from postmill.stages.tokenize.reweigh import reweigh  # needs Arrow's computing half, 35 ms to load
@@ -86,6 +88,7 @@ def make_encoder(
         skip_bad_rows=cfg.on_bad_row == "skip",
         max_line_bytes=cfg.max_line_bytes,
         engine=cfg.engine,
+        purpose=cfg.for_,
     )
     if encoder.date is not None and cfg.date is None and "date_string" not in cfg.template_kwargs:
         raise ConfigError(
@@ -142,7 +145,8 @@ def _encode(cfg: Tokenize, encoder: _native.ChatEncoder, references: list[str], 
     chunks = without_duplicates() if cfg.dedup else ((chunk, []) for chunk in sources.chunks())
     totals = Totals()
     notes = Notes(names)
-    writer = out.table(TOKENS, TOKENS_V1)
+    is_prompts = cfg.for_ == "prompt"
+    writer = out.table(PROMPTS, PROMPTS_V1) if is_prompts else out.table(TOKENS, TOKENS_V1)
     with refusals():
         for rows, ledger, counts in in_order(encode, chunks, out.threads):
             writer.write(rows)

@@ -197,6 +197,15 @@ def test_text_rows_end_in_eos_and_split_in_blocks() -> None:
     assert len({block["row_id"] for block in blocks}) == 3 and [line["action"] for line in ledger] == ["truncated"]
 
 
+def test_text_that_ends_in_eos_gets_no_second_one() -> None:
+    end = 261 + SPECIALS.index("<end>")
+    rows, *_ = run(encoder(), {"text": "ab<end>"}, {"text": "ab"}, {"text": "ab<end>\n"}, {"text": "<end><end>"})
+    assert [row["input_ids"].count(end) for row in rows] == [1, 1, 2, 2]
+    assert rows[0]["input_ids"] == rows[1]["input_ids"]
+    escaped, *_ = run(encoder(special_text="escape"), {"text": "ab<end>"})
+    assert escaped[0]["input_ids"].count(end) == 1 and escaped[0]["length"] > rows[0]["length"]
+
+
 def test_pairs_share_an_identity_and_are_dropped_together() -> None:
     row = chat("a", "bb", rejected_response="cccccccc", margin=0.5)
     made, _, _ = run(encoder(), row)

@@ -142,6 +142,29 @@ def test_ids_on_hostile_rows(model: str) -> None:
     assert compared > 60
 
 
+@pytest.mark.parametrize("model", MODELS)
+def test_prompts_are_those_of_add_generation_prompt(model: str) -> None:
+    """Conversations without their last answer, and with half of it (`continue_final_message`)."""
+    tokenizer, ours = reference(model), encoder(model, for_="prompt", on_bad_row="skip")
+    asked, begun = [], []
+    for line in [*raw_lines("alpaca_en_demo.json")[:20], *raw_lines("reason_tool_use_demo_50.jsonl")[:10]]:
+        row = oracle_row(line)
+        last = max(i for i, message in enumerate(row["messages"]) if message["role"] in ("user", "tool")) + 1
+        shared = {"tools": row["tools"]} if row.get("tools") else {}
+        asked.append({"prompt": row["messages"][:last], **shared})
+        answer = row["messages"][last:]
+        if answer and answer[0]["content"] and "<think>" not in answer[0]["content"]:
+            half = {"role": "assistant", "content": answer[0]["content"][:20].strip()}
+            begun.append({"prompt": [*row["messages"][:last], half], **shared})
+    assert len(asked) == 30 and len(begun) > 15
+    for rows, how in ((asked, {"add_generation_prompt": True}), (begun, {"continue_final_message": True})):
+        found, ledger = encode(ours, [json.dumps(row, ensure_ascii=False).encode() for row in rows])
+        assert ledger.num_rows == 0
+        for row, ids in zip(rows, found["input_ids"].to_pylist(), strict=True):
+            given = {"tools": row.get("tools"), "tokenize": True, "return_dict": False, **how}
+            assert ids == tokenizer.apply_chat_template(row["prompt"], **given), (model, how, row)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("model", MODELS)

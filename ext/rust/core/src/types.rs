@@ -61,6 +61,8 @@ pub enum Body {
     Pair(Vec<Message>, Vec<Message>),
     /// Text to continue, with no chat framing.
     Text(Box<str>),
+    /// A conversation that waits for an answer.
+    Prompt(Vec<Message>),
 }
 
 /// One row after every format and alias has been resolved.

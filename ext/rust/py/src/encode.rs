@@ -10,7 +10,7 @@ use postmill_core::encode::tokens::tokens_schema;
 use postmill_core::encode::truncate::Truncation;
 use postmill_core::error::Error;
 use postmill_core::json;
-use postmill_core::rows::RowOptions;
+use postmill_core::rows::{Purpose, RowOptions};
 use postmill_core::template::{Date, SpecialTexts, Template};
 use postmill_core::tokenizer::engine::Tokens;
 use postmill_core::tokenizer::escape::Escape;
@@ -74,6 +74,14 @@ fn thinking(name: &str) -> Result<Thinking, Error> {
         "empty" => Ok(Thinking::Empty),
         "no-think" => Ok(Thinking::NoThink),
         other => unknown("thinking", other, "template, strip, empty, no-think"),
+    }
+}
+
+fn purpose(name: &str) -> Result<Purpose, Error> {
+    match name {
+        "train" => Ok(Purpose::Train),
+        "prompt" => Ok(Purpose::Prompt),
+        other => unknown("for", other, "train, prompt"),
     }
 }
 
@@ -153,7 +161,7 @@ impl ChatEncoder {
         template_name = "chat template", special_texts = vec![], date = None, loss_scale = "default", loss_rules = "spans", rule_files = vec![],
         segments = "whole", max_length = None, truncation = "drop", special_text = "keep", thinking = "template",
         system = None, template_kwargs = "{}", columns = vec![], model_name = None, model_author = None,
-        skip_bad_rows = false, max_line_bytes = 0, engine = "auto"
+        skip_bad_rows = false, max_line_bytes = 0, engine = "auto", purpose = "train"
     ))]
     #[allow(clippy::too_many_arguments)] // named in Python
     fn new(
@@ -183,6 +191,7 @@ impl ChatEncoder {
         skip_bad_rows: bool,
         max_line_bytes: usize,
         engine: &str,
+        purpose: &str,
     ) -> PyResult<Self> {
         let build = || {
             let spec = Spec::parse(loss_scale, semantics(loss_rules)?, &rule_files)?;
@@ -214,6 +223,7 @@ impl ChatEncoder {
                 encoder = encoder.with_escape(Escape::new(tokenizer_json, &names)?)?;
             }
             let rows = RowOptions {
+                purpose: self::purpose(purpose)?,
                 columns: boxed(columns),
                 model_name: model_name.map(Into::into),
                 model_author: model_author.map(Into::into),

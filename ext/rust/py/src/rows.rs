@@ -87,6 +87,7 @@ fn normalize_lines(
     model_author: Option<String>,
 ) -> PyResult<Vec<String>> {
     let options = RowOptions {
+        purpose: rows::Purpose::default(),
         columns: columns.into_iter().map(|(old, new)| (old.into(), new.into())).collect(),
         model_name: model_name.map(Into::into),
         model_author: model_author.map(Into::into),

@@ -97,7 +97,29 @@ pub struct Conversation {
     pub straddles: usize,
     /// Special tokens written as text in messages.
     pub look_alikes: usize,
-    is_text: bool,
+    form: Form,
+}
+
+/// What a row is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum Form {
+    #[default]
+    Chat,
+    Text,
+    /// Nothing of it is trained on.
+    Prompt,
+}
+
+/// A conversation as the template is to see it.
+struct Ready<'a> {
+    template: &'a Template,
+    messages: Vec<Message>,
+    tools: Option<Cow<'a, Json>>,
+    kwargs: Vec<(Box<str>, Json)>,
+    /// The character that marks escaped special tokens, if there are any.
+    mark: Option<char>,
+    /// Index of the row's own first message: -1 behind a system message that the options put in.
+    first_message: i32,
 }
 
 /// What a conversation shares with the other side of its pair.
@@ -198,7 +220,27 @@ impl Encoder {
     /// # Errors
     /// As the engine.
     pub fn text(&self, text: &str, out: &mut Conversation) -> Result<(), Error> {
-        out.reset(true);
+        out.reset(Form::Text);
+        self.encode_text(text, out)?;
+        if let Some(eos) = self.vocabulary.eos
+            && out.tokens.ids.last() != Some(&eos)
+        {
+            out.tokens.ids.push(eos);
+            out.tokens.ends.push(text.len() as u32);
+        }
+        Ok(())
+    }
+
+    /// Encode text to go on with: as [`Self::text`], without the end of sequence.
+    ///
+    /// # Errors
+    /// As the engine.
+    pub fn text_prompt(&self, text: &str, out: &mut Conversation) -> Result<(), Error> {
+        out.reset(Form::Prompt);
+        self.encode_text(text, out)
+    }
+
+    fn encode_text(&self, text: &str, out: &mut Conversation) -> Result<(), Error> {
         self.look_alikes(text, out)?;
         let marked = self.escape.as_ref().map(|escape| escape.mark_text(text)).transpose()?.flatten();
         if let (Some(escape), Some((marked, mark))) = (&self.escape, marked) {
@@ -213,9 +255,41 @@ impl Encoder {
             out.tokens.ids.splice(0..0, prefix.iter().copied());
             out.tokens.ends.splice(0..0, prefix.iter().map(|_| 0));
         }
-        if let Some(eos) = self.vocabulary.eos {
-            out.tokens.ids.push(eos);
-            out.tokens.ends.push(text.len() as u32);
+        Ok(())
+    }
+
+    /// Render and encode a conversation that waits for an answer: with the generation prompt, or, where the assistant
+    /// has begun to answer, up to the end of its words.
+    ///
+    /// # Errors
+    /// As [`Self::chat`].
+    pub fn prompt(&self, messages: Vec<Message>, side: Side, out: &mut Conversation) -> Result<(), Error> {
+        out.reset(Form::Prompt);
+        let Ready { template, messages, tools, kwargs, mark, .. } = self.ready(messages, side, out)?;
+        let text = if messages.last().is_some_and(|message| message.role == Role::Assistant) {
+            let mut rendered = template.render(&messages, tools.as_deref(), &kwargs, false)?;
+            if let Some(turn) = rendered.turns.iter().find(|turn| turn.message + 1 == messages.len()) {
+                rendered.text.truncate(turn.closing);
+            }
+            rendered.text
+        } else {
+            template.render_text(&messages, tools.as_deref(), &kwargs, true)?
+        };
+        out.encode_calls = match (&self.escape, mark) {
+            (Some(escape), Some(mark)) => self.encode_escaped(escape, mark, &text, &[], &mut out.tokens)?,
+            _ => encode_parts(&*self.engine, &text, &[], &mut out.tokens)?,
+        };
+        out.rendered_bytes = text.len();
+        self.refuse_doubled_bos(out)
+    }
+
+    fn refuse_doubled_bos(&self, out: &Conversation) -> Result<(), Error> {
+        if let (Some(bos), [first, second, ..]) = (self.vocabulary.bos, &out.tokens.ids[..])
+            && *first == bos
+            && *second == bos
+        {
+            let why = "the template writes the beginning-of-sequence token and so does the first message; remove one";
+            return Err(row_error("doubled_bos", why.to_owned()));
         }
         Ok(())
     }
@@ -224,35 +298,9 @@ impl Encoder {
     ///
     /// # Errors
     /// `Error::Template` as the template; `Error::Row` for a row against a rule here; `Error::Config` without a template.
-    pub fn chat(&self, mut messages: Vec<Message>, side: Side, out: &mut Conversation) -> Result<(), Error> {
-        out.reset(false);
-        let with_tools = side.tools.and(self.templates.with_tools.as_ref());
-        let template = with_tools.or(self.templates.default.as_ref()).ok_or_else(|| Error::Config {
-            message: "the model has no chat template; give one with --chat-template".into(),
-        })?;
-        let mut first_message = 0;
-        if let Some(system) = &self.options.system
-            && messages.first().is_none_or(|message| message.role != Role::System)
-        {
-            messages.insert(0, system_message(system));
-            first_message = -1;
-        }
-        thinking::apply(self.options.thinking, &mut messages, self.spec.base == Base::LastRound);
-        for message in &messages {
-            for (name, value) in &message.fields {
-                if &**name != "role" {
-                    self.look_alikes_in(value, out)?;
-                }
-            }
-        }
-        let mut row_kwargs = side.kwargs.to_vec();
-        let mut tools = side.tools.map(Cow::Borrowed);
-        let mut mark = None;
-        if let Some(escape) = &self.escape {
-            let tools = tools.as_mut().map(Cow::to_mut);
-            mark = escape.mark_chat(&mut messages, tools, &mut row_kwargs)?;
-        }
-        let kwargs = merged(&self.options.template_kwargs, &row_kwargs);
+    pub fn chat(&self, messages: Vec<Message>, side: Side, out: &mut Conversation) -> Result<(), Error> {
+        out.reset(Form::Chat);
+        let Ready { template, messages, tools, kwargs, mark, first_message } = self.ready(messages, side, out)?;
         let rendered = template.render(&messages, tools.as_deref(), &kwargs, false)?;
         if rendered.text.len() > i32::MAX as usize {
             return Err(row_error("too_large", format!("the conversation renders to {} bytes", rendered.text.len())));
@@ -271,17 +319,51 @@ impl Encoder {
             _ => encode_parts(&*self.engine, &rendered.text, &cuts, &mut out.tokens)?,
         };
         out.rendered_bytes = rendered.text.len();
-        if let (Some(bos), [first, second, ..]) = (self.vocabulary.bos, &out.tokens.ids[..])
-            && *first == bos
-            && *second == bos
-        {
-            let why = "the template writes the beginning-of-sequence token and so does the first message; remove one";
-            return Err(row_error("doubled_bos", why.to_owned()));
-        }
+        self.refuse_doubled_bos(out)?;
         let Conversation { tokens, places, turns, .. } = out;
         let index_at = |at| if is_placed { places.index_at(at) } else { tokens.index_at(at) };
         out.straddles = seams::token_turns(&rendered, &messages, index_at, first_message, turns)?;
         Ok(())
+    }
+
+    /// Put the options' system message before a conversation that has none; true if it was.
+    pub fn add_system(&self, messages: &mut Vec<Message>) -> bool {
+        let Some(system) = &self.options.system else { return false };
+        let has_none = messages.first().is_none_or(|message| message.role != Role::System);
+        if has_none {
+            messages.insert(0, system_message(system));
+        }
+        has_none
+    }
+
+    fn ready<'a>(
+        &'a self,
+        mut messages: Vec<Message>,
+        side: Side<'a>,
+        out: &mut Conversation,
+    ) -> Result<Ready<'a>, Error> {
+        let with_tools = side.tools.and(self.templates.with_tools.as_ref());
+        let template = with_tools.or(self.templates.default.as_ref()).ok_or_else(|| Error::Config {
+            message: "the model has no chat template; give one with --chat-template".into(),
+        })?;
+        let first_message = -i32::from(self.add_system(&mut messages));
+        thinking::apply(self.options.thinking, &mut messages, self.spec.base == Base::LastRound);
+        for message in &messages {
+            for (name, value) in &message.fields {
+                if &**name != "role" {
+                    self.look_alikes_in(value, out)?;
+                }
+            }
+        }
+        let mut row_kwargs = side.kwargs.to_vec();
+        let mut tools = side.tools.map(Cow::Borrowed);
+        let mut mark = None;
+        if let Some(escape) = &self.escape {
+            let tools = tools.as_mut().map(Cow::to_mut);
+            mark = escape.mark_chat(&mut messages, tools, &mut row_kwargs)?;
+        }
+        let kwargs = merged(&self.options.template_kwargs, &row_kwargs);
+        Ok(Ready { template, messages, tools, kwargs, mark, first_message })
     }
 
     fn encode_escaped(
@@ -320,7 +402,7 @@ impl Encoder {
         let mut keep = 0..length;
         if let Some(limit) = self.options.max_length.filter(|limit| length > *limit) {
             keep = match self.options.truncation {
-                Truncation::Split if row.is_text => {
+                Truncation::Split if row.form == Form::Text => {
                     self.weigh(row, scratch)?;
                     return Ok(Outcome::Blocks(limit));
                 }
@@ -345,7 +427,7 @@ impl Encoder {
             row.tokens.ids.truncate(keep.end);
             row.tokens.ids.drain(..keep.start);
             outcome = Outcome::Cut { masked };
-            if row.turns.is_empty() && !row.is_text {
+            if row.turns.is_empty() && row.form == Form::Chat {
                 // only framing is left; a stored row without turns would read as text
                 return Ok(Outcome::Dropped("nothing_left_to_train"));
             }
@@ -353,15 +435,20 @@ impl Encoder {
         if !weigh_first {
             self.weigh(row, scratch)?;
         }
-        if totals(&row.spans).0 == 0 {
+        if row.form != Form::Prompt && totals(&row.spans).0 == 0 {
             return Ok(Outcome::Dropped(if is_cut { "nothing_left_to_train" } else { "nothing_to_train" }));
         }
         Ok(outcome)
     }
 
     fn weigh(&self, row: &mut Conversation, scratch: &mut Scratch) -> Result<(), Error> {
-        if row.is_text {
+        if row.form != Form::Chat {
             row.spans.clear();
+        }
+        if row.form == Form::Prompt {
+            return Ok(());
+        }
+        if row.form == Form::Text {
             crate::weigh::sequence::push_span(&mut row.spans, 0, row.tokens.ids.len(), 1.0);
             return Ok(());
         }
@@ -394,7 +481,7 @@ impl Encoder {
 }
 
 impl Conversation {
-    fn reset(&mut self, is_text: bool) {
+    fn reset(&mut self, form: Form) {
         self.tokens.clear();
         self.turns.clear();
         self.spans.clear();
@@ -402,7 +489,7 @@ impl Conversation {
         self.rendered_bytes = 0;
         self.straddles = 0;
         self.look_alikes = 0;
-        self.is_text = is_text;
+        self.form = form;
     }
 }
 

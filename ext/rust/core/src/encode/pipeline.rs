@@ -6,7 +6,8 @@ use crate::encode::conversation::{Conversation, Encoder, Outcome, Side};
 use crate::encode::tokens::{LedgerLine, RowId, RowMeta, TokensBuilder, TokensReader, ledger_batch};
 use crate::error::{Error, RowError};
 use crate::input::lines::{self, Endings, Lines, Record};
-use crate::rows::{self, RowOptions};
+use crate::json::to_canonical;
+use crate::rows::{self, Purpose, RowOptions};
 use crate::types::{Body, Json, Row};
 use crate::weigh::Spec;
 use crate::weigh::sequence::{Scratch, weigh};
@@ -120,7 +121,8 @@ pub fn encode_chunk(encoder: &Encoder, read: &ReadOptions, chunk: &Chunk) -> Res
     let mut run = Run {
         encoder,
         chunk,
-        rows: TokensBuilder::for_bytes(chunk.data.len()),
+        rows: TokensBuilder::for_bytes(chunk.data.len(), read.rows.purpose == Purpose::Prompt),
+        purpose: read.rows.purpose,
         ledger: vec![],
         counts: Counts::default(),
         scratch: Scratch::default(),
@@ -221,6 +223,7 @@ struct Run<'a> {
     encoder: &'a Encoder,
     chunk: &'a Chunk<'a>,
     rows: TokensBuilder,
+    purpose: Purpose,
     ledger: Vec<LedgerLine>,
     counts: Counts,
     scratch: Scratch,
@@ -299,11 +302,22 @@ impl Run<'_> {
     }
 
     fn row(&mut self, row: Row, id: RowId, line: u64) -> Result<(), Error> {
-        let Row { body, tools, template_kwargs, channel, label, margin, extra } = row;
+        let Row { mut body, tools, template_kwargs, channel, label, margin, extra } = row;
         let side = Side { tools: tools.as_ref(), kwargs: &template_kwargs };
+        let is_prompt = self.purpose == Purpose::Prompt;
+        let conversation = match &mut body {
+            Body::Prompt(messages) => {
+                self.encoder.add_system(messages);
+                Some(to_canonical(&rows::messages_json(messages)))
+            }
+            _ => None,
+        };
+        let tools_text = tools.as_ref().filter(|_| is_prompt).map(to_canonical);
         let mut sides = std::mem::take(&mut self.sides);
         let used = match body {
+            Body::Text(text) if is_prompt => self.encoder.text_prompt(&text, &mut sides[0]).map(|()| 1),
             Body::Text(text) => self.encoder.text(&text, &mut sides[0]).map(|()| 1),
+            Body::Prompt(messages) => self.encoder.prompt(messages, side, &mut sides[0]).map(|()| 1),
             Body::Chat(messages) => self.encoder.chat(messages, side, &mut sides[0]).map(|()| 1),
             Body::Pair(chosen, rejected) => self
                 .encoder
@@ -320,6 +334,8 @@ impl Run<'_> {
             margin,
             label,
             extra: Some(&*extra).filter(|extra| !extra.is_empty()),
+            messages: conversation.as_deref(),
+            tools: tools_text.as_deref(),
         };
         let result = used.and_then(|used| self.commit(&mut sides[..used], &meta, line));
         self.sides = sides;

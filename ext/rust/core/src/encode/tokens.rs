@@ -36,6 +36,10 @@ pub struct RowMeta<'a> {
     pub label: Option<f64>,
     /// Other columns, canonical JSON.
     pub extra: Option<&'a str>,
+    /// Of a prompt: its messages, canonical JSON.
+    pub messages: Option<&'a str>,
+    /// Of a prompt: its tools, canonical JSON.
+    pub tools: Option<&'a str>,
 }
 
 fn turn_fields() -> Fields {
@@ -85,6 +89,14 @@ pub fn tokens_schema() -> SchemaRef {
         Field::new("label", DataType::Float64, true),
         Field::new("extra", DataType::Utf8, true),
     ]))
+}
+
+/// The columns of a table of prompts: those of tokens, and what environments and judges read.
+#[must_use]
+pub fn prompts_schema() -> SchemaRef {
+    let more = ["messages", "tools"].map(|name| Arc::new(Field::new(name, DataType::Utf8, true)));
+    let fields = tokens_schema().fields().iter().cloned().chain(more).collect::<Vec<_>>();
+    Arc::new(Schema::new(fields))
 }
 
 /// The columns of a ledger.
@@ -182,6 +194,8 @@ pub struct TokensBuilder {
     margin: Vec<Option<f64>>,
     label: Vec<Option<f64>>,
     extra: StringBuilder,
+    /// Messages and tools, in a table of prompts.
+    prompts: Option<[StringBuilder; 2]>,
 }
 
 impl Default for TokensBuilder {
@@ -205,15 +219,17 @@ impl Default for TokensBuilder {
             margin: vec![],
             label: vec![],
             extra: StringBuilder::new(),
+            prompts: None,
         }
     }
 }
 
 impl TokensBuilder {
-    /// For the rows of about this many bytes of text.
+    /// For the rows of about this many bytes of text; of a table of prompts, if they are some.
     #[must_use]
-    pub fn for_bytes(bytes: usize) -> Self {
-        Self { ids: Vec::with_capacity(bytes / 4), ..Self::default() }
+    pub fn for_bytes(bytes: usize, are_prompts: bool) -> Self {
+        let prompts = are_prompts.then(Default::default);
+        Self { ids: Vec::with_capacity(bytes / 4), prompts, ..Self::default() }
     }
 
     /// Number of rows so far.
@@ -260,6 +276,10 @@ impl TokensBuilder {
         self.margin.push(meta.margin);
         self.label.push(meta.label);
         self.extra.append_option(meta.extra);
+        if let Some([messages, tools]) = &mut self.prompts {
+            messages.append_option(meta.messages);
+            tools.append_option(meta.tools);
+        }
         Ok(())
     }
 
@@ -293,7 +313,7 @@ impl TokensBuilder {
         let ids = LargeListArray::try_new(item(DataType::Int32), offsets(self.id_offsets), ids, None)
             .map_err(|error| arrow(&error))?;
         let [spans, trained, weight_sum] = self.spans.finish()?;
-        let columns: Vec<ArrayRef> = vec![
+        let mut columns: Vec<ArrayRef> = vec![
             Arc::new(self.row_id.finish()),
             int(self.source),
             Arc::new(Int64Array::from(self.line)),
@@ -310,7 +330,12 @@ impl TokensBuilder {
             Arc::new(Float64Array::from(self.label)),
             Arc::new(self.extra.finish()),
         ];
-        RecordBatch::try_new(tokens_schema(), columns).map_err(|error| arrow(&error))
+        let mut schema = tokens_schema();
+        if let Some(mut prompts) = self.prompts {
+            schema = prompts_schema();
+            columns.extend(prompts.iter_mut().map(|column| Arc::new(column.finish()) as ArrayRef));
+        }
+        RecordBatch::try_new(schema, columns).map_err(|error| arrow(&error))
     }
 }
 

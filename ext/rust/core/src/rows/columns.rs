@@ -151,6 +151,16 @@ impl Columns {
         self.members.iter().position(|(other, value, _)| other.eq_ignore_ascii_case(name) && *value != Json::Null)
     }
 
+    /// Whether the row has a column of this name.
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.members.iter().any(|(other, _, _)| **other == *name)
+    }
+
+    /// Add a column that nobody takes: it travels in `extra`.
+    pub(super) fn put_back(&mut self, name: &str, value: Json) {
+        self.members.push((name.into(), value, None));
+    }
+
     /// The query: its column, or `instruction` and `input` joined by a newline as Alpaca has them.
     pub(super) fn take_query(&mut self) -> Result<Option<(Box<str>, Json)>, RowError> {
         let (Some(instruction), Some(input)) = (self.find("instruction"), self.find("input")) else {

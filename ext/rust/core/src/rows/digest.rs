@@ -18,6 +18,10 @@ pub fn content_hash(row: &Row) -> u128 {
             hash.messages(rejected);
         }
         Body::Text(text) => hash.bytes(b'T', text.as_bytes()),
+        Body::Prompt(messages) => {
+            hash.mark(b'Q');
+            hash.messages(messages);
+        }
     }
     match &row.tools {
         Some(tools) => hash.value(tools),
@@ -95,7 +99,7 @@ pub fn to_json(row: &Row) -> Json {
     let mut members: Vec<(Box<str>, Json)> = Vec::new();
     let mut add = |name: &str, value: Json| members.push((name.into(), value));
     match &row.body {
-        Body::Chat(messages) => add("messages", messages_json(messages)),
+        Body::Chat(messages) | Body::Prompt(messages) => add("messages", messages_json(messages)),
         Body::Pair(chosen, rejected) => {
             add("messages", messages_json(chosen));
             add("rejected_messages", messages_json(rejected));
@@ -122,7 +126,9 @@ pub fn to_json(row: &Row) -> Json {
     Json::Object(members)
 }
 
-fn messages_json(messages: &[Message]) -> Json {
+/// Messages as a list of objects, marks among their members.
+#[must_use]
+pub fn messages_json(messages: &[Message]) -> Json {
     let number = |text: String| Json::Number(text.into());
     let message_json = |message: &Message| {
         let mut fields = message.fields.clone();

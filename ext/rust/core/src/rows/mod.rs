@@ -19,18 +19,31 @@ mod content;
 mod digest;
 mod messages;
 mod place;
+mod prompt;
 
 use crate::error::RowError;
 use crate::json;
 use crate::types::{Body, Json, Message, Role, Row};
 use columns::{Column, Columns};
-pub use digest::{content_hash, to_json};
+pub use digest::{content_hash, messages_json, to_json};
 use messages::Reader;
 use place::{Place, kind};
+
+/// What rows are read for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Purpose {
+    /// To learn from their answers.
+    #[default]
+    Train,
+    /// To be answered: the conversation ends where an answer is due.
+    Prompt,
+}
 
 /// What the command line says about reading rows.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RowOptions {
+    /// What rows are read for.
+    pub purpose: Purpose,
     /// `old=new`: columns to rename before anything else.
     pub columns: Vec<(Box<str>, Box<str>)>,
     /// What `{{NAME}}` and `{{name}}` become.
@@ -66,6 +79,9 @@ fn read_row(members: Vec<(Box<str>, Json)>, options: &RowOptions) -> Result<Row,
     let system = read_system(&mut columns, &reader)?;
     let source = columns.conversation_source()?;
     let side = Side { system, reader: &reader };
+    if options.purpose == Purpose::Prompt {
+        return prompt::read(columns, &side, source);
+    }
     let mut body = match source {
         Source::Messages => read_conversation(&mut columns, &side)?,
         Source::Chosen => read_chosen(&mut columns, &side)?,
