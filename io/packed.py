@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from postmill.io.arrays import to_numpy
+from postmill.io.arrays import to_numpy, validity
 from postmill.io.errors import BAD_DATA, MISMATCH, NO_INPUT, ArtifactError
 from postmill.io.manifest import INSIDE, SIDE_FILE, Artifact, load_artifact, recorded_paths
 from postmill.io.schemas import BINS_V1, TOKENS_V1
@@ -90,6 +90,20 @@ class TokenRows:
         within = rows - self._offsets[batches]
         return [(self._batch(batch), index) for batch, index in zip(batches.tolist(), within.tolist(), strict=True)]
 
+    def columns(self, rows: NDArray[np.int64], names: Sequence[str]) -> dict[str, NDArray[Any]]:
+        """See `PackedReader.columns`."""
+        batches = np.searchsorted(self._offsets, rows, side="right") - 1
+        within = rows - self._offsets[batches]
+        found = {name: _missing(name, len(rows)) for name in names}
+        for number in np.unique(batches).tolist():
+            here = batches == number
+            table = self._batch(number).table
+            for name in names:
+                column = table.column(name)
+                present = validity(column)[within[here]]
+                found[name][here] = np.where(present, to_numpy(column)[within[here]], found[name][here])
+        return found
+
     def _batch(self, number: int) -> _Batch:
         found = self._open.get(number)
         if found is None:
@@ -99,6 +113,14 @@ class TokenRows:
             found = _Batch(batch, to_numpy(ids.values), to_numpy(ids.offsets), *span_columns(batch))
             self._open[number] = found
         return found
+
+
+def _missing(name: str, num_rows: int) -> NDArray[Any]:
+    """What `columns` has where a row has no value."""
+    kind = TOKENS_V1.field(name).type
+    if pa.types.is_fixed_size_binary(kind):
+        return np.zeros(num_rows, f"V{kind.byte_width}")
+    return np.full(num_rows, np.nan if pa.types.is_floating(kind) else -1, kind.to_pandas_dtype())
 
 
 def token_tables(artifact: Artifact) -> list[TableReader]:
@@ -169,6 +191,21 @@ class PackedReader:
         weights[borders[:-1]] = 0.0
         positions = np.arange(length, dtype=np.int32) - np.repeat(borders[:-1], np.diff(borders))
         return Bin(np.concatenate(pieces), positions, borders, weights, rows)
+
+    def columns(self, rows: NDArray[np.int64], names: Sequence[str]) -> dict[str, NDArray[Any]]:
+        """Fixed-width columns of TOKENS_V1 for `rows`, in their order.
+
+        A null is NaN in a column of floats, -1 in one of integers, and zero bytes in one of ids.
+        """
+        return self._tokens.columns(rows, names)
+
+    def layout(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The rows of all bins end to end, and where each bin starts, and the end."""
+        pieces = [values for values, _ in self._lists] or [np.empty(0, np.int64)]
+        starts = [np.zeros(1, np.int64)]
+        for _, offsets in self._lists:
+            starts.append(starts[-1][-1] + offsets[1:].astype(np.int64) - int(offsets[0]))
+        return np.concatenate(pieces), np.concatenate(starts)
 
     def values(self, rows: NDArray[np.int64], column: str) -> list[Any]:
         """Another column of TOKENS_V1 for `rows`, as Python values."""

@@ -29,6 +29,8 @@ from postmill.kernels.loss_scale_ce.terms import (
     Head,
     LossOutput,
     LossShape,
+    Rows,
+    RowStats,
     accumulate_dtype,
     select_rows,
     weighted_loss,
@@ -53,10 +55,14 @@ def loss_scale_ce(
     softcap: float | None = None,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
+    temperature: float = 1.0,
+    active_T: Tensor | None = None,
     backend: Backend = "auto",
     return_logp: bool = False,
     return_entropy: bool = False,
     return_correct: bool = False,
+    return_lse: bool = False,
+    return_collision: bool = False,
 ) -> LossOutput:
     """Weighted cross-entropy of next-token logits, and what else was asked for.
 
@@ -65,14 +71,26 @@ def loss_scale_ce(
     so are the loss, `logp_T` and `entropy_T`. Differentiable in hidden, weight and bias, through the loss, `logp_T` and
     `entropy_T`; the denominator is a constant. No active row: the loss is 0 and so is every gradient.
 
+    temperature divides the logits after the cap, as sampling does, in the loss and in every statistic. active_T (bool)
+    says which rows have statistics, whatever their weight; without it those with a weight. A row of weight 0 never
+    reaches the loss.
+
     Training on the loss alone is the cheap path (the gradient is made in the forward pass, three matrix products);
-    asking for `logp_T` or `entropy_T` makes the backward recompute the logits (four).
+    asking for `logp_T`, `entropy_T` or `lse_T` makes the backward recompute the logits (four). `collision_T` costs one
+    product more, without a gradient.
     Raises ValueError for shapes or dtypes that do not fit, a target of V or more, or a backend that cannot run here.
     """
-    head = Head(weight_VH, bias_V, logit_scale, softcap)
+    head = Head(weight_VH, bias_V, logit_scale, softcap).at(temperature)
     shape = LossShape(label_smoothing, z_loss)
     check_inputs(hidden_TH, head, targets_T, token_weights_T, shape)
-    rows = select_rows(targets_T, token_weights_T, denominator, accumulate_dtype(hidden_TH.dtype))
+    want_rows = return_logp or return_entropy or return_lse
+    rows = select_rows(
+        targets_T,
+        token_weights_T,
+        denominator,
+        accumulate_dtype(hidden_TH.dtype),
+        active_T if want_rows or return_correct or return_collision else None,
+    )
     # No tokens, nothing to launch: the reference returns its zeros without a grid of size 0.
     name = choose_backend(backend, hidden_TH) if len(hidden_TH) else "reference"
     want_sums = return_entropy or label_smoothing != 0
@@ -80,15 +98,31 @@ def loss_scale_ce(
         t is not None and t.requires_grad for t in (hidden_TH, weight_VH, bias_V)
     )
     # A float16 gradient has to be scaled before it is rounded, and the scale arrives with the backward pass.
-    is_fused = needs_grad and not (return_logp or return_entropy or hidden_TH.dtype == torch.float16)
+    is_fused = needs_grad and not (want_rows or hidden_TH.dtype == torch.float16)
     if is_fused and name != "reference":
         loss, stats = ops.fused_loss(hidden_TH, head, rows, shape, backend=name)
     else:
         stats = ops.row_stats(hidden_TH, head, rows, want_sums=want_sums, backend=name)
         loss = weighted_loss(stats, rows, shape)
-    return LossOutput.of(
-        loss, stats, rows, return_logp=return_logp, return_entropy=return_entropy, return_correct=return_correct
+    output = LossOutput.of(
+        loss,
+        stats,
+        rows,
+        return_logp=return_logp,
+        return_entropy=return_entropy,
+        return_correct=return_correct,
+        return_lse=return_lse,
     )
+    return output._replace(collision_T=_collision(hidden_TH, head, rows, stats, name)) if return_collision else output
+
+
+@torch.no_grad()
+def _collision(
+    hidden_TH: Tensor, head: Head, rows: Rows, stats: RowStats, backend: Literal["reference", "cpp", "triton"]
+) -> Tensor:
+    """log sum_v p_v^2 of the active rows, by a walk at half the temperature: lse(2 z) - 2 lse(z)."""
+    twice = ops.row_stats(hidden_TH, head.at(0.5), rows, want_sums=False, backend=backend)
+    return torch.where(rows.active_T, twice.lse_T - 2 * stats.lse_T.detach(), 0)
 
 
 def choose_backend(backend: Backend, hidden_TH: Tensor) -> Literal["reference", "cpp", "triton"]:

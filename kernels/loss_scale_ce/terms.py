@@ -27,6 +27,18 @@ class Head(NamedTuple):
     scale: float = 1.0
     softcap: float | None = None
 
+    def at(self, temperature: float) -> Head:
+        """The head whose logits are z / temperature: cap_s(u) / T is cap_(s/T)(u / T), so no backend need know of it.
+
+        Raises ValueError if `temperature` is not above 0.
+        """
+        if temperature == 1:
+            return self
+        if not temperature > 0:
+            raise ValueError(f"temperature: {temperature} is not above 0")
+        cap = None if self.softcap is None else self.softcap / temperature
+        return self._replace(scale=self.scale / temperature, softcap=cap)
+
 
 class RowStats(NamedTuple):
     """Statistics of each row's logits z, all of shape (T,), float32 (float64 for float64 inputs); 0 on skipped rows.
@@ -53,7 +65,7 @@ class Rows(NamedTuple):
     active_T: Tensor
     """bool: the rows that take part. One with a negative target has its target in another vocabulary shard."""
     weights_T: Tensor | None = None
-    """The weight over the denominator, 0 where not active; for the loss only."""
+    """The weight over the denominator, 0 where not active; for the loss only. An active row may have weight 0."""
 
 
 class LossOutput(NamedTuple):
@@ -66,6 +78,10 @@ class LossOutput(NamedTuple):
     """entropy of the row's distribution, in nats; differentiable."""
     correct_T: Tensor | None = None
     """bool: no other logit is above the target's (a tie counts as correct)."""
+    lse_T: Tensor | None = None
+    """log sum_v exp(z), at the temperature; differentiable."""
+    collision_T: Tensor | None = None
+    """log sum_v p_v^2; no gradient."""
 
     @classmethod
     def of(
@@ -77,6 +93,7 @@ class LossOutput(NamedTuple):
         return_logp: bool,
         return_entropy: bool,
         return_correct: bool,
+        return_lse: bool = False,
     ) -> LossOutput:
         """From the statistics of the rows."""
         correct_T = rows.active_T & (stats.target_T >= stats.max_T) & ~stats.lse_T.isnan()
@@ -85,6 +102,7 @@ class LossOutput(NamedTuple):
             stats.target_T - stats.lse_T if return_logp else None,
             stats.lse_T - stats.expected_T if return_entropy else None,
             correct_T if return_correct else None,
+            stats.lse_T if return_lse else None,
         )
 
 
@@ -128,10 +146,19 @@ def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def select_rows(targets_T: Tensor, token_weights_T: Tensor, denominator: float | Tensor, dtype: torch.dtype) -> Rows:
-    """The rows with a target that is not negative and a weight that is not zero (NaN is not zero)."""
-    active_T = (targets_T >= 0) & (token_weights_T != 0)
-    return Rows(targets_T, active_T, torch.where(active_T, token_weights_T.to(dtype) / denominator, 0))
+def select_rows(
+    targets_T: Tensor,
+    token_weights_T: Tensor,
+    denominator: float | Tensor,
+    dtype: torch.dtype,
+    also_T: Tensor | None = None,
+) -> Rows:
+    """The rows with a target that is not negative and a weight that is not zero (NaN is not zero), or that are in
+    `also_T` (bool)."""
+    has_target_T = targets_T >= 0
+    weighted_T = has_target_T & (token_weights_T != 0)
+    active_T = weighted_T if also_T is None else has_target_T & (weighted_T | also_T)
+    return Rows(targets_T, active_T, torch.where(weighted_T, token_weights_T.to(dtype) / denominator, 0))
 
 
 def weighted_loss(stats: RowStats, rows: Rows, shape: LossShape) -> Tensor:
@@ -145,7 +172,8 @@ def weighted_loss(stats: RowStats, rows: Rows, shape: LossShape) -> Tensor:
         nll_T = nll_T + shape.z_loss * stats.lse_T.square()
     # `where` and not a product: nothing in a skipped row, 0 / 0 and NaN included, may reach the sum.
     # Summed in float64, so that padding, which changes the order of the sum, does not change the loss.
-    return torch.where(rows.active_T, rows.weights_T * nll_T, 0).sum(dtype=torch.float64).to(nll_T.dtype)
+    in_loss_T = rows.active_T & (rows.weights_T != 0)
+    return torch.where(in_loss_T, rows.weights_T * nll_T, 0).sum(dtype=torch.float64).to(nll_T.dtype)
 
 
 def loss_coefficients(lse_T: Tensor, row_weights_T: Tensor, shape: LossShape, vocab_size: int) -> Coefficients:

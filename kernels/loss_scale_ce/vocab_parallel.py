@@ -46,10 +46,13 @@ def loss_scale_ce_vocab_parallel(
     softcap: float | None = None,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
+    temperature: float = 1.0,
+    active_T: Tensor | None = None,
     backend: Backend = "auto",
     return_logp: bool = False,
     return_entropy: bool = False,
     return_correct: bool = False,
+    return_lse: bool = False,
 ) -> LossOutput:
     """`loss_scale_ce` of the whole vocabulary, equal on every rank of `group`.
 
@@ -57,9 +60,10 @@ def loss_scale_ce_vocab_parallel(
     same on all ranks. The gradient of hidden_TH is summed over ranks, those of weight_NH and bias_N stay here. Every
     rank must call this, with the same rows. Raises ValueError as `loss_scale_ce` does.
     """
-    head, shape = Head(weight_NH, bias_N, logit_scale, softcap), LossShape(label_smoothing, z_loss)
+    head = Head(weight_NH, bias_N, logit_scale, softcap).at(temperature)
+    shape = LossShape(label_smoothing, z_loss)
     check_inputs(hidden_TH, head, targets_T, token_weights_T, shape)
-    rows = select_rows(targets_T, token_weights_T, denominator, accumulate_dtype(hidden_TH.dtype))
+    rows = select_rows(targets_T, token_weights_T, denominator, accumulate_dtype(hidden_TH.dtype), active_T)
     if targets_T.device.type == "cpu":
         check_targets(targets_T[rows.active_T], vocab_size)
     stats = ops.row_stats(
@@ -82,6 +86,7 @@ def loss_scale_ce_vocab_parallel(
         return_logp=return_logp,
         return_entropy=return_entropy,
         return_correct=return_correct,
+        return_lse=return_lse,
     )
 
 

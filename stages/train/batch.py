@@ -1,51 +1,112 @@
-"""From bins to the tensors of one forward pass: several bins are laid end to end, as rows are in a bin."""
+"""From bins to the tensors of one forward pass: several bins are laid end to end, as rows are in a bin.
 
-from typing import NamedTuple
+Whatever is said of a token (its weight, a log-prob another model gave it) is stored by the token it is about. A model
+predicts the token after the one it reads, so all of it is shifted by one, here and nowhere else.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from postmill.io.packed import Bin, PackedReader
+from postmill.io.packed import Bin
+
+ALIGNMENT: dict[str, Literal["token", "row"]] = {
+    "label": "row",
+    "margin": "row",
+    "ref_logp": "token",
+}
+"""What an entry of `Batch.columns` is about, by name."""
 
 
 class Batch(NamedTuple):
-    """T tokens of all rows. `targets_T[t]` is the token after t, -1 at the end, and `weights_T[t]` its weight."""
+    """T tokens of R rows. Entry t of what is per token is about the token after t, the target."""
 
     input_ids_1T: Tensor
     position_ids_1T: Tensor
     targets_T: Tensor
+    """int64; -1 at the end."""
+    mask_T: Tensor
+    """bool: the target is scored. False where a target would lie in another row."""
     weights_T: Tensor
+    """float32 loss weights; 0 where the target is not trained on."""
     row_starts: tuple[int, ...]
-    """Where each row starts, and the end."""
+    """R + 1: where each row starts, and the end."""
+    row_T: Tensor
+    """int64: the row, 0 to R - 1, of each token."""
+    row_R: Tensor
+    """int64: ordinals in the tables, which order rows across micro-batches and ranks; -1 in padding."""
+    group_R: Tensor
+    """int64: which rows belong together, 0 to G - 1."""
+    member_R: Tensor
+    """int64 place in the group: 0 chosen or anchor, 1 rejected or negative, 2 positive; -1 in padding."""
+    points_N: Tensor
+    """int64: tokens that a points head reads; the last of each row."""
+    columns: dict[str, Tensor]
+    """Other columns by name: float32 [T] or [R], as `ALIGNMENT` says."""
 
     def to(self, device: torch.device) -> "Batch":
         """The same on `device`."""
-        ids, positions, targets, weights = (t.to(device, non_blocking=True) for t in self[:4])
-        return Batch(ids, positions, targets, weights, self.row_starts)
+
+        def moved(value: Any) -> Any:
+            return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+
+        tensors = {name: moved(value) for name, value in self._asdict().items()}
+        return self._replace(**tensors | {"columns": {name: moved(column) for name, column in self.columns.items()}})
 
 
-def collate(bins: list[Bin]) -> Batch:
-    """Tensors of one or more bins. A target never lies in another row: first tokens have weight 0."""
+class Groups(NamedTuple):
+    """Which rows belong together, as NumPy arrays of R entries; see `Batch`."""
+
+    group: NDArray[np.int64]
+    member: NDArray[np.int64]
+
+
+def collate(bins: list[Bin], columns: Mapping[str, NDArray[Any]] | None = None, groups: Groups | None = None) -> Batch:
+    """Tensors of one or more bins. A target never lies in another row: first tokens have weight 0.
+
+    columns: [T] by token, or [R], in the order of the bins' rows. Without `groups` each row is one of its own.
+    """
     ids = np.concatenate([b.input_ids for b in bins])
     weights = np.concatenate([b.weights for b in bins])
-    targets = np.append(ids[1:], -1).astype(np.int64)
     lengths = np.concatenate([np.diff(b.cu_seqlens) for b in bins])
     starts = np.concatenate([[0], np.cumsum(lengths)])
+    num_rows = len(lengths)
+    groups = groups or Groups(np.arange(num_rows), np.zeros(num_rows, np.int64))
+    shifted_weights = _shift(weights)
+    tensors = {
+        name: torch.from_numpy((_shift(column) if ALIGNMENT[name] == "token" else column).astype(np.float32))
+        for name, column in (columns or {}).items()
+    }
     return Batch(
-        torch.from_numpy(ids.astype(np.int64))[None],
-        torch.from_numpy(np.concatenate([b.position_ids for b in bins]).astype(np.int64))[None],
-        torch.from_numpy(targets),
-        torch.from_numpy(np.append(weights[1:], np.float32(0))),
-        tuple(starts.tolist()),
+        input_ids_1T=torch.from_numpy(ids.astype(np.int64))[None],
+        position_ids_1T=torch.from_numpy(np.concatenate([b.position_ids for b in bins]).astype(np.int64))[None],
+        targets_T=torch.from_numpy(np.append(ids[1:], -1).astype(np.int64)),
+        mask_T=torch.from_numpy(shifted_weights != 0),
+        weights_T=torch.from_numpy(shifted_weights),
+        row_starts=tuple(starts.tolist()),
+        row_T=torch.from_numpy(np.repeat(np.arange(num_rows), lengths)),
+        row_R=torch.from_numpy(np.concatenate([b.rows for b in bins]).astype(np.int64)),
+        group_R=torch.from_numpy(groups.group),
+        member_R=torch.from_numpy(groups.member),
+        points_N=torch.from_numpy(starts[1:] - 1),
+        columns=tensors,
     )
 
 
-def load_batch(reader: PackedReader, bins: NDArray[np.int64]) -> Batch:
-    """The batch of a block of bins. A block of padding (-1) alone gives the first bin without any weight."""
-    real = [int(b) for b in bins if b >= 0]
-    if real:
-        return collate([reader.bin(index) for index in real])
-    found = collate([reader.bin(0)])
-    return found._replace(weights_T=torch.zeros_like(found.weights_T))
+def as_padding(batch: Batch) -> Batch:
+    """The same tokens, of which nothing is scored, trained on or counted."""
+    return batch._replace(
+        mask_T=torch.zeros_like(batch.mask_T),
+        weights_T=torch.zeros_like(batch.weights_T),
+        row_R=torch.full_like(batch.row_R, -1),
+        member_R=torch.full_like(batch.member_R, -1),
+    )
+
+
+def _shift(values: NDArray[Any]) -> NDArray[Any]:
+    """What is stored by token, by the token before it."""
+    return np.append(values[1:], np.zeros(1, values.dtype))

@@ -21,18 +21,20 @@ from postmill.stages.progress import Progress
 from postmill.stages.protocol import Input, Out, Result
 from postmill.stages.train import attention, checkpoint, liger, model, save
 from postmill.stages.train.checkpoint import METRICS, Position
+from postmill.stages.train.columns import BatchSource
 from postmill.stages.train.config import Train
 from postmill.stages.train.finish import finish
-from postmill.stages.train.objective import Objective, router_coefficient
+from postmill.stages.train.forward import Forward, router_coefficient
+from postmill.stages.train.objectives.table import build
 from postmill.stages.train.optimizer import Learner, make_optimizer, release, set_lr
 from postmill.stages.train.parallel.layout import Layout
 from postmill.stages.train.parallel.replicated import Replicated
-from postmill.stages.train.plan import Step, Steps, read_channels, validation_normaliser
+from postmill.stages.train.plan import Channels, Step, Steps, read_channels
 from postmill.stages.train.probe import check
 from postmill.stages.train.record import Record
 from postmill.stages.train.run_state import RunState
 from postmill.stages.train.schedule import lr_at
-from postmill.stages.train.step import accumulate, validate
+from postmill.stages.train.step import Gradient, accumulate, validate
 from postmill.stages.train.tied import share_gradient
 
 
@@ -48,16 +50,17 @@ def train(cfg: Train, reader: PackedReader, valid: PackedReader | None, base: In
     net = _load(cfg, base, device, dtype, found, alone=accelerator.num_processes == 1)
     if cfg.shard == "none":
         net = net.to(device)
-    objective = Objective(
+    objective = build(cfg)
+    forward = Forward(
         model.causal_lm(net),
         compute_dtype=dtype,
         backend=cfg.loss_kernel,
-        label_smoothing=cfg.label_smoothing,
         neftune_alpha=cfg.neftune_alpha,
         router_aux=router_coefficient(net.config, cfg.router_aux),
     ).train()
-    wrapped = layout.wrap(objective)
-    check(objective, reader, dtype, device, loss_kernel=cfg.loss_kernel)
+    wrapped = layout.wrap(forward)
+    check(forward, reader, dtype, device, loss_kernel=cfg.loss_kernel)
+    source = BatchSource(reader, objective.needs)
     parameters = model.trainable(net)
     learner = Learner(net, parameters, make_optimizer(cfg, parameters), layout)
     if found:
@@ -80,7 +83,9 @@ def train(cfg: Train, reader: PackedReader, valid: PackedReader | None, base: In
             raise run.stopped(step=number)
         step, lr = steps[number], lr_at(cfg, number, steps.total)
         learner.optimizer.zero_grad(set_to_none=True)
-        gradient = accumulate(cfg, wrapped, reader, step, accelerator=accelerator, layout=layout, channels=channels)
+        gradient = accumulate(
+            cfg, wrapped, objective, source, step, accelerator=accelerator, layout=layout, channels=channels
+        )
         norm = layout.clip(parameters.values(), cfg.clip or math.inf)
         loss, grad_norm = torch.stack([gradient.loss, norm.double()]).tolist()
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
@@ -91,11 +96,8 @@ def train(cfg: Train, reader: PackedReader, valid: PackedReader | None, base: In
         last = number + 1 == steps.total
         valid_loss = None
         if valid is not None and (last or _due(number, cfg.valid_every)):
-            valid_loss = validate(cfg, wrapped, valid, validation_normaliser(cfg, valid), accelerator)
-        line = _line(step, loss, lr, grad_norm)
-        if channels is not None and gradient.channels is not None:
-            sums, counts = gradient.channels.tolist()
-            line["channels"] = {n: s / c for n, s, c in zip(channels.names, sums, counts, strict=True) if c}
+            valid_loss = validate(cfg, wrapped, objective, BatchSource(valid, objective.needs), accelerator)
+        line = _line(step, loss, lr, grad_norm) | _measured(gradient, channels)
         if valid_loss is not None:
             line["valid_loss"] = valid_loss
         _say(line, steps.total, record.add(line, gradient.data_seconds), always=last)
@@ -238,6 +240,15 @@ def _line(step: Step, loss: float, lr: float, grad_norm: float) -> dict[str, Any
         "trained_tokens": step.trained_tokens,
         "normaliser": step.normaliser,
     }
+
+
+def _measured(gradient: Gradient, channels: Channels | None) -> dict[str, Any]:
+    """What else a step's line holds: what the objective measured, and the loss of each channel."""
+    line: dict[str, Any] = {name: float(value) for name, value in gradient.metrics.items()}
+    if channels is not None and gradient.channels is not None:
+        sums, counts = gradient.channels.tolist()
+        line["channels"] = {n: s / c for n, s, c in zip(channels.names, sums, counts, strict=True) if c}
+    return line
 
 
 def _say(line: dict[str, Any], total: int, seconds: float, *, always: bool) -> None:

@@ -5,7 +5,8 @@ tokens, how much weight and how many rows each bin trains on, so the loss of a s
 from its first micro-batch on, and neither accumulation nor the number of ranks changes a gradient.
 """
 
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,45 @@ from postmill.io.model_folder import tokenizer_digest
 from postmill.io.packed import PackedReader, token_tables
 from postmill.stages.protocol import Input
 from postmill.stages.train.config import Train
+from postmill.stages.train.objectives.table import needs_of
+
+Measure = Callable[[PackedReader], NDArray[np.float64]]
+
+
+def _of_rows(measure: Callable[[PackedReader, NDArray[np.int64]], NDArray[np.float64]]) -> Measure:
+    """A measure of bins from one of rows."""
+
+    def of_bins(reader: PackedReader) -> NDArray[np.float64]:
+        rows, starts = reader.layout()
+        sums: NDArray[np.float64] = np.add.reduceat(np.append(measure(reader, rows), 0.0), starts[:-1])
+        return sums
+
+    return of_bins
+
+
+def _first_of_group(reader: PackedReader, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+    is_first: NDArray[np.bool_] = reader.columns(rows, ["side"])["side"] == 0
+    return is_first.astype(np.float64)
+
+
+def _chosen_tokens(reader: PackedReader, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+    tokens: NDArray[np.int32] = reader.columns(rows, ["trained_tokens"])["trained_tokens"]
+    return np.asarray(tokens * _first_of_group(reader, rows), np.float64)
+
+
+def _labelled(reader: PackedReader, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+    return np.asarray(~np.isnan(reader.columns(rows, ["label"])["label"]), np.float64)
+
+
+MEASURES: dict[str, Measure] = {
+    "tokens": lambda reader: reader.plan.trained_tokens.astype(np.float64),
+    "weights": lambda reader: reader.plan.weight_sum,
+    "rows": lambda reader: reader.plan.num_rows.astype(np.float64),
+    "groups": _of_rows(_first_of_group),
+    "chosen_tokens": _of_rows(_chosen_tokens),
+    "labelled": _of_rows(_labelled),
+}
+"""What sums may be divided by: a number of each bin, summed over the bins of a step before its first micro-batch."""
 
 
 class Step(NamedTuple):
@@ -24,9 +64,15 @@ class Step(NamedTuple):
     number: int
     epoch: int
     bins: NDArray[np.int64]
-    normaliser: float
+    norms: dict[str, float]
+    """Sum of each measure that the objective divides by."""
     tokens: int
     trained_tokens: int
+
+    @property
+    def normaliser(self) -> float:
+        """The first of them, which the record has."""
+        return next(iter(self.norms.values()))
 
     def micro_batches(self, rank: int, micro_bins: int) -> list[NDArray[np.int64]]:
         """The bins of `rank`, in blocks. Every rank has the same number of blocks; a block of -1 only is padding."""
@@ -45,7 +91,7 @@ class Steps:
                 USAGE,
             )
         self._cfg, self._reader, self._num_ranks = cfg, reader, num_ranks
-        self._weight = _bin_normaliser(cfg, reader)
+        self._measures = measure_bins(reader, needs_of(cfg).measures)
         self.per_epoch = -(-len(reader) // cfg.bins_per_step)
         self.total = cfg.steps or cfg.epochs * self.per_epoch
         self._epoch, self._dealt = -1, np.empty((0, 0, 0), np.int64)
@@ -64,7 +110,7 @@ class Steps:
             number,
             epoch,
             bins,
-            float(self._weight[real].sum()),
+            {name: float(values[real].sum()) for name, values in self._measures.items()},
             int(plan.length[real].sum(dtype=np.int64)),
             int(plan.trained_tokens[real].sum()),
         )
@@ -73,26 +119,23 @@ class Steps:
         """Raise ConfigError (2) if a step of the first epoch has a normaliser that is not above 0."""
         for number in range(min(self.per_epoch, self.total)):
             step = self[number]
-            if not step.normaliser > 0:
-                raise ConfigError(
-                    f"step {number + 1}: the sum of {self._cfg.normalize} is {step.normaliser:g}, expected more than"
-                    " 0; choose another --normalize, or more --bins-per-step",
-                    USAGE,
-                )
+            for name, total in step.norms.items():
+                if not total > 0:
+                    raise ConfigError(
+                        f"step {number + 1}: the sum of {name} is {total:g}, expected more than 0; choose another"
+                        " --normalize, or more --bins-per-step",
+                        USAGE,
+                    )
 
 
-def _bin_normaliser(cfg: Train, reader: PackedReader) -> NDArray[np.float64]:
-    columns: dict[str, NDArray[Any]] = {
-        "tokens": reader.plan.trained_tokens,
-        "weights": reader.plan.weight_sum,
-        "rows": reader.plan.num_rows,
-    }
-    return columns[cfg.normalize].astype(np.float64)
+def measure_bins(reader: PackedReader, names: Sequence[str]) -> dict[str, NDArray[np.float64]]:
+    """Each measure, by bin."""
+    return {name: MEASURES[name](reader) for name in names}
 
 
-def validation_normaliser(cfg: Train, reader: PackedReader) -> float:
-    """What the summed loss over all of `reader` is divided by."""
-    return float(_bin_normaliser(cfg, reader).sum())
+def total_norms(reader: PackedReader, names: Sequence[str]) -> dict[str, float]:
+    """Each measure over all bins: what a validation loss is divided by."""
+    return {name: float(values.sum()) for name, values in measure_bins(reader, names).items()}
 
 
 def check_request(cfg: Train) -> None:

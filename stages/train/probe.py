@@ -1,7 +1,7 @@
 """Two looks before the first step: does the loss head compute what the model itself computes, each row for itself? And
 does the loss kernel give the loss and gradients that plain torch gives?
 
-Two short rows are laid end to end and scored by the objective; then each is given to the model alone, logits and all.
+Two short rows are laid end to end and scored by `Forward`; then each is given to the model alone, logits and all.
 A model whose layers leak across rows (state-space layers, unusual attention) or scale their logits in a way we do not
 know shows here, in one second, and not in a wrong model.
 """
@@ -15,7 +15,7 @@ from postmill.io.errors import FAILED, StageError
 from postmill.io.packed import Bin, PackedReader
 from postmill.stages.progress import Progress
 from postmill.stages.train.batch import Batch, collate
-from postmill.stages.train.objective import Objective
+from postmill.stages.train.forward import Ask, Forward
 
 _LONGEST = 48
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1}
@@ -24,26 +24,26 @@ random models by 2e-7, and a leaking one (LFM2, whose convolutions reach over bo
 
 
 def check(
-    objective: Objective, reader: PackedReader, dtype: torch.dtype, device: torch.device, *, loss_kernel: str
+    forward: Forward, reader: PackedReader, dtype: torch.dtype, device: torch.device, *, loss_kernel: str
 ) -> None:
     """Both looks, with the errors of both."""
-    check_loss_kernel(objective, reader, loss_kernel, device)
-    check_objective(objective, reader, dtype, device)
+    check_loss_kernel(forward, reader, loss_kernel, device)
+    check_forward(forward, reader, dtype, device)
 
 
-def check_objective(objective: Objective, reader: PackedReader, dtype: torch.dtype, device: torch.device) -> float:
+def check_forward(forward: Forward, reader: PackedReader, dtype: torch.dtype, device: torch.device) -> float:
     """The mean difference. Raises StageError (1) if it is above the tolerance of `dtype`."""
-    was_training = objective.training
-    objective.eval()
+    was_training = forward.training
+    forward.eval()
     rows = _two_rows(reader)
     lengths = [len(row) for row in rows]
     with torch.no_grad():
-        logp_T = objective(_end_to_end(rows).to(device), 1.0, want_logp=True).logp_T
+        logp_T = forward(_end_to_end(rows).to(device), Ask(stats=frozenset({"logp"}))).logp_T
         assert logp_T is not None
         ours = torch.cat([piece[:-1] for piece in logp_T.split(lengths)])
         with torch.autocast(device.type, dtype, enabled=dtype == torch.bfloat16):
-            alone = torch.cat([_own_logp(objective, row, device) for row in rows])
-    objective.train(was_training)
+            alone = torch.cat([_own_logp(forward, row, device) for row in rows])
+    forward.train(was_training)
     difference = float((ours - alone).abs().mean())
     if not difference <= _TOLERANCE[dtype]:
         raise StageError(
@@ -54,19 +54,19 @@ def check_objective(objective: Objective, reader: PackedReader, dtype: torch.dty
     return difference
 
 
-def check_loss_kernel(objective: Objective, reader: PackedReader, wanted: str, device: torch.device) -> None:
+def check_loss_kernel(forward: Forward, reader: PackedReader, wanted: str, device: torch.device) -> None:
     """Go over to plain torch, with a warning, if the loss kernel deviates from it and was chosen by `auto`.
 
     Raises StageError (1) if the kernel that was asked for deviates.
     """
-    deviation = objective.kernel_deviation(_end_to_end(_two_rows(reader)).to(device))
+    deviation = forward.kernel_deviation(_end_to_end(_two_rows(reader)).to(device))
     if deviation.is_acceptable:
         return
     if wanted != "auto":
         raise StageError(
             f"--loss-kernel {wanted}: {deviation.describe()}; pass --loss-kernel reference, and report this", FAILED
         )
-    objective.use_reference()
+    forward.use_reference()
     Progress.warn("train", f"{deviation.describe()}; the loss is computed in plain torch, which is slower")
 
 
@@ -93,8 +93,8 @@ def _two_rows(reader: PackedReader) -> list[np.ndarray[Any, np.dtype[np.int32]]]
     return [rows[-1], rows[0]]
 
 
-def _own_logp(objective: Objective, row: np.ndarray[Any, Any], device: torch.device) -> torch.Tensor:
+def _own_logp(forward: Forward, row: np.ndarray[Any, Any], device: torch.device) -> torch.Tensor:
     """Log-probability of each token but the first, from the model's own logits."""
     ids = torch.from_numpy(row.astype(np.int64)).to(device)
-    logits = objective.own_logits(ids[None])[0]
+    logits = forward.own_logits(ids[None])[0]
     return logits[:-1].float().log_softmax(-1).gather(-1, ids[1:, None]).squeeze(-1)

@@ -1,8 +1,16 @@
-"""The gradient of one step, and the loss of a validation set: sums over bins, divided by what the plan says."""
+"""The gradient of one step, and the loss of a validation set: sums over bins, divided by what the plan says.
 
-import hashlib
-import time
-from typing import Any, NamedTuple
+How far one term of the loss looks decides the passes of a step:
+
+    row, group       one pass: each micro-batch forward, loss, backward
+    step_constants   a pass without gradients first, for numbers of the whole step; then as above
+    step_gradients   a pass without gradients for a summary of each row; the loss of all summaries, and its gradient
+                     with respect to them; then each micro-batch again, to carry that gradient on (gradient cache,
+                     <https://arxiv.org/abs/2101.06983>)
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -10,14 +18,17 @@ from accelerate import Accelerator
 from numpy.typing import NDArray
 from torch import Tensor
 
-from postmill.io.errors import FAILED, StageError
-from postmill.io.packed import PackedReader
-from postmill.stages.train.batch import Batch, load_batch
+from postmill.stages.train.batch import Batch
+from postmill.stages.train.blocks import Blocks
+from postmill.stages.train.columns import BatchSource
 from postmill.stages.train.config import Train
+from postmill.stages.train.coupling import Cached, step_constants, step_gradients, summaries
+from postmill.stages.train.objectives.interface import ConstantsObjective, GradientsObjective, Loss, Objective
+from postmill.stages.train.objectives.needs import Stat
 from postmill.stages.train.parallel.layout import Layout
-from postmill.stages.train.plan import Channels, Step
+from postmill.stages.train.plan import Channels, Step, total_norms
 
-_CPU_OOM = "DefaultCPUAllocator"
+_LOGP: frozenset[Stat] = frozenset({"logp"})
 
 
 class Gradient(NamedTuple):
@@ -27,6 +38,9 @@ class Gradient(NamedTuple):
     """float64 scalar: the step's loss, over all ranks."""
     micro_losses: list[Tensor]
     """This rank's share of it, by micro-batch."""
+    metrics: dict[str, Tensor]
+    """What else the objective measured, float64 scalars over all ranks: terms of the loss where it has several, and
+    means over their measures."""
     channels: Tensor | None
     """float64 [2, number of channels]: sum of weight * nll, and number of trained tokens."""
     data_seconds: float
@@ -35,56 +49,87 @@ class Gradient(NamedTuple):
 
 def accumulate(
     cfg: Train,
-    objective: Any,
-    reader: PackedReader,
+    forward: Any,
+    objective: Objective,
+    source: BatchSource,
     step: Step,
     *,
     accelerator: Accelerator,
     layout: Layout,
     channels: Channels | None = None,
 ) -> Gradient:
-    """Add the gradient of `step` to the parameters of `objective` (which may be wrapped for several ranks).
+    """Add the gradient of `step` to the parameters of `forward`: a `Forward`, which may be wrapped for several ranks.
 
     Raises StageError (1) when memory runs out.
     """
-    device, ranks = accelerator.device, accelerator.num_processes
-    blocks = step.micro_batches(accelerator.process_index, cfg.micro_bins)
+    ranks = accelerator.num_processes
+    blocks = Blocks(cfg, source, step, accelerator)
+    constants: Mapping[str, float] = {}
+    cached: Cached | None = None
+    if objective.needs.coupling == "step_constants":
+        constants = step_constants(cast("ConstantsObjective", objective), forward, blocks, accelerator)
+    elif objective.needs.coupling == "step_gradients":
+        cached = step_gradients(cast("GradientsObjective", objective), forward, blocks, accelerator)
+
     losses: list[Tensor] = []
+    tally = Tally()
     sums = torch.zeros(2, len(channels.names), dtype=torch.float64) if channels else None
-    data_seconds = 0.0
-    for number, block in enumerate(blocks):
-        started = time.perf_counter()
-        batch = load_batch(reader, block).to(device)
-        data_seconds += time.perf_counter() - started
-        torch.manual_seed(seed_of(cfg.seed, step.number, int(block[0])))
-        try:
-            with layout.gathering(objective, last=number + 1 == len(blocks)):
-                share = batch.input_ids_1T.shape[1] / step.tokens if block[0] >= 0 else 0.0
-                output = objective(batch, step.normaliser, want_logp=channels is not None, router_share=share)
-                # several ranks' gradients are averaged, and what we want is their sum
-                accelerator.backward(output.loss * ranks if ranks > 1 else output.loss)
-        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            raise _out_of_memory(error, step, batch) from error
-        losses.append(output.loss.detach())
+    for number, block in enumerate(blocks.bins):
+        batch = blocks.load(block)
+        with blocks.guarded(batch), layout.gathering(forward, last=number + 1 == len(blocks.bins)):
+            ask = blocks.ask(objective, batch, block)
+            if channels is not None:
+                ask = ask._replace(stats=ask.stats | _LOGP)
+            outputs = forward(batch, ask)
+            if cached is None:
+                loss = objective.loss(outputs, batch, step.norms, constants)
+            else:
+                loss = cached.share(outputs, batch)
+            total = loss.total if outputs.router is None else loss.total + outputs.router
+            # several ranks' gradients are averaged, and what we want is their sum
+            accelerator.backward(total * ranks if ranks > 1 else total)
+        losses.append(total.detach())
+        tally.add(loss)
         if sums is not None and channels is not None and block[0] >= 0:
-            sums += _channel_sums(
-                output.logp_T.detach(), batch, channels.of_row[_rows(reader, block)], len(channels.names)
-            )
+            assert outputs.logp_T is not None
+            of_row = channels.of_row[batch.row_R.cpu().numpy()]
+            sums += _channel_sums(outputs.logp_T.detach(), batch, of_row, len(channels.names))
     total = torch.stack(losses).double().sum()
-    if ranks > 1:
+    if cached is None:
+        metrics = tally.means(step.norms, accelerator)
+    else:  # all ranks have the whole of it
+        tally.add(cached.loss)
+        total, metrics = cached.loss.total.detach().double(), tally.means(step.norms, None)
+    if ranks > 1 and cached is None:
         total = accelerator.reduce(total, "sum")
-        sums = None if sums is None else accelerator.reduce(sums.to(device), "sum")
-    return Gradient(total, losses, sums, data_seconds)
+    if ranks > 1:
+        sums = None if sums is None else accelerator.reduce(sums.to(accelerator.device), "sum")
+    return Gradient(total, losses, metrics, sums, blocks.data_seconds)
 
 
-def seed_of(seed: int, step: int, first_bin: int) -> int:
-    """Seed of dropout and noise for one micro-batch: a function of what is computed, not of what came before."""
-    digest = hashlib.blake2b(f"{seed}:{step}:{first_bin}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 1
+class Tally:
+    """Sums of what a loss reports, over micro-batches."""
 
+    def __init__(self) -> None:
+        self._parts: dict[str, Tensor] = {}
+        self._metrics: dict[str, tuple[Tensor, str]] = {}
 
-def _rows(reader: PackedReader, block: NDArray[np.int64]) -> NDArray[np.int64]:
-    return np.concatenate([reader.rows(int(b)) for b in block if b >= 0])
+    def add(self, loss: Loss) -> None:
+        """One micro-batch more."""
+        for name, part in loss.parts.items():
+            self._parts[name] = part.double() + self._parts.get(name, 0.0)
+        for name, (value, measure) in loss.metrics.items():
+            so_far = self._metrics[name][0] if name in self._metrics else 0.0
+            self._metrics[name] = (value.detach().double() + so_far, measure)
+
+    def means(self, norms: Mapping[str, float], accelerator: Accelerator | None) -> dict[str, Tensor]:
+        """Terms of the loss, if there are several, and each metric over its measure; over all ranks."""
+        found = dict(self._parts) if len(self._parts) > 1 else {}
+        found |= {name: value / norms[measure] for name, (value, measure) in self._metrics.items()}
+        if not found or accelerator is None or accelerator.num_processes == 1:
+            return found
+        reduced: Tensor = accelerator.reduce(torch.stack(list(found.values())), "sum")
+        return dict(zip(found, reduced.unbind(), strict=True))
 
 
 def _channel_sums(logp_T: Tensor, batch: Batch, channel_of_row: NDArray[np.int64], num_channels: int) -> Tensor:
@@ -95,30 +140,34 @@ def _channel_sums(logp_T: Tensor, batch: Batch, channel_of_row: NDArray[np.int64
     return torch.zeros(2, num_channels, dtype=torch.float64).index_add_(1, channel_T, values_2T)
 
 
-def _out_of_memory(error: Exception, step: Step, batch: Batch) -> Exception:
-    """The error to raise: ours if memory ran out, the very same otherwise."""
-    if isinstance(error, RuntimeError) and not isinstance(error, torch.OutOfMemoryError) and _CPU_OOM not in str(error):
-        return error
-    what = str(error).strip().split("\n", maxsplit=1)[0]
-    return StageError(
-        f"step {step.number + 1}: out of memory on {batch.input_ids_1T.shape[1]} tokens ({what}); pass"
-        " --gradient-checkpointing, lower --micro-bins, pack with fewer --row-tokens, or use --tuner lora",
-        FAILED,
-    )
-
-
-def validate(cfg: Train, objective: Any, reader: PackedReader, normaliser: float, accelerator: Accelerator) -> float:
-    """Loss over all bins of `reader`, without noise, dropout or smoothing."""
-    objective.eval()
-    total = torch.zeros((), dtype=torch.float64, device=accelerator.device)
-    ranks, rank = accelerator.num_processes, accelerator.process_index
+def validate(
+    cfg: Train,
+    forward: Any,
+    objective: Objective,
+    source: BatchSource,
+    accelerator: Accelerator,
+) -> float:
+    """Loss over all bins of `source`, without noise, dropout or smoothing. The whole set is one step."""
+    forward.eval()
+    norms = total_norms(source.reader, objective.needs.measures)
+    ranks = accelerator.num_processes
     # every rank runs as many batches, since shards of a model are gathered by all together
-    bins = np.pad(np.arange(len(reader)), (0, -len(reader) % ranks), constant_values=-1)[rank::ranks]
+    bins = np.pad(np.arange(len(source.reader)), (0, -len(source.reader) % ranks), constant_values=-1)
+    step = Step(0, 0, bins.reshape(-1, ranks).T, norms, 1, 1)
+    blocks = Blocks(cfg, source, step, accelerator)
+    total = torch.zeros((), dtype=torch.float64, device=accelerator.device)
     with torch.no_grad():
-        for at in range(0, len(bins), cfg.micro_bins):
-            batch = load_batch(reader, bins[at : at + cfg.micro_bins]).to(accelerator.device)
-            total += objective(batch, normaliser).loss.double()
-    objective.train()
+        constants: Mapping[str, float] = {}
+        if objective.needs.coupling == "step_gradients":
+            seen = summaries(cast("GradientsObjective", objective), forward, blocks, accelerator)
+            total += cast("GradientsObjective", objective).step_loss(*seen, norms).total.double() / ranks
+            blocks.bins = []
+        elif objective.needs.coupling == "step_constants":
+            constants = step_constants(cast("ConstantsObjective", objective), forward, blocks, accelerator)
+        for block in blocks.bins:
+            batch = blocks.load(block)
+            total += objective.loss(forward(batch, objective.ask(batch, norms)), batch, norms, constants).total.double()
+    forward.train()
     if ranks > 1:
         total = accelerator.reduce(total, "sum")
     return float(total)

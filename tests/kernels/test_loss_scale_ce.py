@@ -84,6 +84,60 @@ def test_logp_entropy_and_correct_equal_log_softmax(backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("cap", [None, 3.0])
+def test_statistics_of_rows_without_weight_at_a_temperature(backend, cap):
+    """What RL asks of the head: log-prob, log-sum-exp, entropy and collision where the mask is, weights or not."""
+    *tensors, targets, weights = problem(dtype=torch.float64)
+    got, exact = leaves(*tensors), leaves(*tensors)
+    active = torch.arange(len(targets)) % 3 != 0
+    scored = (active | (weights != 0)) & (targets >= 0)
+    assert (scored & (weights == 0)).any()
+    out = loss_scale_ce(
+        got[0],
+        got[1],
+        targets,
+        weights,
+        denominator=2.0,
+        bias_V=got[2],
+        logit_scale=0.7,
+        softcap=cap,
+        temperature=0.6,
+        active_T=active,
+        backend=backend,
+        return_logp=True,
+        return_entropy=True,
+        return_lse=True,
+        return_collision=True,
+    )
+    z = F.linear(*exact) * 0.7
+    z = (z if cap is None else cap * torch.tanh(z / cap)) / 0.6
+    logp_TV = z.log_softmax(-1)
+    logp = logp_TV.gather(1, targets.clamp(min=0)[:, None]).squeeze(1)
+    want = {
+        "logp_T": logp,
+        "lse_T": z.logsumexp(-1),
+        "entropy_T": -(logp_TV.exp() * logp_TV).sum(-1),
+        "collision_T": (2 * logp_TV).logsumexp(-1),
+    }
+    for name, value in want.items():
+        torch.testing.assert_close(getattr(out, name), torch.where(scored, value, 0), rtol=1e-11, atol=1e-12)
+    assert not out.collision_T.requires_grad
+    loss = -(torch.where(scored, logp, 0) * weights).sum() / 2
+    torch.testing.assert_close(out.loss, loss, rtol=1e-11, atol=0)
+    upstream = torch.randn(3, len(targets), dtype=torch.float64)
+    value = (upstream[0] * out.logp_T + upstream[1] * out.lse_T + upstream[2] * out.entropy_T).sum() + out.loss
+    pieces = [torch.where(scored, want[name], 0) for name in ("logp_T", "lse_T", "entropy_T")]
+    exact_value = sum((u * piece).sum() for u, piece in zip(upstream, pieces, strict=True)) + loss
+    assert_gradients_close(torch.autograd.grad(value, got), torch.autograd.grad(exact_value, exact), 1e-10)
+
+
+def test_a_temperature_is_above_zero():
+    hidden, weight, _, targets, weights = problem()
+    with pytest.raises(ValueError, match="temperature: 0 is not above 0"):
+        loss_scale_ce(hidden, weight, targets, weights, denominator=1.0, temperature=0)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_gradcheck_through_every_output(backend):
     hidden, weight, bias, targets, weights = problem(6, 4, 11, active=0.7)
     options = {"softcap": 5.0, "label_smoothing": 0.1, "z_loss": 0.01, "return_logp": True, "return_entropy": True}

@@ -16,28 +16,28 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from postmill.stages.train.objective import Objective
+from postmill.stages.train.forward import Forward
 
 
 class Fsdp:
-    """Each decoder layer is a group of its own; embedding, last norm and head are one with the objective."""
+    """Each decoder layer is a group of its own; embedding, last norm and head are one with the `Forward`."""
 
     def __init__(self, accelerator: Accelerator) -> None:
         self._device = accelerator.device
         self._mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
 
-    def wrap(self, objective: Objective) -> nn.Module:
-        """`objective`, its parameters replaced by sharded ones on this rank's device."""
-        names = set(getattr(objective.model, "_no_split_modules", None) or [])
-        for module in objective.model.get_decoder().modules():
+    def wrap(self, forward: Forward) -> nn.Module:
+        """`forward`, its parameters replaced by sharded ones on this rank's device."""
+        names = set(getattr(forward.model, "_no_split_modules", None) or [])
+        for module in forward.model.get_decoder().modules():
             if type(module).__name__ in names:
                 fully_shard(module, mesh=self._mesh)
         # by default the outermost group stays gathered after its forward pass, and after a validation there is no
         # backward pass to end that: the optimizer would update shards that nobody reads
-        fully_shard(objective, mesh=self._mesh, reshard_after_forward=True)
-        register_fsdp_forward_method(objective, "own_logits")
-        register_fsdp_forward_method(objective, "kernel_deviation")
-        return objective.to(self._device)
+        fully_shard(forward, mesh=self._mesh, reshard_after_forward=True)
+        register_fsdp_forward_method(forward, "own_logits")
+        register_fsdp_forward_method(forward, "kernel_deviation")
+        return forward.to(self._device)
 
     def gathering(self, module: nn.Module, *, last: bool) -> AbstractContextManager[Any]:
         """Gradients stay whole on each rank until the last micro-batch."""

@@ -10,14 +10,14 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from postmill.stages.train.objective import Objective
+from postmill.stages.train.forward import Forward
 
 
 class Layout(Protocol):
     """All methods are called by every rank, in the same order."""
 
-    def wrap(self, objective: Objective) -> nn.Module:
-        """The module to call instead of `objective`. Parameters of the model are to be looked up after this."""
+    def wrap(self, forward: Forward) -> nn.Module:
+        """The module to call instead of `forward`. Parameters of the model are to be looked up after this."""
         ...
 
     def gathering(self, module: nn.Module, *, last: bool) -> AbstractContextManager[Any]:

@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from postmill.stages.train.objective import Objective
+from postmill.stages.train.forward import Forward
 
 
 class Replicated:
@@ -18,10 +18,10 @@ class Replicated:
     def __init__(self, accelerator: Accelerator) -> None:
         self._accelerator = accelerator
 
-    def wrap(self, objective: Objective) -> nn.Module:
-        """`objective` itself on one rank."""
+    def wrap(self, forward: Forward) -> nn.Module:
+        """`forward` itself on one rank."""
         several = self._accelerator.num_processes > 1
-        wrapped: nn.Module = self._accelerator.prepare(objective) if several else objective
+        wrapped: nn.Module = self._accelerator.prepare(forward) if several else forward
         return wrapped
 
     def gathering(self, module: nn.Module, *, last: bool) -> AbstractContextManager[Any]:

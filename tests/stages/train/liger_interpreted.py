@@ -19,9 +19,9 @@ from triton.runtime import interpreter
 from postmill.io.packed import Bin
 from postmill.stages.train import attention
 from postmill.stages.train.batch import collate
+from postmill.stages.train.forward import Ask, Forward, Linear
 from postmill.stages.train.liger import use_liger
 from postmill.stages.train.model import causal_lm
-from postmill.stages.train.objective import Objective
 
 COMMON = {
     "vocab_size": 61,
@@ -88,8 +88,9 @@ def compare(plain, fused, dtype=torch.float32):
     """Relative deviation of the loss, and the largest one of a gradient, against its largest entry."""
     losses, gradients = [], []
     for model in (plain, fused):
-        objective = Objective(causal_lm(model), compute_dtype=dtype, backend="reference").train()
-        loss = objective(batch(), 3.0).loss
+        forward = Forward(causal_lm(model), compute_dtype=dtype, backend="reference").train()
+        found = batch()
+        loss = forward(found, Ask(linear=Linear(found.weights_T, 3.0))).loss
         loss.backward()
         losses.append(loss.item())
         gradients.append({n: p.grad.double() for n, p in model.named_parameters() if p.grad is not None})

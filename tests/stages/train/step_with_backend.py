@@ -11,9 +11,11 @@ from accelerate import Accelerator
 from safetensors.torch import save_file
 
 from postmill.io.packed import PackedReader
+from postmill.stages.train.columns import BatchSource
 from postmill.stages.train.config import Train
+from postmill.stages.train.forward import Forward
 from postmill.stages.train.model import full_model
-from postmill.stages.train.objective import Objective
+from postmill.stages.train.objectives.table import build
 from postmill.stages.train.parallel.replicated import Replicated
 from postmill.stages.train.plan import Steps
 from postmill.stages.train.step import accumulate
@@ -26,9 +28,11 @@ def main(packed: str, base: str, backend: str, out: str) -> None:
     reader = PackedReader(Path(packed))
     model = full_model(Path(base), "sdpa")
     share_gradient(model)
-    objective = Objective(model, compute_dtype=torch.float32, backend=backend).train()
+    forward = Forward(model, compute_dtype=torch.float32, backend=backend).train()
+    objective = build(cfg)
+    source = BatchSource(reader, objective.needs)
     accelerator, step = Accelerator(cpu=True), Steps(cfg, reader, 1)[0]
-    found = accumulate(cfg, objective, reader, step, accelerator=accelerator, layout=Replicated(accelerator))
+    found = accumulate(cfg, forward, objective, source, step, accelerator=accelerator, layout=Replicated(accelerator))
     gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     save_file(gradients | {"loss": found.loss}, out)
 

@@ -14,12 +14,15 @@ from varlen import varlen_attention  # noqa: E402
 
 from postmill.io.packed import PackedReader  # noqa: E402
 from postmill.stages.train import attention  # noqa: E402
-from postmill.stages.train.batch import collate, load_batch  # noqa: E402
+from postmill.stages.train.batch import collate  # noqa: E402
+from postmill.stages.train.columns import BatchSource  # noqa: E402
 from postmill.stages.train.config import Train  # noqa: E402
-from postmill.stages.train.objective import Objective, router_coefficient  # noqa: E402
+from postmill.stages.train.forward import Ask, Forward, Linear, router_coefficient  # noqa: E402
+from postmill.stages.train.objectives.needs import Needs  # noqa: E402
+from postmill.stages.train.objectives.table import build as build_objective  # noqa: E402
 from postmill.stages.train.parallel.replicated import Replicated  # noqa: E402
 from postmill.stages.train.plan import Steps, read_channels  # noqa: E402
-from postmill.stages.train.probe import check_objective  # noqa: E402
+from postmill.stages.train.probe import check_forward  # noqa: E402
 from postmill.stages.train.step import accumulate as accumulate_on  # noqa: E402
 from postmill.stages.train.step import validate  # noqa: E402
 
@@ -52,9 +55,25 @@ FAMILIES = {
 }
 
 
-def accumulate(*args, accelerator, **options):
+LOGP = frozenset({"logp"})
+
+
+def accumulate(cfg, forward, reader, step, *, accelerator, **options):
     """A step's gradient on one rank."""
-    return accumulate_on(*args, accelerator=accelerator, layout=Replicated(accelerator), **options)
+    objective = build_objective(cfg)
+    source = BatchSource(reader, objective.needs)
+    layout = Replicated(accelerator)
+    return accumulate_on(cfg, forward, objective, source, step, accelerator=accelerator, layout=layout, **options)
+
+
+def load_batch(reader, bins):
+    return BatchSource(reader, Needs()).load(bins)
+
+
+def loss_of(forward, batch, denominator, *, smoothing=0.0, want_logp=False, router_share=0.0):
+    """The fused loss, and log-probs on request."""
+    ask = Ask(LOGP if want_logp else frozenset(), Linear(batch.weights_T, denominator, smoothing))
+    return forward(batch, ask._replace(router_share=router_share))
 
 
 @pytest.fixture(scope="module")
@@ -83,8 +102,8 @@ def build(family="llama", dtype=torch.float64, implementation="sdpa"):
     return model.to(dtype)
 
 
-def objective_of(model, dtype=torch.float64, **options):
-    return Objective(model, compute_dtype=dtype, backend="reference", **options)
+def forward_of(model, dtype=torch.float64, **options):
+    return Forward(model, compute_dtype=dtype, backend="reference", **options)
 
 
 def plain_loss(model, reader, bins, normaliser):
@@ -124,7 +143,7 @@ def flash_stand_in():
 def test_a_bin_through_flash_attention_is_a_bin_through_torchs(reader, family, flash_stand_in):
     model, rows = build(family, implementation=flash_stand_in), build(family, implementation=attention.ROWS)
     batch = load_batch(reader, np.arange(3))
-    found = [objective_of(m)(batch, 7.0, want_logp=True) for m in (model, rows)]
+    found = [loss_of(forward_of(m), batch, 7.0, want_logp=True) for m in (model, rows)]
     # Gemma 2's capped scores pass through float32 on the way of rows
     loose = 1e5 if family == "gemma2" else 1
     torch.testing.assert_close(found[0].logp_T, found[1].logp_T, rtol=1e-11 * loose, atol=1e-12 * loose)
@@ -134,7 +153,7 @@ def test_a_bin_through_flash_attention_is_a_bin_through_torchs(reader, family, f
     for name, gradient in gradients(model).items():
         peak = float(want[name].abs().max())
         torch.testing.assert_close(gradient, want[name], rtol=0, atol=1e-10 * loose * peak + 1e-12, msg=name)
-    assert check_objective(objective_of(model, torch.float32), reader, torch.float32, torch.device("cpu")) < 1e-4
+    assert check_forward(forward_of(model, torch.float32), reader, torch.float32, torch.device("cpu")) < 1e-4
 
 
 def test_flash_attention_pads_short_values(flash_stand_in):
@@ -159,7 +178,9 @@ def test_flash_attn_takes_what_we_pass(reader):
         for w in ("flash", "rows")
     ]
     batch = load_batch(reader, np.arange(3)).to(device)
-    found = [objective_of(m.to(device), torch.bfloat16)(batch, 7.0, want_logp=True).logp_T.float() for m in models]
+    found = [
+        loss_of(forward_of(m.to(device), torch.bfloat16), batch, 7.0, want_logp=True).logp_T.float() for m in models
+    ]
     assert float((found[0] - found[1]).abs().mean()) < 0.05
 
 
@@ -172,7 +193,7 @@ def test_a_bin_gives_each_row_the_loss_it_has_alone(reader, family):
     )
     own.load_state_dict(model.state_dict())
     batch = load_batch(reader, np.arange(3))
-    ours = objective_of(model)(batch, 7.0)
+    ours = loss_of(forward_of(model), batch, 7.0)
     ours.loss.backward()
     expected = plain_loss(own, reader, range(3), 7.0)
     expected.backward()
@@ -197,7 +218,7 @@ def test_no_row_sees_another(reader):
     weights = np.ones_like(found.weights)
     with torch.no_grad():
         before, after = (
-            objective_of(model)(collate([found._replace(input_ids=i, weights=weights)]), 1.0, want_logp=True).logp_T
+            forward_of(model)(collate([found._replace(input_ids=i, weights=weights)]), Ask(LOGP)).logp_T
             for i in (found.input_ids, ids)
         )
     others = np.ones(len(ids), bool)
@@ -215,7 +236,7 @@ def test_gradient_does_not_depend_on_micro_batches(reader, normalize, micro_bins
     step = Steps(cfg, reader, 1)[0]
     result = accumulate(
         cfg,
-        objective_of(model, torch.float32).train(),
+        forward_of(model, torch.float32).train(),
         reader,
         step,
         accelerator=accelerator,
@@ -245,7 +266,7 @@ def test_ranks_are_dealt_every_bin_once_and_padding_counts_nothing(reader):
         assert sorted(a.bins.ravel()) == sorted(b.bins.ravel())
         assert len({len(b.micro_batches(rank, 1)) for rank in range(3)}) == 1
     model = build(implementation=attention.ROWS)
-    objective_of(model)(load_batch(reader, np.array([-1])), 5.0).loss.backward()
+    loss_of(forward_of(model), load_batch(reader, np.array([-1])), 5.0).loss.backward()
     assert all(not g.any() for g in gradients(model).values())
 
 
@@ -264,8 +285,8 @@ def test_steps_are_a_function_of_seed_and_epoch(reader):
 
 def test_neftune_is_noise_of_the_stated_width_and_reproducible(reader):
     model = build(implementation=attention.ROWS)
-    clean = objective_of(model)
-    noisy = objective_of(model, neftune_alpha=5.0)
+    clean = forward_of(model)
+    noisy = forward_of(model, neftune_alpha=5.0)
     batch = load_batch(reader, np.array([0]))
     torch.manual_seed(3)
     added = noisy._noisy_embeddings(batch) - model.get_input_embeddings()(batch.input_ids_1T)
@@ -273,7 +294,7 @@ def test_neftune_is_noise_of_the_stated_width_and_reproducible(reader):
         width = 5.0 / np.sqrt((end - start) * 32)
         piece = added[0, start:end].abs().max().item()
         assert 0.8 * width < piece <= width
-    assert torch.equal(noisy.eval()(batch, 1.0).loss, clean.eval()(batch, 1.0).loss)
+    assert torch.equal(loss_of(noisy.eval(), batch, 1.0).loss, loss_of(clean.eval(), batch, 1.0).loss)
     cfg = Train(bins_per_step=8, neftune_alpha=5.0)
     accelerator = Accelerator(cpu=True)
     step = Steps(cfg, reader, 1)[0]
@@ -304,7 +325,7 @@ def test_neftune_is_transformers_noise_on_one_row(reader):
         SimpleNamespace(training=True, neftune_noise_alpha=5.0), (batch.input_ids_1T,), embedded.clone()
     )
     torch.manual_seed(3)
-    ours = objective_of(model, neftune_alpha=5.0)._noisy_embeddings(batch)
+    ours = forward_of(model, neftune_alpha=5.0)._noisy_embeddings(batch)
     width = 5.0 / np.sqrt(end * 32)
     assert float((theirs - embedded).abs().max()) <= width
     torch.testing.assert_close((ours - embedded).abs().mean(), (theirs - embedded).abs().mean(), rtol=1e-6, atol=0)
@@ -316,7 +337,7 @@ def test_gradient_checkpointing_changes_nothing(reader):
     again.gradient_checkpointing_enable({"use_reentrant": False})
     batch = load_batch(reader, np.array([1]))
     for m in (model, again):
-        objective_of(m).train()(batch, 3.0).loss.backward()
+        loss_of(forward_of(m).train(), batch, 3.0).loss.backward()
     for name, gradient in gradients(again).items():
         torch.testing.assert_close(gradient, gradients(model)[name], rtol=1e-12, atol=0)
 
@@ -324,14 +345,16 @@ def test_gradient_checkpointing_changes_nothing(reader):
 def test_label_smoothing_is_torchs_and_only_in_training(reader):
     model = build(implementation=attention.ROWS)
     batch = load_batch(reader, np.array([0]))
-    objective = objective_of(model, label_smoothing=0.2).train()
-    hidden, _ = objective._hidden(batch)
+    forward = forward_of(model).train()
+    hidden, _ = forward._hidden(batch)
     logits = model.get_output_embeddings()(hidden)
     nll = torch.nn.functional.cross_entropy(
         logits, batch.targets_T, reduction="none", label_smoothing=0.2, ignore_index=-1
     )
-    torch.testing.assert_close(objective(batch, 2.0).loss, (nll * batch.weights_T).sum() / 2)
-    torch.testing.assert_close(objective.eval()(batch, 2.0).loss, objective_of(model)(batch, 2.0).loss)
+    torch.testing.assert_close(loss_of(forward, batch, 2.0, smoothing=0.2).loss, (nll * batch.weights_T).sum() / 2)
+    torch.testing.assert_close(
+        loss_of(forward.eval(), batch, 2.0, smoothing=0.2).loss, loss_of(forward_of(model).eval(), batch, 2.0).loss
+    )
 
 
 MIXTURES = {
@@ -378,8 +401,9 @@ def test_router_loss_is_transformers_own(reader, name):
     )
     assert router_coefficient(config, None) == 0.7
     assert router_coefficient(config, 0.1) == 0.1
-    ours = objective_of(model, torch.float32, router_aux=0.7).train()
-    got = ours(batch, float(end - 1), router_share=1.0).loss
+    ours = forward_of(model, torch.float32, router_aux=0.7).train()
+    found = loss_of(ours, batch, float(end - 1), router_share=1.0)
+    got = found.loss + found.router
     got.backward()
     expected = own.train()(input_ids=ids, labels=ids)
     expected.loss.backward()
@@ -388,7 +412,9 @@ def test_router_loss_is_transformers_own(reader, name):
     want = gradients(own)
     for tensor, gradient in gradients(model).items():
         torch.testing.assert_close(gradient, want[tensor], rtol=1e-3, atol=2e-5, msg=tensor)
-    without = ours.eval()(batch, float(end - 1), router_share=1.0).loss
+    without = loss_of(ours.eval(), batch, float(end - 1), router_share=1.0)
+    assert without.router is None
+    without = without.loss
     torch.testing.assert_close(without, expected.loss - 0.7 * expected.aux_loss, rtol=1e-5, atol=1e-5)
 
 
@@ -409,7 +435,7 @@ def test_channel_losses_add_up_to_the_loss(reader):
     step = Steps(cfg, reader, 1)[0]
     got = accumulate(
         cfg,
-        objective_of(build(implementation=attention.ROWS)).train(),
+        forward_of(build(implementation=attention.ROWS)).train(),
         reader,
         step,
         accelerator=accelerator,
@@ -422,9 +448,11 @@ def test_channel_losses_add_up_to_the_loss(reader):
 
 def test_validation_is_the_mean_over_all_bins(reader):
     model = build(implementation=attention.ROWS)
-    got = validate(Train(micro_bins=2), objective_of(model), reader, 11.0, Accelerator(cpu=True))
+    objective = build_objective(Train())
+    source = BatchSource(reader, objective.needs)
+    got = validate(Train(micro_bins=2), forward_of(model), objective, source, Accelerator(cpu=True))
     with torch.no_grad():
-        want = float(plain_loss(build(), reader, range(8), 11.0))
+        want = float(plain_loss(build(), reader, range(8), float(reader.plan.trained_tokens.sum())))
     assert got == pytest.approx(want, rel=1e-10)
 
 
@@ -433,18 +461,18 @@ def test_probe_passes_what_fits_and_catches_a_leak(reader):
 
     cpu = torch.device("cpu")
     assert (
-        check_objective(
-            objective_of(build(implementation=attention.ROWS), torch.float32).float(), reader, torch.float32, cpu
+        check_forward(
+            forward_of(build(implementation=attention.ROWS), torch.float32).float(), reader, torch.float32, cpu
         )
         < 1e-4
     )
 
     leaky = build("lfm2", dtype=torch.float32, implementation=attention.ROWS)  # its convolutions reach over borders
     with pytest.raises(StageError, match="other log-probabilities than alone"):
-        check_objective(objective_of(leaky, torch.float32), reader, torch.float32, cpu)
+        check_forward(forward_of(leaky, torch.float32), reader, torch.float32, cpu)
 
     scaled = build("cohere", dtype=torch.float32, implementation=attention.ROWS)
-    objective_ = objective_of(scaled, torch.float32)
-    objective_._scale = objective_._scale._replace(logit_scale=1.0)
+    scaled_ = forward_of(scaled, torch.float32)
+    scaled_._scale = scaled_._scale._replace(logit_scale=1.0)
     with pytest.raises(StageError, match="other log-probabilities than alone"):
-        check_objective(objective_, reader, torch.float32, cpu)
+        check_forward(scaled_, reader, torch.float32, cpu)

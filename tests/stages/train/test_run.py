@@ -195,20 +195,22 @@ def test_weights_that_are_not_finite_are_never_saved(world, tmp_path):
 
 
 def test_out_of_memory_names_the_step_and_the_ways_out():
-    from postmill.stages.train.batch import Batch
+    from postmill.io.packed import Bin
+    from postmill.stages.train.batch import collate
+    from postmill.stages.train.blocks import out_of_memory
     from postmill.stages.train.plan import Step
-    from postmill.stages.train.step import _out_of_memory
 
-    step = Step(3, 0, np.zeros((1, 1), np.int64), 1.0, 1, 1)
-    batch = Batch(torch.zeros(1, 99), torch.zeros(1, 99), torch.zeros(99), torch.zeros(99), (0, 99))
+    step = Step(3, 0, np.zeros((1, 1), np.int64), {"tokens": 1.0}, 1, 1)
+    ids, weights = np.zeros(99, np.int32), np.zeros(99, np.float32)
+    batch = collate([Bin(ids, ids, np.array([0, 99], np.int32), weights, np.zeros(1, np.int64))])
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**55)
-    error = _out_of_memory(caught.value, step, batch)
+    error = out_of_memory(caught.value, step, batch)
     assert isinstance(error, StageError)
     assert "step 4: out of memory on 99 tokens" in str(error)
     assert "--gradient-checkpointing" in str(error)
     other = RuntimeError("something else")
-    assert _out_of_memory(other, step, batch) is other
+    assert out_of_memory(other, step, batch) is other
 
 
 def test_stop_ids_are_special_tokens_that_are_trained(world):

@@ -1,4 +1,9 @@
-"""The model with its loss head as one module, so that the launcher's wrappers (DDP) see one forward pass."""
+"""The model and its head as one module: what a launcher wraps, and all that a loss may ask of a model.
+
+`Forward` has no opinion about losses. It answers an `Ask` (which numbers of the head are wanted) with `Outputs`, and
+the loss is computed outside, by an objective. The full logits never exist. Shape letters: T tokens, H hidden size,
+V vocabulary, R rows.
+"""
 
 import itertools
 from typing import Any, NamedTuple
@@ -11,6 +16,47 @@ from postmill.kernels.loss_scale_ce.api import Backend, loss_scale_ce
 from postmill.kernels.loss_scale_ce.probe import Deviation, probe
 from postmill.kernels.loss_scale_ce.terms import LossOutput
 from postmill.stages.train.batch import Batch
+from postmill.stages.train.objectives.needs import Stat
+
+
+class Linear(NamedTuple):
+    """A loss whose weights are known before the forward pass: sum of weights_T * -log-prob / denominator."""
+
+    weights_T: Tensor
+    denominator: float
+    label_smoothing: float = 0.0
+    """Used in training only."""
+
+
+class Ask(NamedTuple):
+    """What is wanted of a batch."""
+
+    stats: frozenset[Stat] = frozenset()
+    """Numbers of the lm head, at the tokens of `Batch.mask_T`."""
+    linear: Linear | None = None
+    """The fused loss. Alone, without `stats`, it is the cheap path."""
+    temperature: float = 1.0
+    """What the logits are divided by, after the soft cap."""
+    router_share: float = 0.0
+    """The batch's share of the step's tokens: the weight of its routers' balancing loss."""
+
+
+class Outputs(NamedTuple):
+    """The answers; None where nothing was asked. Differentiable but for `correct_T` and `collision_T`.
+
+    Those of tokens are [T], 0 where `Batch.mask_T` is not set.
+    """
+
+    loss: Tensor | None = None
+    """The linear loss."""
+    logp_T: Tensor | None = None
+    entropy_T: Tensor | None = None
+    correct_T: Tensor | None = None
+    lse_T: Tensor | None = None
+    collision_T: Tensor | None = None
+    """log sum_v p_v^2."""
+    router: Tensor | None = None
+    """The routers' balancing loss times its coefficient and share; to be added to the loss."""
 
 
 class HeadScale(NamedTuple):
@@ -53,8 +99,8 @@ def router_coefficient(config: Any, wanted: float | None) -> float:
     return float(text.router_aux_loss_coef) if getattr(text, "output_router_logits", False) else 0.0
 
 
-class Objective(nn.Module):
-    """Weighted cross-entropy of a causal language model on a `Batch`; the full logits never exist."""
+class Forward(nn.Module):
+    """A causal language model with its head, on a `Batch`."""
 
     def __init__(
         self,
@@ -62,7 +108,6 @@ class Objective(nn.Module):
         *,
         compute_dtype: torch.dtype,
         backend: Backend,
-        label_smoothing: float = 0.0,
         neftune_alpha: float = 0.0,
         router_aux: float = 0.0,
     ) -> None:
@@ -70,26 +115,27 @@ class Objective(nn.Module):
         super().__init__()
         self.model: Any = model
         self._compute_dtype = compute_dtype
-        self._backend, self._label_smoothing, self._neftune_alpha = backend, label_smoothing, neftune_alpha
+        self._backend, self._neftune_alpha = backend, neftune_alpha
         self._scale = head_scale(self.model.config)
         self._router_aux = router_aux
 
-    def forward(
-        self, batch: Batch, denominator: float, *, want_logp: bool = False, router_share: float = 0.0
-    ) -> LossOutput:
-        """Loss of `batch`: sum of weight * nll / denominator; with `want_logp`, each target's log-probability too.
-
-        `router_share` of the routers' balancing loss is added: the batch's share of the step's tokens.
-        """
+    def forward(self, batch: Batch, ask: Ask) -> Outputs:
+        """What is asked of `batch`."""
         hidden_TH, router_logits = self._hidden(batch)
-        output = loss_scale_ce(
-            **self._head_of(hidden_TH, batch), denominator=denominator, backend=self._backend, return_logp=want_logp
-        )
+        found = self._lm_head(hidden_TH, batch, ask)
+        balance = None
         if router_logits and self.training:
             text = self.model.config.get_text_config()
-            balance = router_balance(router_logits, text.num_experts_per_tok)
-            output = output._replace(loss=output.loss + self._router_aux * router_share * balance)
-        return output
+            balance = self._router_aux * ask.router_share * router_balance(router_logits, text.num_experts_per_tok)
+        return Outputs(
+            found.loss if ask.linear else None,
+            found.logp_T,
+            found.entropy_T,
+            found.correct_T,
+            found.lse_T,
+            found.collision_T,
+            balance,
+        )
 
     def own_logits(self, ids_1T: Tensor) -> Tensor:
         """What the model itself says of one row, [1, T, V]: to compare with."""
@@ -100,25 +146,48 @@ class Objective(nn.Module):
         """How far the loss kernel is from plain torch on the first rows of `batch`, in the loss and its gradients."""
         with torch.no_grad():
             hidden_TH, _ = self._hidden(batch)
-        return probe(self._backend, **self._head_of(hidden_TH, batch), denominator=1.0)
+        return probe(
+            self._backend,
+            **self._head_of(hidden_TH),
+            targets_T=batch.targets_T,
+            token_weights_T=batch.weights_T,
+            denominator=1.0,
+        )
 
     def use_reference(self) -> None:
-        """Compute the loss in plain torch from now on."""
+        """Compute the head's numbers in plain torch from now on."""
         self._backend = "reference"
 
-    def _head_of(self, hidden_TH: Tensor, batch: Batch) -> dict[str, Any]:
-        """What the loss kernel is given of the head and of `batch`."""
+    def _lm_head(self, hidden_TH: Tensor, batch: Batch, ask: Ask) -> LossOutput:
+        linear, stats = ask.linear, ask.stats
+        if linear is None:
+            linear = Linear(torch.zeros_like(batch.weights_T), 1.0)
+        return loss_scale_ce(
+            **self._head_of(hidden_TH),
+            targets_T=batch.targets_T,
+            token_weights_T=linear.weights_T,
+            denominator=linear.denominator,
+            label_smoothing=linear.label_smoothing if self.training else 0.0,
+            temperature=ask.temperature,
+            active_T=batch.mask_T if stats else None,
+            backend=self._backend,
+            return_logp="logp" in stats,
+            return_entropy="entropy" in stats,
+            return_correct="correct" in stats,
+            return_lse="lse" in stats,
+            return_collision="collision" in stats,
+        )
+
+    def _head_of(self, hidden_TH: Tensor) -> dict[str, Any]:
+        """What the loss kernel is given of the head."""
         head, dtype = self.model.get_output_embeddings(), self._compute_dtype
         bias = getattr(head, "bias", None)
         return {
             "hidden_TH": hidden_TH.to(dtype),
             "weight_VH": head.weight.to(dtype),
-            "targets_T": batch.targets_T,
-            "token_weights_T": batch.weights_T,
             "bias_V": None if bias is None else bias.to(dtype),
             "logit_scale": self._scale.logit_scale,
             "softcap": self._scale.softcap,
-            "label_smoothing": self._label_smoothing if self.training else 0.0,
         }
 
     def _hidden(self, batch: Batch) -> tuple[Tensor, tuple[Tensor, ...]]:

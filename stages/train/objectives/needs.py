@@ -1,0 +1,28 @@
+"""What an objective asks of the model, the data and the step. Read before torch loads: it decides what is refused."""
+
+from typing import Literal
+
+import msgspec
+
+Stat = Literal["logp", "entropy", "correct", "lse", "collision"]
+Coupling = Literal["row", "group", "step_constants", "step_gradients"]
+
+
+class Needs(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The cheap half of an objective."""
+
+    head: Literal["lm", "points", "pool"] = "lm"
+    """lm: numbers about the next token. points: a linear head at chosen tokens. pool: one vector a row."""
+    stats: frozenset[Stat] = frozenset()
+    """What is computed of the lm head. Nothing asked and `linear`: the cheap fused path."""
+    columns: tuple[str, ...] = ()
+    """Columns that must be there, by the names of `batch.ALIGNMENT`: ref_logp, label, ..."""
+    group: Literal["row", "pair", "list"] = "row"
+    """Rows that have to lie in one bin: those of a `pair_id`, or none."""
+    coupling: Coupling = "row"
+    """What one term of the loss looks at: a row, a group of a bin, or numbers of the whole step, which a first pass
+    without gradients measures (step_constants) or whose gradients it finds (step_gradients)."""
+    measures: tuple[str, ...] = ("tokens",)
+    """What sums are divided by, the names of `plan.MEASURES`. The first is the `normaliser` of the record."""
+    linear: bool = False
+    """The loss is the sum of weight * -log-prob with weights known before the forward pass."""
