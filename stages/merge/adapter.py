@@ -16,9 +16,9 @@ from postmill.io.json_file import load_json
 from postmill.io.safetensors_file import SafetensorsFile
 from postmill.stages.merge.arithmetic import DTYPES, to_float32
 from postmill.stages.merge.base import Base, without_wrappers
-from postmill.stages.merge.edits import F32, Edit, SetRows, matrix_shape
+from postmill.stages.merge.edits import Array, Edit, SetRows, matrix_shape
 from postmill.stages.merge.methods.module import Module, find_tensor
-from postmill.stages.merge.methods.table import METHODS
+from postmill.stages.merge.methods.table import METHODS, NO_WEIGHTS
 from postmill.stages.merge.methods.tokens import PART as TOKENS
 from postmill.stages.merge.methods.tokens import tokens
 from postmill.stages.shared.base_model import ADAPTER_CONFIG
@@ -34,6 +34,7 @@ _UNMERGEABLE = {
     "monteclora_config": "MonteCLoRA",
     "kasa_config": "KaSA",
 }
+_INTEGERS = {"U8": np.uint8, "I16": np.int16, "I32": np.int32, "I64": np.int64}
 _BASE_CHANGING = re.compile(r"pissa|olora|corda|loftq|lora_ga|mica")
 
 
@@ -72,15 +73,17 @@ def load_adapter(path: Path, scale: float, base: Base) -> Adapter:
     file = SafetensorsFile(path / WEIGHTS)
     prefixes = (method.prefix, "trainable_tokens_")
     said = _adapter_name(file, prefixes)
-    parts: dict[tuple[str, int], dict[str, F32]] = {}
-    shared: dict[str, F32] = {}
+    parts: dict[tuple[str, int], dict[str, Array]] = {}
+    shared: dict[str, Array] = {}
     replaced: dict[str, str] = {}
     token_tensors: set[str] = set()
     for full in file.tensors:
         name = _take_apart(without_wrappers(full), prefixes, said)
         if name is None:
             continue
-        if name.part and name.module:
+        if name.part in method.shared and name.module not in ("", "base_model"):
+            continue  # a copy of what all modules share
+        if name.part and name.module not in ("", "base_model"):
             parts.setdefault((name.module, name.depth), {})[name.part] = _load(file, full)
         elif name.part:
             shared[name.part] = _load(file, full)
@@ -130,9 +133,13 @@ def _same_rows(one: list[Edit], other: list[Edit]) -> bool:
 def _check_method(path: Path, config: dict[str, Any]) -> str:
     place = path / ADAPTER_CONFIG
     kind = config.get("peft_type")
+    if kind in NO_WEIGHTS:
+        raise ConfigError(f"{place}: {kind} cannot be merged: {NO_WEIGHTS[kind]}; serve it as an adapter", USAGE)
     if kind not in METHODS:
         known = ", ".join(METHODS)
-        raise ConfigError(f"{place}: peft_type {kind!r} cannot be merged here, only {known}", USAGE)
+        raise ConfigError(
+            f"{place}: peft_type {kind!r} is not merged here (merged are {known}); use PEFT's merge_and_unload", USAGE
+        )
     for key, what in _UNMERGEABLE.items():
         if config.get(key):
             raise ConfigError(f"{place}: {what} cannot be merged into weights here", USAGE)
@@ -146,8 +153,10 @@ def _check_method(path: Path, config: dict[str, Any]) -> str:
     return str(kind)
 
 
-def _load(file: SafetensorsFile, name: str) -> F32:
+def _load(file: SafetensorsFile, name: str) -> Array:
     entry = file.tensors[name]
+    if entry.dtype in _INTEGERS:
+        return np.frombuffer(file.read(name), _INTEGERS[entry.dtype]).astype(np.int64).reshape(entry.shape)
     if entry.dtype not in DTYPES:
         raise ArtifactError(f"{file.path}: tensor {name} is {entry.dtype}, expected F32, F16 or BF16")
     return to_float32(file.read(name), entry.dtype).reshape(entry.shape)

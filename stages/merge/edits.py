@@ -14,6 +14,7 @@ import numpy as np
 
 F32 = np.ndarray[Any, np.dtype[np.float32]]
 I64 = np.ndarray[Any, np.dtype[np.int64]]
+Array = np.ndarray[Any, Any]
 
 
 class Edit(Protocol):
@@ -163,22 +164,21 @@ class Multiply(msgspec.Struct, frozen=True):
         return weight
 
 
-class AddRows(msgspec.Struct, frozen=True):
-    """`W[start:end] += rows(start, end)`, for changes that have a formula of their own."""
+class RowWise(msgspec.Struct, frozen=True):
+    """`W[start:end] = function(W[start:end], start)`, for changes that have a formula of their own."""
 
     whole: ClassVar[bool] = False
     size: tuple[int, int]
-    rows: Callable[[int, int], F32]
+    function: Callable[[F32, int], F32]
 
     def shape(self) -> tuple[int, ...]:
         return self.size
 
     def fits(self, rows: int, columns: int) -> bool:
-        return self.shape() == (rows, columns)
+        return self.size == (rows, columns)
 
     def apply(self, weight: F32, before: F32, start: int) -> F32:
-        weight += self.rows(start, start + len(weight))
-        return weight
+        return np.ascontiguousarray(self.function(weight, start), np.float32)
 
 
 class Whole(msgspec.Struct, frozen=True):

@@ -1,6 +1,7 @@
 """What a merge rule is given: one module of the base, and what an adapter has for it."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from postmill.io.errors import BAD_DATA, MISMATCH, USAGE, ArtifactError, ConfigError
 from postmill.stages.merge.base import Base
-from postmill.stages.merge.edits import F32, Edit
+from postmill.stages.merge.edits import F32, Array, Edit, LowRank, RowWise, Whole
 
 Edits = list[tuple[str, Edit]]
 """Tensor of the base -> what is done to it."""
@@ -23,9 +24,9 @@ class Module(msgspec.Struct, frozen=True):
     name: str
     depth: int
     """How many wrappers of PEFT lie around the module that the parts belong to: it tells parameters of one apart."""
-    parts: dict[str, F32]
+    parts: dict[str, Array]
     """Kind of tensor (`lora_A.weight`, `ia3_l`) -> its numbers."""
-    shared: dict[str, F32]
+    shared: dict[str, Array]
     """Tensors that all modules of the adapter share, as VeRA's projections."""
     config: dict[str, Any]
     base: Base
@@ -53,12 +54,48 @@ class Module(msgspec.Struct, frozen=True):
         """Whether the weight is stored (in, out): GPT-2's Conv1D."""
         return self.base.is_conv1d(self.tensor().removesuffix(".weight"), 1, 1)
 
-    def part(self, name: str) -> F32:
+    def part(self, name: str) -> Array:
         """Raises ArtifactError (65) naming the part that is not there."""
         if name not in self.parts:
             found = ", ".join(sorted(self.parts))
             raise ArtifactError(f"{self.place}: {self.name} has only {found}, no {name}; save the adapter again")
         return self.parts[name]
+
+    def common(self, name: str) -> Array:
+        """A tensor that all modules share. Raises ArtifactError (65) if the adapter was saved without."""
+        if name not in self.shared:
+            raise ArtifactError(
+                f"{self.place}: has no {name}: it was saved without (save_projection=False); load it with PEFT and save"
+                " it with its projections",
+                BAD_DATA,
+            )
+        return self.shared[name]
+
+    def linear(self) -> tuple[int, int]:
+        """(out, in) of the module, whose weight is a matrix. Raises ConfigError (2) for a convolution."""
+        rows, columns = self.size()
+        if len(self.base.shape(self.tensor())) > 2:
+            kind = self.config.get("peft_type")
+            raise ConfigError(f"{self.path}: {self.name} is a convolution, which {kind} is not merged into here", USAGE)
+        return (columns, rows) if self.is_conv1d() else (rows, columns)
+
+    def low_rank(self, left: Array, right: Array, scale: float) -> Edits:
+        """`W += left @ right * scale` for a weight of (out, in), transposed where the module keeps it so."""
+        left, right = (right.T, left.T) if self.is_conv1d() else (left, right)
+        edit = LowRank(np.ascontiguousarray(left), np.ascontiguousarray(right), scale)
+        return [(self.tensor(), edit)]
+
+    def whole(self, function: Callable[[F32], F32]) -> Edits:
+        """`W = function(W)` on (out, in), transposed where the module keeps it so."""
+        if self.is_conv1d():
+            return [(self.tensor(), Whole(self.size(), lambda weight: function(weight.T).T))]
+        return [(self.tensor(), Whole(self.size(), function))]
+
+    def row_wise(self, function: Callable[[F32, int], F32]) -> Edits:
+        """`W[start:] = function(W[start:], start)` for rows of (out, in); all at once where they lie transposed."""
+        if self.is_conv1d():
+            return self.whole(lambda weight: function(np.ascontiguousarray(weight), 0))
+        return [(self.tensor(), RowWise(self.size(), function))]
 
     def option(self, name: str, pattern: str, module: str = "") -> Any:
         """`config[name]`, or the value of the first key of `config[pattern]` that the module's name ends in."""

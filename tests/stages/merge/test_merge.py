@@ -314,8 +314,8 @@ def test_factors_of_another_shape(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "what"),
     [
-        ({"peft_type": "IA3"}, "peft_type 'IA3'"),
-        ({"peft_type": "LOHA"}, "peft_type 'LOHA'"),
+        ({"peft_type": "PREFIX_TUNING"}, "PREFIX_TUNING cannot be merged"),
+        ({"peft_type": "GLORA"}, "peft_type 'GLORA'"),
         ({"peft_type": None}, "peft_type None"),
         ({"init_lora_weights": "pissa_niter_4"}, "pissa_niter_4"),
         ({"init_lora_weights": "olora"}, "olora"),
