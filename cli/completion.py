@@ -5,10 +5,11 @@ import sys
 import typing
 from typing import Any
 
-from postmill.cli.flags import config_fields, strip_optional
 from postmill.cli.help import COMMON, flag_name
 from postmill.cli.tool import need, parse
 from postmill.io.errors import ConfigError
+from postmill.stages.options import bare, options, short_names
+from postmill.stages.table import STAGES
 
 USAGE = """
 Print a completion script: eval "$(postmill completion bash)"
@@ -34,22 +35,22 @@ complete -o default -F _postmill postmill
 
 def _stages() -> dict[str, dict[str, Any]]:
     """Stage -> flag -> choices (empty when any value goes)."""
-    from postmill.cli.main import STAGES
-
     table: dict[str, dict[str, Any]] = {}
     for name in STAGES:
         stage = importlib.import_module(f"postmill.stages.{name}.config").STAGE
         flags: dict[str, Any] = {}
-        for path, (kind, _) in config_fields(stage.config).items():
-            bare = strip_optional(kind)
-            is_choice = typing.get_origin(bare) is typing.Literal
-            flags[flag_name(path)] = [str(arg) for arg in typing.get_args(bare)] if is_choice else []
+        known = options(stage.config)
+        for word, path in short_names(known).items():
+            option = known[path]
+            plain = bare(option.kind)
+            words = typing.get_args(plain) if typing.get_origin(plain) is typing.Literal else ()
+            flags[flag_name(word)] = list(option.choice.table) if option.choice else [str(value) for value in words]
         table[name] = flags | {flag: [] for flag in COMMON} | {p.flag: [] for p in stage.inputs.values() if p.flag}
     return table
 
 
 def _bash() -> str:
-    from postmill.cli.main import STAGES, TOOLS
+    from postmill.cli.main import TOOLS
 
     choices, flags = [], []
     for stage, table in _stages().items():
@@ -60,7 +61,7 @@ def _bash() -> str:
 
 
 def _fish() -> str:
-    from postmill.cli.main import STAGES, TOOLS
+    from postmill.cli.main import TOOLS
 
     commands = {**STAGES, **TOOLS}
     lines = [f"complete -c postmill -n __fish_use_subcommand -a {name} -d '{text}'" for name, text in commands.items()]

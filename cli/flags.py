@@ -4,10 +4,8 @@ Sources, later wins: defaults, recipes left to right (`@ file.toml`), flags. All
 where it was said.
 """
 
-import difflib
-import types
 import typing
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ import msgspec
 
 from postmill.cli.help import flag_name
 from postmill.io.errors import ConfigError
+from postmill.stages.options import bare, build, explain_unknown, options, short_names
 
 
 class Said(msgspec.Struct, frozen=True):
@@ -25,57 +24,16 @@ class Said(msgspec.Struct, frozen=True):
     from_flag: bool
 
 
-def closest(word: str, known: list[str]) -> str:
-    """`; did you mean X?` for the known word nearest to `word`, or nothing."""
-    near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    return f"; did you mean {near[0]}?" if near else ""
-
-
-def field_of(word: str, fields: Collection[str]) -> str:
-    """The field that people call `word`: `row-tokens` is `row_tokens`, `for` is `for_`."""
-    name = word.replace("-", "_")
-    return f"{name}_" if name not in fields and f"{name}_" in fields else name
-
-
-def strip_optional(kind: Any) -> Any:
-    """`T` for `Annotated[T, ...]`, `T | None` and both."""
-    if typing.get_origin(kind) is typing.Annotated:
-        return strip_optional(typing.get_args(kind)[0])
-    if typing.get_origin(kind) in (typing.Union, types.UnionType):
-        some = [arg for arg in typing.get_args(kind) if arg is not type(None)]
-        return strip_optional(some[0]) if len(some) == 1 else kind
-    return kind
-
-
-def is_nested(kind: Any) -> bool:
-    bare = strip_optional(kind)
-    return isinstance(bare, type) and issubclass(bare, msgspec.Struct)
-
-
-def config_fields(config: type[Any], prefix: str = "") -> dict[str, tuple[Any, Any]]:
-    """Field path -> (type, default) of a struct, one nested level deep (`adapter.rank`); NODEFAULT if required."""
-    hints = typing.get_type_hints(config, include_extras=True)
-    fields: dict[str, tuple[Any, Any]] = {}
-    for field in msgspec.structs.fields(config):
-        kind = hints[field.name]
-        if is_nested(kind):
-            fields |= config_fields(strip_optional(kind), f"{field.name}.")
-            continue
-        default = field.default_factory() if field.default_factory is not msgspec.NODEFAULT else field.default
-        fields[prefix + field.name] = (kind, default)
-    return fields
-
-
 def from_text(text: str, kind: Any) -> Any:
     """What the text of a flag stands for, as far as its type tells: numbers are left to msgspec to judge."""
-    bare = strip_optional(kind)
-    if bare is str or typing.get_origin(bare) is typing.Literal:
+    plain = bare(kind)
+    if plain is str or typing.get_origin(plain) is typing.Literal:
         return text
-    if typing.get_origin(bare) is dict or bare is dict:
-        return _members(text, typing.get_args(bare)[1:] == (str,))
-    if typing.get_origin(bare) in (list, tuple):
-        return _items(text, typing.get_args(bare)[0])
-    if bare is float and text.endswith("%"):
+    if typing.get_origin(plain) is dict or plain is dict:
+        return _members(text, typing.get_args(plain)[1:] == (str,))
+    if typing.get_origin(plain) in (list, tuple):
+        return _items(text, typing.get_args(plain)[0])
+    if plain is float and text.endswith("%"):
         return float(text[:-1]) / 100
     return text
 
@@ -96,45 +54,50 @@ def _members(text: str, are_texts: bool) -> dict[str, Any]:
 
 def _items(text: str, kind: Any) -> list[Any]:
     """`0.7,0.3` or `[0.7, 0.3]` for numbers; text is one item as it is, since it may hold commas and brackets."""
-    if strip_optional(kind) not in (int, float):
+    if bare(kind) not in (int, float):
         return [text]
     return [item.strip() for item in text.strip().removeprefix("[").removesuffix("]").split(",")]
 
 
+def chosen_names(config: type[Any], said: dict[str, list[Said]]) -> dict[str, str]:
+    """The name said at each choice: field -> name."""
+    choices = [path for path, option in options(config).items() if option.choice is not None]
+    return {path: str(said[path][-1].value) for path in choices if path in said}
+
+
 def resolve(config: type[Any], said: dict[str, list[Said]], command: str) -> Any:
     """The config from everything that was said. Raises ConfigError (2) listing every fault, one a line."""
-    fields = config_fields(config)
+    chosen = chosen_names(config, said)
+    known = options(config, chosen)
+    names = short_names(known)
     faults: list[str] = []
     values: dict[str, Any] = {}
-    for path, givens in said.items():
-        if path not in fields:
-            faults.append(f"{givens[-1].place}: no such option of {command}{closest(path, list(fields))}")
-            continue
-        value = _one_value(path, fields[path][0], givens, faults)
-        if value is not msgspec.UNSET:
-            values[path] = value
-    for path, (_, default) in fields.items():
-        if default is msgspec.NODEFAULT and path not in said:
+    by_path: dict[str, list[Said]] = {}
+    for name, givens in said.items():
+        by_path.setdefault(names.get(name, name), []).extend(givens)
+    for path, givens in by_path.items():
+        if path not in known:
+            faults.append(f"{givens[-1].place}: {explain_unknown(path, command, config, known)}")
+        elif known[path].choice is None:
+            # whatever was read when: flags win over recipes
+            value = _one_value(known[path].kind, sorted(givens, key=lambda one: one.from_flag), faults)
+            if value is not msgspec.UNSET:
+                values[path] = value
+    for path, option in known.items():
+        if option.default is msgspec.NODEFAULT and path not in by_path:
             faults.append(f"{command}: {flag_name(path)} is required")
     if faults:
         raise ConfigError("\n".join(faults))
-    nested: dict[str, Any] = {}
-    for path, value in values.items():
-        head, _, tail = path.partition(".")
-        if tail:
-            nested.setdefault(head, {})[tail] = value
-        else:
-            nested[head] = value
     try:
-        return msgspec.convert(nested, config, strict=False)
+        return build(config, values, chosen)
     except (msgspec.ValidationError, ValueError) as error:
         raise ConfigError(f"{command}: {_in_flags(str(error))}") from error
 
 
-def _one_value(path: str, kind: Any, givens: list[Said], faults: list[str]) -> Any:
+def _one_value(kind: Any, givens: list[Said], faults: list[str]) -> Any:
     """The value of one field: the last one said; flags of a list or a table add up. Faults are appended."""
     flags = [given for given in givens if given.from_flag]
-    origin = typing.get_origin(strip_optional(kind))
+    origin = typing.get_origin(bare(kind))
     try:
         if flags and origin in (list, tuple):
             value: Any = [item for given in flags for item in from_text(given.value, kind)]
@@ -143,7 +106,7 @@ def _one_value(path: str, kind: Any, givens: list[Said], faults: list[str]) -> A
         else:
             last = givens[-1]
             value = from_text(last.value, kind) if last.from_flag else last.value
-        return msgspec.to_builtins(msgspec.convert(value, kind, strict=not flags))
+        return msgspec.convert(value, kind, strict=not flags)
     except (msgspec.ValidationError, msgspec.DecodeError, ValueError) as error:
         shown = givens[-1].value
         faults.append(f"{givens[-1].place}: {shown!r}: {_in_flags(str(error))}")
@@ -158,27 +121,40 @@ def _in_flags(message: str) -> str:
     return f"{text} (at {path})" if path else text
 
 
-def read_recipe(path: Path, command: str, fields: Collection[str]) -> dict[str, list[Said]]:
-    """Fields of a TOML, YAML 1.2 or JSON recipe. A table named after the command holds that command's fields only.
+def read_recipe(path: Path, command: str, stages: Collection[str], config: type[Any]) -> dict[str, list[Said]]:
+    """What a TOML, YAML 1.2 or JSON recipe says to one command: option -> value.
 
-    `fields` are the command's field paths; a table that is no field itself is taken for a nested struct.
-    Raises ConfigError (2) when it cannot be read, naming the line.
+    A table named after a stage holds that stage's options only; a table in it is a group or a choice's options.
+    Raises ConfigError (2) when the recipe cannot be read, naming the line.
     """
     root = _parse_recipe(path)
     section = root.get(command, root)
     if not isinstance(section, dict):
         raise ConfigError(f"{path}: {command} is a {type(section).__name__}, expected a table")
     if section is root:
-        stages = {"tokenize", "pack", "train", "score", "rollout", "reward", "merge", "quantize", "serve", "eval"}
         section = {key: value for key, value in root.items() if key not in stages}
     said: dict[str, list[Said]] = {}
-    for key, value in section.items():
-        nested = isinstance(value, dict) and key.replace("-", "_") not in fields
-        items = {f"{key}.{k}": v for k, v in value.items()} if nested else {key: value}
-        for name, item in items.items():
-            field = field_of(name, fields)
-            said[field] = [Said(item, f"{path}{_line_of(path, name.rpartition('.')[2])}: {name}", False)]
+    for name, item in _leaves(section, _free_tables(config)):
+        said[name.replace("-", "_")] = [Said(item, f"{path}{_line_of(path, name.rpartition('.')[2])}: {name}", False)]
     return said
+
+
+def _free_tables(config: type[Any]) -> set[str]:
+    """Options whose value is a table itself."""
+    return {
+        path
+        for path, option in options(config).items()
+        if typing.get_origin(bare(option.kind)) is dict or bare(option.kind) is dict
+    }
+
+
+def _leaves(table: dict[str, Any], free: set[str], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in table.items():
+        name = prefix + key
+        if isinstance(value, dict) and name.replace("-", "_") not in free:
+            yield from _leaves(value, free, f"{name}.")
+        else:
+            yield name, value
 
 
 def _parse_recipe(path: Path) -> dict[str, Any]:

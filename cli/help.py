@@ -15,7 +15,7 @@ COMMON = {
     "--max-dropped": "fail if more than this share of rows is dropped, like 1% (default: 100%)",
     "--offline": "fetch nothing from a hub; use what was fetched before (HF_HUB_OFFLINE=1 does the same)",
     "--debug": "show a traceback with an error",
-    "--help": "this text (-h)",
+    "--help": "this text; --help all shows every option (-h)",
 }
 """Flags that every stage has."""
 
@@ -30,8 +30,8 @@ def _entry(left: str, text: str) -> str:
     return f"  {left}\n{body}\n" if text else f"  {left}\n"
 
 
-def stage_help(stage: Declaration) -> str:
-    """Sentence, example, inputs, options, common flags."""
+def stage_help(stage: Declaration, *, everything: bool = True) -> str:
+    """Sentence, example, inputs, options, common flags. Of a stage with many options, the ones that `first` names."""
     positional = [(name, port) for name, port in stage.ports.items() if not port.get("flag")]
     flagged = [(name, port) for name, port in stage.ports.items() if port.get("flag")]
     usage = ["postmill", stage.name]
@@ -47,7 +47,23 @@ def stage_help(stage: Declaration) -> str:
     for name, port in [*positional, *flagged]:
         parts.append(_entry(f"{port.get('flag', '')} {name.upper()}".strip(), port["help"]))
     parts.append("\noptions:\n")
-    parts += [_option(option.path, option.kind, option.default, option.doc) for option in stage.options]
+    lasts = [option.path.rpartition(".")[2] for option in stage.options]
+    picked = set(stage.chosen.values())
+    shown = [
+        option
+        for option in stage.options
+        if everything or not stage.first or option.path in stage.first or option.path.partition(".")[0] in picked
+    ]
+    for option in shown:
+        last = option.path.rpartition(".")[2]
+        name = last if lasts.count(last) == 1 else option.path
+        parts.append(_option(name, option.kind, option.default, option.doc))
+    hidden = len(stage.options) - len(shown)
+    if hidden:
+        parts.append(f"  and {hidden} more: postmill {stage.name} --help all\n")
+    for path in stage.choices:
+        name = flag_name(path)
+        parts.append(f"  options of another {name[2:]}: postmill {stage.name} {name} NAME --help all\n")
     parts.append("\ncommon:\n")
     parts += [f"  {name:<16}{text}\n" for name, text in COMMON.items()]
     return "".join(parts)

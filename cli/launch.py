@@ -75,7 +75,7 @@ def _parse(argv: list[str]) -> tuple[int, list[str]]:
         raise ConfigError(f"launch: --ranks {value!r}: expected a number from 1 up")
     if not rest:
         raise ConfigError("launch: no stage to run; see postmill launch --help")
-    from postmill.cli.main import STAGES
+    from postmill.stages.table import STAGES
 
     if rest[0] not in STAGES:
         raise ConfigError(f"launch: {rest[0]}: no such stage; one of {', '.join(STAGES)}")

@@ -5,16 +5,7 @@ import os
 import sys
 
 from postmill.io.errors import INTERNAL, IO_ERROR, USAGE, ArtifactError, ConfigError, StageError
-
-STAGES = {
-    "tokenize": "chats and texts to token rows with weights",
-    "pack": "token rows to bins",
-    "train": "bins and a model to an adapter or a model",
-    "reward": "rollouts to rewards, or to rows to train on",
-    "merge": "an adapter into its model",
-    "eval": "a model against questions",
-}
-"""Stage -> what it does. A new stage is a folder under stages/ and a line here."""
+from postmill.stages.table import STAGES
 
 TOOLS = {
     "get": "a model from Hugging Face or ModelScope",
@@ -52,7 +43,9 @@ def dispatch(command: str, argv: list[str]) -> int:
         from postmill.cli.declaration import read_declaration
         from postmill.cli.help import stage_help
 
-        sys.stdout.write(stage_help(read_declaration(command)))
+        at = argv.index("--help") if "--help" in argv else argv.index("-h")
+        everything = argv[at + 1 : at + 2] == ["all"]
+        sys.stdout.write(stage_help(read_declaration(command, argv), everything=everything))
         return 0
     if command in STAGES:
         from postmill.cli.stage_command import run
@@ -61,9 +54,26 @@ def dispatch(command: str, argv: list[str]) -> int:
     if command in TOOLS:
         code: int = importlib.import_module(f"postmill.cli.{command}").run(argv)
         return code
-    from postmill.cli.flags import closest
+    return _of_a_package(command, argv)
 
-    raise ConfigError(f"{command}: no such command{closest(command, [*STAGES, *TOOLS])}; see postmill --help")
+
+def _of_a_package(command: str, argv: list[str]) -> int:
+    """Run a stage that an installed package adds. Raises ConfigError (2) if there is none of that name."""
+    from postmill.cli.stage_command import run
+    from postmill.stages.tables import added, closest
+
+    reference = added("postmill.stages").get(command)
+    if reference is None:
+        raise ConfigError(f"{command}: no such command{closest(command, [*STAGES, *TOOLS])}; see postmill --help")
+    module, _, attribute = reference.partition(":")
+    stage = getattr(importlib.import_module(module), attribute)
+    if "--help" in argv or "-h" in argv:
+        from postmill.cli.declaration import Declaration, read_module
+        from postmill.cli.help import stage_help
+
+        sys.stdout.write(stage_help(Declaration(read_module(module))))
+        return 0
+    return run(stage, argv)
 
 
 def main() -> None:

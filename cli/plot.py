@@ -8,10 +8,10 @@ from typing import Any
 
 import msgspec
 
-from postmill.cli.flags import closest
 from postmill.cli.tool import need, parse
 from postmill.io.errors import BAD_DATA, NO_INPUT, ArtifactError, ConfigError
 from postmill.stages.shared.chart import Series, braille, svg, thin
+from postmill.stages.tables import closest
 
 USAGE = """
 Draw what a run measured, step by step. Several runs are drawn over one another.

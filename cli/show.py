@@ -170,10 +170,15 @@ def _bins(reader: "PackedReader", bins: Sequence[int], viewer: Viewer, wanted: R
 
 def _step_bins(run: Artifact, number: int, reader: "PackedReader") -> list[int]:
     """Bins of a training step of a run, from its plan."""
+    from postmill.stages.options import from_plain
     from postmill.stages.train.config import Train
     from postmill.stages.train.plan import Steps
 
-    steps = Steps(msgspec.convert(run.manifest.config, Train), reader, 1)
+    try:
+        config = from_plain(Train, run.manifest.config)
+    except ConfigError as error:
+        raise ConfigError(f"--step: {run.path} was made by another version of train ({error}); look at bins") from error
+    steps = Steps(config, reader, 1)
     if not 1 <= number <= steps.total:
         raise ConfigError(f"--step {number}: the run has steps 1 to {steps.total}")
     return [int(index) for index in steps[number - 1].bins.ravel() if index >= 0]

@@ -7,10 +7,13 @@ from typing import Any
 
 import msgspec
 
-from postmill.cli.flags import Said, closest, config_fields, field_of, read_recipe, resolve, strip_optional
+from postmill.cli.flags import Said, chosen_names, read_recipe, resolve
 from postmill.cli.help import COMMON, flag_name
 from postmill.io.errors import ConfigError
+from postmill.stages.options import Option, bare, explain_unknown, options, short_names
 from postmill.stages.spec import Stage
+from postmill.stages.table import STAGES
+from postmill.stages.tables import closest
 
 _SHORT = {"-o": "--output", "-q": "--quiet", "-h": "--help", "-f": "--force"}
 _SWITCHES = {"--dry-run", "--json", "--quiet", "--force", "--offline", "--debug", "--help"}
@@ -27,7 +30,7 @@ class Call(msgspec.Struct):
 def parse(stage: Stage, argv: list[str]) -> Call:
     """Split argv into inputs, config and common flags. Raises ConfigError (2) at the first word it cannot place."""
     call = Call({name: [] for name in stage.inputs}, {}, {})
-    fields = config_fields(stage.config)
+    known = _known_options(stage, argv)
     by_flag = {port.flag: name for name, port in stage.inputs.items() if port.flag}
     positional = [name for name, port in stage.inputs.items() if not port.flag]
     words: list[str] = []
@@ -39,7 +42,7 @@ def parse(stage: Stage, argv: list[str]) -> Call:
             break
         if word.startswith("@"):
             recipe = word[1:] or _value(rest, "@")
-            call.said |= read_recipe(Path(recipe), stage.name, fields)
+            call.said |= read_recipe(Path(recipe), stage.name, STAGES, stage.config)
         elif word.startswith("-") and word != "-" and not word.startswith("-#"):
             name, has_value, value = word.partition("=")
             name = _SHORT.get(name, name)
@@ -50,7 +53,7 @@ def parse(stage: Stage, argv: list[str]) -> Call:
             elif name in COMMON:
                 call.common[name] = "" if name in _SWITCHES else _value(rest, name)
             else:
-                _config_flag(stage, fields, name, rest, call.said)
+                _config_flag(stage, known, name, rest, call.said)
         else:
             words.append(word)
     _place(stage, positional, words, call)
@@ -63,15 +66,36 @@ def _value(rest: list[str], name: str) -> str:
     return rest.pop(0)
 
 
-def _config_flag(stage: Stage, fields: dict[str, Any], name: str, rest: list[str], said: dict[str, list[Said]]) -> None:
-    path = field_of(name.removeprefix("--"), fields)
+def _known_options(stage: Stage, argv: list[str]) -> dict[str, Option]:
+    """The stage's options by every name they go by, with the choices that argv and its recipes make."""
+    choices = [path for path, option in options(stage.config).items() if option.choice is not None]
+    said: dict[str, list[Said]] = {}
+    for word, after in zip(argv, [*argv[1:], ""], strict=False) if choices else ():
+        name, has_value, value = word.partition("=")
+        path = name.removeprefix("--").replace("-", "_")
+        if word.startswith("@") and (word[1:] or after):
+            recipe = read_recipe(Path(word[1:] or after), stage.name, STAGES, stage.config)
+            said |= {path: recipe[path] for path in choices if path in recipe}
+        elif name.startswith("--") and path in choices:
+            said[path] = [Said(value if has_value else after, name, True)]
+    known = options(stage.config, chosen_names(stage.config, said))
+    return {name: known[path] for name, path in short_names(known).items()}
+
+
+def _config_flag(
+    stage: Stage, known: dict[str, Option], name: str, rest: list[str], said: dict[str, list[Said]]
+) -> None:
+    path = name.removeprefix("--").replace("-", "_")
     negated = path.removeprefix("no_")
-    if path not in fields and negated in fields and strip_optional(fields[negated][0]) is bool:
+    if path not in known and negated in known and bare(known[negated].kind) is bool:
         said.setdefault(negated, []).append(Said("false", name, True))
-    elif path not in fields:
-        flags = [flag_name(p) for p in fields] + list(COMMON) + [p.flag for p in stage.inputs.values() if p.flag]
-        raise ConfigError(f"{name}: no such flag of {stage.name}{closest(name, flags)}")
-    elif strip_optional(fields[path][0]) is bool:
+    elif path not in known:
+        flags = [flag_name(p) for p in known] + list(COMMON) + [p.flag for p in stage.inputs.values() if p.flag]
+        why = explain_unknown(path, stage.name, stage.config, {option.path: option for option in known.values()})
+        if why.startswith("no such option"):
+            why = f"no such flag of {stage.name}{closest(name, flags)}"
+        raise ConfigError(f"{name}: {why}")
+    elif bare(known[path].kind) is bool:
         is_value = bool(rest) and rest[0] in ("true", "false")
         said.setdefault(path, []).append(Said(rest.pop(0) if is_value else "true", name, True))
     else:

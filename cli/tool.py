@@ -6,9 +6,9 @@ from pathlib import Path
 
 import msgspec
 
-from postmill.cli.flags import closest
 from postmill.io.errors import NO_INPUT, ArtifactError, ConfigError
 from postmill.io.manifest import INSIDE, MANIFEST, Artifact, InputEntry, load_artifact, recorded_paths
+from postmill.stages.tables import closest
 
 
 class Args(msgspec.Struct):

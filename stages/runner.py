@@ -19,6 +19,7 @@ import msgspec
 from postmill.io.commit import Staging
 from postmill.io.digest import digest_file
 from postmill.io.errors import EXISTS, IO_ERROR, MISMATCH, NO_INPUT, USAGE, ArtifactError, ConfigError
+from postmill.io.kinds import find_kind
 from postmill.io.manifest import (
     MANIFEST,
     SIDE_FILE,
@@ -31,6 +32,7 @@ from postmill.io.manifest import (
 )
 from postmill.io.model_folder import model_digest, tokenizer_digest
 from postmill.io.table import stdin_stream, stdout_sink
+from postmill.stages.options import keyed, to_plain
 from postmill.stages.protocol import Input, Inputs, Out, Result
 from postmill.stages.spec import Port, Stage
 
@@ -90,9 +92,8 @@ def _find(name: str, port: Port, reference: str) -> list[Input]:
     if reference == "-":
         if not port.stream:
             raise ConfigError(f"{name}: cannot be read from stdin; give a path", USAGE)
-        from postmill.io.schemas import TOKENS_V1
-
-        stream = stdin_stream(TOKENS_V1)
+        schemas = [schema for kind in port.kinds if (schema := find_kind(kind).stream) is not None]
+        stream = stdin_stream(schemas[0])
         if stream.header.kind not in port.kinds:
             raise ArtifactError(f"stdin: a stream of {stream.header.kind}, expected {' or '.join(port.kinds)}", 78)
         return [Input(name, stream.header.kind, stream.header.key, "stdin", stream=stream)]
@@ -121,10 +122,9 @@ def _find(name: str, port: Port, reference: str) -> list[Input]:
 
 def name_work(stage: Stage, config: Any, inputs: Inputs) -> tuple[str, dict[str, Any], list[InputEntry]]:
     """Content key, resolved config and input entries of the work."""
-    resolved: dict[str, Any] = msgspec.to_builtins(config)
+    resolved = to_plain(config)
     entries = [item.entry() for items in inputs.values() for item in items]
-    keyed = {name: value for name, value in resolved.items() if name not in stage.safe_to_change}
-    return content_key(stage.name, stage.version, keyed, entries), resolved, entries
+    return content_key(stage.name, stage.version, keyed(stage.config, resolved), entries), resolved, entries
 
 
 def run_stage(stage: Stage, config: Any, given: dict[str, list[str]], output: Path | None, options: Options) -> Outcome:
@@ -153,7 +153,7 @@ def run_stage(stage: Stage, config: Any, given: dict[str, list[str]], output: Pa
         out.force, out.inputs, out.config = options.force, entries, resolved
         out.kind = stage.kind(config)
         stack.enter_context(_signals(out))
-        run = importlib.import_module(f"postmill.stages.{stage.name}.run").run
+        run = importlib.import_module(f"{stage.package or f'postmill.stages.{stage.name}'}.run").run
         try:
             result: Result = run(config, inputs, out)
             counts = out.ledger.finish(options.max_dropped) if out.ledger.counts.rows_in else None

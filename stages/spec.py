@@ -1,9 +1,36 @@
 """The cheap half of the stage protocol: what the command line needs to know without loading anything heavy."""
 
+import enum
 from collections.abc import Callable
 from typing import Any
 
 import msgspec
+
+
+class Effect(enum.Enum):
+    """What another value of an option does to a run that has begun; part of the option's annotation."""
+
+    SAME_BYTES = "same bytes"
+    """The result does not change."""
+    LAST_BITS = "last bits may differ"
+    """The same computation, rounded in another order: the run may go on."""
+    ANOTHER_RUN = "another run"
+    """Another result. What an annotation without any of these means."""
+
+
+SAME_BYTES, LAST_BITS = Effect.SAME_BYTES, Effect.LAST_BITS
+
+
+class Choice(msgspec.Struct, frozen=True):
+    """An option that is one of several structs, chosen by name; part of the option's annotation.
+
+    `--tuner lora` chooses, `--lora.rank 8` is an option of what was chosen. Each struct has its name as `tag`.
+    """
+
+    group: str
+    """Entry points that add names: `postmill.tuners`."""
+    table: dict[str, str]
+    """Name -> `module:struct`. Importing the module must not load torch."""
 
 
 class Port(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,8 +68,10 @@ class Stage(msgspec.Struct, frozen=True, kw_only=True):
     example: str = ""
     implied: str = ""
     """`module:function` from inputs found to all inputs: for one that another input names, as an adapter its base."""
-    safe_to_change: frozenset[str] = frozenset()
-    """Config fields that do not alter the result, and so are left out of the content key."""
+    first: tuple[str, ...] = ()
+    """Paths of the options that people need first: what `--help` shows before `--help all`. Empty: all of them."""
+    package: str = ""
+    """Package that holds `run.py`; unset for stages of ours, whose package follows from their name."""
     ranks: bool = False
     """Whether several processes of a launcher (torchrun, accelerate) may run it together; rank 0 writes."""
 

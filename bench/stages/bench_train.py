@@ -80,11 +80,12 @@ def make_packed(work: Path, name: str, loss_scale: str, row_tokens: int) -> None
 def export_bins(packed: Path, path: Path, steps: int) -> Facts:
     """The bins of the first `steps` steps for the rivals; returns what is worth knowing of them."""
     from postmill.io.packed import PackedReader
+    from postmill.stages.options import make
     from postmill.stages.train.config import Train
     from postmill.stages.train.plan import Steps
 
     reader = PackedReader(packed)
-    plan = Steps(Train(bins_per_step=1, steps=steps, seed=int(SEED)), reader, 1)
+    plan = Steps(make(Train, bins_per_step=1, steps=steps, seed=int(SEED)), reader, 1)
     bins = [reader.bin(int(plan[number].bins.item())) for number in range(steps)]
     np.savez(
         path,

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from postmill.stages.spec import Port, Stage
+from postmill.stages.spec import SAME_BYTES, Port, Stage
 
 Rule = Literal["exact", "contains", "contains_all", "regex", "choice"]
 
@@ -35,9 +35,9 @@ class Eval(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """What to compute in: auto is float32 on a CPU and bfloat16 on a GPU."""
     score: Rule = "contains"
     """How to compare an answer where the question does not say."""
-    max_errors: Annotated[float, Meta(ge=0, le=1)] = 0.0
+    max_errors: Annotated[float, Meta(ge=0, le=1), SAME_BYTES] = 0.0
     """Fail if more than this share of questions could not be asked; a wrong answer is no error."""
-    min_accuracy: Annotated[float, Meta(ge=0, le=1)] = 0.0
+    min_accuracy: Annotated[float, Meta(ge=0, le=1), SAME_BYTES] = 0.0
     """Fail if a smaller share of the scored answers is right."""
 
 
@@ -61,5 +61,4 @@ STAGE = Stage(
     output="eval",
     implied="postmill.stages.shared.base_model:imply_base",
     example="postmill eval tuned/ --ask questions.jsonl --before base/ -o answers/",
-    safe_to_change=frozenset({"max_errors", "min_accuracy"}),
 )

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from postmill.stages.spec import Port, Stage
+from postmill.stages.spec import SAME_BYTES, Port, Stage
 
 
 class Reward(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -48,7 +48,7 @@ class Reward(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Most memory that a worker process may map."""
     on_raise: Literal["null", "zero"] = "null"
     """What a function that raises gives its row: no score, or 0. A time-out or a crash never gives a score."""
-    max_failed: Annotated[float, Meta(ge=0, le=1)] = 0.01
+    max_failed: Annotated[float, Meta(ge=0, le=1), SAME_BYTES] = 0.01
     """Fail if a larger share of a function's scores is missing because it failed."""
     seed: Annotated[int, Meta(ge=0, lt=2**62)] = 0
     """Seed that functions may ask for."""
@@ -88,5 +88,4 @@ STAGE = Stage(
     },
     output=output_kind,
     example="postmill reward rollouts/ --func number --func format --weights 1,0.2 -o rewards/",
-    safe_to_change=frozenset({"max_failed"}),
 )

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from postmill.stages.spec import Port, Stage
+from postmill.stages.spec import SAME_BYTES, Port, Stage
 
 
 class Tokenize(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -64,7 +64,7 @@ class Tokenize(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Which side of `--val-ratio` to take."""
     seed: Annotated[int, Meta(ge=0, le=2**63 - 1)] = 42
     """Chooses the rows of `#count`, of mixes and of the split."""
-    engine: Literal["auto", "tokenizers"] = "auto"
+    engine: Annotated[Literal["auto", "tokenizers"], SAME_BYTES] = "auto"
     """`auto`: our own encoder where it knows every part of the tokenizer, else the tokenizers crate. Equal ids."""
     max_line_bytes: Annotated[int, Meta(ge=1, le=2**31 - 1)] = 64 * 2**20
     """Longest line of a source."""
@@ -121,6 +121,5 @@ STAGE = Stage(
     },
     output=kind_made,
     stream=True,
-    safe_to_change=frozenset({"engine"}),
     example="postmill tokenize chats.jsonl -m base/ -o tokens/ --loss-scale last_round+hermes --max-length 4096",
 )

@@ -31,8 +31,8 @@ def choose(wanted: str, device: torch.device, dtype: torch.dtype, *, determinist
     AttentionInterface.register(ROWS, rows_attention)
     can_flash = device.type == "cuda" and dtype != torch.float32 and is_flash_attn_2_available()
     if wanted == "flash" and not can_flash:
-        raise ConfigError("--attention flash: needs flash-attn, a GPU and --dtype bfloat16; use rows", USAGE)
-    if not can_flash or wanted == "rows":
+        raise ConfigError("--attention flash: needs flash-attn, a GPU and --dtype bfloat16; use per-row", USAGE)
+    if not can_flash or wanted == "per-row":
         return ROWS
     from flash_attn import flash_attn_varlen_func
 

@@ -26,7 +26,7 @@ class Blocks:
 
     def __init__(self, cfg: Train, source: BatchSource, step: Step, accelerator: Accelerator) -> None:
         self._cfg, self._source, self._step, self._device = cfg, source, step, accelerator.device
-        self.bins, self.norms = step.micro_batches(accelerator.process_index, cfg.micro_bins), step.norms
+        self.bins, self.norms = step.micro_batches(accelerator.process_index, cfg.batch.micro_bins), step.norms
         self.data_seconds = 0.0
 
     def load(self, block: NDArray[np.int64]) -> Batch:

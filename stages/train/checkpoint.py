@@ -18,6 +18,7 @@ from torch import Tensor
 from postmill.io.commit import Staging, remove_artifact
 from postmill.io.errors import DIVERGED, MISMATCH, ArtifactError, StageError
 from postmill.io.manifest import Artifact, InputEntry, Manifest, list_files, load_artifact, verify_files
+from postmill.stages.options import changes
 from postmill.stages.progress import Progress
 from postmill.stages.protocol import Out
 from postmill.stages.train.optimizer import Learner, restore_state
@@ -110,25 +111,12 @@ def newest(out: Out) -> tuple[Artifact, Position] | None:
 
 def differences(manifest: Manifest, out: Out) -> str:
     """What is not as it was: options with both values, and inputs."""
-    safe = out.stage.safe_to_change
-    before, now = _flat(manifest.config), _flat(out.config)
-    found = [
-        f"{name} was {before.get(name)!r}, is {now.get(name)!r}"
-        for name in sorted(before.keys() | now.keys())
-        if before.get(name) != now.get(name) and name not in safe
-    ]
+    found = changes(out.stage.config, manifest.config, out.config)
     old, new = _by_port(manifest.inputs), _by_port(out.inputs)
     found += [f"input {port} changed" for port in sorted(old.keys() | new.keys()) if old.get(port) != new.get(port)]
     if manifest.stage_version != out.stage.version:
         found.append(f"stage version was {manifest.stage_version}, is {out.stage.version}")
     return ", ".join(found) or "its key differs"
-
-
-def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, value in config.items():
-        found |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return found
 
 
 def _by_port(inputs: list[InputEntry]) -> dict[str, list[str]]:

@@ -13,6 +13,8 @@ from postmill.stages.train.checkpoint import METRICS, TIMING
 from postmill.stages.train.config import Train
 from postmill.stages.train.plan import Steps, closing_ids
 from postmill.stages.train.record import Record
+from postmill.stages.train.tuners.full import Full
+from postmill.stages.train.tuners.lora import Lora
 
 
 def finish(
@@ -31,19 +33,19 @@ def finish(
     assert base.path is not None
     num_trainable = sum(p.numel() for p in net.parameters() if p.requires_grad)
     num_parameters = sum(p.numel() for p in net.parameters())
-    if cfg.tuner == "full":
+    if isinstance(cfg.tuner, Full):
         net.config.dtype = model.stored_dtype(cfg, base.path)
     save.save_weights(net, weights, out.dir, base.name)
     save.copy_tokenizer(base.path, out.dir)
     stop_ids = save.choose_stop_ids(closing_ids(reader), base.path)
-    if cfg.tuner == "full" and stop_ids:
+    if isinstance(cfg.tuner, Full) and stop_ids:
         save.write_stop_ids(out.dir, stop_ids)
     save.write_json(out.dir / save.TRAINING, {"base_digest": base.digest, "stop_ids": stop_ids})
     (out.dir / METRICS).write_bytes(record.raw())
     (out.dir / TIMING).write_bytes(record.timing())
     curve.write_curve(out.dir, record.lines)
-    if not cfg.keep_checkpoints:
-        out.after_commit = lambda: checkpoint.tidy(out, cfg.keep_best)
+    if not cfg.checkpoints.keep_checkpoints:
+        out.after_commit = lambda: checkpoint.tidy(out, cfg.checkpoints.keep_best)
     return Result(
         metrics={
             **{key: record.lines[-1][key] for key in ("loss", "valid_loss") if key in record.lines[-1]},
@@ -51,7 +53,7 @@ def finish(
             "epochs": round(steps.total / steps.per_epoch, 6),
             "tokens": sum(line["tokens"] for line in record.lines),
             "trained_tokens": sum(line["trained_tokens"] for line in record.lines),
-            "normalize": cfg.normalize,
+            "normalize": cfg.objective.normalize,
             "trainable_parameters": num_trainable,
             "parameters": num_parameters,
             "dtype": str(model.compute_dtype(cfg, next(net.parameters()).device)).removeprefix("torch."),
@@ -66,10 +68,10 @@ def _versions(cfg: Train) -> dict[str, str]:
     import transformers
 
     versions = {"torch": str(torch.__version__), "transformers": transformers.__version__}
-    if cfg.tuner == "lora":
+    if isinstance(cfg.tuner, Lora):
         import peft
 
         versions["peft"] = peft.__version__
-    if cfg.liger:
+    if cfg.compute.liger:
         versions["liger-kernel"] = metadata.version("liger-kernel")
     return versions

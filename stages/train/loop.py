@@ -33,9 +33,10 @@ from postmill.stages.train.plan import Channels, Step, Steps, read_channels
 from postmill.stages.train.probe import check
 from postmill.stages.train.record import Record
 from postmill.stages.train.run_state import RunState
-from postmill.stages.train.schedule import lr_at
+from postmill.stages.train.schedules import lr_at
 from postmill.stages.train.step import Gradient, accumulate, validate
 from postmill.stages.train.tied import share_gradient
+from postmill.stages.train.tuners.full import Full
 
 
 def train(cfg: Train, reader: PackedReader, valid: PackedReader | None, base: Input, out: Out) -> Result:
@@ -48,24 +49,24 @@ def train(cfg: Train, reader: PackedReader, valid: PackedReader | None, base: In
 
     dtype = model.compute_dtype(cfg, device)
     net = _load(cfg, base, device, dtype, found, alone=accelerator.num_processes == 1)
-    if cfg.shard == "none":
+    if cfg.parallel.shard == "none":
         net = net.to(device)
     objective = build(cfg)
     forward = Forward(
         model.causal_lm(net),
         compute_dtype=dtype,
-        backend=cfg.loss_kernel,
+        backend=cfg.compute.loss_kernel,
         neftune_alpha=cfg.neftune_alpha,
         router_aux=router_coefficient(net.config, cfg.router_aux),
     ).train()
     wrapped = layout.wrap(forward)
-    check(forward, reader, dtype, device, loss_kernel=cfg.loss_kernel)
+    check(forward, reader, dtype, device, loss_kernel=cfg.compute.loss_kernel)
     source = BatchSource(reader, objective.needs)
     parameters = model.trainable(net)
     learner = Learner(net, parameters, make_optimizer(cfg, parameters), layout)
     if found:
         checkpoint.restore_optimizer(found[0], learner)
-    channels = read_channels(reader) if cfg.channel_loss else None
+    channels = read_channels(reader) if cfg.measure.channel_loss else None
     record = Record(out.work if is_main else None, found[0].file(METRICS).read_bytes() if found else b"")
     run = RunState(
         cfg=cfg,
@@ -81,7 +82,7 @@ def train(cfg: Train, reader: PackedReader, valid: PackedReader | None, base: In
     for number in range(run.saved, steps.total):
         if _stop_requested(out, accelerator):
             raise run.stopped(step=number)
-        step, lr = steps[number], lr_at(cfg, number, steps.total)
+        step, lr = steps[number], lr_at(cfg.schedule, cfg.peak_lr, number, steps.total)
         learner.optimizer.zero_grad(set_to_none=True)
         gradient = accumulate(
             cfg, wrapped, objective, source, step, accelerator=accelerator, layout=layout, channels=channels
@@ -95,17 +96,17 @@ def train(cfg: Train, reader: PackedReader, valid: PackedReader | None, base: In
 
         last = number + 1 == steps.total
         valid_loss = None
-        if valid is not None and (last or _due(number, cfg.valid_every)):
+        if valid is not None and (last or _due(number, cfg.measure.valid_every)):
             valid_loss = validate(cfg, wrapped, objective, BatchSource(valid, objective.needs), accelerator)
         line = _line(step, loss, lr, grad_norm) | _measured(gradient, channels)
         if valid_loss is not None:
             line["valid_loss"] = valid_loss
         _say(line, steps.total, record.add(line, gradient.data_seconds), always=last)
-        if _due(number, cfg.save_every) or _is_best(record, valid_loss, cfg.keep_best):
+        if _due(number, cfg.checkpoints.save_every) or _is_best(record, valid_loss, cfg.checkpoints.keep_best):
             run.checkpoint(step=number + 1, valid_loss=valid_loss)
 
     release(learner)
-    kept = model.stored_dtype(cfg, base.path) if cfg.tuner == "full" and base.path else None
+    kept = model.stored_dtype(cfg, base.path) if isinstance(cfg.tuner, Full) and base.path else None
     weights = save.whole_weights(net, layout, keep=is_main, dtype=kept)
     if accelerator.num_processes > 1:
         accelerator.end_training()
@@ -118,11 +119,11 @@ def _launched(cfg: Train) -> tuple[Accelerator, Layout]:
     """This process among its ranks. Raises ConfigError (2) for a form of parallelism that cannot be had."""
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
     check_launcher(accelerator.distributed_type.value)
-    if cfg.shard == "none":
+    if cfg.parallel.shard == "none":
         return accelerator, Replicated(accelerator)
     if accelerator.num_processes == 1:
         raise ConfigError(
-            f"--shard {cfg.shard}: one rank shares with nobody; start several (postmill launch --ranks 2 ...)",
+            f"--shard {cfg.parallel.shard}: one rank shares with nobody; start several (postmill launch --ranks 2 ...)",
             USAGE,
         )
     from postmill.stages.train.parallel.fsdp import Fsdp
@@ -169,7 +170,7 @@ def _fix_numerics(
     # libraries may have been told to use fewer threads than there are cores
     threads = found[1].threads if found else min(out.threads, torch.get_num_threads())
     torch.set_num_threads(threads)
-    if cfg.deterministic:
+    if cfg.compute.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
         # a module that answers as an object: its one setting has no declaration
@@ -180,7 +181,7 @@ def _fix_numerics(
         "threads": threads,
         "torch": str(torch.__version__),
         "device": name,
-        "shard": cfg.shard,
+        "shard": cfg.parallel.shard,
     }
     if found:
         changed = [f"{k} {getattr(found[1], k)} -> {v}" for k, v in here.items() if getattr(found[1], k) != v]
@@ -203,16 +204,16 @@ def _load(
     Raises ConfigError (2) for a kernel that cannot run on `device`.
     """
     assert base.path is not None
-    kernel = attention.choose(cfg.attention, device, dtype, deterministic=cfg.deterministic)
-    if cfg.liger:
+    kernel = attention.choose(cfg.compute.attention, device, dtype, deterministic=cfg.compute.deterministic)
+    if cfg.compute.liger:
         liger.check(load_json(base.path / "config.json"), device)
-    if cfg.tuner == "full":
-        net = model.full_model(found[0].path if found else base.path, kernel, liger=cfg.liger)
+    if isinstance(cfg.tuner, Full):
+        net = model.full_model(found[0].path if found else base.path, kernel, liger=cfg.compute.liger)
     else:
         net = model.lora_model(base.path, cfg, dtype, kernel)
         if found:
             save.load_adapter(net, found[0].path)
-    if cfg.gradient_checkpointing:
+    if cfg.compute.gradient_checkpointing:
         with model.quiet_libraries():
             model.causal_lm(net).gradient_checkpointing_enable({"use_reentrant": False})
     if alone:

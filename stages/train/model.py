@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from postmill.io.errors import USAGE, ConfigError
 from postmill.io.json_file import load_json
-from postmill.stages.train.config import Lora, Train
+from postmill.stages.train.config import Train
 from postmill.stages.train.liger import use_liger
+from postmill.stages.train.tuners.lora import Lora
 
 ADAPTER = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
@@ -21,15 +22,19 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 
 def compute_dtype(cfg: Train, device: torch.device) -> torch.dtype:
     """What matrices are multiplied in."""
-    if cfg.dtype == "auto":
+    if cfg.compute.dtype == "auto":
         return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
-    return _DTYPES[cfg.dtype]
+    return _DTYPES[cfg.compute.dtype]
 
 
 def stored_dtype(cfg: Train, base: Path) -> torch.dtype:
     """What a full model is saved in."""
     config = load_json(base / "config.json")
-    name = str(config.get("dtype") or config.get("torch_dtype")) if cfg.save_dtype == "auto" else cfg.save_dtype
+    name = (
+        str(config.get("dtype") or config.get("torch_dtype"))
+        if cfg.compute.save_dtype == "auto"
+        else cfg.compute.save_dtype
+    )
     return _DTYPES.get(name, torch.float32)
 
 
@@ -75,8 +80,8 @@ def lora_model(path: Path, cfg: Train, compute: torch.dtype, attention: str) -> 
     """A peft model: the base frozen in the compute dtype, adapters in float32, drawn from `cfg.seed`."""
     from peft import LoraConfig, get_peft_model
 
-    base = load_causal_lm(path, compute, attention, liger=cfg.liger)
-    lora = cfg.lora
+    base = load_causal_lm(path, compute, attention, liger=cfg.compute.liger)
+    lora: Lora = cfg.tuner
     torch.manual_seed(cfg.seed)
     adapter = LoraConfig(
         r=lora.rank,

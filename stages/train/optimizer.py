@@ -26,12 +26,15 @@ def make_optimizer(cfg: Train, parameters: dict[str, Tensor]) -> torch.optim.Ada
     """AdamW over `parameters`; norms and biases (fewer than two dimensions) do not decay."""
     matrices = [p for p in parameters.values() if p.ndim >= 2]
     vectors = [p for p in parameters.values() if p.ndim < 2]
-    groups = [{"params": matrices, "weight_decay": cfg.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    groups = [
+        {"params": matrices, "weight_decay": cfg.optimizer.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
     return torch.optim.AdamW(
         [group for group in groups if group["params"]],
         lr=cfg.peak_lr,
-        betas=(cfg.beta1, cfg.beta2),
-        eps=cfg.eps,
+        betas=(cfg.optimizer.beta1, cfg.optimizer.beta2),
+        eps=cfg.optimizer.eps,
         fused=True,
     )
 

@@ -84,15 +84,15 @@ class Steps:
     """All steps of a run, by number."""
 
     def __init__(self, cfg: Train, reader: PackedReader, num_ranks: int) -> None:
-        if cfg.bins_per_step % (num_ranks * cfg.micro_bins):
+        if cfg.batch.bins_per_step % (num_ranks * cfg.batch.micro_bins):
             raise ConfigError(
-                f"--bins-per-step {cfg.bins_per_step}: not a multiple of {num_ranks} ranks times --micro-bins"
-                f" {cfg.micro_bins}; change one of them",
+                f"--bins-per-step {cfg.batch.bins_per_step}: not a multiple of {num_ranks} ranks times --micro-bins"
+                f" {cfg.batch.micro_bins}; change one of them",
                 USAGE,
             )
         self._cfg, self._reader, self._num_ranks = cfg, reader, num_ranks
         self._measures = measure_bins(reader, needs_of(cfg).measures)
-        self.per_epoch = -(-len(reader) // cfg.bins_per_step)
+        self.per_epoch = -(-len(reader) // cfg.batch.bins_per_step)
         self.total = cfg.steps or cfg.epochs * self.per_epoch
         self._epoch, self._dealt = -1, np.empty((0, 0, 0), np.int64)
 
@@ -101,7 +101,7 @@ class Steps:
         epoch, within = divmod(number, self.per_epoch)
         if epoch != self._epoch:
             order = self._reader.order(epoch, self._cfg.seed)
-            per_rank = self._cfg.bins_per_step // self._num_ranks
+            per_rank = self._cfg.batch.bins_per_step // self._num_ranks
             self._epoch, self._dealt = epoch, self._reader.deal(order, self._num_ranks, per_rank)
         bins = self._dealt[within]
         real = np.sort(bins[bins >= 0])  # sorted, so that the sum is the same however the bins were dealt

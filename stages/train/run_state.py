@@ -52,7 +52,7 @@ class RunState(msgspec.Struct, kw_only=True):
                 base=self.base,
                 valid_loss=valid_loss,
             )
-            checkpoint.rotate(self.out, self.cfg.keep_last, self.cfg.keep_best)
+            checkpoint.rotate(self.out, self.cfg.checkpoints.keep_last, self.cfg.checkpoints.keep_best)
         self.saved = step
 
     def stopped(self, *, step: int) -> StageError:
@@ -81,7 +81,7 @@ class RunState(msgspec.Struct, kw_only=True):
                 "micro_batches": [
                     {"bins": block.tolist(), "loss": repr(float(part))}
                     for block, part in zip(
-                        step.micro_batches(0, self.cfg.micro_bins), gradient.micro_losses, strict=True
+                        step.micro_batches(0, self.cfg.batch.micro_bins), gradient.micro_losses, strict=True
                     )
                 ],
             }

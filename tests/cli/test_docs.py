@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from postmill.cli.declaration import read_declaration
-from postmill.cli.flags import config_fields
 from postmill.cli.help import COMMON, flag_name, stage_help
-from postmill.cli.main import STAGES, TOOLS
+from postmill.cli.main import TOOLS
 from postmill.io import errors
+from postmill.stages.options import Option, options, short_names
+from postmill.stages.table import STAGES
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -24,17 +25,28 @@ def flags_of(command: str) -> set[str]:
         module = importlib.import_module(f"postmill.cli.{command}")
         return set(re.findall(r"(?<![\w-])--?[a-z][\w-]*", getattr(module, "USAGE", "")))
     stage = importlib.import_module(f"postmill.stages.{command}.config").STAGE
-    fields = config_fields(stage.config)
-    negated = {f"--no-{flag_name(path)[2:]}" for path in fields}
-    return {flag_name(path) for path in fields} | negated | {p.flag for p in stage.inputs.values() if p.flag}
+    names = {name for known in with_every_choice(stage.config) for name in short_names(known)}
+    negated = {f"--no-{flag_name(name)[2:]}" for name in names}
+    return {flag_name(name) for name in names} | negated | {p.flag for p in stage.inputs.values() if p.flag}
+
+
+def with_every_choice(config: type) -> list[dict[str, Option]]:
+    """The options of a config, once for each name of each choice."""
+    found = [options(config)]
+    for path, option in found[0].items():
+        if option.choice is not None:
+            found += [options(config, {path: name}) for name in option.choice.table]
+    return found
 
 
 @pytest.mark.parametrize("command", STAGES)
 def test_every_flag_of_a_stage_has_help(command: str) -> None:
     text = stage_help(read_declaration(command))
     stage = importlib.import_module(f"postmill.stages.{command}.config").STAGE
-    for path in config_fields(stage.config):
-        shown = re.search(rf"^  {re.escape(flag_name(path))}[ ,][^\n]*\n((?: {{8}}[^\n]+\n)*)", text, re.M)
+    known = options(stage.config)
+    names = {path: name for name, path in sorted(short_names(known).items(), key=lambda item: -len(item[0]))}
+    for path in known:
+        shown = re.search(rf"^  {re.escape(flag_name(names[path]))}[ ,][^\n]*\n((?: {{8}}[^\n]+\n)*)", text, re.M)
         assert shown is not None and len(shown[1].split()) >= 3, f"{command} {flag_name(path)}: no help"
     for port in stage.inputs.values():
         assert port.flag in text and port.help.split()[0] in text

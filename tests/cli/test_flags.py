@@ -7,11 +7,12 @@ import msgspec
 import pytest
 from msgspec import Meta
 
-from postmill.cli.declaration import Declaration
-from postmill.cli.flags import Said, config_fields, resolve
+from postmill.cli.declaration import Declaration, Source
+from postmill.cli.flags import Said, resolve
 from postmill.cli.help import stage_help
 from postmill.cli.stage_command import parse
 from postmill.io.errors import ConfigError
+from postmill.stages.options import options
 from postmill.stages.spec import Port, Stage
 
 
@@ -168,12 +169,12 @@ def test_a_recipe_that_cannot_be_read_says_why(tmp_path: Path) -> None:
 
 
 def test_help_says_every_field_with_its_type_default_and_meaning() -> None:
-    declared = Declaration(Path(__file__).read_text(encoding="utf-8"))
+    declared = Declaration(Source(Path(__file__).read_text(encoding="utf-8")))
     text = stage_help(declared)
     assert text.startswith("Grind rows into meal.")
-    assert [option.path for option in declared.options] == list(config_fields(Mill))
+    assert [option.path for option in declared.options] == list(options(Mill))
     for option in declared.options:
-        assert f"--{option.path.replace('_', '-')}" in text
+        assert f"--{option.path.rpartition('.')[2].replace('_', '-')}" in text
         assert option.doc in text
         assert option.doc
     assert "(required)" in text

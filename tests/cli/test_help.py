@@ -9,8 +9,9 @@ import msgspec
 import pytest
 
 from postmill.cli.declaration import REQUIRED, read_declaration
-from postmill.cli.flags import config_fields, strip_optional
-from postmill.cli.main import STAGES, TOOLS
+from postmill.cli.main import TOOLS
+from postmill.stages.options import bare, options
+from postmill.stages.table import STAGES
 
 MAIN = [sys.executable, "-P", "-m", "postmill.cli.main"]
 
@@ -42,13 +43,23 @@ def test_help_loads_less_than_parsing_does() -> None:
 def test_help_reads_from_the_source_what_the_stage_declares(name: str) -> None:
     declared, stage = read_declaration(name), importlib.import_module(f"postmill.stages.{name}.config").STAGE
     assert (declared.name, declared.example) == (stage.name, stage.example)
-    fields = config_fields(stage.config)
-    assert [option.path for option in declared.options] == list(fields)
-    for option in declared.options:
-        kind, default = fields[option.path]
-        assert option.default == (REQUIRED if default is msgspec.NODEFAULT else default)
-        assert (option.kind == "bool") == (strip_optional(kind) is bool)
-        assert option.doc
+    chosen: dict[str, str] = {}
+    while True:  # every name of every choice
+        declared = read_declaration(name, [word for path, pick in chosen.items() for word in (f"--{path}", pick)])
+        fields = options(stage.config, chosen)
+        assert [option.path for option in declared.options] == list(fields)
+        for option in declared.options:
+            field = fields[option.path]
+            assert option.default == (REQUIRED if field.default is msgspec.NODEFAULT else field.default)
+            assert (option.kind == "bool") == (bare(field.kind) is bool)
+            assert option.doc
+        left = [
+            (p, n) for p, names in declared.choices.items() for n in names[names.index(chosen.get(p, names[0])) + 1 :]
+        ]
+        if not left:
+            break
+        chosen |= dict([left[0]])
+    assert set(declared.first) <= set(options(stage.config))
     ports = {name: {key: getattr(port, key) for key in declared.ports[name]} for name, port in stage.inputs.items()}
     assert declared.ports == ports
 

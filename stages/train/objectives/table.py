@@ -11,11 +11,11 @@ if TYPE_CHECKING:
 
 def needs_of(cfg: Train) -> Needs:
     """The cheap half of the run's objective."""
-    return Needs(measures=(cfg.normalize,), linear=True)
+    return Needs(measures=(cfg.objective.normalize,), linear=True)
 
 
 def build(cfg: Train) -> "Objective":
     """The run's objective."""
     from postmill.stages.train.objectives.sft import Sft
 
-    return Sft(needs_of(cfg), label_smoothing=cfg.label_smoothing)
+    return Sft(needs_of(cfg), label_smoothing=cfg.objective.label_smoothing)

@@ -23,6 +23,7 @@ from token_tables import row, to_batches, write_tokens  # noqa: E402
 from postmill.io.errors import ArtifactError, ConfigError, StageError  # noqa: E402
 from postmill.io.manifest import MANIFEST, load_artifact  # noqa: E402
 from postmill.stages.merge.config import STAGE, Merge  # noqa: E402
+from postmill.stages.options import make  # noqa: E402
 from postmill.stages.runner import Options, run_stage  # noqa: E402
 
 ATTENTION = ["q_proj", "v_proj", "o_proj"]
@@ -284,7 +285,7 @@ def test_an_adapter_that_fits_but_was_trained_on_another_base(tmp_path: Path) ->
     other = tiny_model.write_model(tmp_path / "other", seed=1)
     packed = tiny_model.write_packed(tmp_path / "packed", one, tiny_model.make_rows(6))
     given = {"packed": [str(packed)], "model": [str(one)]}
-    run_stage(TRAIN, Train(steps=1, lr=1e-2), given, tmp_path / "run", Options(threads=1))
+    run_stage(TRAIN, make(Train, steps=1, lr=1e-2), given, tmp_path / "run", Options(threads=1))
     with pytest.raises(ArtifactError, match=r"trained on the model blake3:.*, but .*other is blake3:") as caught:
         merge([tmp_path / "run"], other, tmp_path / "out")
     assert caught.value.code == 78

@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from safetensors.torch import save_file
 
 from postmill.io.packed import PackedReader
+from postmill.stages.options import make
 from postmill.stages.train.columns import BatchSource
 from postmill.stages.train.config import Train
 from postmill.stages.train.forward import Forward
@@ -24,7 +25,7 @@ from postmill.stages.train.tied import share_gradient
 
 def main(packed: str, base: str, backend: str, out: str) -> None:
     torch.set_num_threads(1)
-    cfg = Train(tuner="full", bins_per_step=2, loss_kernel=backend)
+    cfg = make(Train, tuner="full", bins_per_step=2, loss_kernel=backend)
     reader = PackedReader(Path(packed))
     model = full_model(Path(base), "sdpa")
     share_gradient(model)

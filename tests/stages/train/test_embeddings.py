@@ -17,8 +17,10 @@ import tiny_model  # noqa: E402
 from postmill.io.packed import PackedReader  # noqa: E402
 from postmill.stages.merge.config import STAGE as MERGE  # noqa: E402
 from postmill.stages.merge.config import Merge  # noqa: E402
+from postmill.stages.options import make  # noqa: E402
 from postmill.stages.runner import Options, run_stage  # noqa: E402
-from postmill.stages.train.config import STAGE, Lora, Train  # noqa: E402
+from postmill.stages.train.config import STAGE, Train  # noqa: E402
+from postmill.stages.train.tuners.lora import Lora  # noqa: E402
 
 CASES = {
     "head": Lora(rank=2, targets=["q_proj"], modules_to_save=["lm_head"]),
@@ -52,7 +54,7 @@ def test_saved_and_merged_compute_what_training_computed(tmp_path, name, tied):
     base = tiny_model.write_model(tmp_path / "base", tied=tied)
     packed = tiny_model.write_packed(tmp_path / "packed", base, tiny_model.make_rows(12, seed=3))
     given = {"packed": [str(packed)], "model": [str(base)], "valid": [str(packed)]}
-    cfg = Train(lr=5e-2, steps=3, bins_per_step=2, schedule="constant", warmup=0, lora=CASES[name])
+    cfg = make(Train, lr=5e-2, steps=3, bins_per_step=2, schedule="constant", warmup=0, tuner=CASES[name])
     outcome = run_stage(STAGE, cfg, given, tmp_path / "run", Options(threads=1))
     plain = transformers.AutoModelForCausalLM.from_pretrained(base)
     before = loss_of(plain, packed)

@@ -13,6 +13,7 @@ from accelerate import Accelerator  # noqa: E402
 from varlen import varlen_attention  # noqa: E402
 
 from postmill.io.packed import PackedReader  # noqa: E402
+from postmill.stages.options import make  # noqa: E402
 from postmill.stages.train import attention  # noqa: E402
 from postmill.stages.train.batch import collate  # noqa: E402
 from postmill.stages.train.columns import BatchSource  # noqa: E402
@@ -231,7 +232,7 @@ def test_no_row_sees_another(reader):
 @pytest.mark.parametrize("micro_bins", [1, 2, 4, 8])
 def test_gradient_does_not_depend_on_micro_batches(reader, normalize, micro_bins):
     accelerator = Accelerator(cpu=True)
-    cfg = Train(bins_per_step=8, micro_bins=micro_bins, normalize=normalize)
+    cfg = make(Train, bins_per_step=8, micro_bins=micro_bins, normalize=normalize)
     model = build(dtype=torch.float32, implementation=attention.ROWS)
     step = Steps(cfg, reader, 1)[0]
     result = accumulate(
@@ -257,7 +258,7 @@ def test_gradient_does_not_depend_on_micro_batches(reader, normalize, micro_bins
 
 
 def test_ranks_are_dealt_every_bin_once_and_padding_counts_nothing(reader):
-    cfg = Train(bins_per_step=6, micro_bins=1, epochs=2)
+    cfg = make(Train, bins_per_step=6, micro_bins=1, epochs=2)
     one, three = Steps(cfg, reader, 1), Steps(cfg, reader, 3)
     assert one.total == three.total == 4
     for number in range(4):
@@ -272,7 +273,7 @@ def test_ranks_are_dealt_every_bin_once_and_padding_counts_nothing(reader):
 
 def test_steps_are_a_function_of_seed_and_epoch(reader):
     def bins(seed):
-        steps = Steps(Train(bins_per_step=2, epochs=3, seed=seed), reader, 1)
+        steps = Steps(make(Train, bins_per_step=2, epochs=3, seed=seed), reader, 1)
         return [steps[number].bins.ravel().tolist() for number in range(steps.total)]
 
     assert bins(1) == bins(1)
@@ -295,7 +296,7 @@ def test_neftune_is_noise_of_the_stated_width_and_reproducible(reader):
         piece = added[0, start:end].abs().max().item()
         assert 0.8 * width < piece <= width
     assert torch.equal(loss_of(noisy.eval(), batch, 1.0).loss, loss_of(clean.eval(), batch, 1.0).loss)
-    cfg = Train(bins_per_step=8, neftune_alpha=5.0)
+    cfg = make(Train, bins_per_step=8, neftune_alpha=5.0)
     accelerator = Accelerator(cpu=True)
     step = Steps(cfg, reader, 1)[0]
     losses = {float(accumulate(cfg, noisy.train(), reader, step, accelerator=accelerator).loss) for _ in range(2)}
@@ -428,7 +429,7 @@ def test_router_loss_needs_routers():
 
 
 def test_channel_losses_add_up_to_the_loss(reader):
-    cfg = Train(bins_per_step=8, channel_loss=True)
+    cfg = make(Train, bins_per_step=8, channel_loss=True)
     channels = read_channels(reader)
     assert channels.names == ["c0", "c1"]
     accelerator = Accelerator(cpu=True)
@@ -450,7 +451,7 @@ def test_validation_is_the_mean_over_all_bins(reader):
     model = build(implementation=attention.ROWS)
     objective = build_objective(Train())
     source = BatchSource(reader, objective.needs)
-    got = validate(Train(micro_bins=2), forward_of(model), objective, source, Accelerator(cpu=True))
+    got = validate(make(Train, micro_bins=2), forward_of(model), objective, source, Accelerator(cpu=True))
     with torch.no_grad():
         want = float(plain_loss(build(), reader, range(8), float(reader.plan.trained_tokens.sum())))
     assert got == pytest.approx(want, rel=1e-10)

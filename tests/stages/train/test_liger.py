@@ -16,6 +16,7 @@ import tiny_model  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 
 from postmill.io.errors import ConfigError  # noqa: E402
+from postmill.stages.options import make  # noqa: E402
 from postmill.stages.runner import Options, run_stage  # noqa: E402
 from postmill.stages.train import attention, liger  # noqa: E402
 from postmill.stages.train.config import STAGE, Train  # noqa: E402
@@ -59,7 +60,7 @@ def test_names_and_what_is_saved_do_not_change(base, tmp_path, tuner):
             return full_model(base, attention.ROWS, liger=cfg.liger)
         return lora_model(base, cfg, torch.float32, attention.ROWS)
 
-    plain, fused = make(Train(tuner=tuner)), make(Train(tuner=tuner, liger=True))
+    plain, fused = make(make(Train, tuner=tuner)), make(make(Train, tuner=tuner, liger=True))
     kinds = {type(m) for m in fused.modules()}
     assert {liger.Norm, liger.Mlp, liger.Attention} <= kinds
     assert plain.state_dict().keys() == fused.state_dict().keys()
@@ -104,7 +105,7 @@ def test_one_step_with_and_without_on_a_gpu(base, tmp_path):
     packed = tiny_model.write_packed(tmp_path / "packed", base, tiny_model.make_rows(12))
     lines = []
     for name, wanted in (("plain", False), ("fused", True)):
-        cfg = Train(tuner="full", lr=1e-3, steps=1, bins_per_step=4, save_every=0, dtype="float32", liger=wanted)
+        cfg = make(Train, tuner="full", lr=1e-3, steps=1, bins_per_step=4, save_every=0, dtype="float32", liger=wanted)
         run_stage(STAGE, cfg, {"packed": [str(packed)], "model": [str(base)]}, tmp_path / name, Options(threads=1))
         lines.append(json.loads((tmp_path / name / "metrics.jsonl").read_text().splitlines()[0]))
     assert lines[0]["loss"] == pytest.approx(lines[1]["loss"], rel=1e-5)

@@ -92,6 +92,7 @@ def test_a_wrong_kernel_is_found_before_the_first_step(tmp_path, monkeypatch, ca
     pytest.importorskip("postmill._C", reason="C++ kernels not built")
     from postmill.io.errors import StageError
     from postmill.kernels.loss_scale_ce import cpp
+    from postmill.stages.options import make
     from postmill.stages.runner import Options, run_stage
     from postmill.stages.train.config import STAGE, Train
 
@@ -100,7 +101,7 @@ def test_a_wrong_kernel_is_found_before_the_first_step(tmp_path, monkeypatch, ca
     ports["model"] = [str(base)]
 
     def train(kernel, name):
-        cfg = Train(tuner="full", lr=1e-3, steps=2, bins_per_step=2, save_every=0, loss_kernel=kernel)
+        cfg = make(Train, tuner="full", lr=1e-3, steps=2, bins_per_step=2, save_every=0, loss_kernel=kernel)
         run_stage(STAGE, cfg, ports, tmp_path / name, Options(threads=1))
         return (tmp_path / name / "model.safetensors").read_bytes()
 

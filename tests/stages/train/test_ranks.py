@@ -8,7 +8,6 @@ import sys
 import time
 from pathlib import Path
 
-import msgspec
 import pytest
 
 torch = pytest.importorskip("torch", reason="training needs torch")
@@ -21,14 +20,15 @@ from safetensors.torch import load_file  # noqa: E402
 
 from postmill.io.errors import ConfigError  # noqa: E402
 from postmill.io.manifest import load_artifact, verify_files  # noqa: E402
+from postmill.stages.options import changed as changed_config  # noqa: E402
+from postmill.stages.options import make  # noqa: E402
 from postmill.stages.runner import Options, run_stage  # noqa: E402
-from postmill.stages.train.config import STAGE, Lora, Train  # noqa: E402
+from postmill.stages.train.config import STAGE, Train  # noqa: E402
+from postmill.stages.train.tuners.lora import Lora  # noqa: E402
 
-FULL = Train(tuner="full", lr=1e-2, bins_per_step=4, steps=4, save_every=2, valid_every=1, normalize="weights")
-FULL = msgspec.structs.replace(FULL, keep_checkpoints=True)
-LORA = msgspec.structs.replace(
-    FULL, tuner="lora", lora=Lora(rank=4, targets=["q_proj", "down_proj"], modules_to_save=["norm"]), lr=3e-2
-)
+FULL = make(Train, tuner="full", lr=1e-2, bins_per_step=4, steps=4, save_every=2, valid_every=1, normalize="weights")
+FULL = changed_config(FULL, keep_checkpoints=True)
+LORA = changed_config(FULL, tuner=Lora(rank=4, targets=["q_proj", "down_proj"], modules_to_save=["norm"]), lr=3e-2)
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def given(world):
 
 
 def changed(cfg, **fields):
-    return msgspec.structs.replace(cfg, **fields)
+    return changed_config(cfg, **fields)
 
 
 def metrics(path):

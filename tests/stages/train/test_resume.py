@@ -21,23 +21,27 @@ from forks import fork_run, wait_code  # noqa: E402
 
 from postmill.io.errors import ArtifactError, StageError  # noqa: E402
 from postmill.io.manifest import load_artifact, verify_files  # noqa: E402
+from postmill.stages.options import changed as changed_config  # noqa: E402
+from postmill.stages.options import make  # noqa: E402
 from postmill.stages.protocol import Out  # noqa: E402
 from postmill.stages.runner import Options, find_inputs, name_work, run_stage  # noqa: E402
 from postmill.stages.train import run as train_stage  # noqa: E402
-from postmill.stages.train.config import STAGE, Lora, Train  # noqa: E402
+from postmill.stages.train.config import STAGE, Train  # noqa: E402
+from postmill.stages.train.tuners.lora import Lora  # noqa: E402
 
 STEPS = 6
 # dropout, noise, accumulation, several epochs, warm-up: everything that has a state in other trainers
-LORA = Train(
+LORA = make(
+    Train,
     lr=3e-2,
     bins_per_step=4,
     micro_bins=2,
     steps=STEPS,
     save_every=2,
     neftune_alpha=5.0,
-    lora=Lora(rank=4, dropout=0.2),
+    tuner=Lora(rank=4, dropout=0.2),
 )
-FULL = Train(tuner="full", lr=1e-2, bins_per_step=4, steps=STEPS, save_every=2, neftune_alpha=5.0, schedule="wsd")
+FULL = make(Train, tuner="full", lr=1e-2, bins_per_step=4, steps=STEPS, save_every=2, neftune_alpha=5.0, schedule="wsd")
 
 
 @pytest.fixture(scope="module")
@@ -173,9 +177,8 @@ def test_other_options_or_data_are_refused_and_named(world, tmp_path):
 
 
 def replace(cfg, **changes):
-    import msgspec
 
-    return msgspec.structs.replace(cfg, **changes)
+    return changed_config(cfg, **changes)
 
 
 def test_best_checkpoints_are_kept(world, tmp_path):

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 
-import msgspec
 import numpy as np
 import pytest
 
@@ -22,10 +21,13 @@ from safetensors.torch import load_file  # noqa: E402
 
 from postmill.io.errors import ArtifactError, ConfigError, StageError  # noqa: E402
 from postmill.io.manifest import load_artifact, verify_files  # noqa: E402
+from postmill.stages.options import changed as changed_config  # noqa: E402
+from postmill.stages.options import make  # noqa: E402
 from postmill.stages.runner import Options, run_stage  # noqa: E402
-from postmill.stages.train.config import STAGE, Lora, Train  # noqa: E402
+from postmill.stages.train.config import STAGE, Train  # noqa: E402
+from postmill.stages.train.tuners.lora import Lora  # noqa: E402
 
-QUICK = Train(lr=2e-2, bins_per_step=4, steps=4, save_every=0, lora=Lora(rank=4))
+QUICK = make(Train, lr=2e-2, bins_per_step=4, steps=4, save_every=0, tuner=Lora(rank=4))
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +45,7 @@ def train(world, target, cfg=QUICK, **ports):
 
 
 def changed(cfg=QUICK, **fields):
-    return msgspec.structs.replace(cfg, **fields)
+    return changed_config(cfg, **fields)
 
 
 def test_adapter_loads_with_peft_and_lowers_the_loss(world, tmp_path):
@@ -106,7 +108,7 @@ def test_first_adamw_step_is_the_textbooks(world, tmp_path):
 def test_head_trained_whole_beside_the_adapter(world, tmp_path):
     base = tiny_model.write_model(tmp_path / "untied", tied=False)
     packed = tiny_model.write_packed(tmp_path / "packed", base, tiny_model.make_rows(12))
-    cfg = changed(lora=Lora(rank=2, targets=["q_proj"], modules_to_save=["lm_head"]))
+    cfg = changed(tuner=Lora(rank=2, targets=["q_proj"], modules_to_save=["lm_head"]))
     train(world, tmp_path / "run", cfg, packed=[str(packed)], model=[str(base)])
     tensors = load_file(tmp_path / "run" / "adapter_model.safetensors")
     head = next(t for name, t in tensors.items() if "lm_head" in name)
@@ -117,8 +119,8 @@ def test_head_trained_whole_beside_the_adapter(world, tmp_path):
     ("change", "message", "code"),
     [
         ({"lr": 0.0}, "--lr 0: nothing would be learned", 2),
-        ({"lora": Lora(targets=["nope"])}, r"--lora.targets nope: no such module; linear ones are down_proj", 2),
-        ({"lora": Lora(targets=["lm_head"])}, "the output head takes no adapter", 2),
+        ({"tuner": Lora(targets=["nope"])}, r"--lora.targets nope: no such module; linear ones are down_proj", 2),
+        ({"tuner": Lora(targets=["lm_head"])}, "the output head takes no adapter", 2),
         ({"attention": "flash"}, "--attention flash: needs flash-attn", 2),
         ({"liger": True}, "--liger: its kernels need a CUDA GPU, the device is cpu; leave it out", 2),
     ],

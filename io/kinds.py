@@ -1,0 +1,53 @@
+"""The kinds of artifacts: which tables they hold, and which of their files a manifest does not vouch for.
+
+A reader of a kind says here what it checks; writers and the runner look it up. A package of somebody else's adds a kind
+by an entry point of the group `postmill.kinds`, `NAME = module:KIND`.
+"""
+
+from importlib.metadata import entry_points
+
+import msgspec
+import pyarrow as pa
+
+from postmill.io.errors import MISMATCH, ArtifactError
+from postmill.io.schemas import (
+    BINS_V1,
+    EVAL_ITEMS_V1,
+    EVAL_SCORES_V1,
+    REWARDS_V1,
+    ROLLOUTS_V1,
+    TOKENS_V1,
+)
+
+
+class Kind(msgspec.Struct, frozen=True, kw_only=True):
+    """What an artifact of one kind holds."""
+
+    tables: dict[str, pa.Schema] = {}
+    """File -> the schema that its readers ask for."""
+    stream: pa.Schema | None = None
+    """Schema of the rows where this kind comes through a pipe; unset where it never does."""
+
+
+KINDS: dict[str, Kind] = {
+    "tokens": Kind(tables={"tokens.arrow": TOKENS_V1}, stream=TOKENS_V1),
+    "packed": Kind(tables={"bins.arrow": BINS_V1}),
+    "rollouts": Kind(tables={"rollouts.arrow": ROLLOUTS_V1}),
+    "rewards": Kind(tables={"rewards.arrow": REWARDS_V1}),
+    "model": Kind(),
+    "adapter": Kind(),
+    "checkpoint": Kind(),
+    "eval": Kind(tables={"items.arrow": EVAL_ITEMS_V1, "scores.arrow": EVAL_SCORES_V1}),
+}
+"""Kind -> what it holds."""
+
+
+def find_kind(name: str) -> Kind:
+    """A kind of ours, or one that an installed package adds. Raises ArtifactError (78) for a name that nobody knows."""
+    if name in KINDS:
+        return KINDS[name]
+    for entry in entry_points(group="postmill.kinds"):
+        if entry.name == name:
+            found: Kind = entry.load()
+            return found
+    raise ArtifactError(f"{name}: no such kind of artifact; there are {', '.join(KINDS)}", MISMATCH)

@@ -1,0 +1,12 @@
+"""The stages there are: the one list that the command line, help, recipes and completion share."""
+
+STAGES = {
+    "tokenize": "chats and texts to token rows with weights",
+    "pack": "token rows to bins",
+    "train": "bins and a model to an adapter or a model",
+    "reward": "rollouts to rewards, or to rows to train on",
+    "merge": "an adapter into its model",
+    "eval": "a model against questions",
+}
+"""Stage -> what it does. A new stage is a folder under stages/ and a line here; a package of somebody else's adds one
+by an entry point of the group `postmill.stages`, `NAME = module:STAGE`."""

@@ -1,0 +1,24 @@
+"""Options of the objectives, and the table of them. Each has its name as tag."""
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from postmill.stages.spec import Choice
+
+
+class Sft(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="sft"):
+    """Weighted cross-entropy of the next token: supervised fine-tuning and continued pre-training."""
+
+    normalize: Literal["tokens", "weights", "rows"] = "tokens"
+    """What a step's sum of weight * loss is divided by: trained tokens (as ms-swift), the sum of weights, or rows."""
+    label_smoothing: Annotated[float, Meta(ge=0, le=1)] = 0.0
+    """Share of each target's probability that is spread over the vocabulary."""
+
+
+OBJECTIVES = Choice(
+    group="postmill.objectives",
+    table={"sft": "postmill.stages.train.objectives.options:Sft"},
+)
+"""What is learned."""

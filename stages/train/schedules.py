@@ -1,0 +1,105 @@
+"""Learning rates: pure functions of the step, so that there is no scheduler state to save or to lose.
+
+A schedule is a struct of options with a `share`: from progress through the steps after warm-up, in [0, 1], to a share
+of the peak rate. A new one is a struct here, or in a package of somebody else's, and a line in the table.
+"""
+
+import math
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+from postmill.stages.spec import Choice
+
+Warmup = Annotated[float, Meta(ge=0)]
+Share = Annotated[float, Meta(ge=0, le=1)]
+
+
+class Cosine(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="cosine"):
+    """Falls along half a cosine."""
+
+    warmup: Warmup = 0.03
+    """Warm-up: a share of all steps below 1, or a number of steps from 1 up."""
+    min_lr: Share = 0.0
+    """Share of the peak that the rate falls to."""
+
+    def share(self, done: float, rest: int, num_steps: int) -> float:
+        """Of the peak, after `done` of the `rest` steps that follow warm-up."""
+        return 0.5 * (1.0 + math.cos(math.pi * done))
+
+
+class Linear(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="linear"):
+    """Falls along a line."""
+
+    warmup: Warmup = 0.03
+    """Warm-up: a share of all steps below 1, or a number of steps from 1 up."""
+    min_lr: Share = 0.0
+    """Share of the peak that the rate falls to."""
+
+    def share(self, done: float, rest: int, num_steps: int) -> float:
+        """Of the peak, after `done` of the `rest` steps that follow warm-up."""
+        return 1.0 - done
+
+
+class Constant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="constant"):
+    """Stays at the peak."""
+
+    warmup: Warmup = 0.03
+    """Warm-up: a share of all steps below 1, or a number of steps from 1 up."""
+    min_lr: Share = 0.0
+    """Without effect: the rate does not fall."""
+
+    def share(self, done: float, rest: int, num_steps: int) -> float:
+        """All of it."""
+        return 1.0
+
+
+class Wsd(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="wsd"):
+    """Stays at the peak and falls linearly at the end: warm-up, stable, decay, <https://arxiv.org/abs/2404.06395>."""
+
+    warmup: Warmup = 0.03
+    """Warm-up: a share of all steps below 1, or a number of steps from 1 up."""
+    min_lr: Share = 0.0
+    """Share of the peak that the rate falls to."""
+    decay: Share = 0.1
+    """Share of all steps in which the rate falls."""
+
+    def share(self, done: float, rest: int, num_steps: int) -> float:
+        """Of the peak, after `done` of the `rest` steps that follow warm-up."""
+        # the decay is a share of all steps, `done` of those after warm-up
+        decay = min(1.0, self.decay * num_steps / rest)
+        return 1.0 if decay == 0 else min(1.0, (1.0 - done) / decay)
+
+
+SCHEDULES = Choice(
+    group="postmill.schedules",
+    table={
+        "cosine": "postmill.stages.train.schedules:Cosine",
+        "linear": "postmill.stages.train.schedules:Linear",
+        "constant": "postmill.stages.train.schedules:Constant",
+        "wsd": "postmill.stages.train.schedules:Wsd",
+    },
+)
+"""How the learning rate moves."""
+
+
+def warmup_steps(schedule: Any, num_steps: int) -> int:
+    """How many steps warm-up takes: a share of `num_steps` rounded up, or a number."""
+    warmup: float = schedule.warmup
+    return math.ceil(warmup * num_steps) if warmup < 1 else min(int(warmup), num_steps)
+
+
+def lr_at(schedule: Any, peak: float, step: int, num_steps: int) -> float:
+    """Learning rate of update `step`, counted from 0, of `num_steps`.
+
+    Warm-up rises linearly and reaches the peak at its last step; the first step's rate is not 0. The step after the
+    last one would have the lowest rate.
+    """
+    warmup = warmup_steps(schedule, num_steps)
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    rest = num_steps - warmup
+    done = (step - warmup) / rest
+    lowest: float = schedule.min_lr
+    return peak * (lowest + (1.0 - lowest) * float(schedule.share(done, rest, num_steps)))
