@@ -16,6 +16,7 @@ TOOLS = {
     "plot": "curves of runs, in the terminal or as a picture",
     "diff": "the first stage and option in which two artifacts differ",
     "ledger": "what became of a row",
+    "schema": "JSON Schema of a stage's options",
     "launch": "several processes of a stage on this machine",
     "doctor": "what this machine and installation can do",
     "completion": "shell completion",

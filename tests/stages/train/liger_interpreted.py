@@ -44,7 +44,7 @@ FAMILIES = {
 def build(family, dtype=torch.float32):
     """The plain model, and one with the same weights and Liger's modules."""
     torch.manual_seed(1)
-    attention.choose("rows", torch.device("cpu"), torch.float32)
+    attention.choose("per-row", torch.device("cpu"), torch.float32)
     name, extra = FAMILIES[family]
     config = getattr(transformers, f"{name}Config")(**(COMMON | extra))
     plain = getattr(transformers, f"{name}ForCausalLM")._from_config(config, attn_implementation=attention.ROWS)

@@ -94,7 +94,7 @@ def build(family="llama", dtype=torch.float64, implementation="sdpa"):
     name, extra = (FAMILIES | LEAKY)[family]
     config_name = "Gemma3Text" if name == "Gemma3" else name
     torch.manual_seed(1)
-    attention.choose("rows", torch.device("cpu"), torch.float32)
+    attention.choose("per-row", torch.device("cpu"), torch.float32)
     config = getattr(transformers, f"{config_name}Config")(**(COMMON | extra))
     model = getattr(transformers, f"{name}ForCausalLM")._from_config(config, attn_implementation=implementation)
     for parameter in model.parameters():  # biases and norms too, so that none can hide
@@ -378,7 +378,7 @@ def test_router_loss_is_transformers_own(reader, name):
     """One row, plain weights: loss and gradients of the whole model are what transformers computes from labels."""
     family, extra = MIXTURES[name]
     torch.manual_seed(1)
-    attention.choose("rows", torch.device("cpu"), torch.float32)
+    attention.choose("per-row", torch.device("cpu"), torch.float32)
     config = getattr(transformers, f"{family}Config")(
         **(COMMON | extra), output_router_logits=True, router_aux_loss_coef=0.7
     )

@@ -49,7 +49,7 @@ def test_loss_and_gradients_are_those_of_the_plain_model(interpreted):
 
 @pytest.fixture
 def base(tmp_path):
-    attention.choose("rows", torch.device("cpu"), torch.float32)
+    attention.choose("per-row", torch.device("cpu"), torch.float32)
     return tiny_model.write_model(tmp_path / "base")
 
 
