@@ -55,12 +55,12 @@ def base(tmp_path):
 
 @pytest.mark.parametrize("tuner", ["full", "lora"])
 def test_names_and_what_is_saved_do_not_change(base, tmp_path, tuner):
-    def make(cfg):
+    def loaded(cfg):
         if tuner == "full":
-            return full_model(base, attention.ROWS, liger=cfg.liger)
+            return full_model(base, attention.ROWS, liger=cfg.compute.liger)
         return lora_model(base, cfg, torch.float32, attention.ROWS)
 
-    plain, fused = make(make(Train, tuner=tuner)), make(make(Train, tuner=tuner, liger=True))
+    plain, fused = loaded(make(Train, tuner=tuner)), loaded(make(Train, tuner=tuner, liger=True))
     kinds = {type(m) for m in fused.modules()}
     assert {liger.Norm, liger.Mlp, liger.Attention} <= kinds
     assert plain.state_dict().keys() == fused.state_dict().keys()
