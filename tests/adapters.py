@@ -64,7 +64,7 @@ def logits(model: Any) -> Any:
 
 def merge(adapters: list[Path], base: Path, out: Path, **options: Any) -> dict[str, Any]:
     """Run the stage without the parity check, unless asked for. Returns the metrics."""
-    given = {"adapters": [str(a) for a in adapters], "model": [str(base)]}
+    given = {"parts": [str(a) for a in adapters], "model": [str(base)]}
     return run_stage(STAGE, Merge(**({"parity": "off"} | options)), given, out, Options(threads=2)).manifest.metrics
 
 

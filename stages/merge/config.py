@@ -1,18 +1,24 @@
 """What `postmill merge` can be told."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
 
+from postmill.stages.merge.mix.options import MIXES, Linear
+from postmill.stages.merge.mix.settings import parse_rule, settings_of
 from postmill.stages.spec import Port, Stage
 
 
 class Merge(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Put adapters into the weights of their model, tensor by tensor."""
+    """Put adapters into the weights of their model, or models into one, tensor by tensor."""
 
     scale: list[float] = []
     """Strength of each adapter, once for each in their order; none is 1 for all."""
+    method: Annotated[Any, MIXES] = Linear()
+    """How to make one model of several models."""
+    rule: list[str] = []
+    """Other numbers for some tensors: part of their names, then settings: 'mlp t=0.3'. The first that fits is used."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """What weights are saved in; auto is what the base's are stored in, tensor by tensor."""
     parity: Literal["rows", "off"] = "rows"
@@ -23,13 +29,20 @@ class Merge(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     parity_tokens: Annotated[int, Meta(ge=1)] = 256
     """Tokens compared at most."""
 
+    def __post_init__(self) -> None:
+        known = settings_of(self.method)
+        for text in self.rule:
+            for name in parse_rule(text).settings:
+                if name not in known:
+                    raise ValueError(f"rule {text!r}: the method has no {name}; it has {', '.join(known) or 'none'}")
+
 
 STAGE = Stage(
     name="merge",
     version=2,
     config=Merge,
     inputs={
-        "adapters": Port(kinds=("adapter",), help="adapters, merged in this order", many=True),
+        "parts": Port(kinds=("adapter", "model"), help="adapters, merged in this order; or models", many=True),
         "model": Port(
             kinds=("model",),
             flag="-m",

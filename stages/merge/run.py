@@ -1,4 +1,4 @@
-"""Adapters into the weights of their model.
+"""Adapters into the weights of their model, or models into one (`mix/`).
 
 The plan is made from headers; then each shard is written in its place, untouched tensors copied inside the kernel,
 changed ones computed in blocks. Memory holds the adapters' factors and a few blocks, never a whole weight. Nothing here
@@ -21,6 +21,8 @@ from postmill.stages.merge.adapter import Adapter, load_adapter
 from postmill.stages.merge.arithmetic import EditedTensor, single_threaded_blas, write_edited
 from postmill.stages.merge.base import Base
 from postmill.stages.merge.config import Merge
+from postmill.stages.merge.mix.options import Linear
+from postmill.stages.merge.mix.run import mix_models
 from postmill.stages.merge.plan import Plan, make_plan
 from postmill.stages.merge.sidecars import check_tokenizer, write_sidecars
 from postmill.stages.progress import Progress
@@ -31,8 +33,15 @@ _DTYPE_NAMES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
 def run(cfg: Merge, inputs: Inputs, out: Out) -> Result:
     """Write the merged model into `out.dir`. Raises StageError (1) if it does not compute what base and adapters do."""
+    paths = [_path(item) for item in inputs["parts"]]
+    kinds = {item.kind for item in inputs["parts"]}
+    if len(kinds) > 1:
+        raise ConfigError("merge: adapters and models; merge the adapters into their base first", USAGE)
+    if kinds == {"model"}:
+        return _mix(cfg, paths, inputs, out)
+    if cfg.rule or cfg.method != Linear():
+        raise ConfigError("--method and --rule are for models, these are adapters; scale them with --scale", USAGE)
     base = _path(inputs["model"][0])
-    paths = [_path(item) for item in inputs["adapters"]]
     scales = cfg.scale or [1.0] * len(paths)
     if len(scales) != len(paths):
         raise ConfigError(f"--scale: {len(scales)} of them for {len(paths)} adapters; give one each", USAGE)
@@ -69,6 +78,18 @@ def run(cfg: Merge, inputs: Inputs, out: Out) -> Result:
         versions |= more
     digests = {"tokenizer": tokenizer_digest(out.dir)} if (out.dir / "tokenizer.json").is_file() else {}
     return Result(metrics=metrics, digests=digests, versions=versions, seconds=seconds)
+
+
+def _mix(cfg: Merge, paths: list[Path], inputs: Inputs, out: Out) -> Result:
+    """Models into one."""
+    if cfg.scale:
+        raise ConfigError("--scale: is for adapters; give models their shares with --weight", USAGE)
+    started = time.monotonic()
+    base = _path(inputs["model"][0]) if inputs.get("model") else None
+    metrics = mix_models(cfg, paths, base, out)
+    digests = {"tokenizer": tokenizer_digest(out.dir)} if (out.dir / "tokenizer.json").is_file() else {}
+    seconds = {"merge": time.monotonic() - started}
+    return Result(metrics=metrics, digests=digests, versions={"numpy": np.__version__}, seconds=seconds)
 
 
 def _changed_dtype(plan: Plan) -> str:

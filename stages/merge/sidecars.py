@@ -1,4 +1,4 @@
-"""What a model folder holds beside its weights: configs, tokenizer, chat template, stop ids."""
+"""What a merged model folder holds beside its weights: configs, tokenizer, chat template, stop ids."""
 
 import json
 import shutil
@@ -32,7 +32,7 @@ def write_sidecars(base: Path, adapters: list[Path], target: Path, plan: Plan, d
             shutil.copyfile(path, target / name)
     config = load_json(base / "config.json")
     if _update_config(config, plan, dtype):
-        _save(target / "config.json", config)
+        save_json(target / "config.json", config)
     else:
         shutil.copyfile(base / "config.json", target / "config.json")
     return _write_generation_config(base, adapters, target)
@@ -69,10 +69,16 @@ def _update_config(config: dict[str, Any], plan: Plan, dtype: str | None) -> boo
         if resized and plan.vocab and "vocab_size" in place:
             place["vocab_size"] = plan.vocab[1]
     if dtype:
-        for place in places:
-            place.pop("torch_dtype", None)
-            place["dtype"] = dtype
+        set_dtype(config, dtype)
     return plan.untied or resized or dtype is not None
+
+
+def set_dtype(config: dict[str, Any], dtype: str) -> None:
+    """Record what weights are stored in, in the model's config and that of the text model inside."""
+    inner = config.get("text_config")
+    for place in (config, *([inner] if isinstance(inner, dict) else [])):
+        place.pop("torch_dtype", None)
+        place["dtype"] = dtype
 
 
 def _write_generation_config(base: Path, adapters: list[Path], target: Path) -> list[int]:
@@ -84,11 +90,12 @@ def _write_generation_config(base: Path, adapters: list[Path], target: Path) -> 
     if added:
         ids = ids + added
         generation["eos_token_id"] = ids if len(ids) > 1 else ids[0]
-        _save(target / source.name, generation)
+        save_json(target / source.name, generation)
     elif source.is_file():
         shutil.copyfile(source, target / source.name)
     return added
 
 
-def _save(path: Path, value: dict[str, Any]) -> None:
+def save_json(path: Path, value: dict[str, Any]) -> None:
+    """As Hugging Face's tools write it."""
     path.write_bytes(json.dumps(value, indent=2, ensure_ascii=False).encode() + b"\n")

@@ -73,7 +73,7 @@ def make_adapter(path: Path, base: Path, seed: int = 2, **options: Any) -> Path:
 
 def merge(adapters: list[Path], base: Path, out: Path, **options: Any) -> dict[str, Any]:
     """Run the stage. Returns the metrics."""
-    given = {"adapters": [str(a) for a in adapters], "model": [str(base)]}
+    given = {"parts": [str(a) for a in adapters], "model": [str(base)]}
     config = Merge(**({"parity": "off"} | options))
     return run_stage(STAGE, config, given, out, Options(threads=2)).manifest.metrics
 
@@ -254,13 +254,13 @@ def test_the_base_is_found_and_checked(tmp_path: Path) -> None:
     base = make_base(tmp_path / "base")
     adapter = make_adapter(tmp_path / "adapter", base)
     stage = Merge(parity="off")
-    found = run_stage(STAGE, stage, {"adapters": [str(adapter)]}, tmp_path / "found", Options())
-    given = run_stage(STAGE, stage, {"adapters": [str(adapter)], "model": [str(base)]}, tmp_path / "given", Options())
+    found = run_stage(STAGE, stage, {"parts": [str(adapter)]}, tmp_path / "found", Options())
+    given = run_stage(STAGE, stage, {"parts": [str(adapter)], "model": [str(base)]}, tmp_path / "given", Options())
     assert found.manifest.digest() == given.manifest.digest()
     config = json.loads((adapter / "adapter_config.json").read_text())
     (adapter / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": "/nowhere"}))
     with pytest.raises(ArtifactError, match="pass the base with -m") as caught:
-        run_stage(STAGE, stage, {"adapters": [str(adapter)]}, tmp_path / "lost", Options())
+        run_stage(STAGE, stage, {"parts": [str(adapter)]}, tmp_path / "lost", Options())
     assert caught.value.code == 66
 
 
@@ -419,7 +419,7 @@ def test_parity_on_stored_rows(tmp_path: Path) -> None:
     base = make_base(tmp_path / "base")
     adapter = make_adapter(tmp_path / "adapter", base)
     rows = write_tokens(tmp_path / "rows", to_batches([row([1, 2, 3, 4, 5]), row([6, 7]), row([8])]))
-    given = {"adapters": [str(adapter)], "model": [str(base)], "rows": [str(rows)]}
+    given = {"parts": [str(adapter)], "model": [str(base)], "rows": [str(rows)]}
     metrics = run_stage(STAGE, Merge(), given, tmp_path / "out", Options()).manifest.metrics
     assert (metrics["parity"]["source"], metrics["parity"]["num_tokens"]) == ("rows", 8)
 
@@ -448,7 +448,7 @@ def test_threads_and_shards_change_no_byte_of_any_tensor(tmp_path: Path, monkeyp
     run_stage(
         STAGE,
         Merge(parity="off"),
-        {"adapters": [str(adapter)], "model": [str(one)]},
+        {"parts": [str(adapter)], "model": [str(one)]},
         tmp_path / "c",
         Options(threads=7),
     )

@@ -65,7 +65,7 @@ def test_saved_and_merged_compute_what_training_computed(tmp_path, name, tied):
     run_stage(
         MERGE,
         Merge(parity="off"),
-        {"adapters": [str(tmp_path / "run")], "model": [str(base)]},
+        {"parts": [str(tmp_path / "run")], "model": [str(base)]},
         tmp_path / "out",
         Options(),
     )
