@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from postmill.stages.eval.engine import Reply
+from postmill.stages.eval.answers import Answer
 from postmill.stages.eval.questions import Question
 from postmill.stages.eval.scoring import Score
 
@@ -14,7 +14,7 @@ from postmill.stages.eval.scoring import Score
 class Side(msgspec.Struct, frozen=True):
     """What one model answered: replies and scores by item."""
 
-    replies: dict[str, Reply]
+    replies: dict[str, Answer]
     scores: dict[str, Score]
 
 

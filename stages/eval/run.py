@@ -1,7 +1,5 @@
 """Ask, record, score: answers and scores are tables of their own, so that scoring can be done again without asking."""
 
-import importlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +9,18 @@ from postmill.io.digest import digest_bytes
 from postmill.io.errors import BAD_DATA, FAILED, MISMATCH, ArtifactError, StageError
 from postmill.io.schemas import EVAL_ITEMS_V1, EVAL_SCORES_V1
 from postmill.io.table import TableReader, TableWriter
+from postmill.stages.eval.answers import Answer
 from postmill.stages.eval.config import Eval
-from postmill.stages.eval.engine import Engine, Reply, Request
-from postmill.stages.eval.journal import Journal
 from postmill.stages.eval.questions import Question, read_questions
 from postmill.stages.eval.report import Side, compare, markdown, summarize, terminal
 from postmill.stages.eval.scoring import score
 from postmill.stages.progress import Progress
 from postmill.stages.protocol import Input, Inputs, Out, Result
+from postmill.stages.shared.engine.ask import ask_all
+from postmill.stages.shared.engine.local import LocalEngine
+from postmill.stages.shared.engine.protocol import Request, Sampling
+from postmill.stages.shared.engine.text import Speaker
 
-ENGINES = {"transformers": "postmill.stages.eval.engines.local:LocalEngine"}
-"""Engine -> `module:class`, called with (config, model folders, threads)."""
 ITEMS, SCORES, REPORT = "items.arrow", "scores.arrow", "report.md"
 
 
@@ -78,14 +77,7 @@ def _side(  # noqa: PLR0917  every one of them is needed, and named at the one c
     else:
         assert tested.path is not None
         folders = [base, tested.path] if tested.kind == "adapter" and base else [tested.path]
-
-        def start() -> Engine:
-            module, _, name = ENGINES[cfg.engine].partition(":")
-            engine: Engine = getattr(importlib.import_module(module), name)(cfg, folders, out.threads)
-            versions.update(engine.versions)
-            return engine
-
-        replies = _ask(cfg, questions, start, out, prefix)
+        replies, versions = _ask(cfg, questions, folders, out, prefix)
     side = Side(replies, {q.item_id: score(q, replies[q.item_id].output) for q in questions})
     _write(out, prefix, questions, side)
     return side, versions
@@ -95,25 +87,47 @@ def _journal_path(out: Out, prefix: str) -> Path:
     return out.work / f"{prefix}replies.jsonl"
 
 
-def _ask(cfg: Eval, questions: list[Question], start: Callable[[], Engine], out: Out, prefix: str) -> dict[str, Reply]:
-    """Answer every question, taking over what an earlier run of the same work answered.
+def _ask(
+    cfg: Eval, questions: list[Question], folders: list[Path], out: Out, prefix: str
+) -> tuple[dict[str, Answer], dict[str, str]]:
+    """The answer to every question, taking over what an earlier run of the same work got; and versions used."""
+    engine = LocalEngine(folders, dtype=cfg.dtype, batch_size=cfg.batch_size, threads=out.threads)
+    speaker = Speaker(folders)
+    stop_ids = engine.about.stop_ids or speaker.eos_ids
+    prompts = {question.item_id: speaker.prompt_ids(question.messages) for question in questions}
+    requests = [
+        Request(key=question.item_id, prompt_ids=prompt, seed=_seed(cfg, question))
+        for question in questions
+        if isinstance(prompt := prompts[question.item_id], list)
+    ]
+    sampling = Sampling(
+        max_new_tokens=cfg.max_new_tokens,
+        temperature=cfg.temperature,
+        top_k=cfg.top_k,
+        top_p=cfg.top_p,
+        stop_ids=stop_ids,
+    )
+    side, total = prefix.rstrip("_"), len(requests)
+    name = _journal_path(out, prefix).name
 
-    Batches are the same with and without what is taken over, and so are the answers.
-    """
-    requests = [Request(item_id=q.item_id, messages=q.messages, seed=_seed(cfg, q)) for q in questions]
-    journal = Journal(_journal_path(out, prefix), out.key)
-    engine = start()
-    try:
-        for batch in engine.batches(requests):
-            if all(request.item_id in journal.replies for request in batch):
-                continue
-            if out.stop.requested:
-                raise out.stop.stopped(f"{len(journal.replies)} of {len(requests)} answers are saved")
-            journal.add(engine.answer(batch))
-            Progress.say("eval", f"{prefix.rstrip('_')} {len(journal.replies)} of {len(requests)} answered".strip())
-    finally:
-        journal.close()
-    return journal.replies
+    def say(done: int) -> str:
+        return f"{side} {done} of {total} answered".strip()
+
+    found = ask_all(engine, requests, sampling, out=out, name=name, say=say)
+    answers: dict[str, Answer] = {}
+    for question in questions:
+        prompt, key = prompts[question.item_id], question.item_id
+        if isinstance(prompt, str):
+            answers[key] = Answer(item_id=key, error=prompt)
+        elif found[key].error is not None:
+            answers[key] = Answer(item_id=key, error=found[key].error)
+        else:
+            reply = found[key]
+            text = speaker.text(reply.ids, is_stopped=reply.finish == "stop")
+            answers[key] = Answer(
+                item_id=key, prompt_ids=prompt, output=text, output_ids=reply.ids, finish_reason=reply.finish
+            )
+    return answers, engine.about.versions
 
 
 def _seed(cfg: Eval, question: Question) -> int:
@@ -157,7 +171,7 @@ def _table(path: Path, schema: pa.Schema, **columns: list[Any]) -> None:
     writer.close()
 
 
-def _read_replies(tested: Input, questions: list[Question]) -> dict[str, Reply]:
+def _read_replies(tested: Input, questions: list[Question]) -> dict[str, Answer]:
     """Answers of an earlier eval. Raises ArtifactError (78) unless it asked these very questions in these words."""
     assert tested.artifact is not None
     rows = [row for batch in TableReader(tested.artifact.file(ITEMS), EVAL_ITEMS_V1) for row in batch.to_pylist()]
@@ -169,5 +183,5 @@ def _read_replies(tested: Input, questions: list[Question]) -> dict[str, Reply]:
             raise ArtifactError(
                 f"{tested.path}: question {question.item_id!r} {why} there; ask the model again", MISMATCH
             )
-    keys = Reply.__struct_fields__
-    return {q.item_id: Reply(**{key: found[q.item_id][key] for key in keys}) for q in questions}
+    keys = Answer.__struct_fields__
+    return {q.item_id: Answer(**{key: found[q.item_id][key] for key in keys}) for q in questions}

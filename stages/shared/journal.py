@@ -1,11 +1,11 @@
-"""Replies as they come, beside the artifact, so that a stopped or killed run answers only the rest."""
+"""Replies as they come, beside the artifact, so that a stopped or killed run asks only for the rest."""
 
 from pathlib import Path
 from typing import BinaryIO
 
 import msgspec
 
-from postmill.stages.eval.engine import Reply
+from postmill.stages.shared.engine.protocol import Reply
 
 
 class Journal:
@@ -35,7 +35,7 @@ class Journal:
                 break
             if not line.endswith(b"\n"):
                 break
-            self.replies |= {reply.item_id: reply for reply in batch}
+            self.replies |= {reply.key: reply for reply in batch}
             good += len(line)
         return good
 
@@ -43,7 +43,7 @@ class Journal:
         """Keep a batch, as far as the kernel: a killed process loses nothing of it."""
         self._file.write(msgspec.json.encode(batch) + b"\n")
         self._file.flush()
-        self.replies |= {reply.item_id: reply for reply in batch}
+        self.replies |= {reply.key: reply for reply in batch}
 
     def close(self) -> None:
         self._file.close()

@@ -1,0 +1,93 @@
+"""Choosing tokens: the published random numbers, the distribution, truncation, ties, and independence of the batch."""
+
+import math
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="generation needs torch")
+
+from postmill.stages.shared.engine.choose import choose  # noqa: E402
+from postmill.stages.shared.engine.philox import philox, uniform  # noqa: E402
+from postmill.stages.shared.engine.protocol import Sampling  # noqa: E402
+
+FULL = 0xFFFFFFFF
+
+
+@pytest.mark.parametrize(
+    ("counter", "key", "expected"),
+    [  # the known answers of the authors' library, Random123 kat_vectors, philox4x32 10
+        ((0, 0, 0, 0), (0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
+        ((FULL,) * 4, (FULL, FULL), (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
+        (
+            (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344),
+            (0xA4093822, 0x299F31D0),
+            (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1),
+        ),
+    ],
+)
+def test_published_random_numbers(counter, key, expected):
+    assert philox(counter, key) == expected
+
+
+def test_uniform_numbers_are_spread_and_differ_by_seed_and_position():
+    numbers = [uniform(seed, position) for seed in range(40) for position in range(40)]
+    assert len(set(numbers)) == 1600
+    assert all(0 <= number < 1 for number in numbers)
+    assert sum(numbers) / 1600 == pytest.approx(0.5, abs=0.03)
+
+
+def draw(logits, *, num=4000, **options):
+    sampling = Sampling(max_new_tokens=1, **options)
+    rows = torch.tensor(logits).expand(num, -1)
+    chosen = choose(rows, sampling, list(range(num)), 0)
+    return [chosen.ids.count(token) / num for token in range(len(logits))], chosen
+
+
+def test_tokens_come_as_often_as_they_are_likely():
+    shares, chosen = draw([0.0, 1.0, 2.0, -1.0])
+    expected = torch.tensor([0.0, 1.0, 2.0, -1.0]).softmax(0).tolist()
+    assert shares == pytest.approx(expected, abs=0.03)
+    token = chosen.ids[0]
+    assert chosen.logp[0] == pytest.approx(math.log(expected[token]), abs=1e-6)
+    assert chosen.sampled_logp[0] == pytest.approx(math.log(expected[token]), abs=1e-6)
+
+
+def test_log_probs_are_those_at_the_temperature_before_and_after_truncation():
+    logits = [0.0, 1.0, 2.0, -1.0]
+    shares, chosen = draw(logits, temperature=0.5, top_k=2)
+    tempered = (torch.tensor(logits) / 0.5).log_softmax(0).tolist()
+    assert shares[0] == shares[3] == 0
+    for token, logp, sampled in zip(chosen.ids[:50], chosen.logp, chosen.sampled_logp, strict=False):
+        assert logp == pytest.approx(tempered[token], abs=1e-6)
+        kept = math.log(math.exp(tempered[1]) + math.exp(tempered[2]))
+        assert sampled == pytest.approx(tempered[token] - kept, abs=1e-6)
+
+
+def test_top_p_keeps_a_token_while_those_before_it_hold_less():
+    logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log().tolist()
+    assert [share > 0 for share in draw(logits, top_p=0.5)[0]] == [True, False, False, False]
+    assert [share > 0 for share in draw(logits, top_p=0.51)[0]] == [True, True, False, False]
+    assert [share > 0 for share in draw(logits, top_p=1e-9)[0]] == [True, False, False, False]
+    assert [share > 0 for share in draw(logits, min_p=0.5)[0]] == [True, True, False, False]
+
+
+def test_of_equal_tokens_the_lower_ids_stay():
+    shares, _ = draw([1.0, 1.0, 1.0, 1.0], top_k=2)
+    assert shares[:2] == pytest.approx([0.5, 0.5], abs=0.03)
+    assert shares[2:] == [0, 0]
+    assert draw([0.0, 3.0, 3.0], temperature=0)[1].ids[0] == 1
+
+
+def test_a_row_is_chosen_alone_as_among_others():
+    make = torch.Generator().manual_seed(3)
+    logits_BV = torch.randn(9, 50, generator=make)
+    sampling = Sampling(max_new_tokens=1, temperature=0.8, top_p=0.9)
+    seeds = [7 * row for row in range(9)]
+    together = choose(logits_BV, sampling, seeds, 5)
+    for row in range(9):
+        alone = choose(logits_BV[row : row + 1], sampling, seeds[row : row + 1], 5)
+        assert (alone.ids[0], alone.logp[0], alone.sampled_logp[0]) == (
+            together.ids[row],
+            together.logp[row],
+            together.sampled_logp[row],
+        )
