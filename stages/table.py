@@ -4,6 +4,7 @@ STAGES = {
     "tokenize": "chats and texts to token rows with weights",
     "pack": "token rows to bins",
     "train": "bins and a model to an adapter or a model",
+    "rollout": "prompts and a model to sampled answers",
     "reward": "rollouts to rewards, or to rows to train on",
     "merge": "an adapter into its model",
     "eval": "a model against questions",

@@ -1,0 +1,66 @@
+"""Options of `rollout`."""
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from postmill.stages.spec import SAME_BYTES, Port, Stage
+
+
+class Rollout(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Sample answers to prompts: token ids as they were sampled, with their log-probabilities."""
+
+    samples: Annotated[int, Meta(ge=1, le=2**16)] = 8
+    """Answers for each prompt."""
+    max_new_tokens: Annotated[int, Meta(ge=1)] = 256
+    """Longest answer, in tokens."""
+    temperature: Annotated[float, Meta(ge=0)] = 1.0
+    """0 takes the likeliest token each time; above, each sample has a seed of its own."""
+    top_p: Annotated[float, Meta(gt=0, le=1)] = 1.0
+    """Sample from the likeliest tokens that hold this share of probability. Below 1, log-probabilities are no longer
+    those of what was sampled from, and learning from them needs --mismatch none."""
+    top_k: Annotated[int, Meta(ge=0)] = 0
+    """Sample from this many likeliest tokens; 0 is all."""
+    min_p: Annotated[float, Meta(ge=0, le=1)] = 0.0
+    """Sample from tokens that have at least this share of the likeliest token's probability."""
+    seed: Annotated[int, Meta(ge=0, lt=2**62)] = 0
+    """Decides all samples, together with each prompt and the number of the sample."""
+    prompts_from: Annotated[int, Meta(ge=0)] = 0
+    """Leave out this many prompts from the start: one batch of a longer run."""
+    prompts_count: Annotated[int, Meta(ge=0)] = 0
+    """Take this many prompts after that, from the start again at the end; 0 takes the rest."""
+    batch_size: Annotated[int, Meta(ge=1)] = 64
+    """Samples generated at a time."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """What to compute in: auto is float32 on a CPU and bfloat16 on a GPU."""
+    max_errors: Annotated[float, Meta(ge=0, le=1), SAME_BYTES] = 0.0
+    """Fail if more than this share of samples could not be made."""
+
+    def __post_init__(self) -> None:
+        if self.temperature == 0 and self.samples > 1:
+            raise ValueError(f"samples {self.samples} at temperature 0 would all be the same; raise --temperature")
+
+
+STAGE = Stage(
+    name="rollout",
+    version=1,
+    config=Rollout,
+    inputs={
+        "prompts": Port(kinds=("prompts",), help="prompts, as `tokenize --for prompt` makes them"),
+        "policy": Port(
+            kinds=("model", "adapter"),
+            flag="-m",
+            help="what answers: a model or an adapter; a folder, or owner/name on Hugging Face",
+        ),
+        "model": Port(
+            kinds=("model",),
+            flag="--base",
+            required=False,
+            help="the adapter's base; by default the one it came from",
+        ),
+    },
+    output="rollouts",
+    implied="postmill.stages.shared.base_model:imply_base",
+    example="postmill rollout prompts/ -m base/ -o rollouts/ --samples 8 --max-new-tokens 64",
+)

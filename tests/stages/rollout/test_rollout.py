@@ -1,0 +1,133 @@
+"""Rollout as a command on a tiny model: what it writes, what decides it, and what a stop leaves."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+torch = pytest.importorskip("torch", reason="generation needs torch")
+transformers = pytest.importorskip("transformers")
+
+import tiny_model  # noqa: E402
+from tiny_tokenizer import write_tokenizer  # noqa: E402
+
+from postmill.io.manifest import load_artifact  # noqa: E402
+from postmill.io.rollouts import ROLLOUTS  # noqa: E402
+from postmill.io.schemas import ROLLOUTS_V1  # noqa: E402
+from postmill.io.table import TableReader  # noqa: E402
+
+
+def postmill(*argv: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "postmill.cli.main", *map(str, argv)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def rows(path: Path) -> list[dict]:
+    return pa.Table.from_batches(list(TableReader(path / ROLLOUTS, ROLLOUTS_V1))).to_pylist()
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("rollout")
+    base = tiny_model.write_model(folder / "base", hidden_size=16, vocab_size=263, num_hidden_layers=1)
+    (base / "chat_template.jinja").unlink()
+    write_tokenizer(base)
+    lines = [{"messages": [{"role": "user", "content": f"say {n}"}], "solution": str(n)} for n in range(4)]
+    (folder / "asks.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    done = postmill(
+        "tokenize", folder / "asks.jsonl", "-m", folder / "base", "--for", "prompt", "-o", folder / "prompts"
+    )
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+OPTIONS = ("--samples", "3", "--max-new-tokens", "5")
+
+
+@pytest.fixture(scope="module")
+def first(work):
+    done = postmill("rollout", work / "prompts", "-m", work / "base", *OPTIONS, "-o", work / "first")
+    assert done.returncode == 0, done.stderr
+    return work / "first"
+
+
+def test_a_row_is_the_prompt_and_what_was_sampled(work, first):
+    found = rows(first)
+    assert [row["sample"] for row in found] == [0, 1, 2] * 4
+    assert len({row["row_id"] for row in found}) == 12
+    assert len({row["seed"] for row in found}) == 12
+    model = transformers.AutoModelForCausalLM.from_pretrained(work / "base", dtype=torch.float32).eval()
+    for row in found:
+        start, end = row["prompt_length"], row["length"]
+        assert row["spans"] == [{"start": start, "end": end, "weight": 1.0}]
+        assert row["sampled"] == [{"start": start, "end": end, "weights": 0, "turn": 0}]
+        assert row["pair_id"] == row["prompt_id"]
+        assert json.loads(row["extra"])["solution"] == str(row["line"] - 1)
+        assert json.loads(row["prompt"])[0]["content"] == f"say {row['line'] - 1}"
+        with torch.no_grad():
+            logp = model(torch.tensor([row["input_ids"]])).logits[0].log_softmax(-1)
+        expected = [float(logp[t - 1, row["input_ids"][t]]) for t in range(start, end)]
+        assert row["logp"] == pytest.approx(expected, abs=1e-5)
+    manifest = load_artifact(first, ("rollouts",)).manifest
+    assert manifest.counts.kept == 12
+    assert manifest.metrics["proof"] == "memory"
+
+
+def test_samples_depend_on_the_seed_the_prompt_and_their_number_only(work, first):
+    def sampled(name, *options):
+        done = postmill("rollout", work / "prompts", "-m", work / "base", *options, "-o", work / name)
+        assert done.returncode == 0, done.stderr
+        return [(row["row_id"], row["input_ids"]) for row in rows(work / name)]
+
+    before = [(row["row_id"], row["input_ids"]) for row in rows(first)]
+    assert sampled("alone", *OPTIONS, "--batch-size", "1") == before
+    fewer = sampled("fewer", "--samples", "2", "--max-new-tokens", "5", "--prompts-from", "1", "--prompts-count", "2")
+    assert fewer == [before[n] for n in (3, 4, 6, 7)]
+    other = sampled("other", *OPTIONS, "--seed", "1")
+    assert [ids for _, ids in other] != [ids for _, ids in before]
+    around = sampled("around", *OPTIONS, "--prompts-from", "3", "--prompts-count", "2")
+    assert around == before[9:] + before[:3]
+
+
+def test_rewards_and_packing_take_rollouts_as_they_are(work, first):
+    done = postmill("reward", first, "--func", "number", "--func", "repetition", "-o", work / "rewards")
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_stopped_run_goes_on_to_the_same_bytes(work, first):
+    command = [sys.executable, "-m", "postmill.cli.main", "rollout", str(work / "prompts"), "-m", str(work / "base")]
+    command += [*OPTIONS, "--batch-size", "1", "-o", str(work / "stopped")]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    journal = work / "stopped.checkpoints" / "replies.jsonl"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not (journal.exists() and journal.read_bytes().count(b"\n") > 2):
+        time.sleep(0.002)
+    os.kill(process.pid, signal.SIGTERM)
+    _, said = process.communicate(timeout=60)
+    if process.returncode == 75:
+        assert "answers are saved; run the same command again to go on" in said
+        assert not (work / "stopped").exists()
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert [row["input_ids"] for row in rows(work / "stopped")] == [row["input_ids"] for row in rows(first)]
+    assert not journal.exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "words"),
+    [
+        (["--temperature", "0"], 2, "samples 8 at temperature 0 would all be the same"),
+        (["--max-new-tokens", "100000"], 65, "leaves no room for 100000"),
+    ],
+)
+def test_what_cannot_be_is_said_in_one_line(work, options, code, words):
+    done = postmill("rollout", work / "prompts", "-m", work / "base", *options, "-o", work / "never")
+    assert done.returncode == code
+    assert words in done.stderr
+    assert not (work / "never").exists()
