@@ -32,7 +32,7 @@ class Kind(msgspec.Struct, frozen=True, kw_only=True):
 
 KINDS: dict[str, Kind] = {
     "tokens": Kind(tables={"tokens.arrow": TOKENS_V1}, stream=TOKENS_V1),
-    "prompts": Kind(tables={"tokens.arrow": PROMPTS_V1}, stream=PROMPTS_V1),
+    "prompts": Kind(tables={"prompts.arrow": PROMPTS_V1}, stream=PROMPTS_V1),
     "packed": Kind(tables={"bins.arrow": BINS_V1}),
     "rollouts": Kind(tables={"rollouts.arrow": ROLLOUTS_V1}),
     "rewards": Kind(tables={"rewards.arrow": REWARDS_V1}),

@@ -8,6 +8,7 @@ from postmill.io.manifest import Artifact
 from postmill.io.schemas import ROLLOUTS_V1
 from postmill.io.table import TableReader
 
+PROMPTS = "prompts.arrow"
 ROLLOUTS = "rollouts.arrow"
 REWARDS = "rewards.arrow"
 

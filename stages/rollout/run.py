@@ -16,8 +16,7 @@ from postmill.io.digest import digest_bytes
 from postmill.io.errors import BAD_DATA, MISMATCH, ArtifactError, StageError
 from postmill.io.manifest import Artifact
 from postmill.io.model_folder import tokenizer_digest
-from postmill.io.packed import TOKENS
-from postmill.io.rollouts import ROLLOUTS
+from postmill.io.rollouts import PROMPTS, ROLLOUTS
 from postmill.io.schemas import PROMPTS_V1, ROLLOUTS_V1
 from postmill.io.table import TableReader
 from postmill.stages.protocol import Inputs, Out, Result
@@ -91,7 +90,7 @@ def _check_tokenizer(prompts: Artifact, folders: list[Path]) -> None:
 def _read_prompts(cfg: Rollout, artifact: Artifact) -> list[dict[str, Any]]:
     """The prompts of this run, in order. Raises ArtifactError (65) if there are none."""
     rows: list[dict[str, Any]] = []
-    for batch in TableReader(artifact.file(TOKENS), PROMPTS_V1):
+    for batch in TableReader(artifact.file(PROMPTS), PROMPTS_V1):
         rows += batch.select(_COLUMNS).to_pylist()
     if not rows:
         raise ArtifactError(f"{artifact.path}: no prompts", BAD_DATA)

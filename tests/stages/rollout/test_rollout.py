@@ -17,10 +17,14 @@ transformers = pytest.importorskip("transformers")
 import tiny_model  # noqa: E402
 from tiny_tokenizer import write_tokenizer  # noqa: E402
 
+from postmill.io.errors import StageError  # noqa: E402
 from postmill.io.manifest import load_artifact  # noqa: E402
 from postmill.io.rollouts import ROLLOUTS  # noqa: E402
 from postmill.io.schemas import ROLLOUTS_V1  # noqa: E402
 from postmill.io.table import TableReader  # noqa: E402
+from postmill.stages.options import make  # noqa: E402
+from postmill.stages.rollout.config import STAGE, Rollout  # noqa: E402
+from postmill.stages.runner import Options, run_stage  # noqa: E402
 
 
 def postmill(*argv: object) -> subprocess.CompletedProcess[str]:
@@ -47,14 +51,19 @@ def work(tmp_path_factory):
     return folder
 
 
-OPTIONS = ("--samples", "3", "--max-new-tokens", "5")
+OPTIONS = {"samples": 3, "max_new_tokens": 5}
+
+
+def rollout(work, name, **options):
+    """A run in this process: torch is loaded once."""
+    given = {"prompts": [str(work / "prompts")], "policy": [str(work / "base")]}
+    run_stage(STAGE, make(Rollout, **OPTIONS | options), given, work / name, Options(threads=1))
+    return work / name
 
 
 @pytest.fixture(scope="module")
 def first(work):
-    done = postmill("rollout", work / "prompts", "-m", work / "base", *OPTIONS, "-o", work / "first")
-    assert done.returncode == 0, done.stderr
-    return work / "first"
+    return rollout(work, "first")
 
 
 def test_a_row_is_the_prompt_and_what_was_sampled(work, first):
@@ -80,19 +89,14 @@ def test_a_row_is_the_prompt_and_what_was_sampled(work, first):
 
 
 def test_samples_depend_on_the_seed_the_prompt_and_their_number_only(work, first):
-    def sampled(name, *options):
-        done = postmill("rollout", work / "prompts", "-m", work / "base", *options, "-o", work / name)
-        assert done.returncode == 0, done.stderr
-        return [(row["row_id"], row["input_ids"]) for row in rows(work / name)]
+    def sampled(name, **options):
+        return [(row["row_id"], row["input_ids"]) for row in rows(rollout(work, name, **options))]
 
     before = [(row["row_id"], row["input_ids"]) for row in rows(first)]
-    assert sampled("alone", *OPTIONS, "--batch-size", "1") == before
-    fewer = sampled("fewer", "--samples", "2", "--max-new-tokens", "5", "--prompts-from", "1", "--prompts-count", "2")
-    assert fewer == [before[n] for n in (3, 4, 6, 7)]
-    other = sampled("other", *OPTIONS, "--seed", "1")
-    assert [ids for _, ids in other] != [ids for _, ids in before]
-    around = sampled("around", *OPTIONS, "--prompts-from", "3", "--prompts-count", "2")
-    assert around == before[9:] + before[:3]
+    assert sampled("alone", batch_size=1) == before
+    assert sampled("fewer", samples=2, prompts_from=1, prompts_count=2) == [before[n] for n in (3, 4, 6, 7)]
+    assert [ids for _, ids in sampled("other", seed=1)] != [ids for _, ids in before]
+    assert sampled("around", prompts_from=3, prompts_count=2) == before[9:] + before[:3]
 
 
 def test_rewards_and_packing_take_rollouts_as_they_are(work, first):
@@ -102,7 +106,7 @@ def test_rewards_and_packing_take_rollouts_as_they_are(work, first):
 
 def test_a_stopped_run_goes_on_to_the_same_bytes(work, first):
     command = [sys.executable, "-m", "postmill.cli.main", "rollout", str(work / "prompts"), "-m", str(work / "base")]
-    command += [*OPTIONS, "--batch-size", "1", "-o", str(work / "stopped")]
+    command += ["--samples", "3", "--max-new-tokens", "5", "--batch-size", "1", "-o", str(work / "stopped")]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     journal = work / "stopped.checkpoints" / "replies.jsonl"
     deadline = time.monotonic() + 120
@@ -113,21 +117,15 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(work, first):
     if process.returncode == 75:
         assert "answers are saved; run the same command again to go on" in said
         assert not (work / "stopped").exists()
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    rollout(work, "stopped", batch_size=1)
     assert [row["input_ids"] for row in rows(work / "stopped")] == [row["input_ids"] for row in rows(first)]
     assert not journal.exists()
 
 
-@pytest.mark.parametrize(
-    ("options", "code", "words"),
-    [
-        (["--temperature", "0"], 2, "samples 8 at temperature 0 would all be the same"),
-        (["--max-new-tokens", "100000"], 65, "leaves no room for 100000"),
-    ],
-)
-def test_what_cannot_be_is_said_in_one_line(work, options, code, words):
-    done = postmill("rollout", work / "prompts", "-m", work / "base", *options, "-o", work / "never")
-    assert done.returncode == code
-    assert words in done.stderr
+def test_what_cannot_be_is_said_in_one_line(work):
+    with pytest.raises(ValueError, match="samples 3 at temperature 0 would all be the same"):
+        make(Rollout, **OPTIONS, temperature=0)
+    with pytest.raises(StageError, match="leaves no room for 100000") as caught:
+        rollout(work, "never", max_new_tokens=100_000)
+    assert caught.value.code == 65
     assert not (work / "never").exists()
