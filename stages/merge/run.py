@@ -20,6 +20,7 @@ from postmill.io.safetensors_file import INDEX, SafetensorsWriter, Weights, open
 from postmill.stages.merge.adapter import Adapter, load_adapter
 from postmill.stages.merge.arithmetic import EditedTensor, single_threaded_blas, write_edited
 from postmill.stages.merge.base import Base
+from postmill.stages.merge.base_name import named_base, unlike_name
 from postmill.stages.merge.config import Merge
 from postmill.stages.merge.mix.options import Linear
 from postmill.stages.merge.mix.run import mix_models
@@ -47,7 +48,16 @@ def run(cfg: Merge, inputs: Inputs, out: Out) -> Result:
         raise ConfigError(f"--scale: {len(scales)} of them for {len(paths)} adapters; give one each", USAGE)
     config = load_json(base / "config.json")
     if config.get("quantization_config"):
-        raise ConfigError(f"{base}: its weights are quantized; merge into the model before it was quantized", USAGE)
+        original = next((named for path in paths if (named := named_base(path))), "the model it was made from")
+        raise ConfigError(
+            f"{base}: its weights are quantized; pass the model before it was quantized ({original}) with -m", USAGE
+        )
+    for path in paths:
+        other = unlike_name(path, base, inputs["model"][0].source, config)
+        if other:
+            Progress.warn(
+                "merge", f"{path} says it was trained on {other}, which {base} is not by its name; its shapes fit"
+            )
     started = time.monotonic()
     with ExitStack() as stack:
         weights = stack.enter_context(open_weights(base))

@@ -12,6 +12,8 @@ from postmill.stages.merge.edits import F32, Add, ColumnDora, Dora, Edit, LowRan
 from postmill.stages.merge.experts import Factors, one_expert_edit, parameter_of, stacked_edits
 from postmill.stages.merge.methods.module import Edits, Module
 
+PACKED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
+"""Modules as vLLM and SGLang hold them -> as models are stored."""
 _MAGNITUDES = ("lora_magnitude_vector.weight", "lora_magnitude_vector")
 _PARTS = {
     "lora_A.weight", "lora_B.weight", "lora_B.bias", "lora_embedding_A", "lora_embedding_B", *_MAGNITUDES,
@@ -44,12 +46,34 @@ def lora(module: Module) -> Edits:
         expert = one_expert_edit(module, factors)
         if expert and module.parts.keys() <= {*names}:
             return [expert]
+        split = _unpacked(module, factors)
+        if split and module.parts.keys() <= {*names}:
+            return split
     # an embedding's factors are stored transposed, and a Conv1D's weight is
     tensor = module.tensor()
     flipped = embedding or module.base.is_conv1d(tensor.removesuffix(".weight"), len(b), a.shape[1])
     found: Edits = [(tensor, _with_magnitude(module, factors.edit(transposed=flipped), flipped))]
     if "lora_B.bias" in module.parts:
         found.append((module.tensor("bias"), Add(module.parts["lora_B.bias"], factors.scale)))
+    return found
+
+
+def _unpacked(module: Module, factors: Factors) -> Edits:
+    """Edits of the parts of a module that serving engines pack (`qkv_proj`), where the base has them one by one.
+
+    The parts share A; B's rows are theirs one after the other.
+    """
+    parent, _, leaf = module.name.rpartition(".")
+    tensors = [module.base.find(f"{parent}.{name}.weight") for name in PACKED.get(leaf, ())]
+    sizes = [module.base.shape(tensor)[0] for tensor in tensors if tensor]
+    if not tensors or not all(tensors) or sum(sizes) != len(factors.b):
+        return []
+    found: Edits = []
+    first = 0
+    for tensor, size in zip(tensors, sizes, strict=True):
+        part = Factors(factors.a, factors.b[first : first + size], factors.scale)
+        found.append((tensor, part.edit(transposed=False)))
+        first += size
     return found
 
 

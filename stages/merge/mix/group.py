@@ -4,8 +4,9 @@ A method may first ask for sums over the whole tensor (`total`): norms, histogra
 pool and added in the order of the blocks, so results do not depend on the number of threads.
 """
 
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import msgspec
@@ -14,6 +15,9 @@ import numpy as np
 from postmill.io.safetensors_file import SafetensorsFile
 from postmill.stages.merge.arithmetic import BLOCK_ELEMENTS, DTYPES, to_float32
 from postmill.stages.merge.edits import F32, Array
+
+_AHEAD = 16
+_NOTHING: F32 = np.zeros(0, np.float32)
 
 
 class Block(msgspec.Struct, frozen=True):
@@ -59,10 +63,11 @@ class Group:
             step = max(1, BLOCK_ELEMENTS // max(1, self.row)) * self.row
         return [(start, min(start + step, self.size)) for start in range(0, self.size, step)]
 
-    def block(self, span: tuple[int, int]) -> Block:
+    def block(self, span: tuple[int, int], only: int | None = None) -> Block:
+        """The elements of a span, of all models, or of one and the base (the others are empty)."""
         return Block(
             span[0],
-            [self._read(part, *span) for part in self.parts],
+            [self._read(part, *span) if only in (None, n) else _NOTHING for n, part in enumerate(self.parts)],
             self._read(self.base, *span) if self.base else None,
         )
 
@@ -74,13 +79,19 @@ class Group:
         file.read_into(name, start * size, memoryview(raw))
         return to_float32(raw, dtype)
 
-    def each(self, function: Callable[[Block], Any]) -> list[Any]:
-        """What `function` says of every block, in their order."""
-        return list(self.pool.map(lambda span: function(self.block(span)), self.spans()))
+    def each(self, function: Callable[[Block], Any], only: int | None = None) -> Iterator[Any]:
+        """What `function` says of every block, in their order; a few are worked on at a time, so none pile up."""
+        waiting: deque[Future[Any]] = deque()
+        for span in self.spans():
+            waiting.append(self.pool.submit(lambda span=span: function(self.block(span, only))))  # type: ignore[misc]
+            if len(waiting) > _AHEAD:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
-    def total(self, function: Callable[[Block], Array]) -> Array:
+    def total(self, function: Callable[[Block], Array], only: int | None = None) -> Array:
         """The sum of what `function` says of every block, added in their order."""
         total: Any = 0
-        for one in self.pool.map(lambda span: function(self.block(span)), self.spans()):
+        for one in self.each(function, only):
             total = total + one
         return np.asarray(total)

@@ -28,7 +28,7 @@ from postmill.stages.merge.mix.options import (
     TaskArithmetic,
     Ties,
 )
-from postmill.stages.merge.mix.select import Keep, largest, random, random_by_rank, without_outliers
+from postmill.stages.merge.mix.select import Keep, everything, largest, random, random_by_rank, without_outliers
 from postmill.stages.merge.mix.settings import Values
 
 Rule = Callable[[Group, Any, Values], Mix]
@@ -64,19 +64,20 @@ def slerp(group: Group, options: Any, values: Values) -> Mix:
     """`sin((1 - t) a) / sin a * W_0 + sin(t a) / sin a * W_1`, a the angle between them; a line where they are nearly
     parallel (|cos a| > 0.9995)."""
     t = values["t"][0]
-    squares = group.total(lambda block: np.array([_dot(part, part) for part in block.parts]))
-    norms = [math.sqrt(square) if square > 1e-16 else 1.0 for square in squares]
-    cos = float(group.total(lambda block: np.asarray(_dot(*block.parts)))) / (norms[0] * norms[1])
+
+    def products(block: Block) -> Array:
+        one, other = (part.astype(np.float64) for part in block.parts)
+        return np.array([one @ one, other @ other, one @ other])
+
+    first_square, second_square, dot = group.total(products)
+    norms = [math.sqrt(square) if square > 1e-16 else 1.0 for square in (first_square, second_square)]
+    cos = float(dot) / (norms[0] * norms[1])
     cos = min(1.0, max(-1.0, cos))
     first, second = 1 - t, t
     if abs(cos) <= 0.9995:
         angle = math.acos(cos)
         first, second = math.sin((1 - t) * angle) / math.sin(angle), math.sin(t * angle) / math.sin(angle)
     return lambda block: block.parts[0] * np.float32(first) + block.parts[1] * np.float32(second)
-
-
-def _dot(one: F32, other: F32) -> float:
-    return float(np.dot(one.astype(np.float64), other.astype(np.float64)))
 
 
 def model_stock(group: Group, options: Any, values: Values) -> Mix:
@@ -130,9 +131,12 @@ def task(sparsify: Sparsify, *, elect: bool) -> Rule:
 
         def mix(block: Block) -> F32:
             assert block.base is not None
-            deltas = np.stack([
-                block.delta(n) * keep(block) * factors[n] * weights[n] for n, keep in enumerate(keeps)
-            ])  # fmt: skip
+            deltas = np.stack([block.delta(n) for n in range(len(keeps))])
+            for n, keep in enumerate(keeps):
+                if keep is not everything:
+                    deltas[n] *= keep(block.start, deltas[n])
+                deltas[n] *= factors[n]
+                deltas[n] *= weights[n]
             divisor: Any = weights.sum()
             if elect:
                 sign = np.where(deltas.sum(axis=0) >= 0, np.float32(1), np.float32(-1))
@@ -153,7 +157,7 @@ def task(sparsify: Sparsify, *, elect: bool) -> Rule:
 
 def _keep(sparsify: Sparsify, group: Group, part: int, options: Any, values: Values) -> Keep:
     if sparsify == "all":
-        return largest(group, part, group.size)
+        return everything
     density = values["density"][part]
     if sparsify == "largest":
         return largest(group, part, 0 if density <= 0 else max(1, int(density * group.size)))
@@ -177,10 +181,11 @@ def _regain(group: Group, part: int, keep: Keep, density: float, options: Any) -
         return np.float32(1 / density if density > 0 else 0)
 
     def sums(block: Block) -> Array:
-        sizes = np.abs(block.delta(part)).astype(np.float64)
-        return np.array([sizes.sum(), (sizes * keep(block)).sum()])
+        delta = block.delta(part)
+        sizes = np.abs(delta).astype(np.float64)
+        return np.array([sizes.sum(), (sizes * keep(block.start, delta)).sum()])
 
-    before, after = group.total(sums)
+    before, after = group.total(sums, only=part)
     return np.float32(before / after if before >= 1e-7 and after >= 1e-7 else 1)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from postmill.io.errors import BAD_DATA, MISMATCH, USAGE, ArtifactError, ConfigError, StageError
 from postmill.io.json_file import load_json
 from postmill.io.safetensors_file import INDEX, SafetensorsFile, SafetensorsWriter, open_weights, shard_index
-from postmill.stages.merge.arithmetic import DTYPES, from_float32
+from postmill.stages.merge.arithmetic import DTYPES, from_float32, single_threaded_blas
 from postmill.stages.merge.base import Base
 from postmill.stages.merge.config import Merge
 from postmill.stages.merge.mix.group import Group
@@ -157,7 +157,7 @@ def _write(cfg: Merge, plan: dict[str, list[Source]], models: list[Model], out: 
         shards.setdefault(where.get(name, where.get(first.base.embedding, "")), []).append(name)
     written: dict[str, list[tuple[str, int]]] = {}
     done = 0
-    with ThreadPoolExecutor(out.threads) as pool:
+    with single_threaded_blas(), ThreadPoolExecutor(out.threads) as pool:
         for shard, names in shards.items():
             layout = {name: _layout(plan[name], _DTYPE_NAMES.get(cfg.dtype)) for name in names}
             metadata = first.base.weights.files[shard].metadata or {"format": "pt"}

@@ -9,8 +9,13 @@ import numpy as np
 from postmill.stages.merge.edits import F32, Array
 from postmill.stages.merge.mix.group import Block, Group
 
-Keep = Callable[[Block], Array]
-"""A block -> True where the part's element is kept."""
+Keep = Callable[[int, F32], Array]
+"""First element and changes of a block -> True where a change is kept."""
+
+
+def everything(start: int, delta: F32) -> Array:
+    """Keeps all."""
+    return np.ones(len(delta), bool)
 
 
 def _bits(values: F32) -> Array:
@@ -24,32 +29,32 @@ def largest(group: Group, part: int, count: int) -> Keep:
     The smallest of them is found by two histograms of 16 bits each, not by sorting.
     """
     if count >= group.size:
-        return lambda block: np.ones(len(block.parts[0]), bool)
+        return everything
     if count <= 0:
-        return lambda block: np.zeros(len(block.parts[0]), bool)
-    high = group.total(lambda block: np.bincount(_bits(block.delta(part)) >> 16, minlength=2**16))
+        return lambda start, delta: np.zeros(len(delta), bool)
+    high = group.total(lambda block: np.bincount(_bits(block.delta(part)) >> 16, minlength=2**16), only=part)
     top, left = _find(high, count)
 
     def low_bits(block: Block) -> Array:
         bits = _bits(block.delta(part))
         return np.bincount(bits[bits >> 16 == top] & 0xFFFF, minlength=2**16)
 
-    low = group.total(low_bits)
+    low = group.total(low_bits, only=part)
     bottom, quota = _find(low, left)
     limit = np.uint32(top << 16 | bottom)
     if quota == low[bottom]:
-        return lambda block: _bits(block.delta(part)) >= limit
-    equals = group.each(lambda block: (block.start, int((_bits(block.delta(part)) == limit).sum())))
+        return lambda start, delta: _bits(delta) >= limit
+    equals = group.each(lambda block: (block.start, int((_bits(block.delta(part)) == limit).sum())), only=part)
     before: dict[int, int] = {}
     seen = 0
     for start, number in equals:
         before[start] = seen
         seen += number
 
-    def keep(block: Block) -> Array:
-        bits = _bits(block.delta(part))
+    def keep(start: int, delta: F32) -> Array:
+        bits = _bits(delta)
         equal = bits == limit
-        return np.asarray((bits > limit) | (equal & (before[block.start] + np.cumsum(equal) <= quota)))
+        return np.asarray((bits > limit) | (equal & (before[start] + np.cumsum(equal) <= quota)))
 
     return keep
 
@@ -65,48 +70,48 @@ def _find(histogram: Array, count: int) -> tuple[int, int]:
 def without_outliers(group: Group, part: int, density: float, gamma: float) -> Keep:
     """Keeps a share `density`, after the largest share `gamma` is left out."""
     if density >= 1:
-        return largest(group, part, group.size)
+        return everything
     kept, top = int(density * group.size), int(gamma * group.size)
     bottom = max(0, group.size - kept - top)
     upper = largest(group, part, group.size - bottom)
     outliers = largest(group, part, group.size - bottom - kept)
-    return lambda block: upper(block) & ~outliers(block)
+    return lambda start, delta: upper(start, delta) & ~outliers(start, delta)
 
 
 def random(group: Group, part: int, density: float, seed: int) -> Keep:
     """Keeps each element with probability `density`: a function of seed, tensor, model and place alone."""
     if density >= 1:
-        return lambda block: np.ones(len(block.parts[0]), bool)
+        return everything
     draw = _uniform(group.target, part, seed)
-    return lambda block: draw(block) < density
+    return lambda start, delta: draw(start, len(delta)) < density
 
 
 def random_by_rank(group: Group, part: int, density: float, epsilon: float, seed: int) -> Keep:
     """Keeps with a probability that rises over the ranks of a row's magnitudes, from density - epsilon to + epsilon."""
     if density >= 1:
-        return lambda block: np.ones(len(block.parts[0]), bool)
+        return everything
     group.by_rows()
     draw = _uniform(group.target, part, seed)
 
-    def keep(block: Block) -> Array:
-        rows = _bits(block.delta(part)).reshape(-1, group.row)
+    def keep(start: int, delta: F32) -> Array:
+        rows = _bits(delta).reshape(-1, group.row)
         order = np.argsort(rows, axis=1, kind="stable")
         ranks = np.empty_like(order)
         np.put_along_axis(ranks, order, np.arange(group.row)[None, :], axis=1)
         share = ranks / max(1, group.row - 1)
-        return draw(block) < (density - epsilon + share * 2 * epsilon).reshape(-1)
+        return draw(start, len(delta)) < (density - epsilon + share * 2 * epsilon).reshape(-1)
 
     return keep
 
 
-def _uniform(target: str, part: int, seed: int) -> Callable[[Block], Array]:
-    """Numbers in [0, 1) for the elements of a block, by Philox at the place of the element."""
+def _uniform(target: str, part: int, seed: int) -> Callable[[int, int], Array]:
+    """Numbers in [0, 1) for `count` elements from `start` on, by Philox at the place of the element."""
     digest = hashlib.blake2b(f"{seed}\0{part}\0{target}".encode(), digest_size=16).digest()
     key = np.frombuffer(digest, np.uint64)
 
-    def draw(block: Block) -> Array:
-        skip = block.start % 4  # one step of the counter gives four numbers
-        words: Any = np.random.Philox(key=key, counter=block.start // 4).random_raw(skip + len(block.parts[0]))
+    def draw(start: int, count: int) -> Array:
+        skip = start % 4  # one step of the counter gives four numbers
+        words: Any = np.random.Philox(key=key, counter=start // 4).random_raw(skip + count)
         return np.asarray((words[skip:] >> np.uint64(11)) * 2.0**-53)
 
     return draw
