@@ -16,11 +16,14 @@ from numpy.typing import NDArray
 from postmill.io.arrays import to_numpy, validity
 from postmill.io.errors import BAD_DATA, MISMATCH, NO_INPUT, ArtifactError
 from postmill.io.manifest import INSIDE, SIDE_FILE, Artifact, load_artifact, recorded_paths
+from postmill.io.rollouts import ROLLOUTS
 from postmill.io.schemas import BINS_V1, TOKENS_V1
 from postmill.io.table import TableReader
 
 BINS = "bins.arrow"
 TOKENS = "tokens.arrow"
+TOKEN_KINDS = ("tokens", "rollouts")
+"""Kinds whose tables have the columns of TOKENS_V1."""
 
 
 class Plan(NamedTuple):
@@ -124,10 +127,9 @@ def _missing(name: str, num_rows: int) -> NDArray[Any]:
 
 
 def token_tables(artifact: Artifact) -> list[TableReader]:
-    """The token tables of a tokens artifact, in order; none where only what was said of a stream has been kept."""
-    if not any(entry.path == TOKENS for entry in artifact.manifest.files):
-        return []
-    return [TableReader(artifact.file(TOKENS), TOKENS_V1)]
+    """The token tables of a tokens or rollouts artifact; none where only what was said of a stream has been kept."""
+    files = {entry.path for entry in artifact.manifest.files}
+    return [TableReader(artifact.file(name), TOKENS_V1) for name in (TOKENS, ROLLOUTS) if name in files]
 
 
 class PackedReader:
@@ -255,7 +257,7 @@ def _whole_column(batches: list[pa.RecordBatch], name: str) -> NDArray[Any]:
 def _find_tokens(packed: Artifact, given: list[Path] | None) -> list[Artifact]:
     """The tokens artifacts a plan was made from, in its order; see PackedReader."""
     if packed.file(INSIDE).is_dir():
-        return [load_artifact(packed.file(INSIDE), ("tokens",))]
+        return [load_artifact(packed.file(INSIDE), TOKEN_KINDS)]
     wanted = [entry.digest for entry in packed.manifest.inputs if entry.port == "tokens"]
     recorded = [Path(path) for path in recorded_paths(packed).get("tokens", [])] if given is None else given
     if wanted and not recorded:
@@ -271,7 +273,7 @@ def _find_one(packed: Artifact, path: Path, digest: str) -> Artifact:
     places = [place for place in (path, packed.path.parent / path.name) if place.exists()]
     if not places:
         raise ArtifactError(f"{path}: no such tokens artifact, and {packed.path} points to it; move it back", NO_INPUT)
-    found = [load_artifact(place, ("tokens",)) for place in places]
+    found = [load_artifact(place, TOKEN_KINDS) for place in places]
     fitting = [artifact for artifact in found if artifact.digest == digest]
     if not fitting:
         raise ArtifactError(f"{places[0]}: digest {found[0].digest}, {packed.path} was packed from {digest}", MISMATCH)

@@ -35,7 +35,10 @@ STAGE = Stage(
     config=Pack,
     inputs={
         "tokens": Port(
-            kinds=("tokens",), help="tokens artifacts, packed as one; or - for a stream", many=True, stream=True
+            kinds=("tokens", "rollouts"),
+            help="tokens or rollouts artifacts, packed as one; or - for a stream of tokens",
+            many=True,
+            stream=True,
         )
     },
     output="packed",

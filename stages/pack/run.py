@@ -188,12 +188,16 @@ class Surveyor:
 
 
 def _join(batch: pa.RecordBatch, last: bytes | None) -> tuple[NDArray[np.bool_], bytes | None]:
-    """Which rows have the `pair_id` of the row before them; `last` is that of the row before the batch."""
+    """Which rows belong to the pair of the row before them; `last` is the `pair_id` of the row before the batch.
+
+    Rows without a side, as samples of one prompt are, may lie in different bins.
+    """
     column = batch.column("pair_id")
     flags = np.zeros(batch.num_rows, np.bool_)
-    if column.null_count == batch.num_rows:
+    has_side = validity(batch.column("side"))
+    if column.null_count == batch.num_rows or not has_side.any():
         return flags, None
-    ids = column.to_pylist()
+    ids = [own if there else None for own, there in zip(column.to_pylist(), has_side, strict=True)]
     for index, (before, own) in enumerate(zip([last, *ids], ids, strict=False)):
         flags[index] = own is not None and own == before
     return flags, ids[-1]

@@ -19,6 +19,7 @@ from tiny_tokenizer import write_tokenizer  # noqa: E402
 
 from postmill.io.errors import StageError  # noqa: E402
 from postmill.io.manifest import load_artifact  # noqa: E402
+from postmill.io.packed import PackedReader  # noqa: E402
 from postmill.io.rollouts import ROLLOUTS  # noqa: E402
 from postmill.io.schemas import ROLLOUTS_V1  # noqa: E402
 from postmill.io.table import TableReader  # noqa: E402
@@ -102,6 +103,19 @@ def test_samples_depend_on_the_seed_the_prompt_and_their_number_only(work, first
 def test_rewards_and_packing_take_rollouts_as_they_are(work, first):
     done = postmill("reward", first, "--func", "number", "--func", "repetition", "-o", work / "rewards")
     assert done.returncode == 0, done.stderr
+    done = postmill("pack", first, "--row-tokens", "64", "-o", work / "packed")
+    assert done.returncode == 0, done.stderr
+    reader, found = PackedReader(work / "packed"), rows(first)
+    assert len(reader) > 3  # samples of a prompt need not share a bin
+    assert sorted(row for index in range(len(reader)) for row in reader.rows(index).tolist()) == list(range(12))
+    for index in range(len(reader)):
+        packed = reader.bin(index)
+        for row, start, end in zip(packed.rows, packed.cu_seqlens, packed.cu_seqlens[1:], strict=False):
+            assert packed.input_ids[start:end].tolist() == found[row]["input_ids"]
+            weights = [0.0] * found[row]["prompt_length"] + [1.0] * 5
+            assert packed.weights[start:end].tolist() == weights
+    shown = postmill("show", work / "packed", "-m", work / "base", "-n", "1")
+    assert (shown.returncode, "5 trained" in shown.stdout) == (0, True), shown.stderr
 
 
 def test_a_stopped_run_goes_on_to_the_same_bytes(work, first):
