@@ -17,6 +17,7 @@ from postmill.io.manifest import MANIFEST, Artifact
 if TYPE_CHECKING:
     from postmill._native import ChatEncoder
     from postmill.io.packed import PackedReader
+    from postmill.stages.tokenize.config import Tokenize
 
 USAGE = """
 Show what is trained on, coloured by weight: rows of a raw file, of tokens, of a bin, or of a training step.
@@ -31,7 +32,9 @@ usage: postmill show chats.jsonl -m base/ [-n 3]     any data that tokenize read
   --row ROW      only this row: its id, the first digits of it, or file:line
   --bin N        only this bin
   --step N       the bins of this training step, counted from 1
-  --loss-scale S for a raw file: what tokenize would weigh (default: default)
+  --loss-scale S, --chat-template FILE, --template-name N, --date YYYY-MM-DD, --system TEXT, --thinking T,
+  --columns OLD=NEW, --drop COLUMN
+                 for raw data: as tokenize has them; the last two once
   --ids          token ids too
   --html FILE    a page that needs nothing else, instead of the terminal
 """
@@ -113,7 +116,22 @@ def _model_folder(tokens: Artifact, given: str | None) -> Path:
     raise ArtifactError(f"{tokens.path}: its tokenizer is no longer where it was; pass -m MODEL", NO_INPUT)
 
 
-def _encoder(folder: Path, loss_scale: str = "default") -> "ChatEncoder":
+_AS_TOKENIZE = ("--loss-scale", "--template-name", "--date", "--system", "--thinking", "--columns", "--drop")
+"""Flags for raw data that are options of tokenize."""
+
+
+def _raw_config(args: Args) -> "Tokenize":
+    """What tokenize would be told, with today's date unless one is given. Raises ConfigError."""
+    from postmill.cli.flags import Said, resolve
+    from postmill.stages.tokenize.config import Tokenize
+
+    given = {name: args.options[name] for name in _AS_TOKENIZE if name in args.options}
+    said = {name[2:].replace("-", "_"): [Said(text, name, True)] for name, text in given.items()}
+    config: Tokenize = resolve(Tokenize, said, "show")
+    return config
+
+
+def _encoder(folder: Path, config: "Tokenize | None" = None, template: Path | None = None) -> "ChatEncoder":
     from datetime import UTC, datetime
 
     from postmill.stages.tokenize.config import Tokenize
@@ -121,8 +139,9 @@ def _encoder(folder: Path, loss_scale: str = "default") -> "ChatEncoder":
     from postmill.stages.tokenize.run import make_encoder
 
     model = load_tokenizer(folder)
-    today = datetime.now(UTC).strftime("%Y-%m-%d")
-    return make_encoder(Tokenize(loss_scale=loss_scale, date=today), model, choose_templates(model, "", None), [])
+    config = config or Tokenize()
+    dated = msgspec.structs.replace(config, date=config.date or datetime.now(UTC).strftime("%Y-%m-%d"))
+    return make_encoder(dated, model, choose_templates(model, config.template_name, template), [])
 
 
 def _raw_rows(reference: str, args: Args, wanted: RowName | None, count: int) -> Iterator[Shown]:
@@ -133,12 +152,17 @@ def _raw_rows(reference: str, args: Args, wanted: RowName | None, count: int) ->
     if model is None:
         raise ConfigError("show: a raw file needs -m MODEL, to render and tokenize it as training would")
     from postmill.stages.shared.model_reference import find_model
+    from postmill.stages.tokenize.reading import Reading
     from postmill.stages.tokenize.sources import open_sources
     from postmill.stages.tokenize.work import refusals
 
+    config = _raw_config(args)
+    template = Path(args.options["--chat-template"]) if "--chat-template" in args.options else None
+    if template is not None and not template.is_file():
+        raise ArtifactError(f"{template}: no such file", NO_INPUT)
     with refusals():
-        encoder = _encoder(find_model(model, tokenizer_only=True).path, args.options.get("--loss-scale", "default"))
-    sources = open_sources([reference])
+        encoder = _encoder(find_model(model, tokenizer_only=True).path, config, template)
+    sources = open_sources([reference], reading=Reading(columns=config.columns, drop=frozenset(config.drop)))
     names = [source.name for source in sources.sources]
     shown = 0
     for chunk in sources.chunks():
@@ -224,7 +248,7 @@ def _parent_packed(artifact: Artifact) -> Artifact:
 
 def run(argv: list[str]) -> int:
     """Print rows, or write a page."""
-    valued = ("-m", "-n", "--row", "--bin", "--step", "--loss-scale", "--html")
+    valued = ("-m", "-n", "--row", "--bin", "--step", "--html", "--chat-template", *_AS_TOKENIZE)
     args = parse(argv, USAGE, switches=("--ids",), valued=valued)
     if args is None:
         return 0

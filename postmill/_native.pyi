@@ -33,7 +33,9 @@ def normalize_lines(
     columns: list[tuple[str, str]] = ...,
     model_name: str | None = None,
     model_author: str | None = None,
+    drop: list[str] = ...,
 ) -> list[str]: ...
+def is_column(name: str) -> bool: ...
 def batch_to_lines(batch: Any) -> bytes: ...
 
 class JsonSplitter:
@@ -84,6 +86,7 @@ class ChatEncoder:
         max_line_bytes: int = 0,
         engine: str = "auto",
         purpose: str = "train",
+        drop: list[str] = ...,
     ) -> None: ...
     def encode_chunk(
         self,

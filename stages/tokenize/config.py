@@ -44,6 +44,8 @@ class Tokenize(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Which of the model's named chat templates. Unset: `default`, or `tool_use` for rows with tools if there is."""
     date: Annotated[str, Meta(pattern=r"^\d{4}-\d\d-\d\d$")] | None = None
     """The date that templates which print one shall print, YYYY-MM-DD."""
+    drop: list[str] = []
+    """Columns to leave out, one at a time: those that cannot be read, or that the rows are better without."""
     columns: dict[str, str] = {}
     """Columns to rename first, one at a time (my_question=query) or as JSON."""
     model_name: str | None = None
@@ -52,6 +54,8 @@ class Tokenize(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """What {{AUTHOR}} becomes in self-cognition data."""
     on_bad_row: Literal["error", "skip"] = "error"
     """Stop at the first row that cannot be used, or leave such rows out, with a line in the ledger."""
+    on_cut: Literal["error", "keep"] = "error"
+    """Stop at a file that ends too early, as a download that broke off does, or keep the rows before the cut."""
     dedup: bool = False
     """Leave out rows whose conversation, tools and labels equal those of an earlier row. Takes some 100 bytes a row."""
     mix: list[Annotated[float, Meta(gt=0)]] = []

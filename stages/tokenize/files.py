@@ -26,9 +26,15 @@ FORMATS = {
     ".feather": "arrow",
     ".ipc": "arrow",
 }
-COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2", ".xz": "xz"}
 COMPRESSIBLE = frozenset({"jsonl", "json", "csv", "tsv", "text"})
 CARD = "README.md"
+STATE = "state.json"
+"""What `save_to_disk` of `datasets` writes beside its files: which they are."""
+SAVED = ("dataset_info.json", STATE)
+"""Files in the folders of `datasets`, its cache's too."""
+# What `datasets` calls the results of `map` and `filter`, which it keeps beside the data.
+_CACHE = re.compile(r"(?:cache|tmp|indices)-?[0-9a-z_]+\.arrow")
 # What libraries put beside the data.
 _COMPANIONS = {"dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json", "manifest.json"}
 _SPLIT = re.compile(r"(?:^|[/_.\-])(train|training|test|testing|validation|valid|val|dev|eval)(?=[/_.\-]|$)", re.I)
@@ -59,10 +65,12 @@ def choose_files(names: Sequence[str], card: str, subsets: Sequence[str], datase
     Raises ArtifactError if there are none or they are of more than one format, ConfigError for an unknown subset.
     """
     data = sorted(name for name in names if kind_of(name) and not _is_companion(name))
+    saved = {PurePosixPath(name).parent for name in names if PurePosixPath(name).name in SAVED}
+    data = [name for name in data if PurePosixPath(name).parent not in saved or not _CACHE.fullmatch(_file(name))]
     if not data:
         known = " ".join(sorted({*FORMATS}))
         raise ArtifactError(
-            f"{dataset}: no data files in it; known are {known} and .gz or .zst of the text ones", NO_INPUT
+            f"{dataset}: no data files in it; known are {known} and .gz, .zst, .bz2 or .xz of the text ones", NO_INPUT
         )
     configs = _card_configs(card)
     if configs:
@@ -77,6 +85,35 @@ def choose_files(names: Sequence[str], card: str, subsets: Sequence[str], datase
             f"{dataset}: files of formats {', '.join(formats)} may hold the same rows; name the files", BAD_DATA
         )
     return sorted(set(chosen))
+
+
+def saved_files(names: Sequence[str], states: dict[str, bytes], dataset: str) -> list[str]:
+    """`names` without those that a folder of `save_to_disk` does not count as its data.
+
+    states: content of each `state.json` by its name. Raises ArtifactError: (66) a file it lists is not there, (65) its
+    rows are chosen by an indices file.
+    """
+    kept = list(names)
+    for state_name, content in sorted(states.items()):
+        try:
+            state = msgspec.json.decode(content)
+            files = [str(item["filename"]) for item in state["_data_files"]]
+        except (msgspec.DecodeError, KeyError, TypeError):
+            continue  # a file of the same name from another library
+        if state.get("_indices_data_files"):
+            remedy = "call flatten_indices() and save_to_disk again"
+            raise ArtifactError(f"{dataset}: {state_name} chooses rows through a file of indices; {remedy}", BAD_DATA)
+        folder = PurePosixPath(state_name).parent
+        listed = {(folder / file).as_posix() for file in files}
+        missing = sorted(listed - set(names))
+        if missing:
+            raise ArtifactError(f"{dataset}: {state_name} lists {missing[0]}, which is not there; copy it", NO_INPUT)
+        kept = [name for name in kept if PurePosixPath(name).parent != folder or name in listed or not kind_of(name)]
+    return kept
+
+
+def _file(name: str) -> str:
+    return PurePosixPath(name).name
 
 
 def _is_companion(name: str) -> bool:

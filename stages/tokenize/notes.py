@@ -9,12 +9,17 @@ import pyarrow as pa
 from postmill.io.errors import ConfigError
 from postmill.stages.progress import Progress
 from postmill.stages.tokenize.config import Tokenize
+from postmill.stages.tokenize.reading import Reading
 from postmill.stages.tokenize.work import Totals
 
 if TYPE_CHECKING:
     from postmill.stages.tokenize.sources import Sources
 
 _ACCEPTED = {"byte_order_marks": "a byte order mark, passed over", "crlf_lines": "the line ends in CRLF, read as LF"}
+
+
+_MOST_NAMES = 12
+"""Columns that are named before the others are counted."""
 
 
 class Notes:
@@ -47,8 +52,22 @@ class Notes:
         least, most = self._too_long
         return f"they have {least} to {most} tokens: raise --max-length {cfg.max_length}, or choose a --truncation"
 
-    def say(self, cfg: Tokenize, sums: dict[str, int]) -> None:
-        """Warn."""
+    def say(self, cfg: Tokenize, totals: Totals, reading: Reading) -> None:
+        """Warn, and name what nobody reads."""
+        sums = totals.sums
+        for name, where in reading.cut.items():
+            Progress.warn("tokenize", f"{name}: {where}; kept what came before")
+        unused = sorted(totals.columns_unused)
+        if unused:
+            more = f" and {len(unused) - _MOST_NAMES} more" if len(unused) > _MOST_NAMES else ""
+            names = ", ".join(unused[:_MOST_NAMES]) + more
+            Progress.say("tokenize", f"not read, kept in extra: {names}", always=True)
+        if reading.no_text:
+            named = ", ".join(f"{name} ({kind})" for name, kind in sorted(reading.no_text.items()))
+            Progress.say("tokenize", f"left out, with no text form: {named}", always=True)
+        if sums.get("rows_with_nan"):
+            what = "rows have NaN or Infinity in columns that nobody reads; kept in extra as null"
+            Progress.say("tokenize", f"{sums['rows_with_nan']} {what}", always=True)
         for name, what in _ACCEPTED.items():
             if name in self._first:
                 Progress.warn("tokenize", f"{self._first[name]}: {what} ({sums[name]} in all)")
@@ -59,8 +78,9 @@ class Notes:
 
 
 def check_columns(cfg: Tokenize, totals: Totals, sources: "Sources") -> None:
-    """Raises ConfigError for a column to rename that no row has."""
-    absent = [name for name in cfg.columns if name not in totals.columns_seen]
+    """Raises ConfigError for a column to rename or to leave out that no row has."""
+    seen = totals.columns_seen | sources.reading.dropped
+    absent = [name for name in [*cfg.columns, *cfg.drop] if name not in seen and name != "system"]
     if not absent or not totals.sums["rows"]:
         return
     first = next((chunk.data for chunk in sources.chunks()), b"").lstrip().partition(b"\n")[0]
@@ -71,4 +91,5 @@ def check_columns(cfg: Tokenize, totals: Totals, sources: "Sources") -> None:
     known = list(row) if isinstance(row, dict) else []
     near = difflib.get_close_matches(absent[0], known, n=1)
     hint = f"did you mean {near[0]}?" if near else f"the first row has {', '.join(known)}"
-    raise ConfigError(f"columns: no row has a column {absent[0]!r}; {hint}")
+    option = "columns" if absent[0] in cfg.columns else "drop"
+    raise ConfigError(f"{option}: no row has a column {absent[0]!r}; {hint}")

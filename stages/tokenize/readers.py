@@ -7,65 +7,51 @@ members; empty CSV cells are left out too, and all others are text.
 
 import csv
 import io
+import lzma
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import BinaryIO
 
 import msgspec
 
-from postmill._native import MAX_LINE_BYTES, JsonSplitter, batch_to_lines
+from postmill._native import MAX_LINE_BYTES, JsonSplitter
 from postmill.io.errors import BAD_DATA, IO_ERROR, ArtifactError
 from postmill.stages.tokenize.files import Kind
-
-if TYPE_CHECKING:
-    import pyarrow as pa
+from postmill.stages.tokenize.reading import GET_AGAIN, CutFile, Reading, lower, whole_lines
+from postmill.stages.tokenize.sniff import open_compressed
 
 READ_BYTES = 1 << 20
-# Rows that are converted at a time; a chat of 100 kB makes 100 MB of text.
-BATCH_ROWS = 1024
 
 
-def read_lines(path: Path, kind: Kind, name: str) -> Iterator[bytes]:
+def read_lines(path: Path, kind: Kind, name: str, how: Reading) -> Iterator[bytes]:
     """The file as JSON Lines. `name` is what errors call it. Raises ArtifactError."""
+    lines = _read_lines(path, kind, name, how)
+    return whole_lines(lines, name, how) if how.keep_cut else lines
+
+
+def _read_lines(path: Path, kind: Kind, name: str, how: Reading) -> Iterator[bytes]:
     try:
-        if kind.format == "parquet":
-            yield from _parquet(path, name)
-        elif kind.format == "arrow":
-            yield from _arrow(path, name)
+        if kind.format in ("parquet", "arrow"):
+            from postmill.stages.tokenize.tables import read_arrow, read_parquet  # Arrow takes 40 ms to load
+
+            yield from (read_parquet if kind.format == "parquet" else read_arrow)(path, name, how)
         else:
-            with _opened(path, kind.compression) as file:
+            with open_compressed(path, kind.compression) as file:
                 yield from _text_format(file, kind.format, name)
-    except (EOFError, zlib.error) as fault:
-        raise ArtifactError(f"{name}: {_lower(fault)}; the file was cut or damaged, get it again", BAD_DATA) from fault
+    except (EOFError, zlib.error, lzma.LZMAError) as fault:
+        raise CutFile(f"{name}: {lower(fault)}; {GET_AGAIN}", BAD_DATA) from fault
     except OSError as fault:
         # gzip.BadGzipFile and Arrow's read errors are OSErrors without an errno
         if fault.errno is None:
-            raise ArtifactError(
-                f"{name}: {_lower(fault)}; the file was cut or damaged, get it again", BAD_DATA
-            ) from fault
+            raise CutFile(f"{name}: {lower(fault)}; {GET_AGAIN}", BAD_DATA) from fault
         raise ArtifactError(f"{name}: {fault.strerror}", IO_ERROR) from fault
 
 
-def _lower(fault: BaseException) -> str:
-    text = " ".join(str(fault).split())
-    return text[:1].lower() + text[1:160]
-
-
-def _opened(path: Path, compression: str) -> BinaryIO:
-    if compression == "gzip":
-        import gzip
-
-        return gzip.open(path, "rb")  # type: ignore[return-value]  # a GzipFile reads as any binary file
-    if compression == "zstd":
-        import pyarrow as pa
-
-        return pa.CompressedInputStream(pa.OSFile(str(path), "rb"), "zstd")  # type: ignore[no-any-return]
-    return path.open("rb")
-
-
 def _blocks(file: BinaryIO) -> Iterator[bytes]:
-    while block := file.read(READ_BYTES):
+    # one piece of a compressed file at a time: a longer read would lose what comes before the cut
+    read = getattr(file, "read1", file.read)
+    while block := read(READ_BYTES):
         yield block
 
 
@@ -98,7 +84,8 @@ def _json(blocks: Iterator[bytes], name: str) -> Iterator[bytes]:
             yield splitter.feed(block)
         yield splitter.finish()
     except ValueError as fault:
-        raise ArtifactError(f"{name}: {fault}", BAD_DATA) from fault
+        refusal = CutFile if getattr(fault, "reason", "") == "truncated" else ArtifactError
+        raise refusal(f"{name}: {fault}", BAD_DATA) from fault
 
 
 def _is_json_lines(text: bytes) -> bool:
@@ -162,56 +149,9 @@ def _csv(file: BinaryIO, delimiter: str, name: str) -> Iterator[bytes]:
                 yield bytes(out)
                 out.clear()
     except csv.Error as fault:
-        raise ArtifactError(f"{name}:{rows.line_num}: {_lower(fault)}; check the quotes", BAD_DATA) from fault
+        yield bytes(out)
+        refusal = CutFile if "end of data" in str(fault) else ArtifactError
+        raise refusal(f"{name}:{rows.line_num}: {lower(fault)}; check the quotes", BAD_DATA) from fault
     except UnicodeDecodeError as fault:
         raise ArtifactError(_not_utf8(f"{name}:{rows.line_num + 1}", fault), BAD_DATA) from fault
     yield bytes(out)
-
-
-def _parquet(path: Path, name: str) -> Iterator[bytes]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        with pq.ParquetFile(path, memory_map=True) as file:
-            for batch in file.iter_batches(batch_size=BATCH_ROWS):
-                yield _batch_lines(batch, name)
-    except pa.ArrowInvalid as fault:
-        raise OSError(str(fault)) from fault
-
-
-def _arrow(path: Path, name: str) -> Iterator[bytes]:
-    """An IPC file or stream; Feather version 2 is the former."""
-    import pyarrow as pa
-
-    try:
-        with pa.memory_map(str(path), "r") as source:
-            is_file = source.read(6) == b"ARROW1"
-            source.seek(0)
-            if is_file:
-                file = pa.ipc.open_file(source)
-                batches: Iterator[pa.RecordBatch] = (file.get_batch(i) for i in range(file.num_record_batches))
-            else:
-                batches = iter(pa.ipc.open_stream(source))
-            for batch in batches:
-                batch.validate(full=True)
-                for start in range(0, batch.num_rows, BATCH_ROWS):
-                    yield _batch_lines(batch.slice(start, BATCH_ROWS), name)
-    except pa.ArrowInvalid as fault:
-        raise OSError(str(fault)) from fault
-
-
-def _batch_lines(batch: "pa.RecordBatch", name: str) -> bytes:
-    """JSON Lines of a batch; times and decimals, which JSON lacks, as Arrow spells them."""
-    import pyarrow as pa
-
-    columns: dict[str, Any] = {}
-    for field, column in zip(batch.schema, batch.columns, strict=True):
-        spelled = pa.types.is_temporal(field.type) or pa.types.is_decimal(field.type)
-        columns[field.name] = column.cast(pa.string()) if spelled else column
-    if len(columns) < batch.num_columns:
-        raise ArtifactError(f"{name}: two columns have the same name; rename one of them", BAD_DATA)
-    try:
-        return batch_to_lines(pa.RecordBatch.from_pydict(columns))
-    except ValueError as fault:
-        raise ArtifactError(f"{name}: {fault}", BAD_DATA) from fault

@@ -12,7 +12,7 @@ import msgspec
 import pyarrow as pa
 
 from postmill import _native
-from postmill.io.arrays import adopt
+from postmill.io.arrays import adopt, to_numpy
 from postmill.io.errors import ConfigError
 from postmill.io.model_folder import tokenizer_digest
 from postmill.io.schemas import PROMPTS_V1, TOKENS_V1
@@ -21,6 +21,7 @@ from postmill.stages.protocol import Inputs, Out, Result
 from postmill.stages.tokenize.config import Tokenize
 from postmill.stages.tokenize.model import ChosenTemplates, TokenizerFolder, choose_templates, load_tokenizer
 from postmill.stages.tokenize.notes import Notes, check_columns
+from postmill.stages.tokenize.reading import Reading
 from postmill.stages.tokenize.work import PROMPTS, TOKENS, Totals, check_trained, close, in_order, refusals
 
 
@@ -55,7 +56,7 @@ def run(cfg: Tokenize, inputs: Inputs, out: Out) -> Result:
 def make_encoder(
     cfg: Tokenize, model: TokenizerFolder, templates: ChosenTemplates, rules: list[tuple[str, str]]
 ) -> _native.ChatEncoder:
-    """The encoder for a config. Raises NativeError, and ConfigError for a template that prints a date nobody chose."""
+    """The encoder for a config. Raises NativeError, and ConfigError for a rules file that was not given."""
     unread = set(_native.loss_scale_files(cfg.loss_scale)) - {name for name, _ in rules}
     if unread:
         name = sorted(unread)[0]
@@ -89,12 +90,25 @@ def make_encoder(
         max_line_bytes=cfg.max_line_bytes,
         engine=cfg.engine,
         purpose=cfg.for_,
+        drop=cfg.drop,
     )
+    return encoder
+
+
+def check_date(cfg: Tokenize, encoder: _native.ChatEncoder) -> None:
+    """Raises ConfigError where the template prints a date that nobody chose."""
     if encoder.date is not None and cfg.date is None and "date_string" not in cfg.template_kwargs:
         raise ConfigError(
             "date: the chat template prints today's date, so tomorrow would make other tokens; pass --date YYYY-MM-DD"
         )
-    return encoder
+
+
+def _is_rendered(rows: pa.RecordBatch) -> bool:
+    """Whether the chat template wrote any of the rows."""
+    if "messages" in rows.schema.names:
+        return bool(rows["messages"].null_count < rows.num_rows)
+    offsets = to_numpy(rows["turns"].offsets)
+    return bool(offsets[-1] > offsets[0])
 
 
 Encoded = tuple[pa.RecordBatch, pa.RecordBatch, dict[str, Any]]
@@ -111,6 +125,7 @@ def _encode(cfg: Tokenize, encoder: _native.ChatEncoder, references: list[str], 
         validation=cfg.val_ratio,
         side=cfg.split if cfg.val_ratio else "all",
         max_line_bytes=cfg.max_line_bytes,
+        reading=Reading(columns=cfg.columns, drop=frozenset(cfg.drop), keep_cut=cfg.on_cut == "keep"),
     )
     names = [source.name for source in sources.sources]
 
@@ -149,6 +164,8 @@ def _encode(cfg: Tokenize, encoder: _native.ChatEncoder, references: list[str], 
     writer = out.table(PROMPTS, PROMPTS_V1) if is_prompts else out.table(TOKENS, TOKENS_V1)
     with refusals():
         for rows, ledger, counts in in_order(encode, chunks, out.threads):
+            if _is_rendered(rows):
+                check_date(cfg, encoder)  # text alone needs none
             writer.write(rows)
             out.ledger.add(ledger)
             out.ledger.keep(counts.pop("kept", 0))
@@ -156,7 +173,8 @@ def _encode(cfg: Tokenize, encoder: _native.ChatEncoder, references: list[str], 
             totals.add(rows, counts)
             Progress.say("tokenize", f"{totals.sums['rows']:,} rows, {totals.sums['tokens']:,} tokens")
     close(writer, out)
-    notes.say(cfg, totals.sums)
+    notes.say(cfg, totals, sources.reading)
     check_columns(cfg, totals, sources)
     check_trained(out, ", ".join(references), notes.remedy(cfg))
-    return totals.metrics() | {"sources": names}
+    cut = {"cut_files": sources.reading.cut} if sources.reading.cut else {}
+    return totals.metrics() | {"sources": names} | cut

@@ -11,7 +11,7 @@ more beforehand to count its records.
 
 import functools
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Literal, NamedTuple
 
 import msgspec
@@ -24,10 +24,12 @@ from postmill.io.errors import BAD_DATA, NO_INPUT, ArtifactError, ConfigError
 from postmill.io.hub import CARD, fetch
 from postmill.stages.progress import fetch_progress
 from postmill.stages.protocol import Input
-from postmill.stages.tokenize.files import FORMATS, Kind, choose_files, kind_of
+from postmill.stages.tokenize.files import FORMATS, STATE, Kind, choose_files, kind_of, saved_files
 from postmill.stages.tokenize.readers import read_lines
+from postmill.stages.tokenize.reading import Reading
 from postmill.stages.tokenize.references import Reference, parse_reference
 from postmill.stages.tokenize.selection import Stop, held_out, mix_counts, resample, times_read
+from postmill.stages.tokenize.sniff import kind_of_file
 
 Side = Literal["all", "train", "validation"]
 STDIN = "-"
@@ -53,8 +55,8 @@ class Dataset(msgspec.Struct, frozen=True):
     """The commit of a hub, `hf:owner/name@commit`, or empty."""
     files: dict[str, Path]
     """By name, in the order they are read."""
-    kind: Kind | None = None
-    """How to read them, where names do not tell."""
+    kinds: dict[str, Kind]
+    """How to read each."""
 
     def digest(self) -> str:
         """Of everything about the dataset that can change a row: names, bytes, count. Not where it lies."""
@@ -89,26 +91,38 @@ def resolve(text: str) -> Dataset:
         )
         short = fetched.source.removesuffix(fetched.revision) + fetched.revision[:12]
         files = {f"{short}/{name}": path for name, path in sorted(fetched.files.items())}
-        return Dataset(reference, fetched.source, files)
+        return _dataset(reference, fetched.source, files)
     if reference.place == STDIN:
         return _from_stdin(reference)
     path = Path(reference.place)
     if path.is_dir():
         names = [file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()]
         card = (path / CARD).read_text("utf-8", errors="replace") if CARD in names else ""
-        chosen = choose_files(names, card, reference.subsets, text)
-        return Dataset(reference, "", {f"{path.name or '.'}/{name}": path / name for name in chosen})
+        states = {name: (path / name).read_bytes() for name in names if PurePosixPath(name).name == STATE}
+        chosen = choose_files(saved_files(names, states, text), card, reference.subsets, text)
+        return _dataset(reference, "", {f"{path.name or '.'}/{name}": path / name for name in chosen})
     if not path.is_file():
         hint = "; for a hub write hf:owner/name or ms:owner/name" if text.count("/") == 1 else ""
         raise ArtifactError(f"{text}: no such file or folder{hint}", NO_INPUT)
     if reference.subsets:
         raise ConfigError(f"dataset {text}: a file has no subsets; drop :{'/'.join(reference.subsets)}")
-    if kind_of(path.name) is None:
-        known = " ".join(sorted(FORMATS))
-        raise ArtifactError(
-            f"{text}: unknown file format {path.suffix!r}; known are {known} and .gz or .zst of text", BAD_DATA
-        )
-    return Dataset(reference, "", {path.name: path})
+    return _dataset(reference, "", {path.name: path})
+
+
+def _dataset(reference: Reference, source: str, files: dict[str, Path]) -> Dataset:
+    """The dataset of `files` by name, each file's kind told by its bytes. Raises ArtifactError (65, 77)."""
+    kinds = {}
+    for name, path in files.items():
+        kind = kind_of_file(path, name, kind_of(name))
+        if kind is None:
+            known = " ".join(sorted(FORMATS))
+            ending = PurePosixPath(name).suffix
+            raise ArtifactError(
+                f"{name}: unknown file format {ending!r}; known are {known} and .gz, .zst, .bz2 or .xz of text",
+                BAD_DATA,
+            )
+        kinds[name] = kind
+    return Dataset(reference, source, files, kinds)
 
 
 def resolve_inputs(port: str, reference: str) -> list[Input]:
@@ -125,7 +139,7 @@ def _from_stdin(reference: Reference) -> Dataset:
     found = open_stdin()
     if reference.subsets or not isinstance(found, Rows):
         raise ConfigError(f"dataset {reference.text}: only rows have a #count, and stdin has no subsets")
-    return Dataset(reference, "", {STDIN: found.path}, found.kind)
+    return Dataset(reference, "", {STDIN: found.path}, {STDIN: found.kind})
 
 
 class Sources:
@@ -142,10 +156,12 @@ class Sources:
         side: Side,
         chunk_bytes: int,
         max_line_bytes: int,
+        reading: Reading,
     ) -> None:
         self.datasets = list(datasets)
+        self.reading = reading
         self.sources = [
-            Source(name, path, dataset.kind or kind_of(path.name) or _kind(name), index)
+            Source(name, path, dataset.kinds[name], index)
             for index, dataset in enumerate(datasets)
             for name, path in dataset.files.items()
         ]
@@ -215,7 +231,9 @@ class Sources:
     def _cut(self, source: Source) -> Iterator[tuple[int, bytes, int, int]]:
         """First line, bytes, lines and records of each chunk of a source."""
         first_line = 1
-        for data in cut(read_lines(source.path, source.kind, source.name), self._chunk_bytes, self._max_line_bytes):
+        for data in cut(
+            read_lines(source.path, source.kind, source.name, self.reading), self._chunk_bytes, self._max_line_bytes
+        ):
             if not data:
                 raise ArtifactError(
                     f"{source.name}:{first_line}: the line is longer than {self._max_line_bytes} bytes; raise "
@@ -225,13 +243,6 @@ class Sources:
             lines, records = count_records(data, first_line == 1)
             yield first_line, data, lines, records
             first_line += lines
-
-
-def _kind(name: str) -> Kind:
-    """A cache may keep files under other names; the repository's name tells."""
-    kind = kind_of(name)
-    assert kind is not None, name
-    return kind
 
 
 def cut(blocks: Iterator[bytes], chunk_bytes: int, max_line_bytes: int) -> Iterator[bytes]:
@@ -270,11 +281,13 @@ def open_sources(
     side: Side = "all",
     chunk_bytes: int = CHUNK_BYTES,
     max_line_bytes: int = MAX_LINE_BYTES,
+    reading: Reading | None = None,
 ) -> Sources:
     """Resolve `references` and plan what is read of them.
 
     mix: shares of the datasets, one weight each, or empty; `stop` says whether the smallest or the largest dataset, for
     its share, sets the total. validation: share of rows held out, 0 <= validation < 1; `side`: which rows to give.
+    reading: how files are read.
     Raises ConfigError and ArtifactError.
     """
     if not 0 <= validation < 1:
@@ -291,4 +304,5 @@ def open_sources(
         side=side,
         chunk_bytes=chunk_bytes,
         max_line_bytes=max_line_bytes,
+        reading=reading or Reading(),
     )

@@ -19,9 +19,9 @@ from postmill.io.errors import CUT_STREAM, MISMATCH, USAGE, ArtifactError, Confi
 from postmill.io.schemas import TOKENS_V1
 from postmill.io.table import StreamReader, is_stream_schema
 from postmill.stages.tokenize.files import Kind
+from postmill.stages.tokenize.sniff import kind_of_file
 
 _ARROW_STREAM = b"\xff\xff\xff\xff"
-_COMPRESSIONS = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 _COPY_BYTES = 1 << 20
 _MAX_SCHEMA_BYTES = 1 << 26
 
@@ -35,7 +35,7 @@ class Rows(NamedTuple):
 
 @functools.cache  # can be read once only; the runner wants its digest, and the stage its rows
 def open_stdin() -> StreamReader | Rows:
-    """A stream of tokens, or rows: JSON Lines or a JSON list (also gzip or zstd), Parquet, Arrow.
+    """A stream of tokens, or rows: JSON Lines or a JSON list (also compressed), Parquet, Arrow.
 
     Raises ConfigError (2) if it is a terminal, ArtifactError: (76) an Arrow stream was cut before its schema, (78) it
     is a stream of another kind.
@@ -54,7 +54,7 @@ def open_stdin() -> StreamReader | Rows:
     file.flush()
     _OPEN.append(file)
     path = Path(f"/proc/self/fd/{file.fileno()}")
-    return Rows(path, _kind(path, head))
+    return Rows(path, kind_of_file(path, "stdin", None) or Kind("jsonl"))
 
 
 _OPEN: list[BinaryIO] = []
@@ -74,19 +74,6 @@ def _tokens(source: BinaryIO) -> StreamReader:
     if stream.header.kind != "tokens":
         raise ArtifactError(f"stdin: a stream of {stream.header.kind}, expected rows or tokens", MISMATCH)
     return stream
-
-
-def _kind(path: Path, head: bytes) -> Kind:
-    if head.startswith(b"PAR1"):
-        return Kind("parquet")
-    if head.startswith((_ARROW_STREAM, b"ARROW1")):
-        return Kind("arrow")
-    compression = next((name for magic, name in _COMPRESSIONS.items() if head.startswith(magic)), "")
-    if compression:
-        return Kind("json", compression)  # a reader of JSON takes JSON Lines as they are
-    with path.open("rb") as file:
-        first = file.read(1 << 16).removeprefix(b"\xef\xbb\xbf").lstrip()
-    return Kind("json" if first.startswith(b"[") else "jsonl")
 
 
 def _read_exactly(source: io.RawIOBase, size: int) -> bytes:

@@ -83,12 +83,15 @@ class Totals:
         self.histogram: list[int] = []
         self.closing_ids: set[int] = set()
         self.columns_seen: set[str] = set()
-        """Of the columns that `columns` renames, those that some row has."""
+        """Of the columns that `columns` renames and `drop` leaves out, those that some row has."""
+        self.columns_unused: set[str] = set()
+        """Columns that nobody read, a hundred of each chunk at most."""
 
     def add(self, rows: pa.RecordBatch, counts: dict[str, Any]) -> None:
         """Add a chunk, in the order of the input."""
         self.closing_ids.update(counts.pop("closing_ids", []))
         self.columns_seen.update(counts.pop("columns_seen", []))
+        self.columns_unused.update(counts.pop("columns_unused", []))
         histogram = counts.pop("length_histogram", [])
         self.histogram += [0] * (len(histogram) - len(self.histogram))
         for bucket, number in enumerate(histogram):

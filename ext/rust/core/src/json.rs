@@ -48,9 +48,27 @@ pub fn parse(bytes: &[u8]) -> Result<Json, RowError> {
 /// # Errors
 /// As [`parse`].
 pub fn parse_text(text: &str) -> Result<Json, RowError> {
-    let mut parser = Parser { text, bytes: text.as_bytes(), at: 0, scratch: Vec::new() };
+    parse_with(text, false)
+}
+
+/// [`parse_text`] where `NaN`, `Infinity` and `-Infinity`, as `json.dumps` writes them, are numbers of that text.
+///
+/// # Errors
+/// As [`parse_text`].
+pub fn parse_loose(text: &str) -> Result<Json, RowError> {
+    parse_with(text, true)
+}
+
+fn parse_with(text: &str, loose: bool) -> Result<Json, RowError> {
+    let mut parser = Parser { text, bytes: text.as_bytes(), at: 0, scratch: Vec::new(), loose };
     parser.document().map_err(Fault::into_error)
 }
+
+/// Numbers of `json.dumps` that are no JSON.
+pub const NOT_NUMBERS: [&str; 3] = ["NaN", "Infinity", "-Infinity"];
+
+/// The reason of a [`RowError`] about one of [`NOT_NUMBERS`].
+pub const NOT_A_NUMBER: &str = "not_a_number";
 
 fn utf8_error(bytes: &[u8], fault: Utf8Error) -> RowError {
     let valid = fault.valid_up_to();
@@ -148,6 +166,8 @@ struct Parser<'a> {
     at: usize,
     /// Where strings with escapes are put together before the one allocation of their final size. Always UTF-8.
     scratch: Vec<u8>,
+    /// Whether [`NOT_NUMBERS`] are numbers.
+    loose: bool,
 }
 
 impl Parser<'_> {
@@ -163,6 +183,12 @@ impl Parser<'_> {
 
     fn value(&mut self, depth: usize) -> Parsed<Json> {
         self.skip_space();
+        if self.loose
+            && let Some(word) = NOT_NUMBERS.iter().find(|word| self.text[self.at..].starts_with(**word))
+        {
+            self.at += word.len();
+            return Ok(Json::Number((*word).into()));
+        }
         match self.bytes.get(self.at) {
             Some(b'"') => Ok(Json::String(self.string()?)),
             Some(b'{') => self.object(depth + 1),
@@ -431,7 +457,7 @@ impl Parser<'_> {
         }
         for word in ["NaN", "Infinity", "-Infinity", "nan", "inf"] {
             if rest.starts_with(word) {
-                return self.fault("json", format!("{word} is not JSON; use null or leave the member out"));
+                return self.fault(NOT_A_NUMBER, format!("{word} is not JSON; use null or leave the member out"));
             }
         }
         for (word, right) in [("None", "null"), ("True", "true"), ("False", "false")] {

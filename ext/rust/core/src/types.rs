@@ -82,6 +82,8 @@ pub struct Row {
     pub margin: Option<f64>,
     /// Every other column as one canonical JSON object (keys sorted, no spaces), or empty when there is none.
     pub extra: Box<str>,
+    /// Names of these columns.
+    pub unused: Vec<Box<str>>,
 }
 
 /// A rendered conversation and where each turn came to lie in it.

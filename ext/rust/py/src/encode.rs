@@ -161,7 +161,7 @@ impl ChatEncoder {
         template_name = "chat template", special_texts = vec![], date = None, loss_scale = "default", loss_rules = "spans", rule_files = vec![],
         segments = "whole", max_length = None, truncation = "drop", special_text = "keep", thinking = "template",
         system = None, template_kwargs = "{}", columns = vec![], model_name = None, model_author = None,
-        skip_bad_rows = false, max_line_bytes = 0, engine = "auto", purpose = "train"
+        skip_bad_rows = false, max_line_bytes = 0, engine = "auto", purpose = "train", drop = vec![]
     ))]
     #[allow(clippy::too_many_arguments)] // named in Python
     fn new(
@@ -192,6 +192,7 @@ impl ChatEncoder {
         max_line_bytes: usize,
         engine: &str,
         purpose: &str,
+        drop: Vec<String>,
     ) -> PyResult<Self> {
         let build = || {
             let spec = Spec::parse(loss_scale, semantics(loss_rules)?, &rule_files)?;
@@ -224,6 +225,7 @@ impl ChatEncoder {
             }
             let rows = RowOptions {
                 purpose: self::purpose(purpose)?,
+                drop: drop.into_iter().map(Into::into).collect(),
                 columns: boxed(columns),
                 model_name: model_name.map(Into::into),
                 model_author: model_author.map(Into::into),
@@ -267,6 +269,8 @@ impl ChatEncoder {
         counts.set_item("length_histogram", encoded.counts.length_histogram)?;
         counts.set_item("first_crlf", encoded.counts.first_crlf)?;
         counts.set_item("columns_seen", encoded.counts.columns_seen.iter().map(|name| &**name).collect::<Vec<_>>())?;
+        let unused: Vec<&str> = encoded.counts.columns_unused.iter().map(|name| &**name).collect();
+        counts.set_item("columns_unused", unused)?;
         counts.set_item("closing_ids", encoded.counts.closing_ids.into_iter().collect::<Vec<_>>())?;
         Ok((PyRecordBatch::new(encoded.rows), PyRecordBatch::new(encoded.ledger), counts))
     }

@@ -77,7 +77,7 @@ fn record_hashes<'py>(py: Python<'py>, data: &[u8], at_file_start: bool, seed: u
 ///
 /// `columns`: `(old, new)` names. Raises `NativeError` at the first bad row, `file:line:column` before its message.
 #[pyfunction]
-#[pyo3(signature = (data, file, columns = Vec::new(), model_name = None, model_author = None))]
+#[pyo3(signature = (data, file, columns = Vec::new(), model_name = None, model_author = None, drop = Vec::new()))]
 fn normalize_lines(
     py: Python<'_>,
     data: &[u8],
@@ -85,9 +85,11 @@ fn normalize_lines(
     columns: Vec<(String, String)>,
     model_name: Option<String>,
     model_author: Option<String>,
+    drop: Vec<String>,
 ) -> PyResult<Vec<String>> {
     let options = RowOptions {
         purpose: rows::Purpose::default(),
+        drop: drop.into_iter().map(Into::into).collect(),
         columns: columns.into_iter().map(|(old, new)| (old.into(), new.into())).collect(),
         model_name: model_name.map(Into::into),
         model_author: model_author.map(Into::into),
@@ -97,7 +99,7 @@ fn normalize_lines(
         let mut rows = Vec::new();
         while let Some(record) = lines.next() {
             let row = record.and_then(|record| {
-                let value = lines::parse_record(data, &record)?;
+                let (value, _) = rows::parse_record(data, &record, &options)?;
                 rows::normalize(value, &options)
             });
             match row {
@@ -112,6 +114,12 @@ fn normalize_lines(
         let message = format!("{file}:{line}{column}: {fault}");
         mark(py, to_python(py, &Error::Data { place: "".into(), message: message.into() }), fault)
     })
+}
+
+/// `is_column(name) -> bool`: whether a column of this name means something to the reader of rows.
+#[pyfunction]
+fn is_column(name: &str) -> bool {
+    rows::is_column(name)
 }
 
 /// `batch_to_lines(batch) -> bytes`: an Arrow record batch as JSON Lines. Raises `ValueError` for a type without JSON form.
@@ -168,6 +176,7 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(count_records, module)?)?;
     module.add_function(wrap_pyfunction!(chunk_bounds, module)?)?;
     module.add_function(wrap_pyfunction!(record_hashes, module)?)?;
+    module.add_function(wrap_pyfunction!(is_column, module)?)?;
     module.add_function(wrap_pyfunction!(normalize_lines, module)?)?;
     module.add_function(wrap_pyfunction!(batch_to_lines, module)?)
 }

@@ -53,7 +53,7 @@ pub struct Encoded {
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Counts {
     /// By name: `rows_in`, `kept`, `rows`, `tokens`, `trained_tokens`, `rendered_bytes`, `encode_calls`, `straddles`,
-    /// `special_look_alikes`, `rows_with_look_alikes`, `masked_turns`, `byte_order_marks`, `crlf_lines`.
+    /// `rows_with_nan`, `special_look_alikes`, `rows_with_look_alikes`, `masked_turns`, `byte_order_marks`, `crlf_lines`.
     pub sums: BTreeMap<&'static str, i64>,
     /// Rows with at least 2^k and under 2^(k+1) tokens, at k.
     pub length_histogram: Vec<i64>,
@@ -61,9 +61,14 @@ pub struct Counts {
     pub closing_ids: BTreeSet<i32>,
     /// Number of the first line that ends in CRLF.
     pub first_crlf: Option<u64>,
-    /// Which of the columns to rename some row has.
+    /// Which of the columns to rename or leave out some row has.
     pub columns_seen: BTreeSet<Box<str>>,
+    /// Columns that nobody read, of the first hundred.
+    pub columns_unused: BTreeSet<Box<str>>,
 }
+
+/// Column names that are kept to be said: rows may have names of their own.
+const MOST_UNUSED: usize = 100;
 
 impl Counts {
     /// Add to a sum.
@@ -73,9 +78,17 @@ impl Counts {
 
     fn see_columns(&mut self, row: &Json, options: &RowOptions) {
         let Json::Object(members) = row else { return };
-        for (old, _) in &options.columns {
+        for old in options.columns.iter().map(|(old, _)| old).chain(&options.drop) {
             if !self.columns_seen.contains(old) && members.iter().any(|(name, _)| name == old) {
                 self.columns_seen.insert(old.clone());
+            }
+        }
+    }
+
+    fn see_unused(&mut self, names: Vec<Box<str>>) {
+        for name in names {
+            if self.columns_unused.len() < MOST_UNUSED && !self.columns_unused.contains(&name) {
+                self.columns_unused.insert(name);
             }
         }
     }
@@ -185,7 +198,7 @@ pub fn content_hashes(read: &ReadOptions, chunk: &Chunk) -> Vec<(u64, u128)> {
     let mut buffer = vec![];
     let hashed = for_each_record(read, chunk, |record, _, number| {
         let parsed = record.and_then(|record| {
-            let value = lines::parse_record(chunk.data, &record)?;
+            let (value, _) = rows::parse_record(chunk.data, &record, &read.rows)?;
             rows::normalize(value, &read.rows)
         });
         let hash = parsed.map_or_else(
@@ -248,7 +261,8 @@ impl Run<'_> {
             return Ok(());
         }
         let parsed = record.and_then(|record| {
-            let value = lines::parse_record(self.chunk.data, &record)?;
+            let (value, has_nan) = rows::parse_record(self.chunk.data, &record, &read.rows)?;
+            self.counts.add("rows_with_nan", usize::from(has_nan));
             self.counts.see_columns(&value, &read.rows);
             rows::normalize(value, &read.rows)
         });
@@ -302,7 +316,8 @@ impl Run<'_> {
     }
 
     fn row(&mut self, row: Row, id: RowId, line: u64) -> Result<(), Error> {
-        let Row { mut body, tools, template_kwargs, channel, label, margin, extra } = row;
+        let Row { mut body, tools, template_kwargs, channel, label, margin, extra, unused } = row;
+        self.counts.see_unused(unused);
         let side = Side { tools: tools.as_ref(), kwargs: &template_kwargs };
         let is_prompt = self.purpose == Purpose::Prompt;
         let conversation = match &mut body {

@@ -61,7 +61,7 @@ fn append_text(out: &mut String, text: &str) {
 }
 
 fn append_value(out: &mut String, values: &dyn Array, row: usize) -> Appended {
-    if values.is_null(row) {
+    if values.is_null(row) && !matches!(values.data_type(), DataType::Union(_, _)) {
         out.push_str("null");
         return Ok(());
     }
@@ -96,6 +96,10 @@ fn append_value(out: &mut String, values: &dyn Array, row: usize) -> Appended {
                 append_member(out, start, field.name(), column.as_ref(), row)?;
             }
             out.push('}');
+        }
+        DataType::Union(_, _) => {
+            let union = values.as_union();
+            append_value(out, union.child(union.type_id(row)).as_ref(), union.value_offset(row))?;
         }
         DataType::Map(_, _) => append_map(out, values, row)?,
         DataType::Dictionary(_, _) => {

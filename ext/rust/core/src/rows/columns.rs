@@ -1,9 +1,9 @@
 //! Which column of a row is what.
 use crate::error::RowError;
 use crate::json;
-use crate::rows::Source;
 use crate::rows::messages::is_whole_conversation;
 use crate::rows::place::{Place, did_you_mean, listed, quoted};
+use crate::rows::{RowOptions, Source};
 use crate::types::Json;
 
 /// What a column can be.
@@ -80,6 +80,12 @@ impl Column {
     }
 }
 
+/// Whether a column of this name means something here.
+#[must_use]
+pub fn is_column(name: &str) -> bool {
+    Column::of(name).is_some()
+}
+
 /// Columns whose media or tools the data path cannot use yet, and would drop without a word if it let them pass.
 const PREFIXED: [&str; 5] = ["tools", "images", "videos", "audios", "objects"];
 
@@ -93,10 +99,14 @@ pub(super) struct Columns {
 }
 
 impl Columns {
-    /// Rename, then recognise.
-    pub(super) fn new(members: Vec<(Box<str>, Json)>, renames: &[(Box<str>, Box<str>)]) -> Result<Self, RowError> {
+    /// Leave out, rename, recognise.
+    pub(super) fn new(members: Vec<(Box<str>, Json)>, options: &RowOptions) -> Result<Self, RowError> {
+        let renames = &options.columns;
         let mut sorted = Vec::with_capacity(members.len());
         for (name, value) in members {
+            if options.drop.contains(&name) {
+                continue;
+            }
             let name = renames.iter().find(|(old, _)| *old == name).map_or(name, |(_, new)| new.clone());
             let column = Column::of(&name);
             if !renames.is_empty() && sorted.iter().any(|(other, _, _)| *other == name) {
@@ -289,11 +299,11 @@ impl Columns {
         Ok(())
     }
 
-    /// Every column that was not used, as one canonical JSON object.
+    /// Every column that was not used, as one canonical JSON object, and their names.
     ///
     /// A name close to one that would have changed the row's meaning is an error: `rejected_respons` must not travel along
     /// as a mere passenger.
-    pub(super) fn into_extra(self) -> Result<Box<str>, RowError> {
+    pub(super) fn into_extra(self) -> Result<(Box<str>, Vec<Box<str>>), RowError> {
         let mut left = Vec::with_capacity(self.members.len());
         for (name, value, column) in self.members {
             if column.is_none()
@@ -306,7 +316,11 @@ impl Columns {
                 left.push((name, value));
             }
         }
-        if left.is_empty() { Ok(Box::default()) } else { Ok(json::to_canonical(&Json::Object(left)).into()) }
+        if left.is_empty() {
+            return Ok(Default::default());
+        }
+        let names = left.iter().map(|(name, _)| name.clone()).collect();
+        Ok((json::to_canonical(&Json::Object(left)).into(), names))
     }
 }
 

@@ -20,14 +20,17 @@ mod digest;
 mod messages;
 mod place;
 mod prompt;
+mod record;
 
 use crate::error::RowError;
 use crate::json;
 use crate::types::{Body, Json, Message, Role, Row};
+pub use columns::is_column;
 use columns::{Column, Columns};
 pub use digest::{content_hash, messages_json, to_json};
 use messages::Reader;
 use place::{Place, kind};
+pub use record::parse_record;
 
 /// What rows are read for.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -46,6 +49,8 @@ pub struct RowOptions {
     pub purpose: Purpose,
     /// `old=new`: columns to rename before anything else.
     pub columns: Vec<(Box<str>, Box<str>)>,
+    /// Columns to leave out; `system` is every system message too.
+    pub drop: Vec<Box<str>>,
     /// What `{{NAME}}` and `{{name}}` become.
     pub model_name: Option<Box<str>>,
     /// What `{{AUTHOR}}` and `{{author}}` become.
@@ -73,7 +78,7 @@ pub fn normalize(value: Json, options: &RowOptions) -> Result<Row, RowError> {
 }
 
 fn read_row(members: Vec<(Box<str>, Json)>, options: &RowOptions) -> Result<Row, RowError> {
-    let mut columns = Columns::new(members, &options.columns)?;
+    let mut columns = Columns::new(members, options)?;
     columns.refuse_media()?;
     let reader = Reader { options };
     let system = read_system(&mut columns, &reader)?;
@@ -92,17 +97,23 @@ fn read_row(members: Vec<(Box<str>, Json)>, options: &RowOptions) -> Result<Row,
     }
     let rejected = read_rejected(&mut columns, &side, &body.messages)?;
     let tools = read_tools(&mut columns)?;
+    let template_kwargs = read_template_kwargs(&mut columns)?;
+    let channel = read_channel(&mut columns)?;
+    let label = columns.take_label();
+    let margin = read_margin(&mut columns)?;
+    let (extra, unused) = columns.into_extra()?;
     Ok(Row {
         body: match rejected {
             Some(rejected) => Body::Pair(body.messages, rejected),
             None => as_text(&mut body, tools.is_some())?.map_or_else(|| Body::Chat(body.messages), Body::Text),
         },
         tools,
-        template_kwargs: read_template_kwargs(&mut columns)?,
-        channel: read_channel(&mut columns)?,
-        label: columns.take_label(),
-        margin: read_margin(&mut columns)?,
-        extra: columns.into_extra()?,
+        template_kwargs,
+        channel,
+        label,
+        margin,
+        extra,
+        unused,
     })
 }
 

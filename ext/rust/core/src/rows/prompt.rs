@@ -21,15 +21,11 @@ pub(super) fn read(mut columns: Columns, side: &Side, source: Source) -> Result<
         // whoever asks again, with what a tool answered, needs them too
         columns.put_back("chat_template_kwargs", Json::Object(template_kwargs.clone()));
     }
-    Ok(Row {
-        body,
-        tools,
-        template_kwargs,
-        channel: read_channel(&mut columns)?,
-        label: columns.take_label(),
-        margin: read_margin(&mut columns)?,
-        extra: columns.into_extra()?,
-    })
+    let channel = read_channel(&mut columns)?;
+    let label = columns.take_label();
+    let margin = read_margin(&mut columns)?;
+    let (extra, unused) = columns.into_extra()?;
+    Ok(Row { body, tools, template_kwargs, channel, label, margin, extra, unused })
 }
 
 /// A conversation; the answer at its end, if it has one, is taken off.
