@@ -174,6 +174,22 @@ the manifest's `functions`; null means that the function failed or does not appl
 is `mixed`, `best` or `worst` (all rewards equal, above 0 or not), or `few` (fewer than two rewards)."""
 
 
+SCORES_V1: Final = pa.schema(
+    [
+        pa.field("row_id", ROW_ID, nullable=False),
+        pa.field("start", pa.int32(), nullable=False),
+        pa.field("logp", pa.list_(pa.field("item", pa.float32(), nullable=False)), nullable=False),
+        pa.field("entropy", pa.list_(pa.field("item", pa.float32(), nullable=False))),
+        pa.field("collision", pa.list_(pa.field("item", pa.float32(), nullable=False))),
+    ]
+)
+"""What a model says of a row of tokens: `logp[i]` is the log-probability of token `start + i`, given all before it.
+
+`entropy` and `collision` (log of the sum of squared probabilities) are of the same tokens, null where not asked for.
+Rows are those of the token tables that were scored, in their order.
+"""
+
+
 def check_schema(found: pa.Schema, expected: pa.Schema, place: Any) -> None:
     """Raises ArtifactError (78) naming the first column of `found` that differs from `expected`."""
     for field in expected:

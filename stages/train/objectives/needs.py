@@ -26,3 +26,9 @@ class Needs(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """What sums are divided by, the names of `plan.MEASURES`. The first is the `normaliser` of the record."""
     linear: bool = False
     """The loss is the sum of weight * -log-prob with weights known before the forward pass."""
+
+
+PAIRS_WITHOUT_REFERENCE = Needs(
+    stats=frozenset({"logp"}), group="pair", coupling="group", measures=("groups", "chosen_tokens")
+)
+"""Of CPO and its kin."""

@@ -1,0 +1,70 @@
+"""Reading scores: what a model said of each token of the rows of token tables, joined by the rows' ordinals."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from postmill.io.arrays import to_numpy
+from postmill.io.errors import MISMATCH, ArtifactError
+from postmill.io.manifest import load_artifact
+from postmill.io.packed import PackedReader
+from postmill.io.schemas import SCORES_V1
+from postmill.io.table import TableReader
+
+SCORES = "scores.arrow"
+
+
+class ScoresReader:
+    """A scores artifact. Values are memory-mapped."""
+
+    def __init__(self, path: Path) -> None:
+        self.artifact = load_artifact(path, ("scores",))
+        self._table = TableReader(self.artifact.file(SCORES), SCORES_V1)
+        counts = [self._table.rows_in(index) for index in range(self._table.num_batches)]
+        self._offsets = np.cumsum([0, *counts])
+
+    def __len__(self) -> int:
+        return int(self._offsets[-1])
+
+    def check(self, reader: PackedReader) -> None:
+        """Raise ArtifactError (78) unless these are scores of the very rows of `reader`."""
+        path, num_rows = self.artifact.path, reader.num_rows
+        if len(self) != num_rows:
+            raise ArtifactError(
+                f"{path}: scores of {len(self):,} rows, the token tables have {num_rows:,}; score these tokens",
+                MISMATCH,
+            )
+        for number in range(self._table.num_batches):
+            rows = np.arange(self._offsets[number], self._offsets[number + 1])
+            mine = to_numpy(self._table.batch(number).column("row_id"))
+            differs = np.flatnonzero(mine != reader.columns(rows, ["row_id"])["row_id"])
+            if len(differs):
+                raise ArtifactError(
+                    f"{path}: row {rows[differs[0]]:,} is of other tokens than the row there; score these tokens",
+                    MISMATCH,
+                )
+
+    def tokens(self, rows: NDArray[np.int64], lengths: NDArray[np.int64], name: str) -> NDArray[np.float32]:
+        """Column `name` by token, rows end to end; NaN where a token has no score.
+
+        lengths: tokens of each row. Raises ArtifactError (78) if the column was not asked for when scoring.
+        """
+        pieces = []
+        batches = np.searchsorted(self._offsets, rows, side="right") - 1
+        for row, number, length in zip(rows.tolist(), batches.tolist(), lengths.tolist(), strict=True):
+            batch = self._table.batch(number)
+            piece = np.full(length, np.nan, np.float32)
+            values, start = self._row(batch, row - int(self._offsets[number]), name)
+            piece[start : start + len(values)] = values
+            pieces.append(piece)
+        return np.concatenate(pieces)
+
+    def _row(self, batch: Any, index: int, name: str) -> tuple[NDArray[np.float32], int]:
+        column = batch.column(name)
+        if not column.is_valid()[index].as_py():
+            raise ArtifactError(f"{self.artifact.path}: has no {name}; score again with --{name}", MISMATCH)
+        offsets = to_numpy(column.offsets)
+        values: NDArray[np.float32] = to_numpy(column.values)[offsets[index] : offsets[index + 1]]
+        return values, int(to_numpy(batch.column("start"))[index])
