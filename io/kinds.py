@@ -17,6 +17,7 @@ from postmill.io.schemas import (
     PROMPTS_V1,
     REWARDS_V1,
     ROLLOUTS_V1,
+    SCORES_V1,
     TOKENS_V1,
 )
 
@@ -36,6 +37,7 @@ KINDS: dict[str, Kind] = {
     "packed": Kind(tables={"bins.arrow": BINS_V1}),
     "rollouts": Kind(tables={"rollouts.arrow": ROLLOUTS_V1}),
     "rewards": Kind(tables={"rewards.arrow": REWARDS_V1}),
+    "scores": Kind(tables={"scores.arrow": SCORES_V1}),
     "model": Kind(),
     "adapter": Kind(),
     "checkpoint": Kind(),

@@ -85,6 +85,11 @@ def find_inputs(stage: Stage, given: dict[str, list[str]]) -> Inputs:
 
 
 def _find(name: str, port: Port, reference: str) -> list[Input]:
+    if port.named:
+        label, has_name, reference = reference.partition("=")
+        if not has_name or not label or not reference:
+            raise ConfigError(f"{port.flag or name} {label}: expected NAME=PATH, as in ref=scores/", USAGE)
+        name = f"{name}.{label}"
     if port.resolver:
         module, _, function = port.resolver.partition(":")
         resolved: list[Input] = getattr(importlib.import_module(module), function)(name, reference)

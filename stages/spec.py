@@ -46,6 +46,8 @@ class Port(msgspec.Struct, frozen=True, kw_only=True):
     flag: str = ""
     """`-m` or `--valid`; a port without a flag is positional."""
     many: bool = False
+    named: bool = False
+    """Whether a reference is NAME=PATH; the inputs are then of the port `PORT.NAME`."""
     required: bool = True
     stream: bool = False
     """Whether `-` reads it from stdin."""

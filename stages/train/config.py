@@ -137,6 +137,14 @@ STAGE = Stage(
         "valid": Port(
             kinds=("packed",), flag="--valid", help="a packed artifact to measure the loss on", required=False
         ),
+        "scores": Port(
+            kinds=("scores",),
+            flag="--scores",
+            named=True,
+            many=True,
+            required=False,
+            help="log-probs another model gave the same rows, as ref=DIR (valid.ref=DIR for those of --valid)",
+        ),
     },
     output=output_kind,
     example="postmill train packed/ -m base/ -o run/ --tuner lora --epochs 2 --lr 2e-4",

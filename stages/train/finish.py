@@ -53,7 +53,7 @@ def finish(
             "epochs": round(steps.total / steps.per_epoch, 6),
             "tokens": sum(line["tokens"] for line in record.lines),
             "trained_tokens": sum(line["trained_tokens"] for line in record.lines),
-            "normalize": cfg.objective.normalize,
+            "normalize": cfg.objective.needs.measures[0],
             "trainable_parameters": num_trainable,
             "parameters": num_parameters,
             "dtype": str(model.compute_dtype(cfg, next(net.parameters()).device)).removeprefix("torch."),

@@ -16,7 +16,6 @@ from accelerate import Accelerator
 from postmill.io.errors import MISMATCH, USAGE, ArtifactError, ConfigError
 from postmill.io.json_file import load_json
 from postmill.io.manifest import Artifact
-from postmill.io.packed import PackedReader
 from postmill.stages.progress import Progress
 from postmill.stages.protocol import Input, Out, Result
 from postmill.stages.train import attention, checkpoint, liger, model, save
@@ -25,11 +24,10 @@ from postmill.stages.train.columns import BatchSource
 from postmill.stages.train.config import Train
 from postmill.stages.train.finish import finish
 from postmill.stages.train.forward import Forward, router_coefficient
-from postmill.stages.train.objectives.table import build
 from postmill.stages.train.optimizer import Learner, make_optimizer, release, set_lr
 from postmill.stages.train.parallel.layout import Layout
 from postmill.stages.train.parallel.replicated import Replicated
-from postmill.stages.train.plan import Channels, Step, Steps, read_channels
+from postmill.stages.train.plan import Channels, Data, Step, Steps, read_channels
 from postmill.stages.train.probe import check
 from postmill.stages.train.record import Record
 from postmill.stages.train.run_state import RunState
@@ -39,10 +37,11 @@ from postmill.stages.train.tied import share_gradient
 from postmill.stages.train.tuners.full import Full
 
 
-def train(cfg: Train, reader: PackedReader, valid: PackedReader | None, base: Input, out: Out) -> Result:
+def train(cfg: Train, data: Data, valid: Data | None, base: Input, out: Out) -> Result:
     """Take all steps, from the newest checkpoint on, and save. See `run`."""
     accelerator, layout = _launched(cfg)
     device, is_main = accelerator.device, accelerator.is_main_process
+    reader = data.reader
     steps = Steps(cfg, reader, accelerator.num_processes)
     found = _resume(out, accelerator)
     here = _fix_numerics(cfg, out, accelerator, found)
@@ -51,7 +50,7 @@ def train(cfg: Train, reader: PackedReader, valid: PackedReader | None, base: In
     net = _load(cfg, base, device, dtype, found, alone=accelerator.num_processes == 1)
     if cfg.parallel.shard == "none":
         net = net.to(device)
-    objective = build(cfg)
+    objective = cfg.objective.build()
     forward = Forward(
         model.causal_lm(net),
         compute_dtype=dtype,
@@ -61,7 +60,8 @@ def train(cfg: Train, reader: PackedReader, valid: PackedReader | None, base: In
     ).train()
     wrapped = layout.wrap(forward)
     check(forward, reader, dtype, device, loss_kernel=cfg.compute.loss_kernel)
-    source = BatchSource(reader, objective.needs)
+    source = BatchSource(reader, objective.needs, data.scores)
+    valid_source = BatchSource(valid.reader, objective.needs, valid.scores) if valid else None
     parameters = model.trainable(net)
     learner = Learner(net, parameters, make_optimizer(cfg, parameters), layout)
     if found:
@@ -96,11 +96,10 @@ def train(cfg: Train, reader: PackedReader, valid: PackedReader | None, base: In
 
         last = number + 1 == steps.total
         valid_loss = None
-        if valid is not None and (last or _due(number, cfg.measure.valid_every)):
-            valid_loss = validate(cfg, wrapped, objective, BatchSource(valid, objective.needs), accelerator)
+        if valid_source is not None and (last or _due(number, cfg.measure.valid_every)):
+            valid_loss = validate(cfg, wrapped, objective, valid_source, accelerator)
         line = _line(step, loss, lr, grad_norm) | _measured(gradient, channels)
-        if valid_loss is not None:
-            line["valid_loss"] = valid_loss
+        line |= {} if valid_loss is None else {"valid_loss": valid_loss}
         _say(line, steps.total, record.add(line, gradient.data_seconds), always=last)
         if _due(number, cfg.checkpoints.save_every) or _is_best(record, valid_loss, cfg.checkpoints.keep_best):
             run.checkpoint(step=number + 1, valid_loss=valid_loss)

@@ -15,9 +15,10 @@ from postmill.io.errors import BAD_DATA, MISMATCH, USAGE, ArtifactError, ConfigE
 from postmill.io.json_file import load_json
 from postmill.io.model_folder import tokenizer_digest
 from postmill.io.packed import PackedReader, token_tables
+from postmill.io.scores import ScoresReader
 from postmill.stages.protocol import Input
 from postmill.stages.train.config import Train
-from postmill.stages.train.objectives.table import needs_of
+from postmill.stages.train.objectives.needs import Needs
 
 Measure = Callable[[PackedReader], NDArray[np.float64]]
 
@@ -58,6 +59,13 @@ MEASURES: dict[str, Measure] = {
 """What sums may be divided by: a number of each bin, summed over the bins of a step before its first micro-batch."""
 
 
+class Data(NamedTuple):
+    """Bins, and what models said of their rows, by role: `ref` is the reference of DPO."""
+
+    reader: PackedReader
+    scores: dict[str, ScoresReader]
+
+
 class Step(NamedTuple):
     """One update. `bins` is [ranks, bins per rank], -1 where the last step of an epoch runs out."""
 
@@ -91,7 +99,7 @@ class Steps:
                 USAGE,
             )
         self._cfg, self._reader, self._num_ranks = cfg, reader, num_ranks
-        self._measures = measure_bins(reader, needs_of(cfg).measures)
+        self._measures = measure_bins(reader, cfg.objective.needs.measures)
         self.per_epoch = -(-len(reader) // cfg.batch.bins_per_step)
         self.total = cfg.steps or cfg.epochs * self.per_epoch
         self._epoch, self._dealt = -1, np.empty((0, 0, 0), np.int64)
@@ -142,6 +150,37 @@ def check_request(cfg: Train) -> None:
     """Raise ConfigError (2) for a run that could learn nothing."""
     if cfg.peak_lr == 0:
         raise ConfigError("--lr 0: nothing would be learned; give a rate above 0", USAGE)
+
+
+def check_objective(place: str, data: Data, needs: Needs) -> None:
+    """Raise ConfigError (2) for scores that are not there, ArtifactError: (65) rows that an objective of pairs has no
+    use for, (78) scores of other rows."""
+    for name in needs.columns:
+        role, _, kind = name.partition("_")
+        if kind == "logp" and role not in data.scores:
+            raise ConfigError(
+                f"{place}: the objective needs log-probs of the model it calls {role}; make them with `postmill score`"
+                f" and pass --scores {role}=DIR",
+                USAGE,
+            )
+    for scores in data.scores.values():
+        scores.check(data.reader)
+    if needs.group == "pair":
+        _check_pairs(place, data.reader)
+
+
+def _check_pairs(place: str, reader: PackedReader) -> None:
+    rows, _ = reader.layout()
+    found = reader.columns(rows, ["pair_id", "side"])
+    _, pair, count = np.unique(found["pair_id"], return_inverse=True, return_counts=True)
+    sides = np.bincount(pair, found["side"], minlength=len(count))
+    alone = (found["side"] < 0) | (count[pair] != 2) | (sides[pair] != 1)
+    if alone.any():
+        raise ArtifactError(
+            f"{place}: {int(alone.sum()):,} of {len(rows):,} rows are not one half of a pair, like row"
+            f" {int(rows[np.argmax(alone)]):,}; give rows with a chosen and a rejected answer (docs/datasets.md)",
+            BAD_DATA,
+        )
 
 
 def check_data(packed: Input, reader: PackedReader, model: Input) -> None:

@@ -1,9 +1,10 @@
 """Train: check that data and model fit, then load, take steps, save. What can be refused is, before torch loads."""
 
 from postmill.io.packed import PackedReader
+from postmill.io.scores import ScoresReader
 from postmill.stages.protocol import Input, Inputs, Out, Result
 from postmill.stages.train.config import Train
-from postmill.stages.train.plan import Steps, check_data, check_request
+from postmill.stages.train.plan import Data, Steps, check_data, check_objective, check_request
 
 
 def run(cfg: Train, inputs: Inputs, out: Out) -> Result:
@@ -12,17 +13,28 @@ def run(cfg: Train, inputs: Inputs, out: Out) -> Result:
     out.stop.graceful = True
     check_request(cfg)
     model = inputs["model"][0]
-    reader = _open(inputs["packed"][0], model)
-    Steps(cfg, reader, num_ranks=1).check()
-    valid = _open(inputs["valid"][0], model) if inputs["valid"] else None
+    data = _open(cfg, inputs["packed"][0], model, _scores(inputs, ""))
+    Steps(cfg, data.reader, num_ranks=1).check()
+    valid = _open(cfg, inputs["valid"][0], model, _scores(inputs, "valid.")) if inputs["valid"] else None
 
     from postmill.stages.train.loop import train
 
-    return train(cfg, reader, valid, model, out)
+    return train(cfg, data, valid, model, out)
 
 
-def _open(packed: Input, model: Input) -> PackedReader:
+def _open(cfg: Train, packed: Input, model: Input, scores: dict[str, ScoresReader]) -> Data:
     assert packed.path is not None
-    reader = PackedReader(packed.path)
-    check_data(packed, reader, model)
-    return reader
+    data = Data(PackedReader(packed.path), scores)
+    check_data(packed, data.reader, model)
+    check_objective(str(packed.path), data, cfg.objective.needs)
+    return data
+
+
+def _scores(inputs: Inputs, prefix: str) -> dict[str, ScoresReader]:
+    """Scores given as `PREFIX` + role, by role."""
+    found = {}
+    for item in inputs["scores"]:
+        role = item.port.removeprefix("scores.")
+        if role.startswith("valid.") == bool(prefix) and item.path is not None:
+            found[role.removeprefix(prefix)] = ScoresReader(item.path)
+    return found

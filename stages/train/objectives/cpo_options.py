@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from postmill.stages.train.objectives.interface import Objective
 
 
-class Cpo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Cpo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="cpo"):
     """Learn to prefer one answer over another without a reference model (CPO)."""
 
     loss: Literal["sigmoid", "hinge", "ipo"] = "sigmoid"

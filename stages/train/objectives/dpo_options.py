@@ -18,7 +18,7 @@ _SORTED = {"aot", "aot_unpaired"}
 _NEEDS_DOUBT = {"exo_pair"}
 
 
-class Dpo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Dpo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="dpo"):
     """Learn to prefer one answer over another, measured against a reference model (DPO and its family)."""
 
     loss: str = "sigmoid"

@@ -1,11 +1,15 @@
 """Options of the objectives, and the table of them. Each has its name as tag."""
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import msgspec
 from msgspec import Meta
 
 from postmill.stages.spec import Choice
+from postmill.stages.train.objectives.needs import Needs
+
+if TYPE_CHECKING:
+    from postmill.stages.train.objectives.interface import Objective
 
 
 class Sft(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="sft"):
@@ -16,9 +20,26 @@ class Sft(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
     label_smoothing: Annotated[float, Meta(ge=0, le=1)] = 0.0
     """Share of each target's probability that is spread over the vocabulary."""
 
+    @property
+    def needs(self) -> Needs:
+        """See `Needs`."""
+        return Needs(measures=(self.normalize,), linear=True)
+
+    def build(self) -> "Objective":
+        """The loss."""
+        from postmill.stages.train.objectives.sft import SftLoss
+
+        return SftLoss(self)
+
 
 OBJECTIVES = Choice(
     group="postmill.objectives",
-    table={"sft": "postmill.stages.train.objectives.options:Sft"},
+    table={
+        "sft": "postmill.stages.train.objectives.options:Sft",
+        "dpo": "postmill.stages.train.objectives.dpo_options:Dpo",
+        "cpo": "postmill.stages.train.objectives.cpo_options:Cpo",
+        "simpo": "postmill.stages.train.objectives.simpo_options:Simpo",
+        "orpo": "postmill.stages.train.objectives.orpo_options:Orpo",
+    },
 )
 """What is learned."""

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from postmill.stages.train.objectives.interface import Objective
 
 
-class Orpo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Orpo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="orpo"):
     """Learn chosen answers, and prefer them by their odds ratio, without a reference model (ORPO)."""
 
     beta: Annotated[float, Meta(gt=0)] = 0.1

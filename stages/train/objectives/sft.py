@@ -5,15 +5,14 @@ from collections.abc import Mapping
 from postmill.stages.train.batch import Batch
 from postmill.stages.train.forward import Ask, Linear, Outputs
 from postmill.stages.train.objectives.interface import Loss
-from postmill.stages.train.objectives.needs import Needs
+from postmill.stages.train.objectives.options import Sft
 
 
-class Sft:
+class SftLoss:
     """sum_t w_t * -log p(y_t) / norm. The weights are known beforehand, so the fused kernel does it all."""
 
-    def __init__(self, needs: Needs, *, label_smoothing: float = 0.0) -> None:
-        self.needs = needs
-        self._label_smoothing = label_smoothing
+    def __init__(self, options: Sft) -> None:
+        self.needs, self._label_smoothing = options.needs, options.label_smoothing
 
     def ask(self, batch: Batch, norms: Mapping[str, float]) -> Ask:
         """The fused loss."""

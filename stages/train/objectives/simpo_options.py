@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from postmill.stages.train.objectives.interface import Objective
 
 
-class Simpo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Simpo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="simpo"):
     """Learn to prefer one answer over another by their mean log-probs, without a reference model (SimPO)."""
 
     beta: Annotated[float, Meta(gt=0)] = 2.0

@@ -16,7 +16,6 @@ from postmill.stages.train.columns import BatchSource
 from postmill.stages.train.config import Train
 from postmill.stages.train.forward import Forward
 from postmill.stages.train.model import full_model
-from postmill.stages.train.objectives.table import build
 from postmill.stages.train.parallel.replicated import Replicated
 from postmill.stages.train.plan import Steps
 from postmill.stages.train.step import accumulate
@@ -30,7 +29,7 @@ def main(packed: str, base: str, backend: str, out: str) -> None:
     model = full_model(Path(base), "sdpa")
     share_gradient(model)
     forward = Forward(model, compute_dtype=torch.float32, backend=backend).train()
-    objective = build(cfg)
+    objective = cfg.objective.build()
     source = BatchSource(reader, objective.needs)
     accelerator, step = Accelerator(cpu=True), Steps(cfg, reader, 1)[0]
     found = accumulate(cfg, forward, objective, source, step, accelerator=accelerator, layout=Replicated(accelerator))

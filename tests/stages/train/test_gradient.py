@@ -20,7 +20,6 @@ from postmill.stages.train.columns import BatchSource  # noqa: E402
 from postmill.stages.train.config import Train  # noqa: E402
 from postmill.stages.train.forward import Ask, Forward, Linear, router_coefficient  # noqa: E402
 from postmill.stages.train.objectives.needs import Needs  # noqa: E402
-from postmill.stages.train.objectives.table import build as build_objective  # noqa: E402
 from postmill.stages.train.parallel.replicated import Replicated  # noqa: E402
 from postmill.stages.train.plan import Steps, read_channels  # noqa: E402
 from postmill.stages.train.probe import check_forward  # noqa: E402
@@ -61,7 +60,7 @@ LOGP = frozenset({"logp"})
 
 def accumulate(cfg, forward, reader, step, *, accelerator, **options):
     """A step's gradient on one rank."""
-    objective = build_objective(cfg)
+    objective = cfg.objective.build()
     source = BatchSource(reader, objective.needs)
     layout = Replicated(accelerator)
     return accumulate_on(cfg, forward, objective, source, step, accelerator=accelerator, layout=layout, **options)
@@ -449,7 +448,7 @@ def test_channel_losses_add_up_to_the_loss(reader):
 
 def test_validation_is_the_mean_over_all_bins(reader):
     model = build(implementation=attention.ROWS)
-    objective = build_objective(Train())
+    objective = Train().objective.build()
     source = BatchSource(reader, objective.needs)
     got = validate(make(Train, micro_bins=2), forward_of(model), objective, source, Accelerator(cpu=True))
     with torch.no_grad():
