@@ -93,6 +93,10 @@ class TokenRows:
         within = rows - self._offsets[batches]
         return [(self._batch(batch), index) for batch, index in zip(batches.tolist(), within.tolist(), strict=True)]
 
+    def lay(self, rows: NDArray[np.int64]) -> Bin:
+        """`rows` laid end to end. Raises IndexError beyond the last row."""
+        return _lay(self.locate(rows), rows)
+
     def columns(self, rows: NDArray[np.int64], names: Sequence[str]) -> dict[str, NDArray[Any]]:
         """See `PackedReader.columns`."""
         batches = np.searchsorted(self._offsets, rows, side="right") - 1
@@ -116,6 +120,21 @@ class TokenRows:
             found = _Batch(batch, to_numpy(ids.values), to_numpy(ids.offsets), *span_columns(batch))
             self._open[number] = found
         return found
+
+
+def _lay(places: list[tuple[_Batch, int]], rows: NDArray[np.int64]) -> Bin:
+    """Rows, given where they lie, end to end."""
+    pieces = [b.ids[b.id_offsets[i] : b.id_offsets[i + 1]] for b, i in places]
+    borders = np.zeros(len(pieces) + 1, np.int32)
+    np.cumsum([len(piece) for piece in pieces], out=borders[1:])
+    length = int(borders[-1])
+    weights = np.zeros(length, np.float32)
+    for (b, i), border in zip(places, borders.tolist(), strict=False):
+        for span in range(b.span_offsets[i], b.span_offsets[i + 1]):
+            weights[border + b.starts[span] : border + b.ends[span]] = b.weights[span]
+    weights[borders[:-1]] = 0.0
+    positions = np.arange(length, dtype=np.int32) - np.repeat(borders[:-1], np.diff(borders))
+    return Bin(np.concatenate(pieces), positions, borders, weights, rows)
 
 
 def _missing(name: str, num_rows: int) -> NDArray[Any]:
@@ -159,6 +178,11 @@ class PackedReader:
         return len(self.plan.length)
 
     @property
+    def token_rows(self) -> TokenRows:
+        """The rows of the token tables, packed or not."""
+        return self._tokens
+
+    @property
     def num_rows(self) -> int:
         """How many rows the token tables have, packed or not."""
         return len(self._tokens)
@@ -180,19 +204,11 @@ class PackedReader:
             places = self._tokens.locate(rows)
         except IndexError as error:
             raise self._misfit(index, f"names row {error}, the tables have {self.num_rows}") from None
-        pieces = [b.ids[b.id_offsets[i] : b.id_offsets[i + 1]] for b, i in places]
-        borders = np.zeros(len(pieces) + 1, np.int32)
-        np.cumsum([len(piece) for piece in pieces], out=borders[1:])
-        length = int(borders[-1])
-        if length != self.plan.length[index]:
-            raise self._misfit(index, f"has {self.plan.length[index]} tokens, its rows have {length}")
-        weights = np.zeros(length, np.float32)
-        for (b, i), border in zip(places, borders.tolist(), strict=False):
-            for span in range(b.span_offsets[i], b.span_offsets[i + 1]):
-                weights[border + b.starts[span] : border + b.ends[span]] = b.weights[span]
-        weights[borders[:-1]] = 0.0
-        positions = np.arange(length, dtype=np.int32) - np.repeat(borders[:-1], np.diff(borders))
-        return Bin(np.concatenate(pieces), positions, borders, weights, rows)
+        found = _lay(places, rows)
+        if len(found.input_ids) != self.plan.length[index]:
+            wanted = self.plan.length[index]
+            raise self._misfit(index, f"has {wanted} tokens, its rows have {len(found.input_ids)}")
+        return found
 
     def columns(self, rows: NDArray[np.int64], names: Sequence[str]) -> dict[str, NDArray[Any]]:
         """Fixed-width columns of TOKENS_V1 for `rows`, in their order.

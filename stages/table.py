@@ -5,6 +5,7 @@ STAGES = {
     "pack": "token rows to bins",
     "train": "bins and a model to an adapter or a model",
     "rollout": "prompts and a model to sampled answers",
+    "score": "log-probs of a model for token rows",
     "reward": "rollouts to rewards, or to rows to train on",
     "merge": "an adapter into its model",
     "eval": "a model against questions",

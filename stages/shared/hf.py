@@ -27,13 +27,17 @@ def _transformers() -> Any:
     return module
 
 
-def load_model(path: Path, dtype: str) -> Any:
-    """The model in `path` with the class its config names, weights as `dtype`, in evaluation mode on the CPU."""
+def load_model(path: Path, dtype: str, *, attention: str | None = None) -> Any:
+    """The model in `path` with the class its config names, weights as `dtype`, in evaluation mode on the CPU.
+
+    attention: name of the implementation; transformers' own choice without it.
+    """
     transformers = _transformers()
     torch: Any = importlib.import_module("torch")
     named = (load_json(path / "config.json").get("architectures") or [""])[0]
     kind = getattr(transformers, named, transformers.AutoModelForCausalLM)
-    return kind.from_pretrained(path, dtype=getattr(torch, dtype), local_files_only=True).eval()
+    options = {} if attention is None else {"attn_implementation": attention}
+    return kind.from_pretrained(path, dtype=getattr(torch, dtype), local_files_only=True, **options).eval()
 
 
 def add_adapters(model: Any, adapters: dict[Path, float]) -> Any:

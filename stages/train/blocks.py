@@ -11,10 +11,10 @@ from accelerate import Accelerator
 from numpy.typing import NDArray
 
 from postmill.io.errors import FAILED, StageError
-from postmill.stages.train.batch import Batch
+from postmill.stages.shared.batch import Batch
+from postmill.stages.shared.forward import Ask
 from postmill.stages.train.columns import BatchSource
 from postmill.stages.train.config import Train
-from postmill.stages.train.forward import Ask
 from postmill.stages.train.objectives.interface import Objective
 from postmill.stages.train.plan import Step
 

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from postmill.io.packed import Bin, PackedReader
 from postmill.io.scores import ScoresReader
-from postmill.stages.train.batch import ALIGNMENT, Batch, Groups, as_padding, collate
+from postmill.stages.shared.batch import ALIGNMENT, Batch, Groups, as_padding, collate
 from postmill.stages.train.objectives.needs import Needs
 
 

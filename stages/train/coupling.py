@@ -10,9 +10,9 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from postmill.stages.train.batch import Batch
+from postmill.stages.shared.batch import Batch
+from postmill.stages.shared.forward import Outputs
 from postmill.stages.train.blocks import Blocks
-from postmill.stages.train.forward import Outputs
 from postmill.stages.train.objectives.interface import ConstantsObjective, GradientsObjective, Loss, StepRows
 
 
@@ -38,7 +38,7 @@ def summaries(
     real_R = rows_R3[:, 0] >= 0
     summary_RS, rows_R3 = summary_RS[real_R], rows_R3[real_R]
     order_R = rows_R3[:, 0].argsort()
-    row_R, first_R, member_R = rows_R3[order_R].unbind(1)
+    row_R, first_R, member_R = rows_R3[order_R].t().contiguous()
     return summary_RS[order_R], StepRows(row_R, torch.unique(first_R, return_inverse=True)[1], member_R)
 
 

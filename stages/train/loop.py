@@ -18,12 +18,13 @@ from postmill.io.json_file import load_json
 from postmill.io.manifest import Artifact
 from postmill.stages.progress import Progress
 from postmill.stages.protocol import Input, Out, Result
-from postmill.stages.train import attention, checkpoint, liger, model, save
+from postmill.stages.shared import attention
+from postmill.stages.shared.forward import Forward, router_coefficient
+from postmill.stages.train import checkpoint, liger, model, save
 from postmill.stages.train.checkpoint import METRICS, Position
 from postmill.stages.train.columns import BatchSource
 from postmill.stages.train.config import Train
 from postmill.stages.train.finish import finish
-from postmill.stages.train.forward import Forward, router_coefficient
 from postmill.stages.train.optimizer import Learner, make_optimizer, release, set_lr
 from postmill.stages.train.parallel.layout import Layout
 from postmill.stages.train.parallel.replicated import Replicated

@@ -14,8 +14,8 @@ import torch
 from postmill.io.errors import FAILED, StageError
 from postmill.io.packed import Bin, PackedReader
 from postmill.stages.progress import Progress
-from postmill.stages.train.batch import Batch, collate
-from postmill.stages.train.forward import Ask, Forward
+from postmill.stages.shared.batch import Batch, collate
+from postmill.stages.shared.forward import Ask, Forward
 
 _LONGEST = 48
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1}

@@ -18,13 +18,13 @@ from accelerate import Accelerator
 from numpy.typing import NDArray
 from torch import Tensor
 
-from postmill.stages.train.batch import Batch
+from postmill.stages.shared.batch import Batch
+from postmill.stages.shared.stats import Stat
 from postmill.stages.train.blocks import Blocks
 from postmill.stages.train.columns import BatchSource
 from postmill.stages.train.config import Train
 from postmill.stages.train.coupling import Cached, step_constants, step_gradients, summaries
 from postmill.stages.train.objectives.interface import ConstantsObjective, GradientsObjective, Loss, Objective
-from postmill.stages.train.objectives.needs import Stat
 from postmill.stages.train.parallel.layout import Layout
 from postmill.stages.train.plan import Channels, Step, total_norms
 

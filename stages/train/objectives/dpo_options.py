@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from postmill.stages.train.objectives.needs import Needs, Stat
+from postmill.stages.shared.stats import Stat
+from postmill.stages.train.objectives.needs import Needs
 
 if TYPE_CHECKING:
     from postmill.stages.train.objectives.interface import Objective

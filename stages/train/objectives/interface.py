@@ -9,8 +9,8 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
-from postmill.stages.train.batch import Batch
-from postmill.stages.train.forward import Ask, Outputs
+from postmill.stages.shared.batch import Batch
+from postmill.stages.shared.forward import Ask, Outputs
 from postmill.stages.train.objectives.needs import Needs
 
 

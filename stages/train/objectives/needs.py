@@ -4,7 +4,8 @@ from typing import Literal
 
 import msgspec
 
-Stat = Literal["logp", "entropy", "correct", "lse", "collision"]
+from postmill.stages.shared.stats import Stat
+
 Coupling = Literal["row", "group", "step_constants", "step_gradients"]
 
 

@@ -16,7 +16,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from postmill.stages.train.forward import Forward
+from postmill.stages.shared.forward import Forward
 
 
 class Fsdp:

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from postmill.stages.train.forward import Forward
+from postmill.stages.shared.forward import Forward
 
 
 class Layout(Protocol):

@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from postmill.stages.train.forward import Forward
+from postmill.stages.shared.forward import Forward
 
 
 class Replicated:

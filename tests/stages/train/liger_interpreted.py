@@ -17,9 +17,9 @@ from peft import LoraConfig, get_peft_model
 from triton.runtime import interpreter
 
 from postmill.io.packed import Bin
-from postmill.stages.train import attention
-from postmill.stages.train.batch import collate
-from postmill.stages.train.forward import Ask, Forward, Linear
+from postmill.stages.shared import attention
+from postmill.stages.shared.batch import collate
+from postmill.stages.shared.forward import Ask, Forward, Linear
 from postmill.stages.train.liger import use_liger
 from postmill.stages.train.model import causal_lm
 

@@ -12,9 +12,9 @@ from safetensors.torch import save_file
 
 from postmill.io.packed import PackedReader
 from postmill.stages.options import make
+from postmill.stages.shared.forward import Forward
 from postmill.stages.train.columns import BatchSource
 from postmill.stages.train.config import Train
-from postmill.stages.train.forward import Forward
 from postmill.stages.train.model import full_model
 from postmill.stages.train.parallel.replicated import Replicated
 from postmill.stages.train.plan import Steps

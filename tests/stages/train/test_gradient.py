@@ -14,11 +14,11 @@ from varlen import varlen_attention  # noqa: E402
 
 from postmill.io.packed import PackedReader  # noqa: E402
 from postmill.stages.options import make  # noqa: E402
-from postmill.stages.train import attention  # noqa: E402
-from postmill.stages.train.batch import collate  # noqa: E402
+from postmill.stages.shared import attention  # noqa: E402
+from postmill.stages.shared.batch import collate  # noqa: E402
+from postmill.stages.shared.forward import Ask, Forward, Linear, router_coefficient  # noqa: E402
 from postmill.stages.train.columns import BatchSource  # noqa: E402
 from postmill.stages.train.config import Train  # noqa: E402
-from postmill.stages.train.forward import Ask, Forward, Linear, router_coefficient  # noqa: E402
 from postmill.stages.train.objectives.needs import Needs  # noqa: E402
 from postmill.stages.train.parallel.replicated import Replicated  # noqa: E402
 from postmill.stages.train.plan import Steps, read_channels  # noqa: E402

@@ -18,7 +18,8 @@ from safetensors.torch import load_file  # noqa: E402
 from postmill.io.errors import ConfigError  # noqa: E402
 from postmill.stages.options import make  # noqa: E402
 from postmill.stages.runner import Options, run_stage  # noqa: E402
-from postmill.stages.train import attention, liger  # noqa: E402
+from postmill.stages.shared import attention  # noqa: E402
+from postmill.stages.train import liger  # noqa: E402
 from postmill.stages.train.config import STAGE, Train  # noqa: E402
 from postmill.stages.train.model import full_model, lora_model  # noqa: E402
 

@@ -198,7 +198,7 @@ def test_weights_that_are_not_finite_are_never_saved(world, tmp_path):
 
 def test_out_of_memory_names_the_step_and_the_ways_out():
     from postmill.io.packed import Bin
-    from postmill.stages.train.batch import collate
+    from postmill.stages.shared.batch import collate
     from postmill.stages.train.blocks import out_of_memory
     from postmill.stages.train.plan import Step
 

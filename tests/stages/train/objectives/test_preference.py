@@ -198,7 +198,7 @@ def test_orpo_equals_trl_and_its_own_formula():
 
 @pytest.mark.parametrize("options", [Dpo(), Dpo(loss="aot"), Cpo(), Simpo(), Orpo()], ids=lambda o: type(o).__name__)
 def test_padding_adds_nothing(options):
-    from postmill.stages.train.batch import as_padding
+    from postmill.stages.shared.batch import as_padding
 
     rows = random_rows()
     objective = options.build()

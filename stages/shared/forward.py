@@ -15,8 +15,8 @@ from postmill.io.errors import USAGE, ConfigError
 from postmill.kernels.loss_scale_ce.api import Backend, loss_scale_ce
 from postmill.kernels.loss_scale_ce.probe import Deviation, probe
 from postmill.kernels.loss_scale_ce.terms import LossOutput
-from postmill.stages.train.batch import Batch
-from postmill.stages.train.objectives.needs import Stat
+from postmill.stages.shared.batch import Batch
+from postmill.stages.shared.stats import Stat
 
 
 class Linear(NamedTuple):

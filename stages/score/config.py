@@ -1,0 +1,43 @@
+"""Options of `score`."""
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from postmill.stages.spec import LAST_BITS, Port, Stage
+
+
+class Score(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Write down what a model thinks of each token of rows: reference log-probs for DPO, or perplexity."""
+
+    where: Literal["trained", "all"] = "trained"
+    """Tokens to score: from the first to the last trained one of each row, or all but the first."""
+    entropy: bool = False
+    """Write the entropy of each prediction, too."""
+    collision: bool = False
+    """Write the logarithm of the summed squares of its probabilities, too (for WPO)."""
+    temperature: Annotated[float, Meta(gt=0)] = 1.0
+    """Divide logits by this first, as sampling at that temperature does."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Number type of the model. auto: bfloat16 on a GPU that has it, otherwise float32."""
+    attention: Annotated[Literal["auto", "flash", "rows"], LAST_BITS] = "auto"
+    """Attention kernel, as in `train`."""
+    loss_kernel: Annotated[Literal["auto", "reference", "cpp", "triton"], LAST_BITS] = "auto"
+    """Backend of the output layer, as in `train`."""
+    bin_tokens: Annotated[int, Meta(ge=1), LAST_BITS] = 4096
+    """Tokens computed at a time; a longer row is computed alone."""
+
+
+STAGE = Stage(
+    name="score",
+    version=1,
+    config=Score,
+    inputs={
+        "rows": Port(kinds=("tokens", "packed"), help="token rows, or a packed artifact whose rows are scored"),
+        "model": Port(kinds=("model",), flag="-m", help="the model to ask: a folder, or owner/name on Hugging Face"),
+        "adapter": Port(kinds=("adapter",), flag="--adapter", help="an adapter to put on it", required=False),
+    },
+    output="scores",
+    example="postmill score packed/ -m base/ -o reference/",
+)

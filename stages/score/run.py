@@ -1,0 +1,183 @@
+"""Score: rows through a model without gradients, part by part, so that a run that was stopped goes on where it was.
+
+Rows of a part are sorted by length and laid into bins, which are computed as `train` computes its own; what is written
+lies in the order of the rows. Each finished part is a file beside the output until all are there.
+"""
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+
+from postmill.io.arrays import from_numpy, list_of, to_numpy
+from postmill.io.errors import BAD_DATA, FAILED, ArtifactError, StageError
+from postmill.io.json_file import load_json
+from postmill.io.manifest import Artifact
+from postmill.io.packed import PackedReader, TokenRows, token_tables
+from postmill.io.schemas import SCORES_V1
+from postmill.io.scores import SCORES
+from postmill.io.table import TableReader, TableWriter
+from postmill.stages.progress import Progress
+from postmill.stages.protocol import Input, Inputs, Out, Result
+from postmill.stages.score.config import Score
+from postmill.stages.shared import attention, hf
+from postmill.stages.shared.batch import collate
+from postmill.stages.shared.forward import Ask, Forward
+from postmill.stages.shared.stats import Stat
+
+PART_ROWS = 4096
+_COLUMNS: tuple[Stat, ...] = ("logp", "entropy", "collision")
+
+
+def run(cfg: Score, inputs: Inputs, out: Out) -> Result:
+    """Make scores. Raises ArtifactError (65, 66, 78), StageError (1; 75 when stopped, with all finished parts kept)."""
+    out.stop.graceful = True
+    source, rows = _rows(inputs["rows"][0])
+    model = inputs["model"][0]
+    _check_lengths(rows, model)
+    folder = out.work / out.key.rpartition(":")[2][:16]
+    folder.mkdir(parents=True, exist_ok=True)
+    starts = range(0, len(rows), PART_ROWS)
+    paths = [folder / f"part-{start // PART_ROWS:06d}.arrow" for start in starts]
+    forward: Forward | None = None
+    for start, path in zip(starts, paths, strict=True):
+        if out.stop.requested:
+            raise out.stop.stopped(f"{sum(p.is_file() for p in paths)} of {len(paths)} parts are done")
+        if path.is_file():
+            continue
+        forward = forward or _load(cfg, inputs, out)
+        _write_part(path, _score(cfg, forward, rows, np.arange(start, min(start + PART_ROWS, len(rows)))))
+        Progress.say("score", f"{min(start + PART_ROWS, len(rows)):,} of {len(rows):,} rows")
+    table = out.table(SCORES, SCORES_V1)
+    total, count = 0.0, 0
+    for path in paths:
+        for batch in TableReader(path, SCORES_V1):
+            table.write(batch)
+            logp = to_numpy(batch.column("logp").values)
+            total, count = total + float(logp.sum(dtype=np.float64)), count + len(logp)
+    table.close()
+    out.after_commit = lambda: shutil.rmtree(out.work, ignore_errors=True)
+    return Result(
+        metrics={"rows": len(rows), "tokens": count, "mean_logp": total / count if count else None},
+        digests=dict(source.manifest.digests),
+        versions=hf.need("torch", "transformers", remedy="pip install 'postmill[train]'"),
+    )
+
+
+def _rows(given: Input) -> tuple[Artifact, TokenRows]:
+    assert given.artifact is not None
+    if given.kind == "packed":
+        assert given.path is not None
+        return given.artifact, PackedReader(given.path).token_rows
+    return given.artifact, TokenRows(token_tables(given.artifact))
+
+
+def _check_lengths(rows: TokenRows, model: Input) -> None:
+    """Raise ArtifactError (65) if a row is longer than the model's window, or there is none."""
+    assert model.path is not None
+    if not len(rows):
+        raise ArtifactError("no rows to score; check the ledger of tokenize", BAD_DATA)
+    config = load_json(model.path / "config.json")
+    window = config.get("max_position_embeddings") or config.get("text_config", {}).get("max_position_embeddings")
+    lengths = rows.columns(np.arange(len(rows)), ["length"])["length"]
+    if isinstance(window, int) and lengths.max() > window:
+        raise ArtifactError(
+            f"row {int(lengths.argmax()):,}: {int(lengths.max()):,} tokens, {model.name} reads {window:,}; tokenize"
+            f" with --max-length {window}",
+            BAD_DATA,
+        )
+
+
+def _load(cfg: Score, inputs: Inputs, out: Out) -> Forward:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.set_num_threads(min(out.threads, torch.get_num_threads()))
+    dtype = torch.float32 if cfg.dtype != "bfloat16" else torch.bfloat16
+    if cfg.dtype == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported():
+        dtype = torch.bfloat16
+    path = inputs["model"][0].path
+    assert path is not None
+    kernel = attention.choose(cfg.attention, device, dtype)
+    net = hf.load_model(path, str(dtype).removeprefix("torch."), attention=kernel)
+    adapters = {item.path: 1.0 for item in inputs["adapter"] if item.path is not None}
+    if adapters:
+        net = hf.add_adapters(net, adapters).get_base_model()
+    return Forward(net.to(device), compute_dtype=dtype, backend=cfg.loss_kernel).eval()
+
+
+def _bins(lengths: NDArray[np.int64], bin_tokens: int) -> Iterator[NDArray[np.int64]]:
+    """Places of rows of nearly equal length, at most `bin_tokens` tokens together, or one."""
+    order = np.argsort(lengths, kind="stable")
+    first, total = 0, 0
+    for at, place in enumerate(order.tolist()):
+        if at > first and total + lengths[place] > bin_tokens:
+            yield order[first:at]
+            first, total = at, 0
+        total += int(lengths[place])
+    yield order[first:]
+
+
+def _score(cfg: Score, forward: Forward, rows: TokenRows, part: NDArray[np.int64]) -> pa.RecordBatch:
+    """The rows of `part` as SCORES_V1."""
+    wanted = [name for name in _COLUMNS if name == "logp" or getattr(cfg, name)]
+    found: dict[str, list[NDArray[np.float32]]] = {name: [np.empty(0, np.float32)] * len(part) for name in wanted}
+    first = np.zeros(len(part), np.int32)
+    lengths = rows.columns(part, ["length"])["length"].astype(np.int64)
+    device = next(forward.parameters()).device
+    for places in _bins(lengths, cfg.bin_tokens):
+        laid = rows.lay(part[places])
+        spans = [_span(cfg, laid.weights[a:b]) for a, b in zip(laid.cu_seqlens, laid.cu_seqlens[1:], strict=False)]
+        scored = np.zeros(len(laid.weights), np.float32)
+        for border, (a, b) in zip(laid.cu_seqlens.tolist(), spans, strict=False):
+            scored[border + a : border + b] = 1.0
+        # what is scored is what a batch calls its mask, and that is made of weights
+        batch = collate([laid._replace(weights=scored)]).to(device)
+        with torch.no_grad():
+            outputs = forward(batch, Ask(stats=frozenset(wanted), temperature=cfg.temperature))
+        for name in wanted:
+            values = getattr(outputs, f"{name}_T").float().cpu().numpy()
+            for border, place, (a, b) in zip(laid.cu_seqlens.tolist(), places.tolist(), spans, strict=False):
+                # what is said of a token stands at the token before it
+                found[name][place] = values[border + a - 1 : border + b - 1] if b > a else values[:0]
+                first[place] = a
+        if not all(np.isfinite(found[name][place]).all() for name in wanted for place in places.tolist()):
+            raise StageError(f"rows {part[places].tolist()[:4]}: log-probs are not finite; check the model", FAILED)
+    return _batch(rows.columns(part, ["row_id"])["row_id"], first, found)
+
+
+def _span(cfg: Score, weights: NDArray[np.float32]) -> tuple[int, int]:
+    """First scored token of a row, and the end; the first token of a row has nothing before it."""
+    if cfg.where == "all":
+        return (1, len(weights)) if len(weights) > 1 else (0, 0)
+    at = np.flatnonzero(weights)
+    return (int(at[0]), int(at[-1]) + 1) if len(at) else (0, 0)
+
+
+def _batch(
+    row_id: NDArray[np.void], first: NDArray[np.int32], found: dict[str, list[NDArray[np.float32]]]
+) -> pa.RecordBatch:
+    columns: dict[str, pa.Array] = {
+        "row_id": from_numpy(row_id, SCORES_V1.field("row_id").type),
+        "start": from_numpy(first, pa.int32()),
+    }
+    for name in _COLUMNS:
+        kind = SCORES_V1.field(name).type
+        if name not in found:
+            columns[name] = pa.nulls(len(first), kind)
+            continue
+        offsets = np.cumsum([0, *map(len, found[name])], dtype=np.int32)
+        columns[name] = list_of(offsets, from_numpy(np.concatenate(found[name]), pa.float32()), kind)
+    return pa.RecordBatch.from_arrays([columns[name] for name in SCORES_V1.names], schema=SCORES_V1)
+
+
+def _write_part(path: Path, batch: pa.RecordBatch) -> None:
+    """A file that is whole or not there."""
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    writer = TableWriter(temporary, SCORES_V1)
+    writer.write(batch)
+    writer.close()
+    temporary.rename(path)

@@ -1,0 +1,181 @@
+"""Pairs from packing over scoring to a trained adapter, with the stages themselves; and laws that hold on the way."""
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="training needs torch")
+transformers = pytest.importorskip("transformers")
+pytest.importorskip("postmill._native", reason="native module not built")
+
+import json  # noqa: E402
+
+import tiny_model  # noqa: E402
+from accelerate import Accelerator  # noqa: E402
+
+from postmill.io.errors import ArtifactError, ConfigError, StageError  # noqa: E402
+from postmill.io.packed import PackedReader  # noqa: E402
+from postmill.io.scores import ScoresReader  # noqa: E402
+from postmill.stages.options import make  # noqa: E402
+from postmill.stages.runner import Options, run_stage  # noqa: E402
+from postmill.stages.score import run as score_stage  # noqa: E402
+from postmill.stages.score.config import STAGE as SCORE  # noqa: E402
+from postmill.stages.score.config import Score  # noqa: E402
+from postmill.stages.shared import attention, hf  # noqa: E402
+from postmill.stages.shared.forward import Forward  # noqa: E402
+from postmill.stages.train.columns import BatchSource  # noqa: E402
+from postmill.stages.train.config import STAGE, Train  # noqa: E402
+from postmill.stages.train.objectives.cpo_options import Cpo  # noqa: E402
+from postmill.stages.train.objectives.dpo_options import Dpo  # noqa: E402
+from postmill.stages.train.objectives.orpo_options import Orpo  # noqa: E402
+from postmill.stages.train.parallel.replicated import Replicated  # noqa: E402
+from postmill.stages.train.plan import Steps  # noqa: E402
+from postmill.stages.train.step import accumulate, validate  # noqa: E402
+
+
+def pairs(num_pairs, seed=0):
+    """Chosen and rejected rows to the same few tokens."""
+    rows = tiny_model.make_rows(2 * num_pairs, seed=seed, longest=16)
+    for number, row in enumerate(rows):
+        row |= {"pair_id": (number // 2).to_bytes(16, "big"), "side": number % 2, "margin": 0.5}
+        for span in row["spans"]:
+            span["weight"] = 1.0
+        row["weight_sum"] = float(row["trained_tokens"])
+    return rows
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("pairs")
+    base = tiny_model.write_model(folder / "base")
+    tiny_model.write_packed(folder / "packed", base, pairs(12))
+    tiny_model.write_packed(folder / "others", base, pairs(12, seed=4))
+    tiny_model.write_packed(folder / "single", base, tiny_model.make_rows(8))
+    for name, cfg in {"scores": Score(), "all": Score(where="all", entropy=True, collision=True)}.items():
+        run_stage(SCORE, cfg, {"rows": [str(folder / "packed")], "model": [str(base)]}, folder / name, Options())
+    return folder
+
+
+def train(world, out, cfg, packed="packed", **given):
+    ports = {"packed": [str(world / packed)], "model": [str(world / "base")]} | given
+    return run_stage(STAGE, cfg, ports, world / out, Options())
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_scores_are_the_models_own_log_softmax_of_each_row_alone(world):
+    model = hf.load_model(world / "base", "float32")
+    reader, scores = PackedReader(world / "packed"), ScoresReader(world / "all")
+    scores.check(reader)
+    rows = np.arange(reader.num_rows)
+    for row in rows:
+        found = reader.token_rows.lay(rows[row : row + 1])
+        ids = torch.from_numpy(found.input_ids.astype(np.int64))
+        with torch.no_grad():
+            logp_TV = model(ids[None]).logits[0, :-1].log_softmax(-1)
+        want = {
+            "logp": logp_TV.gather(1, ids[1:, None])[:, 0],
+            "entropy": -(logp_TV.exp() * logp_TV).sum(-1),
+            "collision": (2 * logp_TV).logsumexp(-1),
+        }
+        for name, values in want.items():
+            got = scores.tokens(rows[row : row + 1], np.array([len(ids)]), name)
+            assert np.isnan(got[0])
+            np.testing.assert_allclose(got[1:], values.numpy(), rtol=1e-5, atol=1e-5)
+        trained = ScoresReader(world / "scores").tokens(rows[row : row + 1], np.array([len(ids)]), "logp")
+        assert not np.isnan(trained[found.weights != 0]).any()
+    with pytest.raises(ArtifactError, match="has no entropy; score again with --entropy"):
+        ScoresReader(world / "scores").tokens(rows[:1], np.array([9]), "entropy")
+
+
+def test_scoring_that_was_stopped_goes_on_with_the_parts_it_has(world, monkeypatch):
+    monkeypatch.setattr(score_stage, "PART_ROWS", 10)
+    given = {"rows": [str(world / "packed")], "model": [str(world / "base")]}
+    made, write = [], score_stage._write_part
+
+    def stop_after_two(path, batch):
+        if len(made) == 2:
+            raise StageError("killed", 1)
+        made.append(path.name)
+        write(path, batch)
+
+    monkeypatch.setattr(score_stage, "_write_part", stop_after_two)
+    with pytest.raises(StageError, match="killed"):
+        run_stage(SCORE, Score(), given, world / "again", Options())
+    monkeypatch.setattr(score_stage, "_write_part", lambda path, batch: (made.append(path.name), write(path, batch)))
+    run_stage(SCORE, Score(), given, world / "again", Options())
+    assert made == ["part-000000.arrow", "part-000001.arrow", "part-000002.arrow"]
+    assert not (world / "again.checkpoints").exists()
+    reader, rows = PackedReader(world / "packed"), np.arange(24)
+    lengths = reader.columns(rows, ["length"])["length"]
+    ours, whole = (ScoresReader(world / n).tokens(rows, lengths, "logp") for n in ("again", "scores"))
+    np.testing.assert_allclose(ours, whole, rtol=1e-5, atol=1e-6)
+
+
+def test_dpo_starts_at_the_coins_loss_and_learns_the_pairs(world):
+    cfg = make(Train, objective="dpo", bins_per_step=4, epochs=6, lr=1e-2)
+    train(world, "dpo", cfg, scores=[f"ref={world / 'scores'}"])
+    found = lines(world / "dpo")
+    assert found[0]["loss"] == pytest.approx(np.log(2), abs=1e-5)
+    assert found[0]["reward_chosen"] == pytest.approx(0, abs=1e-4)
+    assert found[-1]["loss"] < 0.6
+    assert found[-1]["reward_accuracy"] > 0.8
+
+
+@pytest.mark.parametrize("objective", ["cpo", "simpo", "orpo"])
+def test_pairs_without_a_reference(world, objective):
+    train(world, objective, make(Train, objective=objective, bins_per_step=4, epochs=4, lr=1e-2))
+    found = lines(world / objective)
+    assert found[-1]["loss"] < found[0]["loss"]
+    assert found[-1]["reward_accuracy"] >= found[0]["reward_accuracy"]
+
+
+def test_what_does_not_fit_is_refused_before_torch_loads(world):
+    cfg = make(Train, objective="dpo", bins_per_step=4)
+    with pytest.raises(ConfigError, match=r"the model it calls ref; make them with `postmill score`") as caught:
+        train(world, "no", cfg)
+    assert caught.value.code == 2
+    with pytest.raises(ArtifactError, match="of other tokens than the row there") as caught:
+        train(world, "no", cfg, packed="others", scores=[f"ref={world / 'scores'}"])
+    assert caught.value.code == 78
+    with pytest.raises(ArtifactError, match="8 of 8 rows are not one half of a pair, like row") as caught:
+        train(world, "no", make(Train, objective="orpo", bins_per_step=2), packed="single")
+    assert caught.value.code == 65
+    with pytest.raises(ConfigError, match="expected NAME=PATH"):
+        train(world, "no", cfg, scores=[str(world / "scores")])
+
+
+OBJECTIVES = [Dpo(ld_alpha=0.5, loss="sigmoid:0.7,sft:0.3"), Dpo(loss="aot"), Dpo(weighting=True), Cpo(), Orpo()]
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda o: f"{type(o).__name__}-{o.needs.coupling}")
+def test_the_gradient_does_not_depend_on_micro_batches(world, objective):
+    """Nor does validation: it is the same loss, over all bins as one step."""
+    reader = PackedReader(world / "packed")
+    reader_bins = len(reader)
+    scores = {"ref": ScoresReader(world / "scores")}
+    source = BatchSource(reader, objective.needs, scores)
+    accelerator = Accelerator(cpu=True)
+    kernel = attention.choose("rows", torch.device("cpu"), torch.float32)
+    seen = []
+    for micro_bins in (1, 2, 4):
+        cfg = make(Train, objective=objective, bins_per_step=-(-reader_bins // 4) * 4, micro_bins=micro_bins)
+        net = hf.load_model(world / "base", "float32", attention=kernel)
+        torch.manual_seed(3)
+        for parameter in net.parameters():  # away from the reference
+            parameter.data += 0.02 * torch.randn_like(parameter)
+        forward = Forward(net, compute_dtype=torch.float32, backend="reference").train()
+        step, layout = Steps(cfg, reader, 1)[0], Replicated(accelerator)
+        loss = objective.build()
+        got = accumulate(cfg, forward, loss, source, step, accelerator=accelerator, layout=layout)
+        gradients = torch.cat([p.grad.flatten() for p in net.parameters()])
+        seen.append((got.loss, gradients, got.metrics))
+        valid = validate(cfg, forward, loss, source, accelerator)
+        assert valid == pytest.approx(float(got.loss), rel=1e-5)
+    for loss, gradients, metrics in seen[1:]:
+        torch.testing.assert_close(loss, seen[0][0], rtol=1e-6, atol=1e-7)
+        assert float((gradients - seen[0][1]).abs().max()) <= 2e-6 * float(seen[0][1].abs().max())
+        for name, value in metrics.items():
+            torch.testing.assert_close(value, seen[0][2][name], rtol=1e-5, atol=1e-6)
