@@ -45,7 +45,7 @@ _TESTED = ("model", "adapter", "eval")
 
 STAGE = Stage(
     name="eval",
-    version=1,
+    version=2,
     config=Eval,
     inputs={
         "tested": Port(kinds=_TESTED, help="a model, an adapter, or an eval artifact whose answers to score again"),

@@ -1,4 +1,6 @@
-"""Questions: what is asked, what is expected, and by which rule the two are compared. One JSON object a line.
+"""Questions: what is asked, what is expected, and by which rule the two are compared.
+
+One JSON object a line, or one JSON list of them.
 
 `question` or `messages` is asked; `answer` (or `expect`) is one text or several; `score` names the rule; `choices` are
 offered with letters; `group` names a part of the summary; `id` names the row, by default by its place.
@@ -53,11 +55,7 @@ def read_questions(cfg: Eval, path: Path | None) -> list[Question]:
     Raises ArtifactError (65) naming the first line that is none, or a file without any, ConfigError (2) if nothing was
     asked at all.
     """
-    questions = []
-    lines = path.read_bytes().removeprefix(b"\xef\xbb\xbf").splitlines() if path else []
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            questions.append(_parse(cfg, line, f"{path}:{number}", f"line-{number}"))
+    questions = [_parse(cfg, *row) for row in _rows(path)] if path else []
     for number, text in enumerate(cfg.question, 1):
         questions.append(_checked(cfg, _Line(question=text), "--question", f"question-{number}"))
     if not questions and path:
@@ -70,6 +68,21 @@ def read_questions(cfg: Eval, path: Path | None) -> list[Question]:
             raise ArtifactError(f"{path}: id {question.item_id!r} twice; ids name rows, so give each its own", BAD_DATA)
         seen.add(question.item_id)
     return questions
+
+
+def _rows(path: Path) -> list[tuple[bytes, str, str]]:
+    """Each question's JSON, its place, and the id it gets where it names none."""
+    data = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
+    if data.lstrip().startswith(b"["):
+        try:
+            items = msgspec.json.decode(data, type=list[msgspec.Raw])
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise ArtifactError(
+                f"{path}: begins as a JSON list, but is none ({error}); write one JSON object a line", BAD_DATA
+            ) from error
+        return [(bytes(item), f"{path}: item {number}", f"item-{number}") for number, item in enumerate(items, 1)]
+    lines = enumerate(data.splitlines(), 1)
+    return [(line, f"{path}:{number}", f"line-{number}") for number, line in lines if line.strip()]
 
 
 def _parse(cfg: Eval, line: bytes, place: str, default_id: str) -> Question:

@@ -1,7 +1,9 @@
 """Is an answer right? Pure functions from output and expectation; what each rule forgives is written at the rule."""
 
 import re
+import unicodedata
 from collections.abc import Callable
+from fractions import Fraction
 
 import msgspec
 
@@ -58,28 +60,79 @@ RULES: dict[Rule, Callable[[str, Question], Score]] = {
 
 
 def plain(text: str) -> str:
-    """Without case, outer space, runs of space, and a full stop at the end."""
-    return " ".join(text.casefold().split()).rstrip(".!")
+    """Without case, outer space, runs of space, and a full stop at the end; accents in their composed form."""
+    return " ".join(unicodedata.normalize("NFC", text).casefold().split()).rstrip(".!")
+
+
+# scripts that are written without spaces, or join particles to words: a name is whole between any two of their letters
+_UNSPACED = (
+    r"\u0E00-\u0EFF\u1000-\u109F\u1780-\u17FF\u3040-\u312F\u3400-\u9FFF\uAC00-\uD7AF\uF900-\uFAFF\U00020000-\U0003FFFF"
+)
+_LETTER = rf"[^\W_{_UNSPACED}]"
+# accents and vowel signs continue a word, though Python does not count them to \w
+_MARK = r"[\u0300-\u036F\u0900-\u0DFF]"
+_BEFORE = rf"(?<!{_LETTER})(?<!{_MARK})"
+_AFTER = rf"(?!{_LETTER}|{_MARK})"
+# `18` begins neither in `3.18` nor in `1/18`, and `-18` is another number; `10-18` is a range
+_BEFORE_DIGIT = r"(?<!\d[.,/])(?<!^-)(?<![^\w]-)"
+_AFTER_DIGIT = r"(?![.,/]\d)"
+_NUMBER = re.compile(
+    rf"{_BEFORE}(?<!\d[./])(?:(?<!\w)(-))?[$€£¥]?(\d{{1,3}}(?:,\d{{3}})+(?![,\d])(?:\.\d+)?|\d+(?:\.\d+)*|\.\d+)"
+    rf"(/\d+(?![/\d]))?{_AFTER}"
+)
 
 
 def contains(output: str, answer: str) -> bool:
-    """Whether `answer` is in `output`, case and spacing aside, and not inside a longer word: `no` is not in `know`."""
-    wanted = re.escape(plain(answer))
-    return re.search(rf"(?<![a-z0-9]){wanted}(?![a-z0-9])", plain(output)) is not None
+    """Whether `answer` is in `output`, case and spacing aside, and not inside a longer word: `no` is not in `know`.
+
+    A number is compared by value with the whole numbers of the output: 18 is not in `18.5`, `3.18`, `-18` or `1/18`,
+    and 1018 is in `1,018`.
+    """
+    wanted, text = _one_minus(plain(answer)), _one_minus(plain(output))
+    number = _NUMBER.fullmatch(wanted)
+    if number:
+        # two slashes make a date, not a fraction: its parts are numbers
+        text = re.sub(r"\d+(?:/\d+){2,}", lambda date: date.group().replace("/", " "), text)
+        return _value(number) in [_value(found) for found in _NUMBER.finditer(text)]
+    before = _BEFORE + (_BEFORE_DIGIT if wanted[:1].isdigit() else "")
+    after = _AFTER + (_AFTER_DIGIT if wanted[-1:].isdigit() else "")
+    return re.search(before + re.escape(wanted) + after, text) is not None
+
+
+def _one_minus(text: str) -> str:
+    """With the mathematical minus sign written as the one of keyboards."""
+    return text.replace("\N{MINUS SIGN}", "-")
+
+
+def _value(number: re.Match[str]) -> Fraction | str:
+    """What a number stands for. Numbers with several points, such as versions, stand for themselves."""
+    sign, digits, divisor = number.groups()
+    digits = digits.replace(",", "")
+    if digits.count(".") > 1 or (divisor and not int(divisor[1:])):
+        return number.group()
+    return Fraction(digits) * (-1 if sign else 1) / (int(divisor[1:]) if divisor else 1)
 
 
 def read_choice(output: str, choices: list[str]) -> str | None:
-    """The letter that an answer chooses: at its start, after "answer is", alone in it, or as the text of one choice."""
+    """The letter that an answer chooses. The surest sign decides, of several like it the last.
+
+    In order: after "answer is"; at the start with a mark behind it; the only letter in the text; the text of one
+    choice; at the start before a space.
+    """
     letters = LETTERS[: len(choices)]
-    for pattern in (
-        rf"^\W*([{letters}])(?:[.):,\s*]|$)",
-        rf"(?i:answer(?: is)?)\W{{0,4}}([{letters}])(?![A-Za-z])",
-    ):
-        found = re.search(pattern, output)
-        if found:
-            return str(found.group(1))
-    alone: set[str] = set(re.findall(rf"(?<![A-Za-z'])([{letters}])(?![A-Za-z'])", output)) - {"I"}
+    said: list[str] = re.findall(rf"(?i:answer(?: is)?)\W{{0,4}}([{letters}])(?![A-Za-z'])", output)
+    if said:
+        return said[-1]
+    first = re.search(rf"^\W*([{letters}])(?:[.):,*]|\s*$)", output)
+    if first:
+        return first.group(1)
+    # `A triangle` names no choice, `A is right` does
+    article = r"(?!(?<=A) (?!(?:is|or|and|as|because|since|seems)\b)[a-z])"
+    alone: set[str] = set(re.findall(rf"(?<![A-Za-z'])([{letters}])(?![A-Za-z']){article}", output)) - {"I"}
     if len(alone) == 1:
         return alone.pop()
     named = [letter for letter, choice in zip(letters, choices, strict=True) if contains(output, choice)]
-    return named[0] if len(named) == 1 else None
+    if len(named) == 1:
+        return named[0]
+    start = re.search(rf"^\W*([{letters}])(?=\s){article}", output)
+    return start.group(1) if start else None

@@ -66,6 +66,92 @@ def test_choices_are_read(output: str, letter: str | None) -> None:
     assert read_choice(output, ["Berlin", "Paris", "Rome"]) == letter
 
 
+@pytest.mark.parametrize(
+    ("answer", "output", "ok"),
+    [
+        ("18", "18.5 sacks", False),
+        ("18", "3.18", False),
+        ("18", "-18", False),
+        ("5", "1/5", False),
+        ("1", "1/5", False),
+        ("4", "It is 4.2 metres.", False),
+        ("5", "-5", False),
+        ("1018", "1,018", True),
+        ("1,018", "1018 sacks", True),
+        ("1018", "It costs $1,018.00.", True),
+        ("18", "There are 18.", True),
+        ("18", "18.0", True),
+        ("18", "from 10-18", True),
+        ("18", "18, 19", True),
+        ("2", "1,2,3", True),
+        ("-5", "x = \N{MINUS SIGN}5", True),
+        ("-5", "5", False),
+        ("-5", "-$5", True),
+        ("1/5", "about 1/5 of it", True),
+        ("0.5", "1/2", True),
+        ("2024", "12/05/2024", True),
+        ("1.2", "version 1.2.3", False),
+        ("1.2.3", "version 1.2.3", True),
+        ("7", "7天", True),
+        ("7", "17天", False),
+        ("18 sacks", "3.18 sacks", False),
+        ("18 sacks", "he has 18 sacks", True),
+        ("1/0", "1/0", True),
+    ],
+)
+def test_numbers_are_compared_as_numbers(answer: str, output: str, ok: bool) -> None:
+    assert score(question("contains", [answer]), output).ok is ok
+
+
+@pytest.mark.parametrize(
+    ("answer", "output", "ok"),
+    [
+        ("or", "Fjällör", False),
+        ("tal", "Österdalälvstál tál", False),
+        ("кот", "который", False),
+        ("кот", "Это кот.", True),
+        ("été", "e\u0301te\u0301", True),
+        ("e", "e\u0301", False),
+        ("क", "कि", False),
+        ("서울", "서울은 수도", True),
+        ("東京", "首都は東京です", True),
+        ("Paris", "_Paris_", True),
+    ],
+)
+def test_words_are_whole_in_every_script(answer: str, output: str, ok: bool) -> None:
+    assert score(question("contains", [answer]), output).ok is ok
+
+
+@pytest.mark.parametrize(
+    ("choices", "output", "letter"),
+    [
+        (["two", "four", "three", "five"], "A triangle has three sides, so the answer is C.", "C"),
+        (["two", "four", "three", "five"], "A triangle has three sides.", "C"),
+        (["left", "right", "up"], "A mill wheel turns left, so the answer is B.", "B"),
+        (["left", "right", "up"], "A is right", "A"),
+        (["left", "right", "up"], "The answer is A. No: the answer is C.", "C"),
+        (["left", "right", "up"], "B, but some say the answer is near", "B"),
+    ],
+)
+def test_the_surest_sign_of_a_choice_decides(choices: list[str], output: str, letter: str) -> None:
+    assert read_choice(output, choices) == letter
+
+
+def test_a_json_list_of_questions_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "q.json"
+    path.write_text(json.dumps([{"question": "a"}, {"question": "b", "id": "x"}], indent=2))
+    assert [q.item_id for q in read_questions(Eval(), path)] == ["item-1", "x"]
+    path.write_text('[{"question": "a"}, {"question": 7}]')
+    with pytest.raises(ArtifactError, match=r"item 2: expected `str \| null`, got `int`"):
+        read_questions(Eval(), path)
+    path.write_text("[]")
+    with pytest.raises(ArtifactError, match="no questions in it"):
+        read_questions(Eval(), path)
+    path.write_text('[{"question": "a"}')
+    with pytest.raises(ArtifactError, match="begins as a JSON list"):
+        read_questions(Eval(), path)
+
+
 def test_what_cannot_be_scored_is_not_wrong() -> None:
     assert score(question("exact", ["a"]), None).ok is None
     assert score(question(None, []), "anything").ok is None
@@ -98,7 +184,6 @@ def test_questions_are_read(tmp_path: Path) -> None:
     ("line", "what"),
     [
         ("{", "q.jsonl:1: "),
-        ("[]", "q.jsonl:1: "),
         ({}, "has no question"),
         ({"question": "a", "messages": [{"role": "user", "content": "b"}]}, "both question and messages"),
         ({"question": "a", "anwser": "b"}, "anwser"),
