@@ -21,7 +21,7 @@ class Score(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Divide logits by this first, as sampling at that temperature does."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Number type of the model. auto: bfloat16 on a GPU that has it, otherwise float32."""
-    attention: Annotated[Literal["auto", "flash", "rows"], LAST_BITS] = "auto"
+    attention: Annotated[Literal["auto", "flash", "per-row"], LAST_BITS] = "auto"
     """Attention kernel, as in `train`."""
     loss_kernel: Annotated[Literal["auto", "reference", "cpp", "triton"], LAST_BITS] = "auto"
     """Backend of the output layer, as in `train`."""
@@ -34,7 +34,9 @@ STAGE = Stage(
     version=1,
     config=Score,
     inputs={
-        "rows": Port(kinds=("tokens", "packed"), help="token rows, or a packed artifact whose rows are scored"),
+        "rows": Port(
+            kinds=("tokens", "rollouts", "packed"), help="tokens, rollouts, or a packed artifact whose rows are scored"
+        ),
         "model": Port(kinds=("model",), flag="-m", help="the model to ask: a folder, or owner/name on Hugging Face"),
         "adapter": Port(kinds=("adapter",), flag="--adapter", help="an adapter to put on it", required=False),
     },
