@@ -25,7 +25,7 @@ from postmill.stages.train.checkpoint import METRICS, Position
 from postmill.stages.train.columns import BatchSource
 from postmill.stages.train.config import Train
 from postmill.stages.train.finish import finish
-from postmill.stages.train.optimizer import Learner, make_optimizer, release, set_lr
+from postmill.stages.train.optimizer import Learner, release, set_lr
 from postmill.stages.train.parallel.layout import Layout
 from postmill.stages.train.parallel.replicated import Replicated
 from postmill.stages.train.plan import Channels, Data, Step, Steps, read_channels
@@ -64,7 +64,7 @@ def train(cfg: Train, data: Data, valid: Data | None, base: Input, out: Out) -> 
     source = BatchSource(reader, objective.needs, data.scores)
     valid_source = BatchSource(valid.reader, objective.needs, valid.scores) if valid else None
     parameters = model.trainable(net)
-    learner = Learner(net, parameters, make_optimizer(cfg, parameters), layout)
+    learner = Learner(net, parameters, cfg.optimizer.make(parameters, cfg.peak_lr), layout)
     if found:
         checkpoint.restore_optimizer(found[0], learner)
     channels = read_channels(reader) if cfg.measure.channel_loss else None

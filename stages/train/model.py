@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from postmill.io.errors import USAGE, ConfigError
+from postmill.io.errors import MISMATCH, USAGE, ArtifactError, ConfigError
 from postmill.io.json_file import load_json
 from postmill.stages.train.config import Train
 from postmill.stages.train.liger import use_liger
@@ -43,9 +43,19 @@ def load_causal_lm(path: Path, dtype: torch.dtype, attention: str, *, liger: boo
     import transformers
 
     with quiet_libraries():
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            path, dtype=dtype, attn_implementation=attention, trust_remote_code=False, local_files_only=True
-        )
+        try:
+            model = transformers.AutoModelForCausalLM.from_pretrained(
+                path, dtype=dtype, attn_implementation=attention, trust_remote_code=False, local_files_only=True
+            )
+        except KeyError as error:
+            if error.args != (attention,):
+                raise
+            family = load_json(path / "config.json").get("model_type")
+            raise ArtifactError(
+                f"{path}: {family} models compute attention in a way of their own, which cannot keep the rows of a bin"
+                " apart; train a model of another family",
+                MISMATCH,
+            ) from None
     if liger:
         use_liger(model)
     return model
@@ -62,7 +72,8 @@ def quiet_libraries() -> Iterator[None]:
     logging.disable_progress_bar()
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
+            for category in (FutureWarning, UserWarning, RuntimeWarning):
+                warnings.simplefilter("ignore", category)
             yield
     finally:
         logging.set_verbosity(before)
@@ -88,7 +99,7 @@ def lora_model(path: Path, cfg: Train, compute: torch.dtype, attention: str) -> 
         lora_alpha=lora.alpha,  # type: ignore[arg-type]  # peft scales by a float as well
         lora_dropout=lora.dropout,
         target_modules=lora_targets(base, lora),
-        modules_to_save=lora.modules_to_save or None,
+        modules_to_save=whole_modules(base, lora) or None,
         use_rslora=lora.rslora,
         use_dora=lora.dora,
         task_type="CAUSAL_LM",
@@ -106,12 +117,16 @@ def lora_targets(base: Any, lora: Lora) -> list[str]:
 
     Raises ConfigError (2) for a name that no module has, or for the head: its adapter would hide from the fused loss.
     """
+    from transformers.pytorch_utils import Conv1D
+
     head = base.get_output_embeddings()
-    linear = {name.rpartition(".")[2] for name, m in base.named_modules() if isinstance(m, nn.Linear) and m is not head}
+    kinds = (nn.Linear, Conv1D)  # GPT-2's linear layers are of a class of their own
+    linear = {name.rpartition(".")[2] for name, m in base.named_modules() if isinstance(m, kinds) and m is not head}
     names = [name for name, _ in base.named_modules()]
-    if lora.targets == ["all-linear"]:
+    targets = _split(lora.targets)
+    if targets == ["all-linear"]:
         return sorted(linear)
-    for target in lora.targets:
+    for target in targets:
         hits = [name for name in names if name == target or name.endswith(f".{target}")]
         if not hits:
             raise ConfigError(f"--lora.targets {target}: no such module; linear ones are {', '.join(sorted(linear))}")
@@ -121,7 +136,23 @@ def lora_targets(base: Any, lora: Lora) -> list[str]:
                 f" --lora.modules-to-save {target}",
                 USAGE,
             )
-    return sorted(set(lora.targets))
+    return sorted(set(targets))
+
+
+def whole_modules(base: Any, lora: Lora) -> list[str]:
+    """Modules that are trained whole. Raises ConfigError (2) for a name that no module with weights has."""
+    weighted = [name for name, m in base.named_modules() if name and any(True for _ in m.parameters(recurse=False))]
+    wanted = _split(lora.modules_to_save)
+    for target in wanted:
+        if not any(name == target or name.endswith(f".{target}") for name, _ in base.named_modules()):
+            known = sorted({name.rpartition(".")[2] for name in weighted})
+            raise ConfigError(f"--lora.modules-to-save {target}: no such module; there are {', '.join(known)}", USAGE)
+    return wanted
+
+
+def _split(names: list[str]) -> list[str]:
+    """Names given one by one, or with commas between them."""
+    return [part.strip() for name in names for part in name.split(",") if part.strip()]
 
 
 def causal_lm(model: Any) -> Any:

@@ -1,4 +1,4 @@
-"""AdamW with decoupled decay on matrices only, and its state as named tensors."""
+"""The state of an optimizer as named tensors, whatever it keeps, and its learning rate."""
 
 from typing import Any, NamedTuple
 
@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from postmill.io.errors import MISMATCH, ArtifactError
-from postmill.stages.train.config import Train
 from postmill.stages.train.parallel.layout import Layout
 
 
@@ -20,23 +19,6 @@ class Learner(NamedTuple):
     optimizer: torch.optim.Optimizer
     layout: Layout
     """How both lie on the ranks."""
-
-
-def make_optimizer(cfg: Train, parameters: dict[str, Tensor]) -> torch.optim.AdamW:
-    """AdamW over `parameters`; norms and biases (fewer than two dimensions) do not decay."""
-    matrices = [p for p in parameters.values() if p.ndim >= 2]
-    vectors = [p for p in parameters.values() if p.ndim < 2]
-    groups = [
-        {"params": matrices, "weight_decay": cfg.optimizer.weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
-        lr=cfg.peak_lr,
-        betas=(cfg.optimizer.beta1, cfg.optimizer.beta2),
-        eps=cfg.optimizer.eps,
-        fused=True,
-    )
 
 
 def release(learner: Learner) -> None:
@@ -60,6 +42,8 @@ def state_tensors(learner: Learner, *, keep: bool) -> dict[str, Tensor]:
     for name, parameter in learner.parameters.items():
         state: dict[str, Any] = learner.optimizer.state.get(parameter, {})
         for key, value in state.items():
+            if not isinstance(value, Tensor):
+                continue
             whole = learner.layout.whole(value)
             if keep:
                 found[f"{name}/{key}"] = whole.cpu().contiguous()
@@ -68,11 +52,16 @@ def state_tensors(learner: Learner, *, keep: bool) -> dict[str, Tensor]:
 
 def restore_state(learner: Learner, tensors: dict[str, Tensor], place: str) -> None:
     """Put back what `state_tensors` gave. Raises ArtifactError (78) naming `place` if a parameter is missing."""
+    found: dict[str, dict[str, Tensor]] = {}
+    for path, tensor in tensors.items():
+        name, _, key = path.rpartition("/")
+        found.setdefault(name, {})[key] = tensor
+    if not found:  # an optimizer that keeps none
+        return
     for name, parameter in learner.parameters.items():
-        keys = [key for key in ("step", "exp_avg", "exp_avg_sq") if f"{name}/{key}" in tensors]
-        if len(keys) != 3:
+        if name not in found:
             raise ArtifactError(f"{place}: no optimizer state for {name}; delete this checkpoint", MISMATCH)
-        # `step` lies where fused AdamW wants it: with the parameter
+        # what is not as large as the parameter lies with it, where fused AdamW wants its `step`
         learner.optimizer.state[parameter] = {
-            key: learner.layout.part(tensors[f"{name}/{key}"], parameter) for key in keys
+            key: learner.layout.part(tensor, parameter) for key, tensor in found[name].items()
         }

@@ -1,28 +1,165 @@
-"""Options of the optimizers, and the table of them."""
+"""Options of the optimizers, and the table of them. `make` is the only part that needs torch.
 
-from typing import Annotated
+Checkpoints hold whatever state an optimizer keeps of a parameter, by the name it has there.
+"""
+
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import msgspec
 from msgspec import Meta
 
 from postmill.stages.spec import Choice
 
+if TYPE_CHECKING:
+    import torch
+
+Decay = Annotated[float, Meta(ge=0)]
+Memory = Annotated[float, Meta(ge=0, lt=1)]
+
 
 class AdamW(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="adamw"):
     """Adam with decoupled weight decay, <https://arxiv.org/abs/1711.05101>."""
 
-    weight_decay: Annotated[float, Meta(ge=0)] = 0.1
+    shards: ClassVar[bool] = True
+    """Whether its state lies as the parameter does, so that `--shard fsdp` can split it."""
+
+    weight_decay: Decay = 0.1
     """Decoupled weight decay of matrices; norms and biases have none."""
-    beta1: Annotated[float, Meta(ge=0, lt=1)] = 0.9
+    beta1: Memory = 0.9
     """Memory of the gradient."""
-    beta2: Annotated[float, Meta(ge=0, lt=1)] = 0.95
+    beta2: Memory = 0.95
     """Memory of its square."""
     eps: Annotated[float, Meta(gt=0)] = 1e-8
     """Added to the denominator."""
 
+    def make(self, parameters: "dict[str, torch.Tensor]", lr: float) -> "torch.optim.Optimizer":
+        """Over `parameters`, by name."""
+        import torch
+
+        groups = decay_groups(parameters, self.weight_decay)
+        return torch.optim.AdamW(groups, lr=lr, betas=(self.beta1, self.beta2), eps=self.eps, fused=True)
+
+
+class Sgd(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="sgd"):
+    """Gradient descent with momentum."""
+
+    shards: ClassVar[bool] = True
+
+    weight_decay: Decay = 0.0
+    """Weight decay of matrices; norms and biases have none."""
+    momentum: Memory = 0.9
+    """Memory of the gradient; 0 keeps no state."""
+    nesterov: bool = False
+    """Look ahead along the momentum (Nesterov)."""
+
+    def make(self, parameters: "dict[str, torch.Tensor]", lr: float) -> "torch.optim.Optimizer":
+        """Over `parameters`, by name."""
+        import torch
+
+        groups = decay_groups(parameters, self.weight_decay)
+        return torch.optim.SGD(groups, lr=lr, momentum=self.momentum, nesterov=self.nesterov)
+
+
+class Lion(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="lion"):
+    """Steps of equal size in the direction of the sign, <https://arxiv.org/abs/2302.06675>; a third of AdamW's rate."""
+
+    shards: ClassVar[bool] = True
+
+    weight_decay: Decay = 0.3
+    """Decoupled weight decay of matrices; norms and biases have none."""
+    beta1: Memory = 0.9
+    """Share of the momentum in the direction of a step."""
+    beta2: Memory = 0.99
+    """Memory of the gradient."""
+
+    def make(self, parameters: "dict[str, torch.Tensor]", lr: float) -> "torch.optim.Optimizer":
+        """Over `parameters`, by name."""
+        from postmill.stages.train.own_optimizers import LionOptimizer
+
+        return LionOptimizer(decay_groups(parameters, self.weight_decay), lr=lr, betas=(self.beta1, self.beta2))
+
+
+class Adafactor(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="adafactor"):
+    """AdamW's second moment as a row times a column: next to no state, <https://arxiv.org/abs/1804.04235>."""
+
+    shards: ClassVar[bool] = False
+
+    weight_decay: Decay = 0.0
+    """Decoupled weight decay of matrices; norms and biases have none."""
+    beta2_decay: Annotated[float, Meta(lt=0)] = -0.8
+    """Exponent by which the memory of the squares grows with the steps."""
+    update_clip: Annotated[float, Meta(gt=0)] = 1.0
+    """Root mean square that an update is cut to."""
+
+    def make(self, parameters: "dict[str, torch.Tensor]", lr: float) -> "torch.optim.Optimizer":
+        """Over `parameters`, by name."""
+        import torch
+
+        groups = decay_groups(parameters, self.weight_decay)
+        return torch.optim.Adafactor(groups, lr=lr, beta2_decay=self.beta2_decay, d=self.update_clip)
+
+
+class Muon(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="muon"):
+    """Orthogonal steps for matrices, AdamW for embeddings, head and vectors, <https://kellerjordan.github.io/posts/muon/>.
+
+    Its rate is scaled so that AdamW's fits (<https://arxiv.org/abs/2502.16982>).
+    """
+
+    shards: ClassVar[bool] = False
+
+    weight_decay: Decay = 0.1
+    """Decoupled weight decay of matrices; norms and biases have none."""
+    momentum: Memory = 0.95
+    """Memory of the gradient of matrices."""
+    beta1: Memory = 0.9
+    """Memory of the gradient of the rest."""
+    beta2: Memory = 0.95
+    """Memory of the square of the rest's gradient."""
+
+    def make(self, parameters: "dict[str, torch.Tensor]", lr: float) -> "torch.optim.Optimizer":
+        """Over `parameters`, by name."""
+        import torch
+
+        from postmill.stages.train.own_optimizers import Joined
+
+        def is_plain(name: str) -> bool:
+            return parameters[name].ndim == 2 and "embed" not in name and "lm_head" not in name
+
+        matrices = {name: p for name, p in parameters.items() if is_plain(name)}
+        rest = {name: p for name, p in parameters.items() if name not in matrices}
+        made: list[torch.optim.Optimizer] = []
+        if matrices:
+            made.append(
+                torch.optim.Muon(
+                    list(matrices.values()),
+                    lr=lr,
+                    weight_decay=self.weight_decay,
+                    momentum=self.momentum,
+                    adjust_lr_fn="match_rms_adamw",
+                )
+            )
+        if rest:
+            groups = decay_groups(rest, self.weight_decay)
+            made.append(torch.optim.AdamW(groups, lr=lr, betas=(self.beta1, self.beta2), fused=True))
+        return Joined(made)
+
+
+def decay_groups(parameters: "dict[str, torch.Tensor]", weight_decay: float) -> list[dict[str, Any]]:
+    """Groups for torch's optimizers: norms and biases (fewer than two dimensions) do not decay."""
+    matrices = [p for p in parameters.values() if p.ndim >= 2]
+    vectors = [p for p in parameters.values() if p.ndim < 2]
+    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
 
 OPTIMIZERS = Choice(
     group="postmill.optimizers",
-    table={"adamw": "postmill.stages.train.optimizers:AdamW"},
+    table={
+        "adamw": "postmill.stages.train.optimizers:AdamW",
+        "sgd": "postmill.stages.train.optimizers:Sgd",
+        "lion": "postmill.stages.train.optimizers:Lion",
+        "adafactor": "postmill.stages.train.optimizers:Adafactor",
+        "muon": "postmill.stages.train.optimizers:Muon",
+    },
 )
 """How gradients become updates."""

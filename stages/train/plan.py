@@ -150,6 +150,12 @@ def check_request(cfg: Train) -> None:
     """Raise ConfigError (2) for a run that could learn nothing."""
     if cfg.peak_lr == 0:
         raise ConfigError("--lr 0: nothing would be learned; give a rate above 0", USAGE)
+    if cfg.parallel.shard != "none" and not cfg.optimizer.shards:
+        raise ConfigError(
+            f"--shard {cfg.parallel.shard}: the state of this optimizer cannot be split; use --optimizer adamw, sgd or"
+            " lion",
+            USAGE,
+        )
 
 
 def check_objective(place: str, data: Data, needs: Needs) -> None:

@@ -5,7 +5,7 @@ of the peak rate. A new one is a struct here, or in a package of somebody else's
 """
 
 import math
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
@@ -64,12 +64,46 @@ class Wsd(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
     """Share of the peak that the rate falls to."""
     decay: Share = 0.1
     """Share of all steps in which the rate falls."""
+    shape: Literal["linear", "sqrt"] = "linear"
+    """How it falls: along a line, or as 1 - sqrt of the decay's progress, which is steeper at first,
+    <https://arxiv.org/abs/2405.18392>."""
 
     def share(self, done: float, rest: int, num_steps: int) -> float:
         """Of the peak, after `done` of the `rest` steps that follow warm-up."""
         # the decay is a share of all steps, `done` of those after warm-up
         decay = min(1.0, self.decay * num_steps / rest)
-        return 1.0 if decay == 0 else min(1.0, (1.0 - done) / decay)
+        left = 1.0 if decay == 0 else min(1.0, (1.0 - done) / decay)
+        return left if self.shape == "linear" else 1.0 - math.sqrt(1.0 - left)
+
+
+class Polynomial(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="polynomial"):
+    """Falls as a power of the steps that are left."""
+
+    warmup: Warmup = 0.03
+    """Warm-up: a share of all steps below 1, or a number of steps from 1 up."""
+    min_lr: Share = 0.0
+    """Share of the peak that the rate falls to."""
+    power: Annotated[float, Meta(gt=0)] = 2.0
+    """Exponent: 1 is a line, 2 falls fast at first."""
+
+    def share(self, done: float, rest: int, num_steps: int) -> float:
+        """Of the peak, after `done` of the `rest` steps that follow warm-up."""
+        return float((1.0 - done) ** self.power)
+
+
+class CosineRestarts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="cosine-restarts"):
+    """Falls along half a cosine several times, each time from the peak, <https://arxiv.org/abs/1608.03983>."""
+
+    warmup: Warmup = 0.03
+    """Warm-up: a share of all steps below 1, or a number of steps from 1 up."""
+    min_lr: Share = 0.0
+    """Share of the peak that the rate falls to."""
+    cycles: Annotated[int, Meta(ge=1)] = 2
+    """How often the rate falls."""
+
+    def share(self, done: float, rest: int, num_steps: int) -> float:
+        """Of the peak, after `done` of the `rest` steps that follow warm-up."""
+        return 0.5 * (1.0 + math.cos(math.pi * ((done * self.cycles) % 1.0)))
 
 
 SCHEDULES = Choice(
@@ -79,6 +113,8 @@ SCHEDULES = Choice(
         "linear": "postmill.stages.train.schedules:Linear",
         "constant": "postmill.stages.train.schedules:Constant",
         "wsd": "postmill.stages.train.schedules:Wsd",
+        "polynomial": "postmill.stages.train.schedules:Polynomial",
+        "cosine-restarts": "postmill.stages.train.schedules:CosineRestarts",
     },
 )
 """How the learning rate moves."""

@@ -4,7 +4,7 @@ import pytest
 
 from postmill.stages.options import make
 from postmill.stages.train.config import STAGE, Train
-from postmill.stages.train.schedules import Cosine, lr_at, warmup_steps
+from postmill.stages.train.schedules import SCHEDULES, Cosine, lr_at, warmup_steps
 
 
 def rates(num_steps, **options):
@@ -31,7 +31,15 @@ def test_constant_and_wsd():
     assert rates(10, schedule="wsd", warmup=1, decay=0.4) == pytest.approx([1, 1, 1, 1, 1, 1, 1, 0.75, 0.5, 0.25])
 
 
-@pytest.mark.parametrize("schedule", ["cosine", "linear", "constant", "wsd"])
+OPTIONS = {
+    "wsd": {"decay": 0.25},
+    "wsd sqrt": {"decay": 0.25, "shape": "sqrt"},
+    "polynomial": {"power": 3.0},
+    "cosine-restarts": {"cycles": 3},
+}
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "constant", *OPTIONS])
 def test_schedules_are_transformers_own(schedule):
     """After warm-up the rates are those of transformers' schedulers; its warm-up begins at 0, ours reaches the peak."""
     torch = pytest.importorskip("torch")
@@ -45,13 +53,22 @@ def test_schedules_are_transformers_own(schedule):
         "wsd": lambda: optimization.get_wsd_schedule(
             optimizer, warmup, num_decay_steps=10, num_training_steps=steps, decay_type="linear"
         ),
+        "wsd sqrt": lambda: optimization.get_wsd_schedule(
+            optimizer, warmup, num_decay_steps=10, num_training_steps=steps, decay_type="1-sqrt"
+        ),
+        "polynomial": lambda: optimization.get_polynomial_decay_schedule_with_warmup(
+            optimizer, warmup, steps, lr_end=0.0, power=3.0
+        ),
+        "cosine-restarts": lambda: optimization.get_cosine_with_hard_restarts_schedule_with_warmup(
+            optimizer, warmup, steps, num_cycles=3
+        ),
     }[schedule]
     scheduler, theirs = make(), []
     for _ in range(steps):
         theirs.append(scheduler.get_last_lr()[0])
         optimizer.step()
         scheduler.step()
-    ours = rates(steps, schedule=schedule, warmup=warmup, **({"decay": 0.25} if schedule == "wsd" else {}))
+    ours = rates(steps, schedule=schedule.partition(" ")[0], warmup=warmup, **OPTIONS.get(schedule, {}))
     assert ours[warmup:] == pytest.approx(theirs[warmup:])
     assert ours[:warmup] == pytest.approx(theirs[1 : warmup + 1])
 
@@ -64,7 +81,7 @@ def test_warm_up_is_a_share_or_a_number():
 
 
 def test_every_rate_is_above_zero_and_at_most_the_peak():
-    for schedule in ("cosine", "linear", "constant", "wsd"):
+    for schedule in SCHEDULES.table:
         for warmup in (0, 0.03, 0.99, 1, 7):
             for num_steps in (1, 2, 13):
                 got = rates(num_steps, schedule=schedule, warmup=warmup)

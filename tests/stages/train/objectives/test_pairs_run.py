@@ -11,6 +11,7 @@ import json  # noqa: E402
 
 import tiny_model  # noqa: E402
 from accelerate import Accelerator  # noqa: E402
+from forks import fork_ranks, wait_code  # noqa: E402
 
 from postmill.io.errors import ArtifactError, ConfigError, StageError  # noqa: E402
 from postmill.io.packed import PackedReader  # noqa: E402
@@ -179,3 +180,25 @@ def test_the_gradient_does_not_depend_on_micro_batches(world, objective):
         assert float((gradients - seen[0][1]).abs().max()) <= 2e-6 * float(seen[0][1].abs().max())
         for name, value in metrics.items():
             torch.testing.assert_close(value, seen[0][2][name], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("loss", ["sigmoid", "aot"])
+def test_two_ranks_learn_pairs_as_one_does(world, loss):
+    """`sigmoid` looks at a pair, `aot` at all pairs of the step: its first pass gathers them from both ranks."""
+    cfg = make(Train, objective=Dpo(loss=loss), tuner="full", bins_per_step=4, steps=3, lr=1e-2)
+    ports = {
+        "packed": [str(world / "packed")],
+        "model": [str(world / "base")],
+        "scores": [f"ref={world / 'scores'}", f"valid.ref={world / 'scores'}"],
+        "valid": [str(world / "packed")],
+    }
+    run_stage(STAGE, cfg, ports, world / f"{loss}-one", Options(threads=1))
+    pids = fork_ranks([cfg] * 2, ports, world / f"{loss}-two")
+    assert [wait_code(pid) for pid in pids] == [0, 0]
+    one, two = (lines(world / f"{loss}-{ranks}") for ranks in ("one", "two"))
+    for x, y in zip(one, two, strict=True):
+        assert y["loss"] == pytest.approx(x["loss"], rel=1e-5)
+        assert y["reward_chosen"] == pytest.approx(x["reward_chosen"], rel=1e-4, abs=1e-5)
+        assert y["grad_norm"] == pytest.approx(x["grad_norm"], rel=1e-4)
+    assert two[-1]["valid_loss"] == pytest.approx(one[-1]["valid_loss"], rel=1e-5)
+    assert two[0]["grad_norm"] == pytest.approx(one[0]["grad_norm"], rel=1e-6)
