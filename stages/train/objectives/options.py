@@ -36,6 +36,7 @@ OBJECTIVES = Choice(
     group="postmill.objectives",
     table={
         "sft": "postmill.stages.train.objectives.options:Sft",
+        "dft": "postmill.stages.train.objectives.dft_options:Dft",
         "dpo": "postmill.stages.train.objectives.dpo_options:Dpo",
         "cpo": "postmill.stages.train.objectives.cpo_options:Cpo",
         "simpo": "postmill.stages.train.objectives.simpo_options:Simpo",

@@ -22,12 +22,15 @@ from postmill.stages.score import run as score_stage  # noqa: E402
 from postmill.stages.score.config import STAGE as SCORE  # noqa: E402
 from postmill.stages.score.config import Score  # noqa: E402
 from postmill.stages.shared import attention, hf  # noqa: E402
-from postmill.stages.shared.forward import Forward  # noqa: E402
+from postmill.stages.shared.forward import Ask, Forward  # noqa: E402
 from postmill.stages.train.columns import BatchSource  # noqa: E402
 from postmill.stages.train.config import STAGE, Train  # noqa: E402
 from postmill.stages.train.objectives.cpo_options import Cpo  # noqa: E402
 from postmill.stages.train.objectives.dpo_options import Dpo  # noqa: E402
+from postmill.stages.train.objectives.interface import Loss  # noqa: E402
+from postmill.stages.train.objectives.needs import Needs  # noqa: E402
 from postmill.stages.train.objectives.orpo_options import Orpo  # noqa: E402
+from postmill.stages.train.objectives.pairs import row_sum  # noqa: E402
 from postmill.stages.train.parallel.replicated import Replicated  # noqa: E402
 from postmill.stages.train.plan import Steps  # noqa: E402
 from postmill.stages.train.step import accumulate, validate  # noqa: E402
@@ -180,6 +183,50 @@ def test_the_gradient_does_not_depend_on_micro_batches(world, objective):
         assert float((gradients - seen[0][1]).abs().max()) <= 2e-6 * float(seen[0][1].abs().max())
         for name, value in metrics.items():
             torch.testing.assert_close(value, seen[0][2][name], rtol=1e-5, atol=1e-6)
+
+
+class CentredLoss:
+    """Log-probs of rows pulled to their mean over the step: it needs a number of the whole step first."""
+
+    needs = Needs(stats=frozenset({"logp"}), coupling="step_constants", measures=("rows",))
+
+    def ask(self, batch, norms):
+        return Ask(self.needs.stats)
+
+    def summary(self, outputs, batch):
+        return row_sum(outputs.logp_T, batch)[:, None]
+
+    def constants(self, summary_RS, norms):
+        assert not summary_RS.requires_grad
+        assert len(summary_RS) == norms["rows"]
+        return {"mean": float(summary_RS.mean())}
+
+    def loss(self, outputs, batch, norms, constants):
+        away_R = self.summary(outputs, batch)[:, 0] - constants["mean"]
+        total = torch.where(batch.row_R >= 0, away_R.square(), 0).sum() / norms["rows"]
+        return Loss(total, {"away": total.detach()}, {})
+
+
+def test_constants_of_a_step_are_those_of_all_its_rows_whatever_the_micro_batches(world):
+    reader, accelerator = PackedReader(world / "packed"), Accelerator(cpu=True)
+    loss, seen = CentredLoss(), []
+    source = BatchSource(reader, loss.needs)
+    for micro_bins in (1, 2, 4):
+        cfg = make(Train, bins_per_step=-(-len(reader) // 4) * 4, micro_bins=micro_bins, normalize="rows")
+        kernel = attention.choose("rows", torch.device("cpu"), torch.float32)
+        net = hf.load_model(world / "base", "float32", attention=kernel)
+        forward = Forward(net, compute_dtype=torch.float32, backend="reference").train()
+        step, layout = Steps(cfg, reader, 1)[0], Replicated(accelerator)
+        got = accumulate(cfg, forward, loss, source, step, accelerator=accelerator, layout=layout)
+        seen.append((got.loss, torch.cat([p.grad.flatten() for p in net.parameters()])))
+    for total, gradients in seen[1:]:
+        torch.testing.assert_close(total, seen[0][0], rtol=1e-6, atol=0)
+        assert float((gradients - seen[0][1]).abs().max()) <= 2e-6 * float(seen[0][1].abs().max())
+    rows = np.arange(reader.num_rows)
+    lengths = reader.columns(rows, ["length"])["length"]
+    logp = ScoresReader(world / "scores").tokens(rows, lengths, "logp")
+    sums = np.array([np.nansum(piece, dtype=np.float64) for piece in np.split(logp, np.cumsum(lengths)[:-1])])
+    assert float(seen[0][0]) == pytest.approx(np.square(sums - sums.mean()).mean(), rel=1e-5)
 
 
 @pytest.mark.parametrize("loss", ["sigmoid", "aot"])
