@@ -1,6 +1,7 @@
 """Asking an engine for many replies: what an earlier run of the same work got is taken over, a stop is heard between
 batches, and every request is answered exactly once."""
 
+import math
 from collections.abc import Callable
 
 from postmill.io.errors import FAILED, StageError
@@ -9,6 +10,9 @@ from postmill.stages.protocol import Out
 from postmill.stages.shared.engine.protocol import Engine, Reply, Request, Sampling
 from postmill.stages.shared.journal import Journal
 
+_ROUNDING = 1e-3
+"""How far above 0 the rounding of float16 can lift a log-prob."""
+
 
 def ask_all(
     engine: Engine, requests: list[Request], sampling: Sampling, *, out: Out, name: str, say: Callable[[int], str]
@@ -16,7 +20,7 @@ def ask_all(
     """A reply for each request, by key. `name` is the journal's, `say` what progress shows of a number of replies.
 
     Batches are the same with and without what is taken over. Raises StageError: (75) when the stage is to stop, (1) for
-    an engine that answers something else than what it was asked.
+    an engine that answers something else than what it was asked, or what no model can answer.
     """
     journal = Journal(out.work / name, out.key)
     try:
@@ -26,7 +30,7 @@ def ask_all(
             if out.stop.requested:
                 raise out.stop.stopped(f"{len(journal.replies)} of {len(requests)} answers are saved")
             replies = engine.answer(batch, sampling)
-            _check(batch, replies)
+            _check(batch, replies, sampling)
             journal.add(replies)
             Progress.say(out.stage.name, say(len(journal.replies)))
     finally:
@@ -37,11 +41,32 @@ def ask_all(
     return journal.replies
 
 
-def _check(batch: list[Request], replies: list[Reply]) -> None:
+def _check(batch: list[Request], replies: list[Reply], sampling: Sampling) -> None:
+    """Raises StageError (1) unless each request is answered once, in order, with what `sampling` allows."""
     asked, answered = [request.key for request in batch], [reply.key for reply in replies]
     if asked != answered:
-        wrong = next(iter(set(answered) ^ set(asked)), answered[0] if answered else asked[0])
+        wrong = next(iter(sorted(set(answered) ^ set(asked))), answered[0] if answered else asked[0])
         raise StageError(f"the engine answered {len(answered)} of {len(asked)} requests, or others: {wrong}", FAILED)
     for reply in replies:
-        if reply.error is None and not (len(reply.ids) == len(reply.logp) == len(reply.sampled_logp)):
-            raise StageError(f"{reply.key}: {len(reply.ids)} tokens with {len(reply.logp)} log-probs", FAILED)
+        fault = "" if reply.error is not None else _fault(reply, sampling)
+        if fault:
+            raise StageError(f"the engine's answer to {reply.key} cannot be: {fault}", FAILED)
+
+
+def _fault(reply: Reply, sampling: Sampling) -> str:
+    """What is impossible in an answer, or an empty string."""
+    count, most = len(reply.ids), sampling.max_new_tokens
+    if not 1 <= count <= most:
+        return f"{count} tokens, expected 1 to {most}"
+    if not count == len(reply.logp) == len(reply.sampled_logp):
+        return f"{count} tokens with {len(reply.logp)} and {len(reply.sampled_logp)} log-probs"
+    for value in (*reply.logp, *reply.sampled_logp):
+        if not math.isfinite(value) or value > _ROUNDING:
+            return f"a log-prob of {value}"
+    stops = [token in sampling.stop_ids for token in reply.ids]
+    if any(stops[:-1]):
+        return f"it goes on after {reply.ids[stops.index(True)]}, which ends answers"
+    finish = "stop" if stops[-1] else "length"
+    if reply.finish != finish or (finish == "length" and count < most):
+        return f"{count} of {most} tokens, the last one is {reply.ids[-1]}, and it says {reply.finish}"
+    return ""

@@ -54,7 +54,7 @@ class LocalEngine:
         hasher = blake3()
         for name, tensor in sorted(self._model.state_dict().items()):
             hasher.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-            hasher.update(tensor.detach().cpu().contiguous().view(self._torch.uint8).numpy().data)
+            hasher.update(tensor.detach().cpu().contiguous().reshape(-1).view(self._torch.uint8).numpy().data)
         return f"blake3:{hasher.hexdigest()}"
 
     def batches(self, requests: list[Request]) -> list[list[Request]]:

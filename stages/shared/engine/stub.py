@@ -1,0 +1,179 @@
+"""An engine without weights, for tests of what stands on engines: exact, quick, able to fail and to lie on request.
+
+Its model is a table of logits, a function of the weights' name and the last two tokens. Sampling is written out in
+plain Python, apart from `choose.py`, so that each is a check of the other.
+"""
+
+import math
+import time
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from postmill.io.digest import digest_bytes
+from postmill.io.errors import UNAVAILABLE, StageError
+from postmill.stages.shared.engine.philox import philox, uniform
+from postmill.stages.shared.engine.protocol import About, Engine, Loaded, Reply, Request, Sampling
+
+VOCAB = 13
+
+
+class Faults(msgspec.Struct, frozen=True, kw_only=True):
+    """What goes wrong; by default nothing."""
+
+    seconds: float = 0.0
+    """Wait this long before each batch."""
+    dies_at: int | None = None
+    """Raise at this batch, counted from 0, as an engine does whose process is gone."""
+    refused: frozenset[str] = frozenset()
+    """Answer these keys with an error."""
+    dropped: frozenset[str] = frozenset()
+    """Leave these keys out of the reply."""
+    doubled: frozenset[str] = frozenset()
+    """Answer these keys twice."""
+    not_a_number: frozenset[str] = frozenset()
+    """Report NaN as log-prob of the first token of these keys."""
+    keeps_weights: bool = False
+    """Claim to have loaded weights, and answer with the old ones."""
+    wrong_temperature: bool = False
+    """Sample at temperature 1 whatever was asked, and report log-probs of what was asked."""
+    renormalised: bool = False
+    """Report log-probs after truncation as those before it."""
+    one_generator: bool = False
+    """Draw from one stream of numbers for all requests, so that an answer depends on its neighbours."""
+    ignores_stop_ids: bool = False
+    """Go on after a token that ends an answer."""
+    too_long: bool = False
+    """Answer one token more than allowed."""
+
+
+class StubEngine:
+    """Answers from the table of the weights that it was last given."""
+
+    def __init__(self, folders: list[Path], faults: Faults | None = None, *, batch_size: int = 8) -> None:
+        self._faults = faults or Faults()
+        self._batch_size = batch_size
+        self._num_batches, self._num_drawn = 0, 0
+        self._weights = 0
+        self.loaded = self._hold(folders)
+        self.about = About(
+            kind="stub",
+            versions={},
+            can=frozenset({"logp", "seed", "load", "repeatable"}),
+            max_tokens=64,
+            stop_ids=frozenset({2}),
+        )
+
+    def _hold(self, folders: list[Path]) -> Loaded:
+        digest = digest_bytes("\n".join(map(str, folders)).encode())
+        self._weights = int(digest.removeprefix("blake3:")[:15], 16)
+        return Loaded(digest=digest, proof="claimed")
+
+    def load(self, folders: list[Path]) -> Loaded:
+        """Take the table that belongs to these names."""
+        before = self._weights
+        self.loaded = self._hold(folders)
+        if self._faults.keeps_weights:
+            self._weights = before
+        return self.loaded
+
+    def logits(self, ids: list[int]) -> list[float]:
+        """Of the token after `ids`, which is not empty."""
+        context = (ids[-1], ids[-2] if len(ids) > 1 else VOCAB, 0)
+        key = (self._weights & 0xFFFFFFFF, self._weights >> 32)
+        return [6 * philox((*context, word), key)[0] / 2**32 for word in range(VOCAB)]
+
+    def batches(self, requests: list[Request]) -> list[list[Request]]:
+        """In order of keys."""
+        ordered = sorted(requests, key=lambda request: request.key)
+        return [ordered[start : start + self._batch_size] for start in range(0, len(ordered), self._batch_size)]
+
+    def answer(self, batch: list[Request], sampling: Sampling) -> list[Reply]:
+        """One reply a request, in order, but for what `Faults` says. Raises StageError (69) where it is to die."""
+        faults = self._faults
+        time.sleep(faults.seconds)
+        if self._num_batches == faults.dies_at:
+            raise StageError("stub engine: gone, as it was told to", UNAVAILABLE)
+        self._num_batches += 1
+        replies = []
+        for request in batch:
+            count = (request.key not in faults.dropped) + (request.key in faults.doubled)
+            replies += [self._reply(request, sampling)] * count
+        return replies
+
+    def _reply(self, request: Request, sampling: Sampling) -> Reply:
+        most, length = self.about.max_tokens or 0, len(request.prompt_ids)
+        if request.key in self._faults.refused:
+            return Reply(key=request.key, error="refused, as it was told to")
+        if not length or length + sampling.max_new_tokens > most:
+            return Reply(key=request.key, error=f"prompt of {length} tokens and {sampling.max_new_tokens} of {most}")
+        reply = self._generate(request, sampling)
+        if request.key in self._faults.not_a_number:
+            return msgspec.structs.replace(reply, logp=[math.nan, *reply.logp[1:]])
+        return reply
+
+    def _generate(self, request: Request, sampling: Sampling) -> Reply:
+        ids: list[int] = []
+        logps: list[float] = []
+        sampled_logps: list[float] = []
+        stops = frozenset() if self._faults.ignores_stop_ids else sampling.stop_ids
+        while len(ids) < sampling.max_new_tokens + self._faults.too_long:
+            token, logp, sampled_logp = self._choose(request, ids, sampling)
+            ids.append(token)
+            logps.append(logp)
+            sampled_logps.append(sampled_logp)
+            if token in stops:
+                break
+        finish: Literal["stop", "length"] = "stop" if ids[-1] in stops else "length"
+        return Reply(key=request.key, ids=ids, logp=logps, sampled_logp=sampled_logps, finish=finish)
+
+    def _choose(self, request: Request, ids: list[int], sampling: Sampling) -> tuple[int, float, float]:
+        """The next token, and its log-prob before and after truncation."""
+        logits = self.logits(request.prompt_ids + ids)
+        logp = log_softmax(logits, sampling.temperature or 1.0)
+        if sampling.temperature == 0:
+            token = max(range(VOCAB), key=lambda word: (logits[word], -word))
+            return token, logp[token], 0.0
+        drawn_from = log_softmax(logits, 1.0) if self._faults.wrong_temperature else logp
+        kept = keep(drawn_from, sampling)
+        number = uniform(request.seed, len(ids))
+        if self._faults.one_generator:
+            self._num_drawn += 1
+            number = uniform(0, self._num_drawn)
+        total = math.fsum(math.exp(drawn_from[word]) for word in kept)
+        left, token = number * total, kept[-1]
+        for word in kept:
+            left -= math.exp(drawn_from[word])
+            if left < 0:
+                token = word
+                break
+        sampled = logp[token] - math.log(math.fsum(math.exp(logp[word]) for word in kept))
+        return token, sampled if self._faults.renormalised else logp[token], sampled
+
+
+def log_softmax(logits: list[float], temperature: float) -> list[float]:
+    """Log-probabilities at a temperature above 0."""
+    scaled = [logit / temperature for logit in logits]
+    top = max(scaled)
+    total = top + math.log(math.fsum(math.exp(value - top) for value in scaled))
+    return [value - total for value in scaled]
+
+
+def keep(logp: list[float], sampling: Sampling) -> list[int]:
+    """The tokens that may be chosen, likeliest first and of equal ones the lower id."""
+    order = sorted(range(len(logp)), key=lambda word: (-logp[word], word))[: sampling.top_k or None]
+    total = math.fsum(math.exp(logp[word]) for word in order)
+    kept: list[int] = []
+    before = 0.0
+    for word in order:
+        share = math.exp(logp[word])
+        if kept and (before >= sampling.top_p * total or share < sampling.min_p * math.exp(logp[order[0]])):
+            break
+        kept.append(word)
+        before += share
+    return kept
+
+
+def _is_engine(engine: StubEngine) -> Engine:
+    return engine  # mypy holds the stub to the protocol here
