@@ -9,6 +9,7 @@ from postmill.stages.table import STAGES
 
 TOOLS = {
     "get": "a model from Hugging Face or ModelScope",
+    "chat": "talk with a model",
     "show": "what is trained on, coloured by weight, at every stage",
     "verify": "check an artifact against its manifest",
     "inspect": "what an artifact is",

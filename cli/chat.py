@@ -1,0 +1,179 @@
+"""`postmill chat`: talk with a model in the terminal, or through a pipe."""
+
+import sys
+from typing import Any
+
+import msgspec
+
+from postmill.cli.tool import Args, need, parse
+from postmill.io.digest import digest_bytes
+from postmill.io.errors import BAD_DATA, ConfigError, StageError
+
+USAGE = """
+Talk with a model: a line of yours, then an answer, and so on until the end of input. Answers go to stdout.
+
+usage: postmill chat MODEL [-m BASE] [--system TEXT] [--max-new-tokens N] [--temperature T] [--top-p P] [--seed N]
+
+  MODEL              a model or an adapter: a folder, or owner/name on Hugging Face
+  -m                 the adapter's base; by default the one it came from
+  --system           system prompt
+  --max-new-tokens   longest answer, in tokens (default: 512)
+  --temperature      0 takes the likeliest token each time (default: 0)
+  --top-p            sample from the likeliest tokens that hold this share of probability (default: 1)
+  --seed             decides all samples (default: 0)
+
+A line `/new` begins another talk, `/undo` takes back the last question and its answer. An answer is printed when it is
+whole.
+"""
+_VALUED = ("-m", "--system", "--max-new-tokens", "--temperature", "--top-p", "--seed")
+
+Message = dict[str, Any]
+
+
+class Options(msgspec.Struct, frozen=True, kw_only=True):
+    """What the flags say."""
+
+    system: str
+    max_new_tokens: int
+    temperature: float
+    top_p: float
+    seed: int
+
+
+def read_options(args: Args) -> Options:
+    """Raises ConfigError (2) naming every flag whose value cannot be."""
+    faults: list[str] = []
+
+    def number(flag: str, kind: type, default: float, least: float, most: float) -> Any:
+        said = args.options.get(flag)
+        try:
+            value = default if said is None else kind(said)
+        except ValueError:
+            value = most + 1
+        if not least <= value <= most:
+            faults.append(
+                f"{flag}: {said!r}, expected a {'number' if kind is float else 'whole number'} {least} to {most}"
+            )
+        return value
+
+    found = Options(
+        system=args.options.get("--system", ""),
+        max_new_tokens=number("--max-new-tokens", int, 512, 1, 2**31),
+        temperature=number("--temperature", float, 0.0, 0, 100),
+        top_p=number("--top-p", float, 1.0, 1e-6, 1),
+        seed=number("--seed", int, 0, 0, 2**62),
+    )
+    if faults:
+        raise ConfigError("\n".join(faults))
+    return found
+
+
+class Talk:
+    """A conversation with a loaded model."""
+
+    def __init__(self, folders: list[Any], options: Options) -> None:
+        from postmill.stages.shared.engine.local import LocalEngine
+        from postmill.stages.shared.engine.protocol import Sampling
+        from postmill.stages.shared.engine.text import Speaker
+
+        self._engine = LocalEngine(folders, threads=_threads())
+        self._speaker = Speaker(folders)
+        self._seed = options.seed
+        self._opening: list[Message] = [{"role": "system", "content": options.system}] if options.system else []
+        self._sampling = Sampling(
+            max_new_tokens=options.max_new_tokens,
+            temperature=options.temperature,
+            top_p=options.top_p,
+            stop_ids=self._engine.about.stop_ids or self._speaker.eos_ids,
+        )
+        self.messages = list(self._opening)
+
+    def new(self) -> None:
+        """Forget all that was said."""
+        self.messages = list(self._opening)
+
+    def undo(self) -> None:
+        """Forget the last question and its answer."""
+        if len(self.messages) > len(self._opening):
+            del self.messages[-2:]
+
+    def answer(self, question: str) -> str:
+        """What the model says. Raises StageError (65), with the talk as it was, if the question cannot be asked."""
+        from postmill.stages.shared.engine.protocol import Request
+
+        asked: list[Message] = [*self.messages, {"role": "user", "content": question}]
+        prompt = self._speaker.prompt_ids(asked)
+        if isinstance(prompt, str):
+            raise StageError(prompt, BAD_DATA)
+        seed = int(digest_bytes(f"{self._seed}:{len(asked)}".encode()).removeprefix("blake3:")[:15], 16)
+        reply = self._engine.answer([Request(key="chat", prompt_ids=prompt, seed=seed)], self._sampling)[0]
+        if reply.error is not None:
+            raise StageError(f"{reply.error}; begin anew with /new, or lower --max-new-tokens", BAD_DATA)
+        text = self._speaker.text(reply.ids, is_stopped=reply.finish == "stop")
+        self.messages = [*asked, {"role": "assistant", "content": text}]
+        return text
+
+
+def _threads() -> int:
+    import os
+
+    return len(os.sched_getaffinity(0))
+
+
+def _folders(args: Args) -> list[Any]:
+    """The model, or the base and its adapter. Raises ArtifactError: 66, 77, 78."""
+    from postmill.stages.runner import find_inputs
+    from postmill.stages.spec import Port, Stage
+
+    ports = {
+        "tested": Port(kinds=("model", "adapter"), help="a model or an adapter"),
+        "model": Port(kinds=("model",), flag="-m", required=False, help="the adapter's base"),
+    }
+    imply = "postmill.stages.shared.base_model:imply_base"
+    stage = Stage(name="chat", version=1, config=Options, inputs=ports, output="", implied=imply)
+    base = [args.options["-m"]] if args.has("-m") else []
+    found = find_inputs(stage, {"tested": args.words, "model": base})
+    tested = found["tested"][0]
+    if tested.kind == "model" and base:
+        raise ConfigError(f"-m: {args.words[0]} is a model, not an adapter, and has no base; leave -m out")
+    return [item.path for item in (*found["model"], tested)]
+
+
+def run(argv: list[str]) -> int:
+    """Raises ConfigError (2), ArtifactError (66, 77, 78), and StageError (65) for a question that cannot be asked."""
+    args = parse(argv, USAGE, valued=_VALUED)
+    if args is None:
+        return 0
+    need(args, 1, 1, USAGE)
+    options = read_options(args)
+    talk = Talk(_folders(args), options)
+    try:
+        return _converse(talk, is_terminal=sys.stdin.isatty())
+    except KeyboardInterrupt:
+        sys.stderr.write("\n")
+        return 130
+
+
+def _converse(talk: Talk, *, is_terminal: bool) -> int:
+    while True:
+        if is_terminal:
+            sys.stderr.write("> ")
+            sys.stderr.flush()
+        line = sys.stdin.readline()
+        if not line:
+            return 0
+        question = line.strip()
+        if question == "/new":
+            talk.new()
+        elif question == "/undo":
+            talk.undo()
+        elif question:
+            try:
+                answer = talk.answer(question)
+            except StageError as error:
+                if not is_terminal:
+                    raise
+                sys.stderr.write(f"{error}\n")
+                continue
+            sys.stdout.write(answer + "\n")
+            sys.stdout.flush()

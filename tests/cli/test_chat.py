@@ -1,0 +1,90 @@
+"""Talking with a model: each answer is what the engine says to all that was said before."""
+
+import io
+import sys
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers  # noqa: E402
+
+from postmill.cli.chat import run  # noqa: E402
+from postmill.io.errors import ConfigError, StageError  # noqa: E402
+
+TEMPLATE = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<a>{% endif %}"
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random model over bytes, with a template."""
+    path = tmp_path_factory.mktemp("chat") / "base"
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(letters)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, chat_template=TEMPLATE).save_pretrained(path)
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=256, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, max_position_embeddings=256, eos_token_id=7, bos_token_id=None, initializer_range=0.2,
+    )  # fmt: skip
+    transformers.LlamaForCausalLM(config).save_pretrained(path)
+    return path
+
+
+def chat(folder: Path, said: str, capsys: pytest.CaptureFixture[str], *flags: str) -> str:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "stdin", io.StringIO(said))
+        assert run([str(folder), "--max-new-tokens", "6", *flags]) == 0
+    return capsys.readouterr().out
+
+
+def expected(folder: Path, *questions: str, system: str = "") -> list[str]:
+    """What transformers' own generation answers, greedily, turn by turn."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    messages = [{"role": "system", "content": system}] if system else []
+    answers = []
+    for question in questions:
+        messages.append({"role": "user", "content": question})
+        ids = tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+        )["input_ids"]
+        out = model.generate(ids, max_new_tokens=6, do_sample=False, pad_token_id=0)[0, ids.shape[1] :].tolist()
+        answers.append(tokenizer.decode([i for i in out if i != 7], skip_special_tokens=True))
+        messages.append({"role": "assistant", "content": answers[-1]})
+    return answers
+
+
+def test_each_answer_follows_from_all_that_was_said(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first, second = expected(folder, "hello", "again", system="Be brief.")
+    assert chat(folder, "hello\n\nagain\n", capsys, "--system", "Be brief.") == f"{first}\n{second}\n"
+
+
+def test_new_and_undo_take_back(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (alone,) = expected(folder, "again")
+    _, second = expected(folder, "hello", "again")
+    said = chat(folder, "hello\nmore\n/undo\nagain\n/new\nagain\n", capsys)
+    hello, more = expected(folder, "hello", "more")
+    assert said == "".join(f"{text}\n" for text in (hello, more, second, alone))
+
+
+def test_a_seed_repeats_a_talk(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ("--temperature", "1.5", "--seed")
+    assert chat(folder, "a\nb\n", capsys, *flags, "3") == chat(folder, "a\nb\n", capsys, *flags, "3")
+    assert chat(folder, "a\nb\n", capsys, *flags, "3") != chat(folder, "a\nb\n", capsys, *flags, "4")
+
+
+def test_what_cannot_be_asked_is_said(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(StageError, match=r"leaves no room for 6 of 256; begin anew with /new"):
+        chat(folder, "x" * 300 + "\n", capsys)
+    with pytest.raises(ConfigError, match=r"--top-p: '2', expected a number") as caught:
+        chat(folder, "", capsys, "--top-p", "2", "--seed", "x")
+    assert "--seed: 'x', expected a whole number" in str(caught.value)
+    with pytest.raises(ConfigError, match="not an adapter, and has no base"):
+        chat(folder, "", capsys, "-m", str(folder))
