@@ -8,6 +8,9 @@ from torch import Tensor
 from postmill.stages.shared.engine.philox import uniform
 from postmill.stages.shared.engine.protocol import Sampling
 
+_FIRST, _GROWTH = 256, 16
+"""How many tokens are put in order at first, and how many times as many if that was not enough."""
+
 
 class Chosen(NamedTuple):
     """A token for each row; see `Reply` for the two log-probabilities."""
@@ -29,23 +32,36 @@ def choose(logits_BV: Tensor, sampling: Sampling, seeds: list[int], position: in
     if sampling.temperature == 0:
         ids_B = logits_BV.argmax(-1)
         return Chosen(ids_B.tolist(), logp_BV.gather(1, ids_B[:, None])[:, 0].tolist(), [0.0] * len(seeds))
-    ids, sampled = [], []
-    width = min(sampling.top_k or logp_BV.shape[1], logp_BV.shape[1])
-    for row, seed in enumerate(seeds):
-        logp_K, order_K = _likeliest(logp_BV[row], width, sampling)
-        share_K = logp_K.double().exp()
-        kept = _kept(share_K, sampling)
-        total = float(share_K[:kept].sum())
-        cumulative_K = share_K[:kept].cumsum(0)
-        at = int(torch.searchsorted(cumulative_K, uniform(seed, position) * total, right=True))
-        at = min(at, kept - 1)
-        ids.append(int(order_K[at]))
-        sampled.append(float((share_K[at] / total).log()))
+    chosen = [_draw(logp_V, sampling, uniform(seed, position)) for logp_V, seed in zip(logp_BV, seeds, strict=True)]
+    ids = [token for token, _ in chosen]
     logp = logp_BV.gather(1, torch.tensor(ids)[:, None])[:, 0].tolist()
-    return Chosen(ids, logp, sampled)
+    return Chosen(ids, logp, [sampled for _, sampled in chosen])
 
 
-def _likeliest(logp_V: Tensor, width: int, sampling: Sampling) -> tuple[Tensor, Tensor]:
+def _draw(logp_V: Tensor, sampling: Sampling, number: float) -> tuple[int, float]:
+    """A token and its log-prob among those kept, from a `number` in [0, 1).
+
+    Only as many of the likeliest tokens are put in order as the number reaches: mostly a few of a vocabulary.
+    """
+    vocabulary = len(logp_V)
+    width = min(sampling.top_k or _FIRST, vocabulary)
+    while True:
+        logp_K, order_K = _likeliest(logp_V, width)
+        share_K = logp_K.double().exp()
+        is_whole = bool(sampling.top_k) or width == vocabulary
+        mass = float(share_K.sum() if is_whole else logp_V.double().exp().sum())
+        kept = _kept(share_K, sampling, mass)
+        total = float(share_K[:kept].sum()) if is_whole or kept < width else mass
+        at = int(torch.searchsorted(share_K[:kept].cumsum(0), number * total, right=True))
+        # with kept == width the tokens behind may be cut off too, and then `total` is less
+        is_known = is_whole or kept < width or (not sampling.is_truncated and at < kept)
+        if is_known:
+            at = min(at, kept - 1)
+            return int(order_K[at]), float((share_K[at] / total).log())
+        width = min(width * _GROWTH, vocabulary)
+
+
+def _likeliest(logp_V: Tensor, width: int) -> tuple[Tensor, Tensor]:
     """The likeliest tokens by falling probability, of equal ones the lower id first: log-probs and ids."""
     if width < len(logp_V):
         # all that are as likely as the last one kept, so that ties are settled by id
@@ -57,13 +73,12 @@ def _likeliest(logp_V: Tensor, width: int, sampling: Sampling) -> tuple[Tensor, 
     return found.values, found.indices
 
 
-def _kept(share_K: Tensor, sampling: Sampling) -> int:
-    """How many of the likeliest tokens may be chosen."""
+def _kept(share_K: Tensor, sampling: Sampling, mass: float) -> int:
+    """How many of the likeliest tokens may be chosen. `mass` is of all that top_k leaves, as is usual for top_p."""
     kept = len(share_K)
     if sampling.top_p < 1:
         before_K = share_K.cumsum(0) - share_K
-        # shares are of what top_k left, as is usual
-        kept = min(kept, int((before_K < sampling.top_p * share_K.sum()).sum()))
+        kept = min(kept, int((before_K < sampling.top_p * mass).sum()))
     if sampling.min_p > 0:
         kept = min(kept, int((share_K >= sampling.min_p * share_K[0]).sum()))
     return max(kept, 1)

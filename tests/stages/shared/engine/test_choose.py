@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="generation needs torch")
@@ -9,6 +10,7 @@ torch = pytest.importorskip("torch", reason="generation needs torch")
 from postmill.stages.shared.engine.choose import choose  # noqa: E402
 from postmill.stages.shared.engine.philox import philox, uniform  # noqa: E402
 from postmill.stages.shared.engine.protocol import Sampling  # noqa: E402
+from postmill.stages.shared.engine.stub import keep  # noqa: E402
 
 FULL = 0xFFFFFFFF
 
@@ -91,3 +93,30 @@ def test_a_row_is_chosen_alone_as_among_others():
             together.logp[row],
             together.sampled_logp[row],
         )
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        Sampling(max_new_tokens=1),
+        Sampling(max_new_tokens=1, temperature=3.0),
+        Sampling(max_new_tokens=1, temperature=3.0, top_p=0.9),
+        Sampling(max_new_tokens=1, temperature=0.7, top_p=0.5),
+        Sampling(max_new_tokens=1, temperature=2.0, min_p=0.02),
+        Sampling(max_new_tokens=1, temperature=2.0, top_k=700, top_p=0.8),
+    ],
+)
+def test_ordering_a_part_of_the_vocabulary_chooses_as_ordering_it_all(sampling):
+    torch.manual_seed(3)
+    logits_BV = 3 * torch.randn(40, 9001)
+    logits_BV[:, 100:140] = logits_BV[:, 99:100]  # ties
+    seeds = list(range(40))
+    chosen = choose(logits_BV, sampling, seeds, 5)
+    logp_BV = (logits_BV / sampling.temperature).log_softmax(-1)
+    for row, seed in enumerate(seeds):
+        logp = logp_BV[row].tolist()
+        kept = keep(logp, sampling)
+        shares = np.exp(np.array([logp[word] for word in kept]))
+        at = int(np.searchsorted(shares.cumsum(), uniform(seed, 5) * shares.sum(), side="right"))
+        assert chosen.ids[row] == kept[min(at, len(kept) - 1)]
+        assert chosen.sampled_logp[row] == pytest.approx(np.log(shares[at] / shares.sum()), abs=1e-6)
