@@ -107,8 +107,13 @@ def test_shapes_of_one_chat(turns: list[tuple[str, str]], ensure_ascii: bool, in
     ]
     separators = (" , ", " : ") if indent else (",", ":")
     lines = "".join(json.dumps(row, ensure_ascii=ensure_ascii, separators=separators) + "\n" for row in shapes)
-    for row in _native.normalize_lines(lines.encode(), "x"):
-        assert json.loads(row) == {"messages": expected}
+    for shape, row in zip(shapes, _native.normalize_lines(lines.encode(), "x"), strict=True):
+        found = json.loads(row)["messages"]
+        marks = [message.pop("loss", None) for message in found]
+        assert found == expected
+        # what the assistant says in a prompt is not trained on
+        untrained = [[False] if m["role"] == "assistant" and "prompt" in shape else None for m in expected[:-1]]
+        assert marks == [*untrained, None]
 
 
 JSON = st.recursive(

@@ -98,7 +98,9 @@ def oracle_row(line: bytes) -> dict[str, Any]:
     def restored(value: Any) -> Any:
         if isinstance(value, dict):
             found = known.get(json.dumps(value, sort_keys=True))
-            return found if found is not None else {key: restored(item) for key, item in value.items()}
+            # a bare definition of a tool gets its wrapper from us, its type first
+            names = sorted(value, key=lambda key: key != "type")
+            return found if found is not None else {key: restored(value[key]) for key in names}
         return [restored(item) for item in value] if isinstance(value, list) else value
 
     learn(json.loads(line))

@@ -300,6 +300,17 @@ impl Encoder {
     /// `Error::Template` as the template; `Error::Row` for a row against a rule here; `Error::Config` without a template.
     pub fn chat(&self, messages: Vec<Message>, side: Side, out: &mut Conversation) -> Result<(), Error> {
         out.reset(Form::Chat);
+        if self.spec.base == Base::All
+            && let Some(index) = messages.iter().position(|m| m.role != Role::Assistant && m.loss.contains(&false))
+        {
+            return Err(Error::Row(RowError {
+                reason: "loss",
+                column: None,
+                path: format!("$.messages[{index}]"),
+                message: "its mark says that it is not trained on, and --loss-scale all says that it is; drop one"
+                    .to_owned(),
+            }));
+        }
         let Ready { template, messages, tools, kwargs, mark, first_message } = self.ready(messages, side, out)?;
         let rendered = template.render(&messages, tools.as_deref(), &kwargs, false)?;
         if rendered.text.len() > i32::MAX as usize {

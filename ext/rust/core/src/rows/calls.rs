@@ -101,6 +101,28 @@ fn arguments(value: Json, place: &Place) -> Result<Json, RowError> {
     }
 }
 
+/// A tool's definition in the one form that templates read, `{type: "function", function: {...}}`: bare definitions, those
+/// of OpenAI's Responses and Anthropic's `input_schema` are brought into it; others stay as they are.
+pub(super) fn definition(tool: Json) -> Json {
+    let Json::Object(mut members) = tool else { return tool };
+    let has = |members: &[(Box<str>, Json)], name: &str| members.iter().any(|(key, _)| **key == *name);
+    let is_function = match members.iter().find(|(key, _)| **key == *"type") {
+        None => true,
+        Some((_, Json::String(kind))) => &**kind == "function" || &**kind == "custom" && has(&members, "input_schema"),
+        Some(_) => false,
+    };
+    if !is_function || has(&members, "function") || !has(&members, "name") {
+        return Json::Object(members);
+    }
+    members.retain(|(key, _)| **key != *"type");
+    for (key, _) in &mut members {
+        if **key == *"input_schema" {
+            *key = "parameters".into();
+        }
+    }
+    wrapped(None, Json::Object(members))
+}
+
 /// The name of the latest call with this id.
 pub(super) fn name_of(messages: &[Message], id: &str) -> Option<Box<str>> {
     messages.iter().rev().find_map(|message| {

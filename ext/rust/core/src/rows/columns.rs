@@ -66,7 +66,7 @@ impl Column {
             Self::Chosen => &["chosen", "chosen_messages"],
             Self::RejectedResponse => &["rejected_response", "rejected"],
             Self::RejectedMessages => &["rejected_messages"],
-            Self::Label => &["label"],
+            Self::Label => &["label", "kto_tag"],
             Self::Margin => &["margin"],
             Self::Channel => &["channel"],
             Self::Tools => &["tools"],
@@ -218,14 +218,32 @@ impl Columns {
 
     /// Which columns hold the conversation.
     pub(super) fn conversation_source(&self) -> Result<Source, RowError> {
-        if self.position(Column::Messages)?.is_some() {
-            return Ok(Source::Messages);
-        }
         let chosen = self.members.iter().find(|member| is_present(member, Column::Chosen));
         if self.has_pair_columns() && chosen.is_some_and(|(_, value, _)| is_whole_conversation(value)) {
             return Ok(Source::Chosen);
         }
+        if self.position(Column::Messages)?.is_some() {
+            return Ok(Source::Messages);
+        }
         Ok(Source::Query)
+    }
+
+    /// Leave out a conversation that says again what `value` says, as UltraFeedback has it beside its pairs.
+    pub(super) fn forget_repeated(&mut self, value: &Json) {
+        self.members.retain(|(_, other, column)| *column != Some(Column::Messages) || other != value);
+    }
+
+    /// An error for a question whose row has no column for an answer, not even an empty one.
+    pub(super) fn refuse_no_answer(&self) -> Result<(), RowError> {
+        if self.members.iter().any(|(_, _, column)| *column == Some(Column::Response)) {
+            return Ok(());
+        }
+        let found = listed(self.members.iter().map(|(name, _, _)| &**name));
+        let found = if found.is_empty() { "none beside the question".to_owned() } else { found };
+        let message = format!(
+            "no column holds an answer (columns: {found}); name it with --columns OLD=response, or make prompts with --for prompt"
+        );
+        Err(Place::Root.fault("no_answer", message))
     }
 
     /// Media are not read yet, so a row that has some cannot be trained on as it was meant.

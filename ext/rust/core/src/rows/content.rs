@@ -2,6 +2,7 @@
 use crate::error::RowError;
 use crate::json::{PythonStyle, python_dumps};
 use crate::rows::calls;
+use crate::rows::marks;
 use crate::rows::messages::Reader;
 use crate::rows::place::{Place, kind, quoted};
 use crate::types::{Json, Role};
@@ -13,6 +14,8 @@ pub(super) struct Content {
     pub(super) text: String,
     /// Byte lengths of the texts, if there were several.
     pub(super) pieces: Vec<usize>,
+    /// What each text part says of training: `loss` and `loss_scale`.
+    pub(super) marks: Vec<Option<(Option<Json>, Option<Json>)>>,
     /// Anthropic's thinking blocks, joined.
     pub(super) reasoning: String,
     /// Tool calls in OpenAI's form.
@@ -103,6 +106,7 @@ impl Reader<'_> {
         let mut members = match part {
             Json::String(text) => {
                 content.text.push_str(&self.filled(text, place)?);
+                content.marks.push(None);
                 return Ok(true);
             }
             Json::Object(members) => members,
@@ -111,6 +115,9 @@ impl Reader<'_> {
                 return Err(place.fault("content", message));
             }
         };
+        let (marks, rest): (Vec<_>, Vec<_>) = members.into_iter().partition(|(key, _)| marks::is_mark(key));
+        let marks: Vec<_> = marks.into_iter().filter(|(_, value)| *value != Json::Null).collect();
+        members = rest;
         let mut take = |name: &str| {
             let found = members.iter().position(|(key, _)| **key == *name);
             found.map_or(Json::Null, |index| members.swap_remove(index).1)
@@ -130,7 +137,12 @@ impl Reader<'_> {
             "text" | "input_text" | "output_text" => {
                 let (name, value) = named("text");
                 content.text.push_str(&self.part_text(value, &Place::Key(place, name))?);
+                content.marks.push(if marks.is_empty() { None } else { Some(marks::read(marks, place)?) });
                 return Ok(true);
+            }
+            _ if !marks.is_empty() => {
+                let message = format!("a mark on a part of type {part_type} is not read; mark texts, or the message");
+                return Err(place.fault("loss", message));
             }
             "thinking" | "reasoning" => {
                 let (name, value) = named(if *part_type == *"thinking" { "thinking" } else { "reasoning" });

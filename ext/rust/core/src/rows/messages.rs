@@ -3,6 +3,7 @@ use crate::error::RowError;
 use crate::rows::RowOptions;
 use crate::rows::calls;
 use crate::rows::content::Content;
+use crate::rows::marks;
 use crate::rows::place::{Place, did_you_mean, kind, listed, parsed, quoted};
 use crate::types::{Json, Message, Role};
 
@@ -18,12 +19,17 @@ pub(super) enum Speaker {
 }
 
 /// `developer` is OpenAI's newer word for system; templates that know both treat them alike.
-const ROLES: [(&str, Speaker); 15] = [
+const ROLES: [(&str, Speaker); 21] = [
     ("user", Speaker::User),
     ("human", Speaker::User),
     ("assistant", Speaker::Assistant),
     ("gpt", Speaker::Assistant),
     ("bot", Speaker::Assistant),
+    ("ai", Speaker::Assistant),
+    ("model", Speaker::Assistant),
+    ("chatgpt", Speaker::Assistant),
+    ("bard", Speaker::Assistant),
+    ("bing", Speaker::Assistant),
     ("system", Speaker::System),
     ("developer", Speaker::System),
     ("tool_call", Speaker::Call),
@@ -34,6 +40,7 @@ const ROLES: [(&str, Speaker); 15] = [
     ("observation", Speaker::Tool),
     ("observations", Speaker::Tool),
     ("function", Speaker::Tool),
+    ("ipython", Speaker::Tool),
 ];
 
 impl Speaker {
@@ -69,11 +76,11 @@ pub(super) struct Reader<'a> {
 struct Raw {
     speaker: Option<(Box<str>, Json)>,
     content: Option<(Box<str>, Json)>,
-    loss: Option<Json>,
-    loss_scale: Option<Json>,
-    loss_weight: Option<Json>,
+    marks: Vec<(Box<str>, Json)>,
     tool_calls: Option<Json>,
     function_call: Option<Json>,
+    /// Reasoning that is a list of parts.
+    reasoning: Vec<(Box<str>, Json)>,
     rest: Vec<(Box<str>, Json)>,
 }
 
@@ -90,11 +97,12 @@ impl Raw {
                 _ if value == Json::Null => {}
                 "role" => raw.speaker = Some((key, value)),
                 "from" if !has_role => raw.speaker = Some((key, value)),
-                "loss" => raw.loss = Some(value),
-                "loss_scale" => raw.loss_scale = Some(value),
-                "loss_weight" => raw.loss_weight = Some(value),
+                name if marks::is_mark(name) => raw.marks.push((key, value)),
                 "tool_calls" => raw.tool_calls = Some(value),
                 "function_call" => raw.function_call = Some(value),
+                "reasoning_content" | "reasoning" | "thinking" if matches!(value, Json::Array(_)) => {
+                    raw.reasoning.push((key, value));
+                }
                 _ => raw.rest.push((key, value)),
             }
         }
@@ -164,7 +172,17 @@ impl Reader<'_> {
         }
     }
 
-    fn append_turn(&self, out: &mut Vec<Message>, speaker: Speaker, raw: Raw, place: &Place) -> Result<(), RowError> {
+    fn append_turn(
+        &self,
+        out: &mut Vec<Message>,
+        speaker: Speaker,
+        mut raw: Raw,
+        place: &Place,
+    ) -> Result<(), RowError> {
+        for (key, value) in std::mem::take(&mut raw.reasoning) {
+            let text = self.content(value, &Place::Key(place, &key))?.text;
+            raw.rest.push((key, Json::String(text.into())));
+        }
         let (key, value) = raw.content.unwrap_or_else(|| ("content".into(), Json::Null));
         let content_place = Place::Key(place, &key);
         let has_calls = raw.tool_calls.is_some() || raw.function_call.is_some();
@@ -194,17 +212,24 @@ impl Reader<'_> {
             let message = "only a user message can hold tool_result blocks";
             return Err(place.fault("content", message.to_owned()));
         }
-        let (loss, loss_scale) = match raw.loss_weight {
-            None => (raw.loss, raw.loss_scale),
-            Some(_) if raw.loss.is_some() || raw.loss_scale.is_some() => {
-                let message = "loss_weight says what loss and loss_scale say; keep one of them";
-                return Err(Place::Key(place, "loss_weight").fault("loss", message.to_owned()));
+        let of_parts = marks::of_parts(std::mem::take(&mut content.marks), &content_place)?;
+        let (loss, loss_scale) = marks::read(raw.marks, place)?;
+        let (loss, loss_scale) = match ((loss, loss_scale), of_parts) {
+            (of_message, (None, None)) => of_message,
+            ((None, None), of_parts) => of_parts,
+            _ => {
+                let message = "the message has a mark and so have parts of its content; keep one of them";
+                return Err(place.fault("loss", message.to_owned()));
             }
-            // LLaMA-Factory's weight stands alone: zero is not trained, anything else is, whoever speaks.
-            Some(weight) => (Some(Json::Bool(as_weight(&weight) != Some(0.0))), Some(weight)),
         };
-        let loss = read_marks(loss, &content, &Place::Key(place, "loss"), as_bool, "true or false")?;
-        let loss_scale = read_marks(loss_scale, &content, &Place::Key(place, "loss_scale"), as_weight, "a number")?;
+        let loss = read_marks(loss, &content, &Place::Key(place, "loss"), marks::as_bool, "true or false")?;
+        let loss_scale =
+            read_marks(loss_scale, &content, &Place::Key(place, "loss_scale"), marks::as_weight, "a number")?;
+        let trains = loss.contains(&true) || loss.is_empty() && loss_scale.iter().any(|weight| *weight != 0.0);
+        if role != Role::Assistant && trains {
+            let message = "marks train what the assistant says and nobody else; drop the mark, or use --loss-scale all";
+            return Err(place.fault("loss", message.to_owned()));
+        }
         append_results(out, &mut content, &loss, &loss_scale);
         if content.only_results {
             return Ok(());
@@ -220,6 +245,8 @@ impl Reader<'_> {
 
     /// A message whose content stands in a column of its own.
     pub(super) fn text_message(&self, role: Role, value: Json, place: &Place) -> Result<Message, RowError> {
+        // An answer that is a number is written as the row writes it.
+        let value = if let Json::Number(text) = value { Json::String(text) } else { value };
         let mut content = self.content(value, place)?;
         if !content.calls.is_empty() || !content.results.is_empty() {
             let message = "tool blocks need a conversation; put them into messages";
@@ -233,7 +260,9 @@ impl Reader<'_> {
     /// The query: a text, or the messages before the answer (TRL's conversational prompt).
     pub(super) fn append_question(&self, out: &mut Vec<Message>, value: Json, place: &Place) -> Result<(), RowError> {
         if is_message_list(&value) {
-            out.extend(self.conversation(value, place)?);
+            let mut prompt = self.conversation(value, place)?;
+            not_trained(&mut prompt);
+            out.extend(prompt);
         } else {
             out.push(self.text_message(Role::User, value, place)?);
         }
@@ -294,6 +323,14 @@ impl Reader<'_> {
     }
 }
 
+/// What the assistant said in a prompt is not trained on, unless the row says so.
+pub(super) fn not_trained(prompt: &mut [Message]) {
+    let unmarked = |message: &&mut Message| message.loss.is_empty() && message.loss_scale.is_empty();
+    for message in prompt.iter_mut().filter(|message| message.role == Role::Assistant).filter(unmarked) {
+        message.loss = vec![false];
+    }
+}
+
 fn is_message_list(value: &Json) -> bool {
     let Json::Array(items) = value else { return false };
     let has_role = |members: &[(Box<str>, Json)]| members.iter().any(|(key, _)| matches!(&**key, "role" | "from"));
@@ -318,9 +355,11 @@ fn read_role(role: &Json, place: &Place) -> Result<Speaker, RowError> {
         let known = || ROLES.iter().map(|&(known, _)| known);
         let message = match did_you_mean(name, known()) {
             Some(meant) => format!("unknown role {}; did you mean {meant}?", quoted(name)),
-            None => {
-                format!("unknown role {}; expected system, user, assistant, tool_call, tool or an alias", quoted(name))
-            }
+            None => format!(
+                "unknown role {}; expected system, user, assistant, tool_call, tool or an alias; --on-bad-row skip leaves \
+                 such rows out",
+                quoted(name)
+            ),
         };
         place.fault("role", message)
     })
@@ -410,21 +449,5 @@ fn read_marks<T>(
             items.iter().enumerate().map(read).collect()
         }
         Some(value) => Ok(vec![read(&value).ok_or_else(|| fault(&value, place))?]),
-    }
-}
-
-fn as_bool(value: &Json) -> Option<bool> {
-    match value {
-        Json::Bool(value) => Some(*value),
-        Json::Number(text) if &**text == "0" => Some(false),
-        Json::Number(text) if &**text == "1" => Some(true),
-        _ => None,
-    }
-}
-
-fn as_weight(value: &Json) -> Option<f32> {
-    match value {
-        Json::Number(text) => text.parse().ok().filter(|weight: &f32| weight.is_finite()),
-        _ => None,
     }
 }

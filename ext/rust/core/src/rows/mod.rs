@@ -17,6 +17,7 @@ mod calls;
 mod columns;
 mod content;
 mod digest;
+mod marks;
 mod messages;
 mod place;
 mod prompt;
@@ -95,7 +96,13 @@ fn read_row(members: Vec<(Box<str>, Json)>, options: &RowOptions) -> Result<Row,
     if body.messages.is_empty() {
         return Err(Place::Root.fault("empty", "the row has no message and no text".to_owned()));
     }
-    let rejected = read_rejected(&mut columns, &side, &body.messages)?;
+    let mut rejected = read_rejected(&mut columns, &side, &body)?;
+    if let Some(rejected) = &mut rejected {
+        // what both sides begin with is the prompt
+        let same = body.messages.iter().zip(rejected.iter()).take_while(|(one, other)| one == other).count();
+        messages::not_trained(&mut body.messages[..same]);
+        messages::not_trained(&mut rejected[..same]);
+    }
     let tools = read_tools(&mut columns)?;
     let template_kwargs = read_template_kwargs(&mut columns)?;
     let channel = read_channel(&mut columns)?;
@@ -134,6 +141,8 @@ struct Side<'a> {
 
 struct Conversation {
     messages: Vec<Message>,
+    /// How many of them are the prompt, where the row says so; else 0.
+    num_prompt: usize,
     path: String,
 }
 
@@ -167,19 +176,22 @@ fn read_conversation(columns: &mut Columns, side: &Side) -> Result<Conversation,
     let root = Place::Root;
     let (name, value) = columns.take(Column::Messages)?.unwrap_or_default();
     let place = Place::Key(&root, &name);
-    let mut messages = side.reader.conversation(value, &place)?;
+    let mut messages = side.with_system(side.reader.conversation(value, &place)?, &place)?;
+    let mut num_prompt = 0;
     if let Some((name, value)) = columns.take_chosen()? {
+        num_prompt = messages.len();
         side.reader.append_answer(&mut messages, value, &Place::Key(&root, &name))?;
     }
-    Ok(Conversation { messages: side.with_system(messages, &place)?, path: place.to_string() })
+    Ok(Conversation { messages, num_prompt, path: place.to_string() })
 }
 
 fn read_chosen(columns: &mut Columns, side: &Side) -> Result<Conversation, RowError> {
     let root = Place::Root;
     let (name, value) = columns.take_chosen()?.unwrap_or_default();
     let place = Place::Key(&root, &name);
+    columns.forget_repeated(&value);
     let messages = side.reader.conversation(value, &place)?;
-    Ok(Conversation { messages: side.with_system(messages, &place)?, path: place.to_string() })
+    Ok(Conversation { messages: side.with_system(messages, &place)?, num_prompt: 0, path: place.to_string() })
 }
 
 /// Alpaca and query/response rows, with `history` before them.
@@ -200,6 +212,8 @@ fn read_query(columns: &mut Columns, side: &Side) -> Result<Conversation, RowErr
         None => columns.take(Column::Response)?,
     };
     let mut path = String::from("$");
+    let mut messages = side.with_system(messages, &root)?;
+    let num_prompt = messages.len();
     if let Some((name, value)) = answer {
         let place = Place::Key(&root, &name);
         side.reader.append_answer(&mut messages, value, &place)?;
@@ -208,12 +222,16 @@ fn read_query(columns: &mut Columns, side: &Side) -> Result<Conversation, RowErr
         return Err(columns.missing(Column::Messages));
     } else {
         columns.refuse_typo(Column::Response)?;
+        if !messages.iter().any(|message| message.role == Role::Assistant) {
+            columns.refuse_no_answer()?;
+        }
     }
-    Ok(Conversation { messages: side.with_system(messages, &root)?, path })
+    Ok(Conversation { messages, num_prompt, path })
 }
 
 /// The worse side of a pair, if the row has one.
-fn read_rejected(columns: &mut Columns, side: &Side, chosen: &[Message]) -> Result<Option<Vec<Message>>, RowError> {
+fn read_rejected(columns: &mut Columns, side: &Side, body: &Conversation) -> Result<Option<Vec<Message>>, RowError> {
+    let chosen = &body.messages;
     let root = Place::Root;
     let whole = columns.take(Column::RejectedMessages)?;
     let answer = columns.take(Column::RejectedResponse)?;
@@ -233,19 +251,19 @@ fn read_rejected(columns: &mut Columns, side: &Side, chosen: &[Message]) -> Resu
             let messages = if messages::is_whole_conversation(&value) {
                 side.with_system(side.reader.conversation(value, &place)?, &place)?
             } else {
-                let last_user = chosen.iter().rposition(|message| message.role == Role::User);
-                let Some(last_user) = last_user else {
+                let last_user = chosen.iter().rposition(|message| message.role == Role::User).map(|last| last + 1);
+                let Some(length) = Some(body.num_prompt).filter(|length| *length > 0).or(last_user) else {
                     let message = "replaces what follows the last user message, but the row has no user message";
                     return Err(place.fault("pair", message.to_owned()));
                 };
-                let mut messages = chosen[..=last_user].to_vec();
+                let mut messages = chosen[..length].to_vec();
                 side.reader.append_answer(&mut messages, value, &place)?;
                 messages
             };
             (name, messages)
         }
     };
-    if rejected == chosen {
+    if rejected == *chosen {
         let message = "the rejected side equals the chosen one, so the pair teaches nothing; remove the row";
         return Err(Place::Key(&root, &name).fault("pair", message.to_owned()));
     }
@@ -289,7 +307,7 @@ fn read_tools(columns: &mut Columns) -> Result<Option<Json>, RowError> {
                     return Err(Place::Index(&place, index).fault("tools", expected));
                 }
             }
-            Ok(Some(Json::Array(tools)))
+            Ok(Some(Json::Array(tools.into_iter().map(calls::definition).collect())))
         }
         other => {
             let message = format!("expected a list of tool schemas or its JSON text, got {}", kind(&other));

@@ -103,7 +103,7 @@ fn tools_and_calls() {
             {"type":"function","function":{"name":"f","arguments":{"x":1.50}}},
             {"type":"function","function":{"name":"g","arguments":{}}}]},
         {"role":"tool","content":"1"},{"role":"tool","content":"{\"b\": [1.0, \"é\"]}"},{"role":"assistant","content":"a"}],
-        "tools":[{"name":"f"}]}"#;
+        "tools":[{"type":"function","function":{"name":"f"}}]}"#;
     gives(
         r#"{"conversations":[{"from":"human","value":"q"},{"from":"gpt","value":"let me see"},
         {"from":"function_call","value":"{\"name\":\"f\",\"arguments\":{\"x\":1.50}}"},
@@ -214,7 +214,7 @@ fn llama_factory_v1() {
     );
     fails(
         r#"{"messages":[{"role":"assistant","content":"q","loss_weight":1,"loss":true}]}"#,
-        "$.messages[0].loss_weight: loss_weight says what loss and loss_scale say; keep one of them",
+        "$.messages[0].loss_weight: loss_weight says what loss says; keep one of them",
     );
     fails(
         r#"{"messages":[{"role":"user","content":[{"type":"text"}]}]}"#,
@@ -264,9 +264,9 @@ fn pairs() {
     gives(
         r#"{"system":"s","messages":[{"role":"user","content":"1"},{"role":"assistant","content":"2"},{"role":"user","content":"3"},
         {"role":"tool_call","content":{"name":"f"}},{"role":"tool","content":"t"},{"role":"assistant","content":"4"}],"rejected_response":"5","margin":"0.5","label":true}"#,
-        r#"{"messages":[{"role":"system","content":"s"},{"role":"user","content":"1"},{"role":"assistant","content":"2"},{"role":"user","content":"3"},
+        r#"{"messages":[{"role":"system","content":"s"},{"role":"user","content":"1"},{"role":"assistant","content":"2","loss":[false]},{"role":"user","content":"3"},
         {"role":"assistant","content":"","tool_calls":[{"type":"function","function":{"name":"f","arguments":{}}}]},{"role":"tool","content":"t"},{"role":"assistant","content":"4"}],
-        "rejected_messages":[{"role":"system","content":"s"},{"role":"user","content":"1"},{"role":"assistant","content":"2"},{"role":"user","content":"3"},{"role":"assistant","content":"5"}],
+        "rejected_messages":[{"role":"system","content":"s"},{"role":"user","content":"1"},{"role":"assistant","content":"2","loss":[false]},{"role":"user","content":"3"},{"role":"assistant","content":"5"}],
         "label":1,"margin":0.5}"#,
     );
     fails(
@@ -384,7 +384,7 @@ fn faults_teach() {
     );
     fails(
         r#"{"messages":[{"role":"narrator","content":"x"}]}"#,
-        "$.messages[0].role: unknown role \"narrator\"; expected system, user, assistant, tool_call, tool or an alias",
+        "$.messages[0].role: unknown role \"narrator\"; expected system, user, assistant, tool_call, tool or an alias; --on-bad-row skip leaves such rows out",
     );
     fails(
         r#"{"messages":[{"rol":"user","content":"x"}]}"#,
@@ -402,7 +402,7 @@ fn faults_teach() {
         r#"{"system":"a","messages":[{"role":"system","content":"b"},{"role":"user","content":"q"}]}"#,
         "$.messages: the conversation has a system message and the row another one in its system column; keep one of them",
     );
-    fails(r#"{"query":"q","response":3}"#, "$.response: expected a text or a list of content parts, got the number 3");
+    fails(r#"{"query":"q","response":true}"#, "$.response: expected a text or a list of content parts, got true");
 }
 
 #[test]
