@@ -8,6 +8,7 @@ STAGES = {
     "score": "log-probs of a model for token rows",
     "reward": "rollouts to rewards, or to rows to train on",
     "merge": "an adapter into its model",
+    "quantize": "a model's weights to few bits",
     "eval": "a model against questions",
 }
 """Stage -> what it does. A new stage is a folder under stages/ and a line here; a package of somebody else's adds one

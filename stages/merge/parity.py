@@ -20,29 +20,17 @@ import numpy as np
 
 from postmill.io.errors import FAILED, StageError
 from postmill.io.json_file import load_json
-from postmill.io.schemas import TOKENS_V1
-from postmill.io.table import TableReader
 from postmill.stages.merge.config import Merge
 from postmill.stages.merge.stacked import for_peft
 from postmill.stages.progress import Progress
 from postmill.stages.protocol import Input, Out
 from postmill.stages.shared.base_model import ADAPTER_CONFIG
-from postmill.stages.shared.hf import add_adapters, load_model, load_tokenizer, need, vocab_size
+from postmill.stages.shared.hf import add_adapters, load_model, need, vocab_size
+from postmill.stages.shared.parity import REPORT, first_tokens, prompt_ids, rounded, stored_rows
 
-REPORT = "parity.json"
 _TOO_MUCH = 0.25
 _FLOOR = 1e-4
 """Float32 sums taken in another order differ by 3e-6 (SmolLM2-135M, CPU, 2026-11-22); deep models by more."""
-_PROMPTS = (
-    "Who are you?",
-    "What is the capital of France?",
-    "Write a short poem about the sea.",
-    "Explain why the sky is blue to a child of six.",
-    "def fibonacci(n):",
-    "List three fruits and their colours.",
-    "Translate to German: good morning.",
-    "What is 17 times 23?",
-)
 
 
 def check_parity(
@@ -56,8 +44,8 @@ def check_parity(
     versions = need("torch", "transformers", "peft", remedy="pip install 'postmill[train]', or pass --parity off")
     torch: Any = importlib.import_module("torch")
     torch.set_num_threads(out.threads)
-    ids, source = (_stored_rows(rows[0]), "rows") if rows else (_prompt_ids(out.dir), "prompts")
-    ids = _first_tokens(ids, cfg.parity_tokens)
+    ids, source = (stored_rows(rows[0]), "rows") if rows else (prompt_ids(out.dir), "prompts")
+    ids = first_tokens(ids, cfg.parity_tokens)
     model = load_model(base, "float32")
     vocab = vocab_size(out.dir)
     if vocab is not None and vocab != vocab_size(base):
@@ -69,7 +57,7 @@ def check_parity(
         rounding = _compare(expected, _logits(adapted, ids))["relative_difference"]
     del model, adapted
     found = _logits(load_model(out.dir, "float32"), ids)
-    limit = max(_FLOOR, _rounded(cfg.tolerance * rounding))
+    limit = max(_FLOOR, rounded(cfg.tolerance * rounding))
     report = _compare(expected, found) | {"source": source, "rounding": rounding, "limit": limit}
     (out.dir / REPORT).write_bytes(msgspec.json.format(msgspec.json.encode(report)) + b"\n")
     if not report["relative_difference"] <= limit:
@@ -137,35 +125,6 @@ def _merge_and_round(model: Any, dtype: str, *, everything: bool) -> None:
             parameter.data = parameter.data.to(rounded).float()
 
 
-def _prompt_ids(model: Path) -> list[list[int]]:
-    """A few prompts in the model's own template, or bare where it has none; byte values where no tokenizer is."""
-    if not (model / "tokenizer.json").is_file():
-        limit = vocab_size(model) or 256
-        return [[byte % limit for byte in prompt.encode()] for prompt in _PROMPTS]
-    tokenizer = load_tokenizer(model)
-    if not tokenizer.chat_template:
-        return [tokenizer(prompt).input_ids for prompt in _PROMPTS]
-    return [
-        tokenizer.apply_chat_template(
-            [{"role": "user", "content": prompt}], add_generation_prompt=True, return_dict=True
-        )["input_ids"]
-        for prompt in _PROMPTS
-    ]
-
-
-def _stored_rows(rows: Input) -> list[list[int]]:
-    assert rows.artifact is not None
-    table = TableReader(rows.artifact.file("tokens.arrow"), TOKENS_V1)
-    return [ids for ids in table.batch(0)["input_ids"].slice(0, 64).to_pylist() if ids]
-
-
-def _first_tokens(rows: list[list[int]], budget: int) -> list[list[int]]:
-    """Rows cut alike so that together they have at most `budget` tokens."""
-    rows = rows[:budget]
-    share = max(1, budget // max(1, len(rows)))
-    return [row[:share] for row in rows]
-
-
 def _logits(model: Any, rows: list[list[int]]) -> list[np.ndarray[Any, Any]]:
     """Logits of every position, float32, one array a row."""
     torch: Any = importlib.import_module("torch")
@@ -179,12 +138,8 @@ def _compare(expected: list[np.ndarray[Any, Any]], found: list[np.ndarray[Any, A
     difference = np.abs(left - right)
     return {
         "num_tokens": len(left),
-        "max_difference": _rounded(difference.max()),
-        "mean_difference": _rounded(difference.mean(dtype=np.float64)),
-        "relative_difference": _rounded(difference.mean(dtype=np.float64) / max(left.std(axis=-1).mean(), 1e-9)),
-        "top1_agreement": _rounded((left.argmax(-1) == right.argmax(-1)).mean()),
+        "max_difference": rounded(difference.max()),
+        "mean_difference": rounded(difference.mean(dtype=np.float64)),
+        "relative_difference": rounded(difference.mean(dtype=np.float64) / max(left.std(axis=-1).mean(), 1e-9)),
+        "top1_agreement": rounded((left.argmax(-1) == right.argmax(-1)).mean()),
     }
-
-
-def _rounded(value: Any) -> float:
-    return float(f"{float(value):.3g}")

@@ -40,6 +40,19 @@ def load_model(path: Path, dtype: str, *, attention: str | None = None) -> Any:
     return kind.from_pretrained(path, dtype=getattr(torch, dtype), local_files_only=True, **options).eval()
 
 
+def build_empty(path: Path) -> Any:
+    """The model in `path` without weights, on the meta device; buffers that are computed, not stored, are real."""
+    accelerate: Any = importlib.import_module("accelerate")
+    transformers = _transformers()
+    config = transformers.AutoConfig.from_pretrained(path, local_files_only=True)
+    config.quantization_config = None
+    named = (load_json(path / "config.json").get("architectures") or [""])[0]
+    kind = getattr(transformers, named, None)
+    with accelerate.init_empty_weights(include_buffers=False):
+        model = kind(config) if kind else transformers.AutoModelForCausalLM.from_config(config)
+    return model.eval()
+
+
 def add_adapters(model: Any, adapters: dict[Path, float]) -> Any:
     """The model with every adapter (path -> scale) active."""
     peft: Any = importlib.import_module("peft")

@@ -1,0 +1,125 @@
+"""Weights on a grid: every run of columns of a row has a scale, perhaps a zero point, and its weights are steps of it.
+
+One description of the grid (`Form`) and one of what lies on it (`Encoded`) for every method and every file layout:
+methods choose scales and codes, layouts arrange bits. Codes are signed (-8 to 7 for four bits), as compressed-tensors
+has them; layouts that count from zero add half the range. Scales are rounded to the dtype they are stored in *before*
+codes are chosen, so that what a reader computes is what was fitted.
+Letters: N rows (outputs), K columns (inputs), G groups of a row.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+FP8_MAX = 448.0
+"""The largest number of E4M3 without infinities."""
+
+
+class Form(NamedTuple):
+    """A grid. `group` is how many columns share a scale; 0 is the whole row."""
+
+    bits: int = 4
+    group: int = 128
+    symmetric: bool = True
+    floating: bool = False
+    """Codes are FP8 (E4M3) instead of integers."""
+
+    @property
+    def lowest(self) -> int:
+        return -(1 << (self.bits - 1))
+
+    @property
+    def highest(self) -> int:
+        return (1 << (self.bits - 1)) - 1
+
+    def columns(self, num_columns: int) -> int:
+        """Columns of one group in a row of `num_columns`."""
+        return self.group or num_columns
+
+
+class Encoded(NamedTuple):
+    """One weight on its grid. codes: int8 or float8_e4m3fn [N, K]; scale: [N, G], as stored; zero: int8 [N, G]."""
+
+    codes: Tensor
+    scale: Tensor
+    zero: Tensor | None
+
+
+def by_group(weight_NK: Tensor, form: Form) -> Tensor:
+    """The weight as [N, G, columns], a view. The columns must divide: the caller has checked it."""
+    rows, columns = weight_NK.shape
+    return weight_NK.view(rows, -1, form.columns(columns))
+
+
+def fit(
+    weight_NK: Tensor, form: Form, dtype: torch.dtype, shrink: Tensor | float = 1.0
+) -> tuple[Tensor, Tensor | None]:
+    """Scale [N, G] of `dtype` and zero point (float32 integers, signed) of a grid that holds every weight.
+
+    `shrink` times the range is what the grid then covers; a number, or one for each group [N, G].
+    An all-zero group gets scale 1.
+    """
+    groups = by_group(weight_NK, form)
+    if form.floating or form.symmetric:
+        # 15 steps of four bits lie between -8 and 7: their half is 7.5, the convention of compressed-tensors
+        steps = FP8_MAX if form.floating else (form.highest - form.lowest) / 2
+        scale = _stored(groups.abs().amax(-1) * shrink / steps, dtype)
+        return scale, None
+    low, high = groups.amin(-1).clamp(max=0) * shrink, groups.amax(-1).clamp(min=0) * shrink
+    scale = _stored((high - low) / (form.highest - form.lowest), dtype)
+    zero = (form.lowest - low / scale.float()).round().clamp(form.lowest, form.highest)
+    return scale, zero
+
+
+def _stored(scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """Rounded to what is stored; one that would become 0 is 1, for a group that is zero all over."""
+    rounded = scale.to(dtype)
+    return torch.where(rounded == 0, torch.ones_like(rounded), rounded)
+
+
+def encode(weight_NK: Tensor, form: Form, scale: Tensor, zero: Tensor | None) -> Encoded:
+    """The nearest codes on a given grid, half to even; what lies outside is clamped."""
+    steps = by_group(weight_NK, form) / scale.float().unsqueeze(-1)
+    if form.floating:
+        codes = steps.clamp(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn)
+        return Encoded(codes.view(weight_NK.shape), scale, None)
+    steps = steps.round_()
+    if zero is not None:
+        steps += zero.unsqueeze(-1)
+    codes = steps.clamp_(form.lowest, form.highest).to(torch.int8)
+    return Encoded(codes.view(weight_NK.shape), scale, None if zero is None else zero.to(torch.int8))
+
+
+def decode(encoded: Encoded) -> Tensor:
+    """What the codes stand for: (code - zero) * scale, float32 [N, K]."""
+    rows, columns = encoded.codes.shape
+    steps = encoded.codes.float().view(rows, encoded.scale.shape[1], -1)
+    if encoded.zero is not None:
+        steps = steps - encoded.zero.float().unsqueeze(-1)
+    return (steps * encoded.scale.float().unsqueeze(-1)).view(rows, columns)
+
+
+def fake(weight_NK: Tensor, form: Form, scale: Tensor, zero: Tensor | None) -> Tensor:
+    """`decode(encode(...))` without the codes in between, float32."""
+    return decode(encode(weight_NK, form, scale, zero))
+
+
+def count_clipped(encoded: Encoded, weight_NK: Tensor, form: Form) -> int:
+    """How many weights lie more than half a step outside their grid."""
+    if form.floating:
+        return int((weight_NK.abs() > FP8_MAX * encoded.scale.float() * (1 + 2**-4)).sum())
+    steps = by_group(weight_NK, form) / encoded.scale.float().unsqueeze(-1)
+    if encoded.zero is not None:
+        steps = steps + encoded.zero.float().unsqueeze(-1)
+    # a symmetric grid of 7.5 steps puts its largest weights exactly half a step outside, on purpose
+    return int(((steps < form.lowest - 0.51) | (steps > form.highest + 0.51)).sum())
+
+
+def round_activations(values: Tensor, floating: bool) -> Tensor:
+    """Activations as a runtime quantizes them, one scale a token: to 8 bits, integer or E4M3, and back. float32."""
+    limit = FP8_MAX if floating else 127.5
+    scale = (values.abs().amax(-1, keepdim=True) / limit).clamp(min=1e-12)
+    if floating:
+        return (values / scale).clamp(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn).float() * scale
+    return (values / scale).round_().clamp_(-128, 127) * scale

@@ -1,0 +1,63 @@
+"""What `postmill quantize` can be told."""
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from postmill.stages.quantize.methods.rtn import Rtn
+from postmill.stages.quantize.methods.table import METHODS
+from postmill.stages.spec import Port, Stage
+
+
+class Gate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How far answers may move before nothing is committed. Limits left out follow from bits and size of the model."""
+
+    parity: Literal["on", "off"] = "on"
+    """on: compare the result, as read back from disk, with the source model; off: compare nothing."""
+    parity_tokens: Annotated[int, Meta(ge=2)] = 4096
+    """Tokens compared at most."""
+    max_ppl_increase: Annotated[float, Meta(ge=0)] | None = None
+    """Fail if perplexity rises by more than this share, like 6%. Default: 1% for 8 bits; 6% for fewer, 25% in models
+    of less than a billion weights. With own prompts instead of --gate rows it is reported, not judged."""
+    min_agreement: Annotated[float, Meta(ge=0, le=1)] | None = None
+    """Fail if the likeliest token is the same at fewer positions. Default: 0.97 for 8 bits; 0.88 for fewer, 0.7 in
+    models of less than a billion weights."""
+    max_kl: Annotated[float, Meta(ge=0)] | None = None
+    """Fail if the mean KL divergence from the source, in nats a token, is larger. Default: 0.02 for 8 bits; 0.15 for
+    fewer, 0.5 in models of less than a billion weights."""
+
+
+class Quantize(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Store a model's weights in few bits, layer by layer, and check what that does to its answers."""
+
+    method: Annotated[Any, METHODS] = Rtn()
+    """How codes and scales are chosen."""
+    scheme: Literal["w2a16", "w4a16", "w8a16", "w8a8", "fp8"] = "w4a16"
+    """Bits of weights and of activations; w8a8 and fp8 round those too, one scale a token, when the model runs."""
+    group_size: Literal[32, 64, 128, -1] = 128
+    """Columns that share a scale, for schemes that end in a16; -1 is a whole row. The others have one scale a row."""
+    symmetric: bool = True
+    """Steps lie evenly around zero, and there is no zero point. Fewer bytes and every engine; asymmetric is closer."""
+    rule: list[str] = []
+    """REGEX=SCHEME for layers whose name matches, or REGEX=keep to leave them as they are; the last that matches wins.
+    The head, embeddings, norms and everything outside the layers stay as they are, unless a rule names them."""
+    gate: Gate = Gate()
+
+
+STAGE = Stage(
+    name="quantize",
+    version=1,
+    config=Quantize,
+    inputs={
+        "model": Port(kinds=("model",), help="the model: a folder, or owner/name on Hugging Face"),
+        "held_out": Port(
+            kinds=("tokens",),
+            flag="--gate",
+            required=False,
+            help="tokens to compare source and result on, instead of own prompts",
+        ),
+    },
+    output="model",
+    example="postmill quantize tuned/ -o tuned-w4/ --gate held-out/",
+)

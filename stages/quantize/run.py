@@ -1,0 +1,179 @@
+"""A model's weights in few bits, one tensor at a time, and a comparison with the source before anything is committed.
+
+The plan is made from names and shapes; then each shard of the source is written again: quantized weights as their codes
+and scales, everything else copied inside the kernel. Memory holds a weight or two, never a model.
+"""
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from postmill.io.errors import USAGE, ConfigError
+from postmill.io.json_file import load_json
+from postmill.io.model_folder import tokenizer_digest
+from postmill.io.safetensors_file import INDEX, SafetensorsWriter, Weights, open_weights, shard_index
+from postmill.stages.progress import Progress
+from postmill.stages.protocol import Inputs, Out, Result
+from postmill.stages.quantize.config import Quantize
+from postmill.stages.quantize.plan import Plan
+from postmill.stages.quantize.sidecars import write_sidecars
+from postmill.stages.shared.hf import need
+from postmill.stages.shared.parity import REPORT, prompt_ids
+
+
+def run(cfg: Quantize, inputs: Inputs, out: Out) -> Result:
+    """Write the quantized model into `out.dir`. Raises StageError (1) if the gate says no."""
+    versions = need("torch", "transformers", "accelerate", remedy="pip install 'postmill[quantize]'")
+    import torch
+
+    from postmill.stages.quantize.formats.compressed_tensors import quantization_config
+    from postmill.stages.quantize.layers import StreamedModel
+    from postmill.stages.quantize.plan import make_plan
+
+    torch.set_num_threads(1)  # rows and tensors are shared among threads instead: equal bits for any number of them
+    source = inputs["model"][0].path
+    assert source is not None
+    if load_json(source / "config.json").get("quantization_config"):
+        raise ConfigError(f"{source}: its weights are quantized already; give the model before that", USAGE)
+    started = time.monotonic()
+    with ExitStack() as stack:
+        weights = stack.enter_context(open_weights(source))
+        model = StreamedModel(source)
+        _check_names(model.expected(), weights, source)
+        inside = {name for name in model.linears if name.startswith(f"{model.prefix}.")}
+        plan = make_plan(cfg, weights, model.linears, inside, model.tied)
+        if any(target.form.symmetric for target in plan.targets.values()) and type(cfg.method).__name__ == "Hqq":
+            raise ConfigError(
+                "--method hqq moves zero points, and symmetric steps have none; pass --no-symmetric", USAGE
+            )
+        metrics = _write_weights(cfg, plan, weights, out)
+        write_sidecars(source, out.dir, quantization_config(plan))
+        seconds = {"quantize": time.monotonic() - started}
+        if cfg.gate.parity == "on":
+            started = time.monotonic()
+            metrics["parity"] = _gate(cfg, inputs, out, plan=plan, model=model, weights=weights)
+            seconds["gate"] = time.monotonic() - started
+    digests = {"tokenizer": tokenizer_digest(out.dir)} if (out.dir / "tokenizer.json").is_file() else {}
+    return Result(metrics=metrics, digests=digests, versions=versions, seconds=seconds)
+
+
+def _check_names(expected: list[str], weights: Weights, source: Path) -> None:
+    """Raises ConfigError (2) if the folder's tensors are not the class's own: fused experts, models inside models."""
+    missing = [name for name in expected if name not in weights.where]
+    if missing:
+        raise ConfigError(
+            f"{source}: stores no {missing[0]}, which its class has ({len(missing)} such tensors): models whose weights"
+            " are converted when they load (mixtures of experts, vision models) cannot be quantized here yet",
+            USAGE,
+        )
+
+
+def _write_weights(cfg: Quantize, plan: Plan, weights: Weights, out: Out) -> dict[str, Any]:
+    """Write every shard, and their index if there are several. Returns the metrics."""
+    from postmill.stages.quantize.formats.compressed_tensors import layout
+
+    written: dict[str, list[tuple[str, int]]] = {}
+    clipped = 0
+    with ThreadPoolExecutor(out.threads) as pool:
+        for file_name, file in weights.files.items():
+            tensors: dict[str, tuple[str, tuple[int, ...]]] = {}
+            for name, entry in file.tensors.items():
+                module = name.removesuffix(".weight")
+                if name.endswith(".weight") and module in plan.targets:
+                    tensors |= layout(module, plan.targets[module], plan.shapes[module], entry.dtype)
+                else:
+                    tensors[name] = (entry.dtype, entry.shape)
+            with SafetensorsWriter(out.dir / file_name, tensors, file.metadata or {"format": "pt"}) as writer:
+                written[file_name] = [(name, writer.num_bytes(name)) for name in tensors]
+                modules = [name.removesuffix(".weight") for name in file.tensors]
+                modules = [m for m in modules if m in plan.targets and f"{m}.weight" in file.tensors]
+                for name in file.tensors:
+                    if name.removesuffix(".weight") not in modules or not name.endswith(".weight"):
+                        writer.copy(name, file, name)
+                clipped += sum(_encode_all(cfg, plan, weights, modules=modules, writer=writer, pool=pool))
+    if len(written) > 1:
+        (out.dir / INDEX).write_bytes(shard_index(written))
+    num_quantized = sum(rows * columns for rows, columns in plan.shapes.values())
+    num_bytes = sum(size for tensors in written.values() for _, size in tensors)
+    return {
+        "num_quantized": len(plan.targets),
+        "num_kept": len(plan.kept),
+        "weights_quantized": num_quantized,
+        "clipped": float(f"{clipped / num_quantized:.3g}"),
+        "bytes_before": sum(entry.num_bytes for file in weights.files.values() for entry in file.tensors.values()),
+        "bytes_after": num_bytes,
+    }
+
+
+def _encode_all(
+    cfg: Quantize,
+    plan: Plan,
+    weights: Weights,
+    *,
+    modules: list[str],
+    writer: SafetensorsWriter,
+    pool: ThreadPoolExecutor,
+) -> Iterator[int]:
+    """Quantize and write the weights of `modules`; yields how many numbers of each were clipped."""
+    import torch
+
+    from postmill.kernels.quantize.grid import count_clipped
+    from postmill.stages.quantize.formats.compressed_tensors import tensors
+    from postmill.stages.shared.quantized_weights import TORCH_DTYPES, read_float32
+
+    def one(module: str) -> int:
+        target = plan.targets[module]
+        with torch.inference_mode():
+            weight = read_float32(weights, f"{module}.weight")
+            dtype = TORCH_DTYPES[weights.entry(f"{module}.weight").dtype]
+            encoded = cfg.method.encode(weight, target.form, dtype, None)
+            for name, tensor in tensors(module, target, encoded).items():
+                writer.write(name, _bytes(tensor))
+            return count_clipped(encoded, weight, target.form)
+
+    for done, clipped in enumerate(pool.map(one, modules), 1):
+        Progress.say("quantize", f"{done} of {len(modules)} layers")
+        yield clipped
+
+
+def _bytes(tensor: Any) -> memoryview:
+    """A tensor's bytes in memory, in order."""
+    import torch
+
+    return memoryview(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+
+
+def _gate(cfg: Quantize, inputs: Inputs, out: Out, *, plan: Plan, model: Any, weights: Weights) -> dict[str, Any]:
+    """Compare source and result as read back from disk; the report is written into the artifact and returned."""
+    from postmill.stages.quantize.gate import LONGEST_ROW, compare, judge, limits_of
+    from postmill.stages.quantize.layers import StreamedModel
+    from postmill.stages.quantize.rows import choose_rows
+    from postmill.stages.shared.quantized_weights import read_float32
+
+    given = inputs.get("held_out", [])
+    tokenizer = tokenizer_digest(model.folder) if (model.folder / "tokenizer.json").is_file() else None
+    if given:
+        rows = list(choose_rows(given[0], cfg.gate.parity_tokens, LONGEST_ROW, tokenizer).values())
+    else:
+        rows = [ids[: cfg.gate.parity_tokens] for ids in prompt_ids(model.folder) if len(ids) > 1]
+    outside = any(not name.startswith(f"{model.prefix}.") for name in plan.targets)
+    with open_weights(out.dir) as result:
+        report = compare(
+            model,
+            StreamedModel(model.folder) if outside else model,
+            read_source=lambda name: read_float32(weights, name),
+            read_result=lambda name: read_float32(result, name),
+            plan=plan,
+            rows=rows,
+            threads=out.threads,
+        )
+    limits = limits_of(cfg.gate, plan, model.num_parameters, judge_ppl=bool(given))
+    report = {"source": "rows" if given else "prompts"} | report | {"limits": limits._asdict()}
+    (out.dir / REPORT).write_bytes(msgspec.json.format(msgspec.json.encode(report)) + b"\n")
+    judge(report, limits)
+    return report

@@ -1,0 +1,70 @@
+"""Weights of a model folder as float32 numbers, whatever bits they are stored in.
+
+Reads plain safetensors, and the layouts of compressed-tensors, one tensor at a time. A quantized weight tells its own
+bits and groups by the shapes of its parts, so no config is needed.
+"""
+
+import torch
+from torch import Tensor
+
+from postmill.io.errors import BAD_DATA, ArtifactError
+from postmill.io.safetensors_file import Weights
+from postmill.kernels.quantize.grid import Encoded, decode
+from postmill.kernels.quantize.packing import unpack_rows
+
+TORCH_DTYPES = {
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F64": torch.float64,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "I32": torch.int32,
+    "I64": torch.int64,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "BOOL": torch.bool,
+}
+
+
+def read_tensor(weights: Weights, name: str) -> Tensor:
+    """A tensor as it is stored. Raises ArtifactError (65) for a dtype that is not read here."""
+    entry = weights.entry(name)
+    if entry.dtype not in TORCH_DTYPES:
+        raise ArtifactError(f"{weights.file_of(name).path}: tensor {name} is {entry.dtype}, which is not read here")
+    if not entry.num_bytes:
+        return torch.empty(entry.shape, dtype=TORCH_DTYPES[entry.dtype])
+    raw = weights.file_of(name).read(name)
+    return torch.frombuffer(raw, dtype=TORCH_DTYPES[entry.dtype]).view(entry.shape)
+
+
+def read_float32(weights: Weights, name: str) -> Tensor:
+    """The numbers that tensor `name` of the model stands for. Raises ArtifactError (65, 66) if it is not there."""
+    module = name.removesuffix(".weight")
+    if f"{module}.weight_scale" in weights.where:
+        return decode(read_encoded(weights, module))
+    if name not in weights.where:
+        place = next(iter(weights.files.values())).path.parent
+        raise ArtifactError(f"{place}: has no tensor {name}, which the model's class expects; get the model again")
+    return read_tensor(weights, name).float()
+
+
+def read_encoded(weights: Weights, module: str) -> Encoded:
+    """A quantized weight in its codes. Raises ArtifactError (65) if its parts do not fit together."""
+    scale = read_tensor(weights, f"{module}.weight_scale")
+    zero_name = f"{module}.weight_zero_point"
+    if f"{module}.weight_packed" not in weights.where:
+        zero = read_tensor(weights, zero_name) if zero_name in weights.where else None
+        return Encoded(read_tensor(weights, f"{module}.weight"), scale, zero)
+    words = read_tensor(weights, f"{module}.weight_packed")
+    rows, columns = read_tensor(weights, f"{module}.weight_shape").tolist()
+    bits = next((bits for bits in (2, 4, 8) if -(-columns * bits // 32) == words.shape[1]), 0)
+    if not bits or words.shape[0] != rows or scale.shape[0] != rows or columns % scale.shape[1]:
+        raise ArtifactError(
+            f"{weights.file_of(f'{module}.weight_packed').path}: {module} has {list(words.shape)} words and"
+            f" {list(scale.shape)} scales for a weight of {[rows, columns]}; they do not fit",
+            BAD_DATA,
+        )
+    zero = None
+    if zero_name in weights.where:
+        zero = unpack_rows(read_tensor(weights, zero_name).T, bits, rows).T
+    return Encoded(unpack_rows(words, bits, columns), scale, zero)

@@ -1,0 +1,114 @@
+"""Grids, codes and bits: against plain loops, against compressed-tensors, and against what they promise."""
+
+import itertools
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from postmill.kernels.quantize.clip import fit_clipped  # noqa: E402
+from postmill.kernels.quantize.grid import (  # noqa: E402
+    Form,
+    count_clipped,
+    decode,
+    encode,
+    fit,
+    round_activations,
+)
+from postmill.kernels.quantize.hqq import fit_half_quadratic  # noqa: E402
+from postmill.kernels.quantize.packing import AWQ_ORDER, pack_rows, unpack_rows  # noqa: E402
+
+INTEGERS = [Form(b, g, s) for b, g, s in itertools.product((2, 4, 8), (32, 0), (True, False))]
+
+
+def weight(seed: int = 0, rows: int = 7, columns: int = 96) -> "torch.Tensor":
+    """Heavy-tailed, with one group that is zero all over."""
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.randn(rows, columns, generator=generator) ** 3 * 0.02
+    values[2, 32:64] = 0
+    return values
+
+
+@pytest.mark.parametrize("form", INTEGERS, ids=str)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_no_weight_is_further_than_half_a_step_from_where_it_was(form: Form, dtype: "torch.dtype") -> None:
+    values = weight()
+    encoded = encode(values, form, *fit(values, form, dtype))
+    assert encoded.scale.dtype == dtype
+    assert (int(encoded.codes.min()), int(encoded.codes.max())) >= (form.lowest, form.highest - 2)
+    step = encoded.scale.float().repeat_interleave(form.columns(96), 1)
+    # a scale rounded down by 2^-9 leaves the largest weight that far outside; a symmetric grid ends half a step early
+    slack = 2**form.bits * 2.0**-9 if dtype == torch.bfloat16 else 1e-4
+    allowed = 0.5 + slack + (0.5 if not form.symmetric else 0)
+    assert float(((decode(encoded) - values).abs() / step).max()) <= allowed
+    assert bool((decode(encoded)[2, 32:64] == 0).all()) or form.group == 0
+
+
+def test_codes_are_what_a_plain_loop_finds() -> None:
+    form, values = Form(4, 32, False), weight(1)
+    encoded = encode(values, form, *fit(values, form, torch.bfloat16))
+    for row, group in itertools.product(range(7), range(3)):
+        part = values[row, group * 32 : group * 32 + 32].tolist()
+        low, high = min(0.0, *part), max(0.0, *part)
+        scale = float(torch.tensor((high - low) / 15).bfloat16()) or 1.0
+        zero = min(7, max(-8, round(-8 - float(torch.tensor(low) / scale))))
+        codes = [min(7, max(-8, round(float(torch.tensor(w) / scale)) + zero)) for w in part]
+        assert encoded.codes[row, group * 32 : group * 32 + 32].tolist() == codes
+        assert encoded.zero is not None
+        assert int(encoded.zero[row, group]) == zero
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("columns", [64, 61])
+def test_packing_keeps_every_code_where_compressed_tensors_looks_for_it(bits: int, columns: int) -> None:
+    helpers = pytest.importorskip("compressed_tensors.compressors.pack_quantized.helpers")
+    codes = torch.randint(-(2 ** (bits - 1)), 2 ** (bits - 1), (5, columns), dtype=torch.int8)
+    packed = pack_rows(codes, bits)
+    assert torch.equal(packed, helpers.pack_to_int32(codes, bits))
+    assert torch.equal(unpack_rows(packed, bits, columns), codes)
+
+
+def test_a_word_of_awq_holds_its_codes_in_its_own_order() -> None:
+    codes = torch.arange(8, dtype=torch.int8)[None] - 8
+    (word,) = pack_rows(codes, 4, AWQ_ORDER)[0].tolist()
+    assert [(word >> (4 * place)) & 15 for place in range(8)] == [0, 2, 4, 6, 1, 3, 5, 7]
+    assert torch.equal(unpack_rows(pack_rows(codes, 4, AWQ_ORDER), 4, 8, AWQ_ORDER), codes)
+
+
+def test_fp8_rounds_half_to_even_and_never_to_infinity() -> None:
+    form = Form(8, 0, True, True)
+    values = weight()
+    encoded = encode(values, form, *fit(values, form, torch.bfloat16))
+    assert encoded.codes.dtype == torch.float8_e4m3fn
+    assert bool(decode(encoded).isfinite().all())
+    relative = (decode(encoded) - values).abs() / values.abs().clamp(min=float(encoded.scale.float().max()) * 2**-6)
+    assert float(relative.max()) <= 2**-4 + 2**-9
+
+
+def test_a_clipped_grid_has_less_error_and_says_what_it_cut() -> None:
+    form, values = Form(4, 32, True), weight(3)
+    plain = encode(values, form, *fit(values, form, torch.float32))
+    clipped = encode(values, form, *fit_clipped(values, form, torch.float32))
+
+    def error(one: "torch.Tensor") -> float:
+        return float((decode(one) - values).abs().pow(2.4).sum())
+
+    assert error(clipped) < 0.98 * error(plain)
+    assert count_clipped(plain, values, form) == 0
+    assert count_clipped(clipped, values, form) > 0
+
+
+def test_half_quadratic_lowers_what_it_minimises() -> None:
+    form = Form(4, 32, False)
+    values = weight(4, rows=64)
+    plain = encode(values, form, *fit(values, form, torch.float32))
+    moved = encode(values, form, *fit_half_quadratic(values, form, torch.float32))
+    assert float((decode(moved) - values).abs().mean()) <= float((decode(plain) - values).abs().mean())
+
+
+def test_activations_keep_their_largest_and_are_off_by_half_a_step() -> None:
+    values = weight(5)
+    for floating, limit in ((False, 0.5 / 127.5 + 1e-6), (True, 2**-4)):
+        again = round_activations(values, floating)
+        worst = (again - values).abs().amax(-1) / values.abs().amax(-1)
+        assert float(worst.max()) <= limit * (1 if floating else 1.01) + 1e-6

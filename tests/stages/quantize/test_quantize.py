@@ -1,0 +1,271 @@
+"""Quantized folders: read back by compressed-tensors and by us as the same numbers; bad ones never committed."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_model
+import tiny_tokenizer
+import token_tables
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+from safetensors.torch import load_file, save_file  # noqa: E402
+
+from postmill.io.errors import ArtifactError, ConfigError, StageError  # noqa: E402
+from postmill.io.model_folder import tokenizer_digest  # noqa: E402
+from postmill.io.safetensors_file import open_weights  # noqa: E402
+from postmill.stages.options import make  # noqa: E402
+from postmill.stages.quantize.config import STAGE, Quantize  # noqa: E402
+from postmill.stages.quantize.gate import compare, judge, limits_of  # noqa: E402
+from postmill.stages.quantize.layers import StreamedModel  # noqa: E402
+from postmill.stages.quantize.plan import Plan, make_plan  # noqa: E402
+from postmill.stages.runner import Options, run_stage  # noqa: E402
+from postmill.stages.shared.quantized_weights import read_float32  # noqa: E402
+
+LOOSE = {"max_ppl_increase": 1e9, "min_agreement": 0.0, "max_kl": 1e9}
+SHAPE = {"hidden_size": 64, "intermediate_size": 96, "vocab_size": 300}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tiny_model.write_model(tmp_path_factory.mktemp("given") / "base", dtype="bfloat16", **SHAPE)
+    (folder / "chat_template.jinja").unlink()
+    return tiny_tokenizer.write_tokenizer(folder)
+
+
+@pytest.fixture(scope="module")
+def held_out(tmp_path_factory: pytest.TempPathFactory, base: Path) -> Path:
+    path = tmp_path_factory.mktemp("rows") / "tokens"
+    rows = token_tables.to_batches(tiny_model.make_rows(30))
+    return token_tables.write_tokens(path, rows, {"tokenizer": tokenizer_digest(base)})
+
+
+def quantize(base: Path, out: Path, rows: Path | None = None, threads: int = 2, **options: Any) -> dict[str, Any]:
+    """Run the stage. Returns the metrics."""
+    given = {"model": [str(base)]} | ({"held_out": [str(rows)]} if rows else {})
+    config = make(Quantize, **({"group_size": 32} | LOOSE | options))
+    return run_stage(STAGE, config, given, out, Options(threads=threads)).manifest.metrics
+
+
+def logits_of(folder: Path, dtype: Any = torch.float32) -> "torch.Tensor":
+    """Of a fixed row, by the numbers that we read from the folder, in a plain model of transformers."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(folder)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    with open_weights(folder) as weights:
+        values = {
+            n: read_float32(weights, n) for n in model.state_dict() if n != "lm_head.weight" or n in weights.where
+        }
+    model.load_state_dict({name: value.to(dtype).float() for name, value in values.items()}, strict=False)
+    model.tie_weights()
+    with torch.inference_mode():
+        return model(torch.tensor([[3, 9, 27, 14, 2, 41]])).logits[0]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"symmetric": False},
+        {"symmetric": False, "method": "hqq"},
+        {"scheme": "w8a16", "group_size": -1, "clip": "mse"},
+        {"scheme": "w2a16", "symmetric": False, "group_size": -1},
+        {"rule": [r"down_proj=w8a16", r"layers\.0\..*q_proj=keep"]},
+    ],
+    ids=str,
+)
+def test_transformers_reads_the_numbers_we_do(options: dict[str, Any], base: Path, tmp_path: Path) -> None:
+    pytest.importorskip("compressed_tensors")
+    from transformers import AutoModelForCausalLM, CompressedTensorsConfig
+
+    metrics = quantize(base, tmp_path / "q", **options)
+    assert metrics["bytes_after"] < metrics["bytes_before"]
+    # compressed-tensors 0.20.1 cannot load packed zero points but to widen them at once
+    how = {} if options.get("symmetric", True) else {"quantization_config": CompressedTensorsConfig(dequantize=True)}
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "q", dtype=torch.float32, **how).eval()
+    with torch.inference_mode():
+        found = theirs(torch.tensor([[3, 9, 27, 14, 2, 41]])).logits[0]
+    # widening at once rounds each weight to the dtype of its scale
+    ours = logits_of(tmp_path / "q", torch.bfloat16 if how else torch.float32)
+    torch.testing.assert_close(found, ours, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(found, logits_of(base), atol=1e-3)  # something was quantized
+
+
+@pytest.mark.parametrize("scheme", ["w8a8", "fp8"])
+def test_rounded_activations_are_those_of_compressed_tensors(scheme: str, base: Path, tmp_path: Path) -> None:
+    pytest.importorskip("compressed_tensors")
+    from transformers import AutoModelForCausalLM
+
+    quantize(base, tmp_path / "q", scheme=scheme)
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "q", dtype=torch.float32).eval()
+    ids = [3, 9, 27, 14, 2, 41]
+    with torch.inference_mode():
+        found = theirs(torch.tensor([ids])).logits[0]
+    near = float((found - logits_of(tmp_path / "q")).abs().mean())
+    far = float((found - logits_of(base)).abs().mean())
+    assert 0 < near <= far * 3  # activations differ from the weights-only model, by no more than 8 bits explain
+    assert far < 0.3 * float(found.std())
+
+
+def test_one_thread_and_four_write_the_same_bytes(base: Path, held_out: Path, tmp_path: Path) -> None:
+    for threads in (1, 4):
+        quantize(base, tmp_path / str(threads), held_out, threads)
+    one, four = (
+        {p.name: p.read_bytes() for p in (tmp_path / str(n)).iterdir() if p.name != "run.json"} for n in (1, 4)
+    )
+    assert one == four
+
+
+def test_shards_stay_shards(base: Path, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    sharded = tmp_path / "sharded"
+    AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16).save_pretrained(sharded, max_shard_size="30KB")
+    quantize(sharded, tmp_path / "a", parity="off")
+    quantize(base, tmp_path / "b", parity="off")
+    assert len(list((tmp_path / "a").glob("*.safetensors"))) > 1
+    assert torch.equal(logits_of(tmp_path / "a"), logits_of(tmp_path / "b"))
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"group_size": 128}, "64 columns are no multiple of --group-size 128, in 14 layers; pass --group-size 32"),
+        ({"rule": ["nothing=w8a16"]}, "--rule nothing=w8a16: matches none of 15 linear layers"),
+        ({"rule": ["q_proj=w5a16"]}, "--rule q_proj=w5a16: expected REGEX=SCHEME"),
+        ({"rule": ["(=keep"]}, "--rule (=keep: "),
+        ({"rule": ["lm_head=w8a16"]}, "lm_head: shares its weight with the embedding"),
+        ({"rule": ["layers=keep"]}, "no linear layer is left"),
+        ({"method": "hqq"}, "--no-symmetric"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_is_said_in_a_line(options: dict[str, Any], says: str, base: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        quantize(base, tmp_path / "q", **options)
+    assert says in str(caught.value)
+    assert not (tmp_path / "q").exists()
+
+
+def test_a_quantized_model_is_not_quantized_again(base: Path, tmp_path: Path) -> None:
+    quantize(base, tmp_path / "q", parity="off")
+    with pytest.raises(ConfigError, match="quantized already"):
+        quantize(tmp_path / "q", tmp_path / "again")
+
+
+def test_rows_of_another_tokenizer_are_refused(base: Path, tmp_path: Path) -> None:
+    rows = token_tables.write_tokens(tmp_path / "t", token_tables.to_batches(tiny_model.make_rows(3)))
+    with pytest.raises(ArtifactError) as caught:
+        quantize(base, tmp_path / "q", rows)
+    assert caught.value.code == 78
+
+
+def test_the_gate_commits_nothing_over_a_limit(base: Path, held_out: Path, tmp_path: Path) -> None:
+    report = quantize(base, tmp_path / "fine", held_out, scheme="w8a16", max_kl=0.05)["parity"]
+    assert 0 < report["kl_mean"] < 0.05
+    assert report["num_tokens"] > 200
+    for limit in ({"max_kl": report["kl_mean"] / 2}, {"min_agreement": 1.0}):
+        with pytest.raises(StageError) as caught:
+            quantize(base, tmp_path / "bad", held_out, scheme="w2a16", **limit)
+        assert caught.value.code == 1
+        assert f"--{next(iter(limit)).replace('_', '-')}" in str(caught.value)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["fine"]
+
+
+def _plan(base: Path, config: Quantize) -> tuple[StreamedModel, Plan]:
+    model = StreamedModel(base)
+    inside = {name for name in model.linears if name.startswith(model.prefix)}
+    with open_weights(base) as weights:
+        return model, make_plan(config, weights, model.linears, inside, model.tied)
+
+
+def _swap_qk(tensors: dict[str, Any]) -> None:
+    q, k = "model.layers.0.self_attn.q_proj.", "model.layers.0.self_attn.o_proj."
+    for part in ("weight_packed", "weight_scale"):
+        tensors[q + part], tensors[k + part] = tensors[k + part], tensors[q + part]
+
+
+def _scramble_scales(tensors: dict[str, Any]) -> None:
+    name = "model.layers.0.mlp.down_proj.weight_scale"
+    tensors[name] = tensors[name].flip(0).contiguous() * 4
+
+
+def _other_nibbles(tensors: dict[str, Any]) -> None:
+    for name in [name for name in tensors if name.endswith("weight_packed")]:
+        raw = tensors[name].view(torch.uint8)
+        tensors[name] = ((raw << 4) | (raw >> 4)).view(torch.int32)
+
+
+def _transpose(tensors: dict[str, Any]) -> None:
+    from postmill.kernels.quantize.packing import pack_rows, unpack_rows
+
+    name = "model.layers.1.self_attn.o_proj.weight_packed"
+    tensors[name] = pack_rows(unpack_rows(tensors[name], 8, 64).T.contiguous(), 8)
+
+
+@pytest.mark.parametrize("damage", [_swap_qk, _scramble_scales, _other_nibbles, _transpose])
+def test_sabotage_fails_the_gate(damage: Any, base: Path, tmp_path: Path) -> None:
+    """What bugs in a writer do to files, and the limits that people have without asking: 8 bits are near the source."""
+    config = make(Quantize, group_size=32, scheme="w8a16", parity="off")
+    run_stage(STAGE, config, {"model": [str(base)]}, tmp_path / "q", Options())
+    model, plan = _plan(base, config)
+    rows = [row["input_ids"] for row in tiny_model.make_rows(20)]
+
+    def report() -> dict[str, Any]:
+        with open_weights(base) as source, open_weights(tmp_path / "q") as result:
+            return compare(
+                model,
+                model,
+                read_source=lambda name: read_float32(source, name),
+                read_result=lambda name: read_float32(result, name),
+                plan=plan,
+                rows=rows,
+                threads=1,
+            )
+
+    limits = limits_of(config.gate, plan, model.num_parameters, judge_ppl=True)
+    judge(report(), limits)
+    file = tmp_path / "q" / "model.safetensors"
+    tensors = load_file(file)
+    damage(tensors)
+    save_file(tensors, file)
+    with pytest.raises(StageError, match="nothing was committed"):
+        judge(report(), limits)
+
+
+def test_config_says_what_each_layer_is(base: Path, tmp_path: Path) -> None:
+    quantize(base, tmp_path / "q", rule=["down_proj=w8a16"], parity="off")
+    said = json.loads((tmp_path / "q" / "config.json").read_text())["quantization_config"]
+    assert (said["format"], said["ignore"]) == ("pack-quantized", ["lm_head"])
+    groups = sorted((g["weights"]["num_bits"], len(g["targets"])) for g in said["config_groups"].values())
+    assert groups == [(4, 12), (8, 2)]
+    assert (tmp_path / "q" / "tokenizer.json").read_bytes() == (base / "tokenizer.json").read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["w4a16", "w8a16", "w8a8", "fp8"])
+def test_smollm2_stays_near_its_source(scheme: str, tmp_path: Path) -> None:
+    """Through transformers and compressed-tensors as others load it, on prompts; and the report says what they find."""
+    from assets import smollm2
+    from transformers import AutoModelForCausalLM
+
+    from postmill.stages.shared.parity import prompt_ids
+
+    pytest.importorskip("compressed_tensors")
+    base = smollm2()
+    if base is None:
+        pytest.skip("no SmolLM2 here")
+    report = quantize(base, tmp_path / "q", scheme=scheme, symmetric=False, group_size=64, method="rtn")["parity"]
+    source, found = (AutoModelForCausalLM.from_pretrained(p, dtype=torch.float32) for p in (base, tmp_path / "q"))
+    kl = []
+    with torch.inference_mode():
+        for ids in prompt_ids(base):
+            p, q = (m(torch.tensor([ids])).logits[0].log_softmax(-1) for m in (source, found))
+            kl.append((p.exp() * (p - q)).sum(-1))
+    assert float(torch.cat(kl).mean()) == pytest.approx(report["kl_mean"], rel=0.05)
