@@ -141,7 +141,7 @@ LATER_CASES = [
     Case("tokens moved away", then(packed, lambda f: (f / "tokens").rename(f / "elsewhere")), TRAIN, 66, ("tokens",)),
     Case("other tokens in their place", then(packed, lambda f: (shutil.rmtree(f / "tokens"), tokens(f))), TRAIN, 78, ("tokens",)),
     Case("weights cut short", then(packed, lambda f: (f / "base/model.safetensors").write_bytes((f / "base/model.safetensors").read_bytes()[:-8])), TRAIN, 65, ("model.safetensors",)),
-    Case("a model to merge", packed, "merge base -m base -o out", 78, ("base",)),
+    Case("a model to merge alone", packed, "merge base -m base -o out", 2, ("2 or more models, got 1",)),
     Case("no adapter", packed, "merge none -m base -o out", 66, ("none",)),
     Case("no questions", packed, "eval base -o out", 2, ("question",)),
     Case("questions that are no json", then(packed, lambda f: (f / "q.jsonl").write_text("who?")), "eval base --ask q.jsonl -o out", 65, ("q.jsonl:1",)),

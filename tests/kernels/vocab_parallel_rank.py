@@ -32,7 +32,7 @@ def main(rank, folder):
         **OPTIONS,
     )
     (out.loss + (out.logp_T * 0.5).sum()).backward()
-    result = [*(x.detach() for x in out), hidden.grad, weight.grad, bias.grad]
+    result = [*(x.detach() for x in out if x is not None), hidden.grad, weight.grad, bias.grad]
     torch.save(result, f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
 
