@@ -76,6 +76,7 @@ class ChatEncoder:
         max_length: int | None = None,
         truncation: str = "drop",
         special_text: str = "keep",
+        unwritten: str = "error",
         thinking: str = "template",
         system: str | None = None,
         template_kwargs: str = "{}",

@@ -71,6 +71,12 @@ class Notes:
         for name, what in _ACCEPTED.items():
             if name in self._first:
                 Progress.warn("tokenize", f"{self._first[name]}: {what} ({sums[name]} in all)")
+        turns, parts = sums.get("unwritten_thinking", 0), sums.get("unwritten_parts", 0)
+        if turns:
+            what = "the chat template leaves out the thinking of"
+            Progress.warn("tokenize", f"{what} {turns} assistant messages (--thinking strip says so without this line)")
+        if parts:
+            Progress.warn("tokenize", f"the chat template leaves out {parts} texts, tool calls or tool definitions")
         rows = sums.get("rows_with_look_alikes", 0)
         if rows and cfg.special_text == "keep":
             what = "special tokens as text, which are encoded as special tokens; --special-text escape makes them text"

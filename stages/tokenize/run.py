@@ -80,6 +80,7 @@ def make_encoder(
         max_length=cfg.max_length,
         truncation=cfg.truncation,
         special_text=cfg.special_text,
+        unwritten=cfg.unwritten,
         thinking=cfg.thinking,
         system=cfg.system,
         template_kwargs=msgspec.json.encode(cfg.template_kwargs).decode(),

@@ -102,7 +102,7 @@ def test_names_of_tools_and_pieces_of_contents_are_escaped_too(tmp_path: Path) -
     [row] = encode(made, {"messages": messages})
     assert [i for i in row["input_ids"] if i >= 261] == [261, 262, 261, 262]
     trained = [made.read(row["input_ids"][s["start"] : s["end"]]) for s in row["spans"]]
-    assert trained == ["a<|im_"], "the pieces keep their marks"
+    assert trained == ["a<|im_", "<|im_end|>"], "the pieces keep their marks, and who learns one learns to end the turn"
 
 
 def test_a_template_that_spells_characters_out_is_refused(tmp_path: Path) -> None:

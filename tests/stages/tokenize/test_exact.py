@@ -63,7 +63,8 @@ def reference(model: str) -> Any:
 def encoder(model: str, template: str = "", **options: Any) -> _native.ChatEncoder:
     files = load_tokenizer(folder(model))
     chosen = choose_templates(files, "", Path(template) if template else None)
-    return make_encoder(Tokenize(date=DATE, **options), files, chosen, [])
+    given: dict[str, Any] = {"date": DATE, "unwritten": "allow"} | options
+    return make_encoder(Tokenize(**given), files, chosen, [])
 
 
 def raw_lines(name: str) -> list[bytes]:

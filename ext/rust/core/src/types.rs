@@ -22,6 +22,15 @@ pub enum Json {
     Object(Vec<(Box<str>, Json)>),
 }
 
+impl Json {
+    /// The value of a member; none if there is no such member, or this is no object.
+    #[must_use]
+    pub fn member(&self, name: &str) -> Option<&Self> {
+        let Self::Object(members) = self else { return None };
+        members.iter().find(|(key, _)| **key == *name).map(|(_, value)| value)
+    }
+}
+
 /// Who speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
@@ -93,6 +102,30 @@ pub struct Rendered {
     pub text: String,
     /// Turns in the order of the text; they do not overlap; text between them is nobody's.
     pub turns: Vec<Turn>,
+    /// What of the row is not in the text: changing it would not change the text.
+    pub unwritten: Vec<Unwritten>,
+}
+
+/// A part of a message, or a tool (whose message is 0).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// The message's text.
+    Content,
+    /// Its reasoning.
+    Thinking,
+    /// One of its calls: its name or its arguments.
+    Call(usize),
+    /// One of the row's tool definitions.
+    Tool(usize),
+}
+
+/// A part of a row that left no trace in its rendering.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Unwritten {
+    /// Index of the message.
+    pub message: usize,
+    /// What of it.
+    pub part: Part,
 }
 
 /// The text one message produced.

@@ -2,7 +2,7 @@
 #![allow(clippy::needless_pass_by_value)] // arguments are extracted by value
 
 use crate::error::to_python;
-use postmill_core::encode::conversation::{Encoder, Options, SpecialText, Templates};
+use postmill_core::encode::conversation::{Encoder, Options, SpecialText, Templates, Unwritten};
 use postmill_core::encode::pipeline::{self, Chunk, ReadOptions};
 use postmill_core::encode::seams::Segments;
 use postmill_core::encode::thinking::Thinking;
@@ -64,6 +64,14 @@ fn special_text(name: &str) -> Result<SpecialText, Error> {
         "error" => Ok(SpecialText::Error),
         "escape" => Ok(SpecialText::Escape),
         other => unknown("special_text", other, "keep, escape, drop, error"),
+    }
+}
+
+fn unwritten(name: &str) -> Result<Unwritten, Error> {
+    match name {
+        "error" => Ok(Unwritten::Error),
+        "allow" => Ok(Unwritten::Allow),
+        other => unknown("unwritten", other, "error, allow"),
     }
 }
 
@@ -159,7 +167,7 @@ impl ChatEncoder {
     #[pyo3(signature = (
         tokenizer_json, *, bos = None, eos = None, extra_special = vec![], template = None, tools_template = None,
         template_name = "chat template", special_texts = vec![], date = None, loss_scale = "default", loss_rules = "spans", rule_files = vec![],
-        segments = "whole", max_length = None, truncation = "drop", special_text = "keep", thinking = "template",
+        segments = "whole", max_length = None, truncation = "drop", special_text = "keep", unwritten = "error", thinking = "template",
         system = None, template_kwargs = "{}", columns = vec![], model_name = None, model_author = None,
         skip_bad_rows = false, max_line_bytes = 0, engine = "auto", purpose = "train", drop = vec![]
     ))]
@@ -182,6 +190,7 @@ impl ChatEncoder {
         max_length: Option<usize>,
         truncation: &str,
         special_text: &str,
+        unwritten: &str,
         thinking: &str,
         system: Option<String>,
         template_kwargs: &str,
@@ -201,6 +210,7 @@ impl ChatEncoder {
                 max_length,
                 truncation: self::truncation(truncation)?,
                 special_text: self::special_text(special_text)?,
+                unwritten: self::unwritten(unwritten)?,
                 thinking: self::thinking(thinking)?,
                 system: system.map(Into::into),
                 template_kwargs: self::template_kwargs(template_kwargs)?,

@@ -10,7 +10,7 @@ use crate::error::to_python;
 /// `(role, message, all_start, all_end, generated_start, generated_end, closing)`, in bytes of the text as UTF-8.
 type TurnTuple = (u8, usize, usize, usize, usize, usize, usize);
 
-/// A compiled chat template.
+/// A compiled chat template. Messages are handed to it as they are given, as transformers does.
 #[pyclass(frozen, module = "postmill._native")]
 struct ChatTemplate(Template);
 
@@ -31,7 +31,7 @@ impl ChatTemplate {
         max_output: Option<usize>,
         check_every: Option<u64>,
     ) -> PyResult<Self> {
-        let mut options = Options { name: name.into(), ..Options::default() };
+        let mut options = Options { name: name.into(), as_given: true, ..Options::default() };
         options.date = date.map(|(year, month, day)| Date { year, month, day });
         options.fuel = fuel.unwrap_or(options.fuel);
         options.max_output = max_output.unwrap_or(options.max_output);

@@ -7,7 +7,7 @@ use crate::template::{Date, Template};
 use crate::tokenizer::engine::{Engine, Places, Tokens, encode_parts};
 use crate::tokenizer::escape::{Escape, is_spelled_out};
 use crate::tokenizer::vocabulary::Vocabulary;
-use crate::types::{Json, Message, Role};
+use crate::types::{self, Json, Message, Part, Rendered, Role};
 use crate::weigh::sequence::{Scratch, Span, TokenTurn, totals, weigh};
 use crate::weigh::{Base, Semantics, Spec};
 use regex::Regex;
@@ -26,6 +26,15 @@ pub enum SpecialText {
     Escape,
 }
 
+/// What to do with a row of which the template writes a part not at all: a text, a call, a tool definition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unwritten {
+    /// Refuse the row.
+    Error,
+    /// Train on what is written. The parts are counted.
+    Allow,
+}
+
 /// How conversations become tokens.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -37,6 +46,8 @@ pub struct Options {
     pub truncation: Truncation,
     /// Text that looks like a special token.
     pub special_text: SpecialText,
+    /// Parts of a row that the template does not write.
+    pub unwritten: Unwritten,
     /// Changes to thinking.
     pub thinking: Thinking,
     /// System message of conversations without one.
@@ -52,6 +63,7 @@ impl Default for Options {
             max_length: None,
             truncation: Truncation::Drop,
             special_text: SpecialText::Keep,
+            unwritten: Unwritten::Error,
             thinking: Thinking::Template,
             system: None,
             template_kwargs: vec![],
@@ -97,6 +109,10 @@ pub struct Conversation {
     pub straddles: usize,
     /// Special tokens written as text in messages.
     pub look_alikes: usize,
+    /// Assistant messages whose thinking the template left out.
+    pub unwritten_thinking: usize,
+    /// Other parts of the row that the template left out.
+    pub unwritten_parts: usize,
     form: Form,
 }
 
@@ -265,16 +281,18 @@ impl Encoder {
     /// As [`Self::chat`].
     pub fn prompt(&self, messages: Vec<Message>, side: Side, out: &mut Conversation) -> Result<(), Error> {
         out.reset(Form::Prompt);
-        let Ready { template, messages, tools, kwargs, mark, .. } = self.ready(messages, side, out)?;
-        let text = if messages.last().is_some_and(|message| message.role == Role::Assistant) {
+        let Ready { template, messages, tools, kwargs, mark, first_message } = self.ready(messages, side, out)?;
+        let Rendered { text, unwritten, .. } = if messages.last().is_some_and(|message| message.role == Role::Assistant)
+        {
             let mut rendered = template.render(&messages, tools.as_deref(), &kwargs, false)?;
             if let Some(turn) = rendered.turns.iter().find(|turn| turn.message + 1 == messages.len()) {
                 rendered.text.truncate(turn.closing);
             }
-            rendered.text
+            rendered
         } else {
-            template.render_text(&messages, tools.as_deref(), &kwargs, true)?
+            template.render_prompt(&messages, tools.as_deref(), &kwargs)?
         };
+        self.check_written(template, &unwritten, first_message, out)?;
         out.encode_calls = match (&self.escape, mark) {
             (Some(escape), Some(mark)) => self.encode_escaped(escape, mark, &text, &[], &mut out.tokens)?,
             _ => encode_parts(&*self.engine, &text, &[], &mut out.tokens)?,
@@ -316,6 +334,7 @@ impl Encoder {
         if rendered.text.len() > i32::MAX as usize {
             return Err(row_error("too_large", format!("the conversation renders to {} bytes", rendered.text.len())));
         }
+        self.check_written(template, &rendered.unwritten, first_message, out)?;
         let cuts = seams::cuts(self.options.segments, &rendered, &messages, &self.spec)?;
         let places = if mark.is_none() && cuts.is_empty() { seams::places(&rendered, &messages) } else { None };
         let is_placed = places.is_some();
@@ -375,6 +394,40 @@ impl Encoder {
         }
         let kwargs = merged(&self.options.template_kwargs, &row_kwargs);
         Ok(Ready { template, messages, tools, kwargs, mark, first_message })
+    }
+
+    /// Count what the template left out of the row. Thinking is left out by the rule of many templates; anything else is
+    /// against ours, unless it was allowed.
+    fn check_written(
+        &self,
+        template: &Template,
+        unwritten: &[types::Unwritten],
+        first_message: i32,
+        out: &mut Conversation,
+    ) -> Result<(), Error> {
+        for part in unwritten {
+            let message = part.message as i32 + first_message;
+            let (path, what) = match part.part {
+                Part::Thinking => {
+                    out.unwritten_thinking += 1;
+                    continue;
+                }
+                Part::Content if message < 0 => ("--system".to_owned(), "system message"),
+                Part::Content => (format!("$.messages[{message}].content"), "text"),
+                Part::Call(call) => (format!("$.messages[{message}].tool_calls[{call}]"), "tool call"),
+                Part::Tool(tool) => (format!("$.tools[{tool}]"), "tool definition"),
+            };
+            out.unwritten_parts += 1;
+            if self.options.unwritten == Unwritten::Error {
+                let message = format!(
+                    "{} does not write this {what}, so the model would never see it; pass a --chat-template that does, \
+                     or --unwritten allow to train without it",
+                    template.name()
+                );
+                return Err(Error::Row(RowError { reason: "unwritten", column: None, path, message }));
+            }
+        }
+        Ok(())
     }
 
     fn encode_escaped(
@@ -500,6 +553,8 @@ impl Conversation {
         self.rendered_bytes = 0;
         self.straddles = 0;
         self.look_alikes = 0;
+        self.unwritten_thinking = 0;
+        self.unwritten_parts = 0;
         self.form = form;
     }
 }

@@ -53,7 +53,8 @@ pub struct Encoded {
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Counts {
     /// By name: `rows_in`, `kept`, `rows`, `tokens`, `trained_tokens`, `rendered_bytes`, `encode_calls`, `straddles`,
-    /// `rows_with_nan`, `special_look_alikes`, `rows_with_look_alikes`, `masked_turns`, `byte_order_marks`, `crlf_lines`.
+    /// `rows_with_nan`, `special_look_alikes`, `rows_with_look_alikes`, `unwritten_thinking`, `unwritten_parts`,
+    /// `masked_turns`, `byte_order_marks`, `crlf_lines`.
     pub sums: BTreeMap<&'static str, i64>,
     /// Rows with at least 2^k and under 2^(k+1) tokens, at k.
     pub length_histogram: Vec<i64>,
@@ -365,6 +366,8 @@ impl Run<'_> {
             self.counts.add("encode_calls", side.encode_calls);
             self.counts.add("rendered_bytes", side.rendered_bytes);
             look_alikes += side.look_alikes;
+            self.counts.add("unwritten_thinking", side.unwritten_thinking);
+            self.counts.add("unwritten_parts", side.unwritten_parts);
             before += side.tokens.ids.len();
         }
         self.counts.add("special_look_alikes", look_alikes);

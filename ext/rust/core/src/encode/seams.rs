@@ -153,8 +153,26 @@ pub fn token_turns(
             }
             from = generated_end;
         }
+        if let Some(closing) = closing_of_pieces(&parts)
+            && let Some(last) = out.last_mut().filter(|last| last.closing < last.generated_end)
+        {
+            let (start, end) = (last.closing, last.end);
+            let turn = TokenTurn { start, generated_start: start, loss: closing, loss_scale: None, ..last.clone() };
+            (last.generated_end, last.end) = (start, start);
+            out.push(TokenTurn { end, ..turn });
+        }
     }
     Ok(straddles)
+}
+
+/// Whoever learns any of a turn learns to end it: where the last piece is not trained and another is, the closing token
+/// is a piece of its own, with this `loss`.
+#[expect(clippy::option_option, reason = "a loss may be unset")]
+fn closing_of_pieces(pieces: &[Piece]) -> Option<Option<bool>> {
+    let is_silent = |piece: &Piece| piece.loss == Some(false) || piece.loss_scale == Some(0.0);
+    let (last, before) = pieces.split_last()?;
+    let trained = before.iter().rfind(|piece| !is_silent(piece))?;
+    is_silent(last).then_some(trained.loss)
 }
 
 /// The stretches of a generated range that have marks of their own; one, if the message's marks are single.

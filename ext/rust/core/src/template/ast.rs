@@ -64,7 +64,7 @@ pub(super) struct Attr {
     pub owners: Owners,
     /// On a dict it can only be a key.
     pub is_key: bool,
-    /// In a message of the model it holds the model's own words.
+    /// In a message it holds the message's own words.
     pub is_said: bool,
 }
 

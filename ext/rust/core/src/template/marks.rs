@@ -2,7 +2,7 @@
 //! template calls generated, and which is the generation prompt.
 use std::rc::Rc;
 
-use super::value::message_index;
+use super::value::{FROM_ASSISTANT, REASONING, message_index};
 
 /// What a stretch of output is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,6 +23,8 @@ pub(super) struct Mark {
     pub end: usize,
     /// From here to `end` every byte is the template's own words or a special token.
     pub literal_from: usize,
+    /// The message in whose turn it was written, where that is another one.
+    pub inside: Option<usize>,
 }
 
 /// Output taken aside by a macro or a `set` block, with the marks it holds.
@@ -30,7 +32,13 @@ pub(super) struct Mark {
 pub(super) struct Captured {
     pub text: Rc<str>,
     pub marks: Vec<Mark>,
+    /// Whose words it holds.
+    pub sources: Vec<u32>,
 }
+
+/// Written words of a message: its content, its reasoning.
+pub(super) const SAID: u8 = 1;
+pub(super) const REASONED: u8 = 2;
 
 /// One output buffer.
 #[derive(Debug, Default)]
@@ -39,6 +47,8 @@ struct Output {
     marks: Vec<Mark>,
     /// End of the last byte that came from data.
     data_end: usize,
+    /// Whose words were captured.
+    sources: Vec<u32>,
 }
 
 /// A message whose turn is being written.
@@ -49,8 +59,6 @@ struct OpenTurn {
     buffer: usize,
     /// Start of the stretch not yet marked.
     start: usize,
-    /// `data_end` of the buffer when the turn was opened.
-    data_end: usize,
 }
 
 /// A rendering and the notes about it.
@@ -62,6 +70,8 @@ pub(super) struct Written {
     pub strays: Vec<usize>,
     /// Captured blocks with marks were not printed, or printed twice.
     pub lost_marks: bool,
+    /// What of each message's words was printed for certain: `SAID`, `REASONED`.
+    pub words: Vec<u8>,
 }
 
 /// Writes, and notes who does.
@@ -73,15 +83,17 @@ pub(super) struct Writer {
     suspended: Vec<Output>,
     turns: Vec<OpenTurn>,
     strays: Vec<usize>,
+    words: Vec<u8>,
     /// Captured blocks with marks: those made less those printed. Not zero: marks were lost or doubled.
     captured_marks: i64,
 }
 
 impl Writer {
-    /// `bytes` and `marks`: how much will probably be written.
-    pub fn new(max_output: usize, (bytes, marks): (usize, usize)) -> Self {
+    /// `bytes`: how much will probably be written.
+    pub fn new(max_output: usize, bytes: usize, num_messages: usize) -> Self {
         let text = String::with_capacity(bytes.min(max_output));
-        Self { out: Output { text, marks: Vec::with_capacity(marks), data_end: 0 }, max_output, ..Self::default() }
+        let out = Output { text, marks: Vec::with_capacity(2 * num_messages + 1), ..Output::default() };
+        Self { out, max_output, words: vec![0; num_messages], ..Self::default() }
     }
 
     pub fn finish(self) -> Written {
@@ -90,6 +102,7 @@ impl Writer {
             marks: self.out.marks,
             strays: self.strays,
             lost_marks: self.captured_marks != 0,
+            words: self.words,
         }
     }
 
@@ -115,7 +128,27 @@ impl Writer {
 
     pub fn open_turn(&mut self, message: usize) {
         let (start, data_end) = (self.out.text.len(), self.out.data_end);
-        self.turns.push(OpenTurn { message, buffer: self.suspended.len(), start, data_end });
+        self.interrupt(start, data_end);
+        self.turns.push(OpenTurn { message, buffer: self.suspended.len(), start });
+    }
+
+    /// The turn that is open is cut at `at`; data ended at `data_end` before.
+    fn interrupt(&mut self, at: usize, data_end: usize) {
+        let around = self.turns.len().checked_sub(2).map(|index| self.turns[index].message);
+        let buffer = self.suspended.len();
+        let Some(turn) = self.turns.last_mut().filter(|turn| turn.buffer == buffer && turn.start < at) else { return };
+        let literal_from = data_end.clamp(turn.start, at);
+        let kind = MarkKind::Message(turn.message);
+        self.out.marks.push(Mark { kind, start: turn.start, end: at, literal_from, inside: around });
+        turn.start = at;
+    }
+
+    /// The turn that is open goes on at `at`.
+    fn resume(&mut self, at: usize) {
+        let buffer = self.suspended.len();
+        if let Some(turn) = self.turns.last_mut().filter(|turn| turn.buffer == buffer) {
+            turn.start = at;
+        }
     }
 
     /// `set message = messages[i]` inside a loop over `i`: from here on the iteration writes for that message.
@@ -131,42 +164,32 @@ impl Writer {
     #[inline]
     pub fn close_turns(&mut self, keep: usize) {
         while self.turns.len() > keep {
-            let Some(turn) = self.turns.pop() else { return };
-            let end = self.out.text.len();
-            if end > turn.start {
-                let literal_from = self.out.data_end.clamp(turn.start, end);
-                let mark = Mark { kind: MarkKind::Message(turn.message), start: turn.start, end, literal_from };
-                self.record(mark, turn.data_end);
-            }
+            let (end, data_end) = (self.out.text.len(), self.out.data_end);
+            self.interrupt(end, data_end);
+            self.turns.pop();
+            self.resume(end);
         }
     }
 
-    /// Note a message's stretch; where another message's turn is open around it, that turn is cut in two.
-    /// `data_end` is where data ended in this buffer before the stretch.
-    fn record(&mut self, mark: Mark, data_end: usize) {
-        let buffer = self.suspended.len();
-        if let Some(outer) = self.turns.last_mut().filter(|outer| outer.buffer == buffer) {
-            if outer.start < mark.start {
-                let literal_from = data_end.clamp(outer.start, mark.start);
-                let kind = MarkKind::Message(outer.message);
-                self.out.marks.push(Mark { kind, start: outer.start, end: mark.start, literal_from });
-            }
-            outer.start = mark.end;
-        }
+    /// Note a stretch of a captured block; the turn around it is cut in two.
+    fn record(&mut self, mut mark: Mark, data_end: usize) {
+        self.interrupt(mark.start, data_end);
+        mark.inside = mark.inside.or(self.turns.last().map(|turn| turn.message));
         self.out.marks.push(mark);
+        self.resume(mark.end);
     }
 
     /// What was written since `start` is the generation prompt.
     pub fn mark_prompt(&mut self, start: usize) {
         let end = self.out.text.len();
-        self.out.marks.push(Mark { kind: MarkKind::Prompt, start, end, literal_from: start });
+        self.out.marks.push(Mark { kind: MarkKind::Prompt, start, end, literal_from: start, inside: None });
     }
 
     /// What was written since `start` is what the template calls generated.
     pub fn mark_generation(&mut self, start: usize) {
         let end = self.out.text.len();
         let literal_from = self.out.data_end.clamp(start, end);
-        self.out.marks.push(Mark { kind: MarkKind::Generation, start, end, literal_from });
+        self.out.marks.push(Mark { kind: MarkKind::Generation, start, end, literal_from, inside: None });
     }
 
     /// Write text whose last `literal` bytes are the template's own; false if there would be too much.
@@ -186,16 +209,31 @@ impl Writer {
     /// `words` of the message numbered `source` are about to be written.
     #[inline]
     pub fn note_words(&mut self, words: &str, source: u32) {
-        if let Some(message) = message_index(source).filter(|_| !words.is_empty())
-            && self.turns.last().is_none_or(|turn| turn.message != message)
-        {
+        let Some(message) = message_index(source).filter(|_| !words.is_empty()) else { return };
+        if source & FROM_ASSISTANT != 0 && self.turns.last().is_none_or(|turn| turn.message != message) {
             self.strays.push(message);
+        }
+        self.note_source(message, source);
+    }
+
+    /// Words of `source` are printed, or captured to be printed.
+    #[inline]
+    fn note_source(&mut self, message: usize, source: u32) {
+        if !self.suspended.is_empty() {
+            self.out.sources.push(source);
+        } else if let Some(words) = self.words.get_mut(message) {
+            *words |= if source & REASONING == 0 { SAID } else { REASONED };
         }
     }
 
     /// The marks of a captured block that was written from `at` on; data ended at `data_end` before.
     pub fn repeat_marks(&mut self, captured: &Captured, at: usize, data_end: usize) {
         self.captured_marks -= 1;
+        for &source in &captured.sources {
+            if let Some(message) = message_index(source) {
+                self.note_source(message, source);
+            }
+        }
         for mark in &captured.marks {
             let (start, end) = (mark.start + at, mark.end + at);
             let moved = Mark { start, end, literal_from: mark.literal_from + at, ..*mark };
@@ -223,6 +261,6 @@ impl Writer {
         let inner = std::mem::replace(&mut self.out, outer);
         let literal_tail = (inner.text.len() - inner.data_end.min(inner.text.len())) as u32;
         self.captured_marks += i64::from(!inner.marks.is_empty());
-        (Captured { text: inner.text.into(), marks: inner.marks }, literal_tail)
+        (Captured { text: inner.text.into(), marks: inner.marks, sources: inner.sources }, literal_tail)
     }
 }

@@ -9,9 +9,11 @@
 mod args;
 mod ast;
 mod clean;
+mod content;
 mod date;
 mod eval;
 mod filters;
+mod form;
 mod fuel;
 mod interp;
 mod is_tests;
@@ -66,11 +68,21 @@ pub struct Options {
     pub fuel: u64,
     /// Of this many renderings by the template's plan one is made again by the interpreter, and compared.
     pub check_every: u64,
+    /// Hand messages over as they are, as transformers does, also to a template that does not read this form: content as
+    /// text where it goes through parts, arguments as an object where it joins them to text.
+    pub as_given: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { name: "chat template".into(), date: None, max_output: 64 << 20, fuel: 5_000_000, check_every: 1024 }
+        Self {
+            name: "chat template".into(),
+            date: None,
+            max_output: 64 << 20,
+            fuel: 5_000_000,
+            check_every: 1024,
+            as_given: false,
+        }
     }
 }
 
@@ -112,6 +124,7 @@ pub struct Template {
     prompts: prompt::PromptCache,
     plan: Option<plan::Plan>,
     checks: plan::Checks,
+    form: form::Form,
 }
 
 impl Template {
@@ -139,7 +152,13 @@ impl Template {
         let prompts = prompt::PromptCache::default();
         let plan = plan::plan(&body, &layout, date);
         let (specials, checks) = (specials.clone(), plan::Checks::default());
-        Ok(Self { body, layout, given, specials, closers, options, date, prompt, prompts, plan, checks })
+        let form = form::Form::default();
+        let mut made =
+            Self { body, layout, given, specials, closers, options, date, prompt, prompts, plan, checks, form };
+        if !made.options.as_given {
+            made.form = made.probe(source);
+        }
+        Ok(made)
     }
 
     /// Render a conversation and say which bytes each message produced.
@@ -154,10 +173,27 @@ impl Template {
         kwargs: &[(Box<str>, Json)],
         add_generation_prompt: bool,
     ) -> Result<Rendered, Error> {
-        let row = row::Row::new(messages, tools, kwargs);
+        let row = self.row(messages, tools, kwargs);
         let written = self.write(&row, messages.len(), add_generation_prompt)?;
         let turns = turns::locate(self, &row, &written)?;
-        Ok(Rendered { text: written.text, turns })
+        let unwritten = self.unwritten(&row, &written, add_generation_prompt)?;
+        Ok(Rendered { text: written.text, turns, unwritten })
+    }
+
+    /// Render a conversation up to the answer that is due. Nobody asks for its turns.
+    ///
+    /// # Errors
+    /// As [`Template::render_text`].
+    pub fn render_prompt(
+        &self,
+        messages: &[Message],
+        tools: Option<&Json>,
+        kwargs: &[(Box<str>, Json)],
+    ) -> Result<Rendered, Error> {
+        let row = self.row(messages, tools, kwargs);
+        let written = self.write(&row, messages.len(), true)?;
+        let unwritten = self.unwritten(&row, &written, true)?;
+        Ok(Rendered { text: written.text, turns: vec![], unwritten })
     }
 
     /// Render a conversation where nobody asks for its turns.
@@ -171,8 +207,14 @@ impl Template {
         kwargs: &[(Box<str>, Json)],
         add_generation_prompt: bool,
     ) -> Result<String, Error> {
-        let row = row::Row::new(messages, tools, kwargs);
+        let row = self.row(messages, tools, kwargs);
         Ok(self.write(&row, messages.len(), add_generation_prompt)?.text)
+    }
+
+    /// What errors call the template.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.options.name
     }
 
     /// How many renderings were made by the template's plan.

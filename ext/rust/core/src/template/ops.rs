@@ -5,7 +5,7 @@ use super::ast::{BinaryOp, CompareOp};
 use super::fuel::Fuel;
 use super::number::Number;
 use super::print;
-use super::value::{Chars, Text, Value};
+use super::value::{Chars, Text, Value, joint_source};
 use super::{Outcome, fail, undefined};
 
 /// Longest text an operator may build.
@@ -35,7 +35,7 @@ pub(super) fn concat<'a>(left: &Text<'a>, right: &Text<'a>, fuel: &Fuel) -> Outc
     text.push_str(b);
     let all_literal = right.literal_tail as usize == b.len();
     let literal_tail = right.literal_tail + if all_literal { left.literal_tail } else { 0 };
-    let source = if left.source != 0 { left.source } else { right.source };
+    let source = joint_source(left.source, right.source);
     Ok(Text { chars: Chars::Owned(text.into()), literal_tail, source, markup: false })
 }
 

@@ -66,16 +66,19 @@ pub(super) struct PromptCache {
 }
 
 impl Prompts {
+    /// Length of the prompt that a turn starts with.
+    pub fn header_of(&self, turn: &str) -> Option<usize> {
+        let mut prompts = std::iter::once(&self.own).chain(&self.others);
+        prompts.find(|prompt| !prompt.text.is_empty() && turn.starts_with(&prompt.text)).map(|prompt| prompt.text.len())
+    }
+
     /// Where the model's own bytes start in the text of a turn; none if no prompt fits for certain.
     pub fn start_in(&self, turn: &str) -> Option<usize> {
         if self.own.text.is_empty() {
             return None;
         }
-        if turn.starts_with(&self.own.text) {
-            return Some(self.own.text.len());
-        }
-        if let Some(other) = self.others.iter().find(|other| !other.text.is_empty() && turn.starts_with(&other.text)) {
-            return Some(other.text.len());
+        if let Some(length) = self.header_of(turn) {
+            return Some(length);
         }
         let prompts = std::iter::once(&self.own).chain(&self.others);
         let mut headers = prompts.filter_map(|prompt| prompt.thinking.map(|at| &prompt.text[..at]));
@@ -122,7 +125,7 @@ impl Template {
             loss_scale: Vec::new(),
             pieces: Vec::new(),
         }];
-        let own = self.prompt_after(&Row::new(&probe, None, kwargs), 1).ok()??;
+        let own = self.prompt_after(&self.row(&probe, None, kwargs), 1).ok()??;
         let others = self.other_prompts(&probe, None, kwargs, 1, &own);
         Some(Arc::new(Prompts { own, others }))
     }
@@ -144,7 +147,7 @@ impl Template {
             for setting in [None, Some(true), Some(false)] {
                 let mut changed: Vec<_> = kwargs.iter().filter(|(name, _)| &**name != switch).cloned().collect();
                 changed.extend(setting.map(|on| (switch.into(), Json::Bool(on))));
-                if let Ok(Some(prompt)) = self.prompt_after(&Row::new(messages, tools, &changed), count)
+                if let Ok(Some(prompt)) = self.prompt_after(&self.row(messages, tools, &changed), count)
                     && prompt != *own
                     && !others.contains(&prompt)
                 {

@@ -9,7 +9,7 @@ use crate::types::{Json, Message, Role};
 type Members = Vec<(Box<str>, Json)>;
 
 /// Names transformers gives to a message's reasoning; the first is the standard one.
-const REASONING: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
+pub(super) const REASONING: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
 
 /// What is rendered.
 pub(super) struct Row<'a> {
@@ -22,13 +22,25 @@ pub(super) struct Row<'a> {
 }
 
 impl<'a> Row<'a> {
-    pub fn new(messages: &'a [Message], tools: Option<&'a Json>, kwargs: &'a [(Box<str>, Json)]) -> Self {
+    /// `form`: in which of its forms the template reads a row.
+    pub fn new(
+        messages: &'a [Message],
+        tools: Option<&'a Json>,
+        kwargs: &'a [(Box<str>, Json)],
+        form: super::form::Form,
+    ) -> Self {
         let (mut reasons, mut input_bytes) = (false, tools.map_or(0, weight));
         for (name, value) in messages.iter().flat_map(|message| &message.fields) {
             reasons |= name.len() >= "thinking".len() && REASONING.contains(&&**name);
             input_bytes += if let Json::String(text) = value { 1 + text.len() as u64 } else { weight(value) };
         }
-        let aliased = if reasons { messages.iter().map(alias_reasoning).collect() } else { Vec::new() };
+        let mut aliased = if reasons { messages.iter().map(alias_reasoning).collect() } else { Vec::new() };
+        if !form.is_usual() {
+            aliased.resize(messages.len(), None);
+            for (members, message) in aliased.iter_mut().zip(messages) {
+                form.change(members.get_or_insert_with(|| message.fields.clone()), &message.pieces);
+            }
+        }
         Self { messages, aliased, tools, kwargs, input_bytes }
     }
 
@@ -133,6 +145,15 @@ pub(super) fn is_builtin(name: &str) -> bool {
 }
 
 impl Template {
+    pub(super) fn row<'a>(
+        &self,
+        messages: &'a [Message],
+        tools: Option<&'a Json>,
+        kwargs: &'a [(Box<str>, Json)],
+    ) -> Row<'a> {
+        Row::new(messages, tools, kwargs, self.form)
+    }
+
     /// Render the first `count` messages of a row.
     pub(super) fn write(&self, row: &Row<'_>, count: usize, prompt: bool) -> Result<Written, Error> {
         if let Some((name, _)) = row.kwargs.iter().find(|(name, _)| {
@@ -164,8 +185,8 @@ impl Template {
     }
 
     fn writer(&self, row: &Row<'_>, count: usize) -> Writer {
-        let about = (row.input_bytes as usize + 64 * (count + 1), 2 * count + 1);
-        Writer::new(self.options.max_output, about)
+        let bytes = row.input_bytes as usize + 64 * (count + 1);
+        Writer::new(self.options.max_output, bytes, count.min(row.messages.len()))
     }
 
     /// The rendering by the template's plan, if it has one that can do it.
@@ -191,7 +212,7 @@ impl Template {
         plan.render(row, given.chain(own), self.fuel(row), self.writer(row, count))
     }
 
-    fn interpreted(&self, row: &Row<'_>, count: usize, prompt: bool) -> Result<Written, Error> {
+    pub(super) fn interpreted(&self, row: &Row<'_>, count: usize, prompt: bool) -> Result<Written, Error> {
         let outside = self.layout.outside.iter().map(|name| self.variable(name, row, count, prompt)).collect();
         let slots = self.layout.num_slots as usize;
         let mut interp = Interp::new(slots, outside, self.fuel(row), self.date, self.writer(row, count));

@@ -6,7 +6,7 @@ use super::filters::Filter;
 use super::interp::Interp;
 use super::is_tests::Test;
 use super::print;
-use super::value::{Text, Value};
+use super::value::{Text, Value, joint_source};
 use super::{Outcome, ast::BinaryOp, fail, ops, undefined};
 
 impl<'a> Interp<'a> {
@@ -72,7 +72,7 @@ impl<'a> Interp<'a> {
                 Some(attribute) => self.attribute_path(item, attribute)?,
                 None => item,
             };
-            source = item.as_text().map_or(source, |text| if source == 0 { text.source } else { source });
+            source = item.as_text().map_or(source, |text| joint_source(source, text.source));
             print::write_str(&item, &mut out, &self.fuel)?;
             if out.len() > 64 << 20 || !self.fuel.spend_bytes(between.as_str().len() + 8) {
                 return fail("out of fuel: a text grows without bounds");

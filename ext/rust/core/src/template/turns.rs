@@ -154,8 +154,9 @@ impl Locator<'_> {
     /// What each message wrote, in the order of the text.
     fn stretches(&self) -> Result<Vec<Stretch>, Error> {
         let mut stretches: Vec<Stretch> = Vec::with_capacity(self.written.marks.len());
-        for Mark { kind, start, end, literal_from } in &self.written.marks {
+        for Mark { kind, start, end, literal_from, inside } in &self.written.marks {
             let MarkKind::Message(message) = *kind else { continue };
+            let message = inside.filter(|_| self.is_quoted(message, *inside)).unwrap_or(message);
             match stretches.last_mut() {
                 Some(last) if last.bytes.end > *start => {
                     return self.fail(message, "turns overlap in the rendered text");
@@ -170,6 +171,15 @@ impl Locator<'_> {
             }
         }
         Ok(stretches)
+    }
+
+    /// The template looked a message of the model up in the turn of another, and the message has a turn of its own: what
+    /// is printed of it there is the other's.
+    fn is_quoted(&self, message: usize, inside: Option<usize>) -> bool {
+        let has_own_turn = |mark: &Mark| mark.kind == MarkKind::Message(message) && mark.inside.is_none();
+        inside.is_some_and(|outer| outer != message)
+            && self.role(message) == Role::Assistant
+            && self.written.marks.iter().any(has_own_turn)
     }
 
     fn plain(&self, stretch: &Stretch) -> Turn {
@@ -257,6 +267,9 @@ impl Locator<'_> {
             }
             turns.push(turn);
         }
+        if let Some(last) = turns.last_mut() {
+            self.close_behind(last);
+        }
         Ok(turns)
     }
 
@@ -310,18 +323,45 @@ impl Locator<'_> {
         let turn = &stretch.bytes;
         let text = &self.written.text;
         if self.template.prompt == PromptRule::Absent {
-            return Ok(turn.start);
+            return Ok(turn.start + self.constant_header(&text[turn.clone()]));
         }
         if let Some(start) = self.fixed_prompts().and_then(|prompts| prompts.start_in(&text[turn.clone()])) {
             return Ok(turn.start + start);
         }
-        match self.template.start_after_conversation(self.row, stretch.message, text, turn) {
+        let found = self.template.start_after_conversation(self.row, stretch.message, text, turn);
+        if !matches!(found, Ok(Some(_)) | Err(Error::Internal { .. }))
+            && let Some(usual) = self.template.fixed_prompts(self.row.kwargs)
+            && let Some(start) = usual.header_of(&text[turn.clone()])
+        {
+            // a conversation that the template takes no prompt after, such as none at all
+            return Ok(turn.start + start);
+        }
+        match found {
             Ok(Some(start)) => Ok(start),
             Ok(None) => self.fail(stretch.message, "this turn does not start with the generation prompt"),
             Err(error @ Error::Internal { .. }) => Err(error),
             Err(error) => {
                 self.fail(stretch.message, &format!("the generation prompt of this turn is unknown ({error})"))
             }
+        }
+    }
+
+    /// Length of the header of a turn in a template that prints its generation prompt without being asked: the end of
+    /// every rendering, and the start of every turn.
+    fn constant_header(&self, turn: &str) -> usize {
+        let last = self.written.marks.iter().rfind(|mark| matches!(mark.kind, MarkKind::Message(_)));
+        let tail = last.map_or("", |mark| &self.written.text[mark.end..]);
+        if !tail.trim().is_empty() && turn.starts_with(tail) { tail.len() } else { 0 }
+    }
+
+    /// The end-of-sequence token that the template prints behind its loop closes a last turn that nothing else closes.
+    fn close_behind(&self, turn: &mut Turn) {
+        let Some(eos) = self.template.closers.eos.as_deref().filter(|eos| !eos.is_empty()) else { return };
+        let end = turn.all.end;
+        let is_open = turn.role == Role::Assistant && turn.closing == turn.generated.end && turn.generated.end == end;
+        if is_open && self.written.text[end..].starts_with(eos) {
+            turn.all.end += eos.len();
+            turn.generated.end += eos.len();
         }
     }
 }

@@ -14,14 +14,33 @@ pub(super) type Members<'a> = &'a [(Box<str>, Json)];
 /// Set in the number of a message that is the model's: only of its words it matters where they are printed.
 pub(super) const FROM_ASSISTANT: u32 = 1 << 31;
 
+/// Set in the number of a message whose reasoning is meant, not its content.
+pub(super) const REASONING: u32 = 1 << 30;
+
 /// A member of this name stands for what a message says.
 pub(super) fn is_said(name: &str) -> bool {
     matches!(name, "content" | "reasoning_content" | "thinking" | "reasoning")
 }
 
-/// The index of the message with this number (one more, perhaps with `FROM_ASSISTANT`); none for 0.
+/// Whose words the member `key` of the message numbered `message` holds; 0: nobody's.
+pub(super) fn source_of(key: &str, message: u32) -> u32 {
+    match message {
+        0 => 0,
+        _ if key == "content" => message,
+        _ if is_said(key) => message | REASONING,
+        _ => 0,
+    }
+}
+
+/// One source for text made of two: the model's words before others, the left before the right.
+pub(super) fn joint_source(left: u32, right: u32) -> u32 {
+    let first = if left & FROM_ASSISTANT == 0 && right & FROM_ASSISTANT != 0 { right } else { left };
+    if first == 0 { right } else { first }
+}
+
+/// The index of the message with this number (one more, perhaps with flags); none for 0.
 pub(super) fn message_index(number: u32) -> Option<usize> {
-    (number & !FROM_ASSISTANT).checked_sub(1).map(|index| index as usize)
+    (number & !(FROM_ASSISTANT | REASONING)).checked_sub(1).map(|index| index as usize)
 }
 
 /// Nesting of built lists and dicts beyond which a template is refused (dropping and printing recurse).
@@ -41,7 +60,7 @@ pub(super) struct Text<'a> {
     pub chars: Chars<'a>,
     /// This many bytes at the end are the template's own words, or special tokens.
     pub literal_tail: u32,
-    /// Number of the assistant message whose words these are; 0 where they are nobody's.
+    /// Number of the message whose words these are; 0 where they are nobody's.
     pub source: u32,
     /// Marked `safe`: Jinja2 would escape what is added to it.
     pub markup: bool,
@@ -370,8 +389,7 @@ impl<'a> Value<'a> {
 
     /// A member's value; text of a message that stands for what it says remembers the message.
     pub fn member(key: &str, value: &'a Json, message: u32) -> Self {
-        let says = message & FROM_ASSISTANT != 0 && is_said(key);
-        Self::from_json(value, if says { message } else { 0 })
+        Self::from_json(value, source_of(key, message))
     }
 
     /// Look `key` up in a mapping; none if it is absent or this is no mapping.

@@ -4,7 +4,7 @@ use super::super::is_tests::Test;
 use super::super::number;
 use super::super::print;
 use super::super::text;
-use super::super::value::{Chars, FROM_ASSISTANT, Members, Text, Value};
+use super::super::value::{Chars, Members, Text, Value, source_of};
 use super::{Attr, CompareOp, LoopFact};
 use crate::types::Json;
 
@@ -60,7 +60,7 @@ pub(in super::super) enum Known<'a> {
 }
 
 impl<'a> Known<'a> {
-    /// A value of the row; text in it is the model's words if `source` is not 0.
+    /// A value of the row; text in it is a message's words if `source` is not 0.
     pub fn of(json: &'a Json, source: u32) -> Self {
         match json {
             Json::String(chars) => Self::Text(Piece { chars, literal_tail: 0, source }),
@@ -149,8 +149,7 @@ impl<'a> Known<'a> {
     #[inline]
     fn in_members(members: Members<'a>, message: u32, attr: &Attr) -> Option<Self> {
         let (_, json) = members.iter().find(|(key, _)| **key == *attr.name)?;
-        let is_said = attr.is_said && message & FROM_ASSISTANT != 0;
-        Some(Self::of(json, if is_said { message } else { 0 }))
+        Some(Self::of(json, if attr.is_said { source_of(&attr.name, message) } else { 0 }))
     }
 
     /// `len(self)`
