@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_encoder import TEMPLATE, chat, encoder, run, shown, tokenizer_json, weights
+from tiny_encoder import SPECIALS, TEMPLATE, chat, encoder, run, shown, tokenizer_json, weights
 
 from postmill import _native
 

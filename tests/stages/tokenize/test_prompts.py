@@ -66,7 +66,8 @@ def test_every_shape_ends_where_the_answer_is_due(here: Path) -> None:
         {"prompt": [*ask, {"role": "assistant", "content": "It is"}]},
         {"text": "Once upon a"},
     ]
-    tokenize(here, rows)
+    assert "$.tools[0]: " in tokenize(here, rows, code=65).stderr  # the tiny template prints no tools
+    tokenize(here, rows, "--unwritten", "allow")
     found = made(here)
     question = turn("user", "How many?") + HEAD
     earlier = turn("system", "S") + turn("user", "a") + turn("assistant", "b") + turn("user", "q") + HEAD
