@@ -73,8 +73,7 @@ class Notes:
                 Progress.warn("tokenize", f"{self._first[name]}: {what} ({sums[name]} in all)")
         turns, parts = sums.get("unwritten_thinking", 0), sums.get("unwritten_parts", 0)
         if turns:
-            what = "the chat template leaves out the thinking of"
-            Progress.warn("tokenize", f"{what} {turns} assistant messages (--thinking strip says so without this line)")
+            Progress.warn("tokenize", f"the chat template leaves out the thinking of {turns} assistant messages")
         if parts:
             Progress.warn("tokenize", f"the chat template leaves out {parts} texts, tool calls or tool definitions")
         rows = sums.get("rows_with_look_alikes", 0)
