@@ -37,8 +37,8 @@ class Tokenize(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     token: whoever wrote the row can end and open turns; `escape` encodes them as the text they are; `drop` leaves the
     row out. They are counted in any case."""
     unwritten: Literal["error", "allow"] = "error"
-    """What to do with a row of which the chat template leaves out a text, a tool call or a tool definition: refuse it, or
-    train on what is written. They are counted. Thinking that a template leaves out is always only counted."""
+    """What to do with a row of which the chat template leaves out a text, a tool call or a tool definition: refuse
+    it, or train on what is written. They are counted. Thinking that a template leaves out is always only counted."""
     system: str | None = None
     """System message of conversations that have none."""
     template_kwargs: dict[str, Any] = {}
