@@ -228,7 +228,7 @@ impl Columns {
         Ok(Source::Query)
     }
 
-    /// Leave out a conversation that says again what `value` says, as UltraFeedback has it beside its pairs.
+    /// Leave out a conversation that says again what `value` says, as `UltraFeedback` has it beside its pairs.
     pub(super) fn forget_repeated(&mut self, value: &Json) {
         self.members.retain(|(_, other, column)| *column != Some(Column::Messages) || other != value);
     }

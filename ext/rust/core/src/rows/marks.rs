@@ -21,7 +21,8 @@ pub(super) fn is_mark(name: &str) -> bool {
 /// # Errors
 /// [`RowError`] for marks that say one thing twice, and for those that are not read.
 pub(super) fn read(marks: Vec<(Box<str>, Json)>, place: &Place) -> Result<(Option<Json>, Option<Json>), RowError> {
-    let (mut select, mut weigh): (Option<(Box<str>, Json)>, Option<(Box<str>, Json)>) = (None, None);
+    let mut select: Option<(Box<str>, Json)> = None;
+    let mut weigh: Option<(Box<str>, Json)> = None;
     for (name, value) in marks {
         if UNREAD.contains(&&*name) {
             let message = "this mark is not read; say with loss (true, false, or a list of them for a content that is a \
