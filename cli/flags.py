@@ -127,7 +127,7 @@ def read_recipe(path: Path, command: str, stages: Collection[str], config: type[
     A table named after a stage holds that stage's options only; a table in it is a group or a choice's options.
     Raises ConfigError (2) when the recipe cannot be read, naming the line.
     """
-    root = _parse_recipe(path)
+    root = parse_recipe(path)
     section = root.get(command, root)
     if not isinstance(section, dict):
         raise ConfigError(f"{path}: {command} is a {type(section).__name__}, expected a table")
@@ -157,7 +157,8 @@ def _leaves(table: dict[str, Any], free: set[str], prefix: str = "") -> Iterator
             yield name, value
 
 
-def _parse_recipe(path: Path) -> dict[str, Any]:
+def parse_recipe(path: Path) -> dict[str, Any]:
+    """A TOML, YAML 1.2 or JSON recipe as it is written. Raises ConfigError (2)."""
     import tomllib
 
     try:

@@ -16,7 +16,7 @@ from typing import IO, Any
 
 from postmill.io.errors import FAILED, STOPPED, ConfigError, StageError
 
-_HELP = """Run a stage in several processes on this machine, and leave with its exit code.
+USAGE = """Run a stage in several processes on this machine, and leave with its exit code.
 
 usage: postmill launch --ranks N STAGE ...
 
@@ -35,7 +35,7 @@ _GRACE_OTHERWISE_S = 5.0
 def run(argv: list[str]) -> int:
     """Returns the exit code of the first rank that failed, 0 if none did. Raises ConfigError (2), StageError (1)."""
     if not argv or argv[0] in ("-h", "--help"):
-        sys.stdout.write(_HELP)
+        sys.stdout.write(USAGE)
         return 0 if argv else 2
     ranks, command = _parse(argv)
     with tempfile.TemporaryDirectory(prefix="postmill-launch-") as folder:

@@ -8,6 +8,7 @@ from postmill.io.errors import INTERNAL, IO_ERROR, USAGE, ArtifactError, ConfigE
 from postmill.stages.table import STAGES
 
 TOOLS = {
+    "run": "a chain of stages from one recipe",
     "get": "a model from Hugging Face or ModelScope",
     "chat": "talk with a model",
     "show": "what is trained on, coloured by weight, at every stage",

@@ -1,0 +1,197 @@
+"""`postmill run RECIPE`: a chain of stages from one file, each a process of its own, each only if it has to run."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import msgspec
+
+from postmill.cli.recipe import Step, find_recipe, read_steps
+from postmill.cli.tool import parse
+from postmill.io.errors import EXISTS, FAILED, ArtifactError, ConfigError
+
+USAGE = """
+Run the stages of a recipe, one after another. What is up to date is not made again.
+
+usage: postmill run RECIPE [DATA...] [-m MODEL] -o FOLDER [options]
+
+  postmill run sft chats.jsonl -m HuggingFaceTB/SmolLM2-135M-Instruct -o out/
+  postmill run recipe.toml -o out/ --set train.lr=2e-4 --to train
+  postmill run recipe.toml -o out/ --dry-run
+
+A recipe is a TOML file with a section for each stage, in the order they run: [tokenize], [pack], [train], ... Each
+section makes FOLDER/SECTION from what the sections before it made. RECIPE is a file, or the name of one that comes with
+postmill.
+
+  -o FOLDER        where outputs go; a recipe may say it (output = "...")
+  -m MODEL         the model, for every stage that needs one
+  --set KEY=VALUE  set an option of a section (train.lr=2e-4), or model, data
+  --from SECTION   start there; what comes before must be done
+  --to SECTION     stop after it
+  --dry-run        print the commands; do nothing
+  --force          replace outputs that other inputs or options have made
+  --offline        fetch nothing from a hub
+  --json           print one object about the run at the end
+  --quiet          no progress and no table (-q)
+
+The exit code is that of the stage that stopped: 75 means that the same command goes on.
+"""
+_SHORT = {"-o": "--output", "-m": "--model", "-q": "--quiet", "-f": "--force"}
+_SWITCHES = ("--dry-run", "--force", "--offline", "--json", "--quiet")
+_PASSED_ON = ("--offline", "--quiet")
+
+
+class Done(msgspec.Struct, omit_defaults=True):
+    """What became of a step."""
+
+    stage: str
+    status: str
+    output: str
+    seconds: float = 0.0
+    code: int = 0
+    digest: str = ""
+
+
+def run(argv: list[str]) -> int:
+    """Run the chain. Returns the exit code of the step that stopped, or 0."""
+    rest, settings = _settings(argv)
+    args = parse(rest, USAGE, switches=_SWITCHES, valued=("--output", "--model", "--from", "--to"))
+    if args is None:
+        return 0
+    if not args.words:
+        raise ConfigError("usage: postmill run RECIPE [DATA...] [-m MODEL] -o FOLDER [options]")
+    if args.words[1:]:
+        settings["data"] = args.words[1:]
+    if args.has("--model"):
+        settings["model"] = [args.options["--model"]]
+    output = Path(args.options["--output"]) if args.has("--output") else None
+    steps = read_steps(find_recipe(args.words[0]), settings, output)
+    chosen = _chosen(steps, args.options.get("--from", ""), args.options.get("--to", ""))
+    if args.has("--dry-run"):
+        sys.stdout.write("".join(f"{step.command}\n" for step in chosen))
+        return 0
+    if args.has("--offline"):
+        from postmill.io.hub import go_offline
+
+        go_offline()
+    passed_on = [flag for flag in _PASSED_ON if args.has(flag)]
+    done = _run_all(chosen, passed_on, force=args.has("--force"), quiet=args.has("--quiet"))
+    if not args.has("--quiet"):
+        sys.stderr.write(table(done))
+    code = next((one.code for one in done if one.code), 0)
+    if args.has("--json"):
+        report = {"version": 1, "status": "failed" if code else "done", "code": code, "steps": done}
+        sys.stdout.write(msgspec.json.encode(report).decode() + "\n")
+    elif not code:
+        sys.stdout.write(f"{done[-1].output}\n")
+    return code
+
+
+def _settings(argv: list[str]) -> tuple[list[str], dict[str, list[str]]]:
+    """The words without `--set`, and what was set. Raises ConfigError (2)."""
+    rest: list[str] = []
+    settings: dict[str, list[str]] = {}
+    words = [_SHORT.get(word, word) for word in argv]
+    while words:
+        word = words.pop(0)
+        if word == "--set" or word.startswith("--set="):
+            text = word.removeprefix("--set=") if word != "--set" else words.pop(0) if words else ""
+            key, is_pair, value = text.partition("=")
+            if not key or not is_pair:
+                raise ConfigError(f"--set {text}: expected SECTION.OPTION=VALUE, like train.lr=2e-4")
+            settings.setdefault(key, []).append(value)
+        else:
+            rest.append(word)
+    return rest, settings
+
+
+def _chosen(steps: list[Step], first: str, last: str) -> list[Step]:
+    names = [step.name for step in steps]
+    for flag, name in (("--from", first), ("--to", last)):
+        if name and name not in names:
+            raise ConfigError(f"{flag} {name}: no such section; there are {', '.join(names)}")
+    start = names.index(first) if first else 0
+    end = names.index(last) + 1 if last else len(names)
+    if start >= end:
+        raise ConfigError(f"--from {first} comes after --to {last}: nothing to run")
+    return steps[start:end]
+
+
+def _run_all(steps: list[Step], flags: list[str], *, force: bool, quiet: bool) -> list[Done]:
+    """Run the steps until one fails."""
+    done: list[Done] = []
+    for step in steps:
+        if any(one.code for one in done):
+            done.append(Done(step.name, "not run", str(step.output)))
+        else:
+            done.append(_run_one(step, flags, force=force, quiet=quiet))
+    return done
+
+
+def _run_one(step: Step, flags: list[str], *, force: bool, quiet: bool) -> Done:
+    """One process, unless its output is there. Its stdout is its report; its stderr is ours."""
+    state = _state(step)
+    if state == "up to date":
+        return Done(step.name, state, str(step.output))
+    if state == "stale" and not force:
+        raise ArtifactError(
+            f"{step.output}: exists, made from other inputs or options; choose another -o, or pass --force to make it"
+            " again",
+            EXISTS,
+        )
+    if not quiet:
+        sys.stderr.write(f"$ {step.command}\n")
+        sys.stderr.flush()
+    started = time.monotonic()
+    again = ["--force"] if state == "stale" else []
+    argv = [sys.executable, "-P", "-m", "postmill.cli.main", *step.argv, *flags, *again, "--json"]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, start_new_session=True) as child:
+        before = {number: signal.signal(number, _pass_on(child)) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            report, _ = child.communicate()
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+    seconds = round(time.monotonic() - started, 1)
+    code = child.returncode
+    if code:
+        named = {75: "stopped, run again"}.get(code, "failed") if code > 0 else signal.Signals(-code).name
+        return Done(step.name, named, str(step.output), seconds, code if code > 0 else FAILED)
+    said: dict[str, Any] = msgspec.json.decode(report)
+    return Done(step.name, str(said["status"]), str(step.output), seconds, digest=str(said["digest"]))
+
+
+def _state(step: Step) -> str:
+    """`up to date`, `stale` (made from something else), or `missing`."""
+    from postmill.io.manifest import MANIFEST, load_artifact
+
+    if not (step.output / MANIFEST).is_file():
+        return "missing"
+    from postmill.stages.runner import find_inputs, name_work
+
+    key, *_ = name_work(step.stage, step.config, find_inputs(step.stage, step.inputs))
+    return "up to date" if load_artifact(step.output).manifest.key == key else "stale"
+
+
+def _pass_on(child: "subprocess.Popen[bytes]") -> Any:
+    def handle(number: int, frame: FrameType | None) -> None:
+        if child.poll() is None:
+            child.send_signal(number)
+
+    return handle
+
+
+def table(done: list[Done]) -> str:
+    """What ran, for people."""
+    rows = [("stage", "status", "seconds", "output")]
+    for one in done:
+        status = f"{one.status} ({one.code})" if one.code else one.status
+        seconds = "" if one.status == "not run" else f"{one.seconds:,.1f}"
+        rows.append((one.stage, status, seconds, "" if one.status == "not run" else one.output))
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    lines = [f"{row[0]:<{widths[0]}}  {row[1]:<{widths[1]}}  {row[2]:>{widths[2]}}  {row[3]}".rstrip() for row in rows]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,150 @@
+"""A recipe runs as its printed commands do: each stage once, only what changed, with the code of one that stopped."""
+
+import json
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import tiny_model
+import tiny_tokenizer
+
+from postmill.cli.recipe import RECIPES, read_steps
+from postmill.io.errors import ConfigError
+
+MAIN = [sys.executable, "-P", "-m", "postmill.cli.main"]
+RECIPE = """
+model = "base"
+data = "chats.jsonl"
+output = "out"
+
+[tokenize]
+system = "be kind"
+template-kwargs = {thinking = false}
+[pack]
+row_tokens = 64
+[train]
+steps = 3
+bins-per-step = 1
+rank = 2
+targets = ["q_proj", "v_proj"]
+"""
+
+
+def run(folder: Path, *argv: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*MAIN, *argv], cwd=folder, capture_output=True, text=True, check=False, timeout=200)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    tiny_model.write_model(folder / "base", vocab_size=263)
+    (folder / "base" / "chat_template.jinja").unlink(missing_ok=True)
+    tiny_tokenizer.write_tokenizer(folder / "base")
+    rows = [{"query": f"q{i}", "response": "a"} for i in range(9)]
+    (folder / "chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "r.toml").write_text(RECIPE)
+    return folder
+
+
+def test_the_chain_runs_once_and_then_is_up_to_date(world: Path) -> None:
+    first = run(world, "run", "r.toml")
+    assert first.returncode == 0, first.stderr
+    assert first.stdout == "out/train\n"
+    table = [line.split() for line in first.stderr.splitlines()[-4:]]
+    assert table[0] == ["stage", "status", "seconds", "output"]
+    assert [(row[0], row[1], row[3]) for row in table[1:]] == [
+        (name, "done", f"out/{name}") for name in ("tokenize", "pack", "train")
+    ]
+    again = run(world, "run", "r.toml")
+    assert again.returncode == 0 and again.stderr.count("up to date") == 3
+
+    # the printed commands, typed by hand, are the very same work
+    plan = run(world, "run", "r.toml", "--dry-run").stdout.splitlines()
+    assert len(plan) == 3
+    for line in plan:
+        typed = run(world, *shlex.split(line)[1:])
+        assert typed.returncode == 0 and "up to date" in typed.stderr, f"{line}: {typed.stderr}"
+
+    # what changed is refused, then made again, and only that
+    changed = run(world, "run", "r.toml", "--set", "train.lr=3e-4")
+    assert changed.returncode == 73
+    assert "out/train: exists, made from other inputs or options" in changed.stderr
+    forced = run(world, "run", "r.toml", "--set", "train.lr=3e-4", "--force", "--json")
+    report = json.loads(forced.stdout)
+    assert [step["status"] for step in report["steps"]] == ["up to date", "up to date", "done"]
+    assert json.loads((world / "out/train/manifest.json").read_bytes())["key"]
+
+
+def test_to_from_and_a_stage_that_fails(world: Path) -> None:
+    done = run(world, "run", "r.toml", "-o", "part", "--to", "tokenize", "-q")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "part/tokenize\n", "")
+    missing = run(world, "run", "r.toml", "-o", "part", "--from", "train", "-q")
+    assert missing.returncode == 66 and "part/pack: no such artifact" in missing.stderr
+    failed = run(world, "run", "r.toml", "-o", "part", "--set", "pack.row_tokens=3")
+    assert failed.returncode == 65
+    table = [line.split() for line in failed.stderr.splitlines()[-3:]]
+    assert [row[:3] for row in table] == [["tokenize", "up", "to"], ["pack", "failed", "(65)"], ["train", "not", "run"]]
+
+
+def test_a_stopped_stage_keeps_its_code_and_the_same_command_goes_on(world: Path) -> None:
+    argv = ["run", "r.toml", "-o", "stop", "--set", "train.steps=400"]
+    child = subprocess.Popen([*MAIN, *argv], cwd=world, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    metrics = world / "stop" / "train.checkpoints" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (metrics.exists() and metrics.read_bytes()) and child.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    child.send_signal(signal.SIGTERM)
+    _, errors = child.communicate(timeout=120)
+    assert child.returncode == 75, errors
+    assert "stopped, run again (75)" in errors
+    on = run(world, *argv)
+    assert on.returncode == 0 and "going on after step" in on.stderr, on.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[tokenise]\n", "[tokenise]: no such stage; did you mean tokenize?"),
+        ("row_tokens = 3\n[pack]\n", "row_tokens: outside of a section"),
+        ("[pack]\nrow_tokens = 3\n", "pack: no tokens; no section before makes tokens"),
+        ("[tokenize]\nsede = 1\n[pack]\nrow_tokens = 0\n", "2: sede: no such option of"),
+        ("[tokenize]\nsede = 1\n[pack]\nrow_tokens = 0\n", "4: row_tokens: 0"),
+        ("[tokenize]\n[two]\nstage = 'pack'\ntokens = 'tokenize'\n", "(pack): --row-tokens is required"),
+        ("[tokenize]\n[train]\npacked = 'tokenize'\n", "packed: tokenize makes tokens, expected packed"),
+        ("[tokenize]\nmodel = 3\n", "model: 3: expected a text or a list of texts"),
+        ("", "no sections; add one for each stage"),
+    ],
+)
+def test_every_fault_of_a_recipe_is_said_before_anything_runs(text: str, words: str, tmp_path: Path) -> None:
+    recipe = tmp_path / "r.toml"
+    recipe.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        read_steps(recipe, {"model": ["m"], "data": ["d.jsonl"]}, tmp_path / "out")
+    assert words in str(caught.value)
+
+
+def test_sections_of_one_stage_are_wired_by_name(tmp_path: Path) -> None:
+    recipe = tmp_path / "r.toml"
+    recipe.write_text(
+        "[tokenize]\n[pack]\nrow_tokens = 8\n[train]\n[merge]\n[polish]\nstage = 'train'\nmodel = 'merge'\nranks = 2\n"
+        "[eval]\ntested = 'polish'\nbefore = 'model'\nquestion = ['a b', 'c']\n"
+    )
+    steps = read_steps(recipe, {"model": ["base"], "data": ["a.jsonl", "b.jsonl"]}, Path("o"))
+    assert [step.command for step in steps] == [
+        "postmill tokenize a.jsonl b.jsonl -m base -o o/tokenize",
+        "postmill pack o/tokenize -o o/pack --row-tokens 8",
+        "postmill train o/pack -m base -o o/train",
+        "postmill merge o/train -o o/merge",
+        "postmill launch --ranks 2 train o/pack -m o/merge -o o/polish",
+        "postmill eval o/polish --before base -o o/eval --question 'a b' --question c",
+    ]
+
+
+@pytest.mark.parametrize("recipe", sorted(RECIPES.glob("*.toml")), ids=lambda path: path.stem)
+def test_the_recipes_that_come_with_the_package_are_chains(recipe: Path) -> None:
+    steps = read_steps(recipe, {"model": ["base"], "data": ["chats.jsonl"]}, Path("out"))
+    assert len(steps) > 1 and all(step.needs for step in steps[1:])
