@@ -10,6 +10,7 @@ from typing import Annotated, ClassVar, Literal
 import msgspec
 from msgspec import Meta
 
+from postmill.stages.merge.mix.slices import parse_slice
 from postmill.stages.spec import Choice
 
 Seed = Annotated[int, Meta(ge=0, lt=2**62)]
@@ -202,12 +203,18 @@ class ModelStock(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 class Passthrough(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="passthrough"):
-    """One model as it is, or times a number."""
+    """One model as it is, or times a number; with layers, layers of several models in a row."""
 
-    takes: ClassVar[tuple[int, int]] = (1, 1)
+    takes: ClassVar[tuple[int, int]] = (1, ANY)
     needs_base: ClassVar[bool] = False
     scale_by: str = "1"
     """Multiply weights by this; mostly for some tensors, with --rule."""
+    layers: list[str] = []
+    """Layers of the result, first to last, each as model:from-to, from 0 and `to` not taken: 0:0-16, then 1:8-24."""
+
+    def __post_init__(self) -> None:
+        for text in self.layers:
+            parse_slice(text)
 
 
 MIXES = Choice(

@@ -13,19 +13,22 @@ import numpy as np
 
 from postmill.io.errors import BAD_DATA, MISMATCH, USAGE, ArtifactError, ConfigError, StageError
 from postmill.io.json_file import load_json
-from postmill.io.safetensors_file import INDEX, SafetensorsFile, SafetensorsWriter, open_weights, shard_index
+from postmill.io.safetensors_file import INDEX, SINGLE, SafetensorsFile, SafetensorsWriter, open_weights, shard_index
 from postmill.stages.merge.arithmetic import DTYPES, from_float32, single_threaded_blas
 from postmill.stages.merge.base import Base
 from postmill.stages.merge.config import Merge
 from postmill.stages.merge.mix.group import Group
+from postmill.stages.merge.mix.layers import num_layers, stack_layers, stacked_config
 from postmill.stages.merge.mix.methods import RULES
 from postmill.stages.merge.mix.settings import depth_of, parse_rule, settings_of, values_of
 from postmill.stages.merge.mix.sidecars import check_tokenizers, write_model_files
+from postmill.stages.merge.mix.slices import Slice, parse_slice
 from postmill.stages.options import tag
 from postmill.stages.progress import Progress
 from postmill.stages.protocol import Out
 
 _DTYPE_NAMES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+_SHARD_BYTES = 5_000_000_000
 Source = tuple[SafetensorsFile, str]
 
 
@@ -53,10 +56,13 @@ def mix_models(cfg: Merge, paths: list[Path], base_path: Path | None, out: Out) 
     with ExitStack() as stack:
         models = [_open(path, stack) for path in paths]
         base = _open(base_path, stack) if base_path else None
-        plan = _plan([*models, *([base] if base else [])])
-        _write(cfg, plan, models, out)
+        slices = [parse_slice(text) for text in getattr(cfg.method, "layers", [])]
+        plan = _stack(slices, models) if slices else _plan([*models, *([base] if base else [])])
+        config = stacked_config(slices, [model.base for model in models]) if slices else models[0].base.config
+        _write(cfg, plan, models[:1] if slices else models, config, out)
         untied = any(model.base.tied for model in models) and models[0].base.head in plan
-        stop_ids = write_model_files(paths, out.dir, untied=untied, dtype=None if cfg.dtype == "auto" else cfg.dtype)
+        dtype = None if cfg.dtype == "auto" else cfg.dtype
+        stop_ids = write_model_files(paths, out.dir, config, untied=untied, dtype=dtype)
     num_mixed = sum(_is_mixed(sources) for sources in plan.values())
     return {
         "method": tag(cfg.method),
@@ -70,6 +76,8 @@ def mix_models(cfg: Merge, paths: list[Path], base_path: Path | None, out: Out) 
 def _check_call(cfg: Merge, paths: list[Path], base: Path | None) -> None:
     name = f"--method {tag(cfg.method)}"
     least, most = cfg.method.takes
+    if hasattr(cfg.method, "layers") and not cfg.method.layers and len(paths) > 1:
+        raise ConfigError(f"{name}: takes 1 model, got {len(paths)}; say which layers of each with --layers", USAGE)
     if not least <= len(paths) <= most:
         wanted = str(least) if least == most else f"{least} or more"
         raise ConfigError(f"{name}: takes {wanted} models, got {len(paths)}", USAGE)
@@ -122,6 +130,13 @@ def _plan(models: list[Model]) -> dict[str, list[Source]]:
     return plan
 
 
+def _stack(slices: list[Slice], models: list[Model]) -> dict[str, list[Source]]:
+    """Tensor of the result -> where its layer lies."""
+    bases = [model.base for model in models]
+    stacked = stack_layers(slices, bases, [str(model.path) for model in models])
+    return {name: [(bases[n].weights.file_of(inner), inner)] for name, (n, inner) in stacked.items()}
+
+
 def _check_alike(name: str, sources: list[Source]) -> None:
     entries = [file.tensors[inner] for file, inner in sources]
     for (file, _), entry in zip(sources, entries, strict=True):
@@ -144,30 +159,32 @@ def _is_mixed(sources: list[Source]) -> bool:
     return all(file.tensors[name].dtype in DTYPES for file, name in sources)
 
 
-def _write(cfg: Merge, plan: dict[str, list[Source]], models: list[Model], out: Out) -> None:
+def _write(cfg: Merge, plan: dict[str, list[Source]], models: list[Model], config: dict[str, Any], out: Out) -> None:
     """Write every shard of the first model's layout, and their index if there are several."""
     settings, rules = settings_of(cfg.method), [parse_rule(text) for text in cfg.rule]
     rule = RULES.get(type(cfg.method)) or cfg.method.rule
     first, num_models = models[0], len(models)
-    inner = first.base.text_config or first.base.config
-    num_layers = int(inner.get("num_hidden_layers") or inner.get("n_layer") or 1)
+    depth = num_layers(Base(first.base.weights, config))
     where = first.base.weights.where
     shards: dict[str, list[str]] = {}
-    for name in plan:
-        shards.setdefault(where.get(name, where.get(first.base.embedding, "")), []).append(name)
+    if first.base.config == config:
+        for name in plan:
+            shards.setdefault(where.get(name, where.get(first.base.embedding, "")), []).append(name)
+    else:  # layers of several models: shards of their own
+        shards = _by_size(plan)
     written: dict[str, list[tuple[str, int]]] = {}
     done = 0
     with single_threaded_blas(), ThreadPoolExecutor(out.threads) as pool:
         for shard, names in shards.items():
             layout = {name: _layout(plan[name], _DTYPE_NAMES.get(cfg.dtype)) for name in names}
-            metadata = first.base.weights.files[shard].metadata or {"format": "pt"}
+            metadata = next(iter(first.base.weights.files.values())).metadata or {"format": "pt"}
             with SafetensorsWriter(out.dir / shard, layout, metadata) as writer:
                 for name in names:
                     if _is_mixed(plan[name]):
                         sources = plan[name]
                         base = sources[num_models] if len(sources) > num_models else None
                         group = Group(name, sources[:num_models], base, pool)
-                        values = values_of(name, num_models, depth_of(name, num_layers), settings, rules)
+                        values = values_of(name, num_models, depth_of(name, depth), settings, rules)
                         _write_mixed(group, rule(group, cfg.method, values), writer, layout[name][0])
                     else:
                         writer.copy(name, *plan[name][0])
@@ -176,6 +193,22 @@ def _write(cfg: Merge, plan: dict[str, list[Source]], models: list[Model], out: 
                 written[shard] = [(name, writer.num_bytes(name)) for name in names]
     if len(shards) > 1:
         (out.dir / INDEX).write_bytes(shard_index(written))
+
+
+def _by_size(plan: dict[str, list[Source]]) -> dict[str, list[str]]:
+    """Tensors in shards of at most 5 GB, as transformers writes them."""
+    groups: list[list[str]] = [[]]
+    held = 0
+    for name, ((file, inner), *_) in plan.items():
+        size = file.tensors[inner].num_bytes
+        if held and held + size > _SHARD_BYTES:
+            groups.append([])
+            held = 0
+        groups[-1].append(name)
+        held += size
+    if len(groups) == 1:
+        return {SINGLE: groups[0]}
+    return {f"model-{n + 1:05}-of-{len(groups):05}.safetensors": group for n, group in enumerate(groups)}
 
 
 def _layout(sources: list[Source], dtype: str | None) -> tuple[str, tuple[int, ...]]:

@@ -47,14 +47,16 @@ def _token_ids(path: Path) -> dict[str, int]:
     return dict(vocab) | {token["content"]: token["id"] for token in tokenizer.get("added_tokens") or []}
 
 
-def write_model_files(paths: list[Path], target: Path, *, untied: bool, dtype: str | None) -> list[int]:
-    """Fill `target` with all but the weights, from the first model. Returns stop ids that only other models have."""
+def write_model_files(
+    paths: list[Path], target: Path, config: dict[str, Any], *, untied: bool, dtype: str | None
+) -> list[int]:
+    """Fill `target` with `config` and the first model's other files. Returns stop ids that only other models have."""
     first = paths[0]
     for name, path in model_files(first).items():
         if path.suffix not in (".safetensors", ".gguf") and name not in (INDEX, TRAINING, "config.json"):
             shutil.copyfile(path, target / name)
-    config = load_json(first / "config.json")
-    if untied or dtype:
+    if untied or dtype or config != load_json(first / "config.json"):
+        config = dict(config)
         if untied:
             config["tie_word_embeddings"] = False
         if dtype:

@@ -275,6 +275,38 @@ def test_anchors_run_over_the_layers_and_rules_over_names() -> None:
     assert at("model.layers.2.q.weight")["weight"] == [5, 6]
 
 
+def test_layers_of_several_models_in_a_row(tmp_path: Path, models: tuple[Path, list[Path]]) -> None:
+    """The first two layers of one, then the last three of another: as a model built of these layers computes."""
+    _, (one, other, _) = models
+    given: dict[str, Any] = {"method": "passthrough", "layers": ["0:0-2", "1:1-4"]}
+    mix([one, other], tmp_path / "out", dtype="float32", **given)
+    left, right = load(one), load(other)
+    left.model.layers = torch.nn.ModuleList([*left.model.layers[:2], *right.model.layers[1:]])
+    for number, layer in enumerate(left.model.layers):
+        layer.self_attn.layer_idx = number
+    left.model.norm, left.lm_head, left.config.num_hidden_layers = right.model.norm, right.lm_head, 5
+    assert far_apart(logits(load(tmp_path / "out")), logits(left)) < 1e-5
+    with pytest.raises(ConfigError, match="--layers 1:1-9: the model has 4 layers"):
+        mix([one, other], tmp_path / "no", method="passthrough", layers=["1:1-9"])
+    with pytest.raises(ConfigError, match="takes 1 model, got 2; say which layers of each with --layers"):
+        mix([one, other], tmp_path / "no", method="passthrough")
+    wide = save_base(tmp_path / "wide", transformers.LlamaConfig(**(LLAMA | {"hidden_size": 40})))
+    with pytest.raises(ArtifactError, match=r"hidden_size is 40, in .* 32; layers of models of other sizes"):
+        mix([one, wide], tmp_path / "no", method="passthrough", layers=["0:0-1", "1:0-1"])
+    with pytest.raises(ValueError, match="layers '0:3-3': expected model:from-to"):
+        make(Merge, method="passthrough", layers=["0:3-3"])
+
+
+def test_lists_of_one_item_a_layer_follow_the_layers(tmp_path: Path) -> None:
+    kinds = ["full_attention", "sliding_attention", "full_attention"]
+    folders = [one_tensor(tmp_path / n, torch.ones(2, 2), layer_types=kinds) for n in "ab"]
+    mix(folders, tmp_path / "out", method="passthrough", layers=["0:0-2", "1:1-3"])
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["num_hidden_layers"] == 4
+    assert config["layer_types"] == ["full_attention", "sliding_attention", "sliding_attention", "full_attention"]
+    assert sorted(tensors(tmp_path / "out")) == [TENSOR, TENSOR.replace(".1.", ".2.")]
+
+
 # What does not fit
 
 
