@@ -62,7 +62,12 @@ def _items(text: str, kind: Any) -> list[Any]:
 def chosen_names(config: type[Any], said: dict[str, list[Said]]) -> dict[str, str]:
     """The name said at each choice: field -> name."""
     choices = [path for path, option in options(config).items() if option.choice is not None]
-    return {path: str(said[path][-1].value) for path in choices if path in said}
+    return {path: str(flags_last(said[path])[-1].value) for path in choices if said.get(path)}
+
+
+def flags_last(givens: list[Said]) -> list[Said]:
+    """What was said of an option, recipes before flags wherever they stood: the last one counts."""
+    return sorted(givens, key=lambda one: one.from_flag)
 
 
 def resolve(config: type[Any], said: dict[str, list[Said]], command: str) -> Any:
@@ -79,8 +84,7 @@ def resolve(config: type[Any], said: dict[str, list[Said]], command: str) -> Any
         if path not in known:
             faults.append(f"{givens[-1].place}: {explain_unknown(path, command, config, known)}")
         elif known[path].choice is None:
-            # whatever was read when: flags win over recipes
-            value = _one_value(known[path].kind, sorted(givens, key=lambda one: one.from_flag), faults)
+            value = _one_value(known[path].kind, flags_last(givens), faults)
             if value is not msgspec.UNSET:
                 values[path] = value
     for path, option in known.items():

@@ -42,7 +42,8 @@ def parse(stage: Stage, argv: list[str]) -> Call:
             break
         if word.startswith("@"):
             recipe = word[1:] or _value(rest, "@")
-            call.said |= read_recipe(Path(recipe), stage.name, STAGES, stage.config)
+            for field, givens in read_recipe(Path(recipe), stage.name, STAGES, stage.config).items():
+                call.said.setdefault(field, []).extend(givens)
         elif word.startswith("-") and word != "-" and not word.startswith("-#"):
             name, has_value, value = word.partition("=")
             name = _SHORT.get(name, name)
@@ -75,9 +76,10 @@ def _known_options(stage: Stage, argv: list[str]) -> dict[str, Option]:
         path = name.removeprefix("--").replace("-", "_")
         if word.startswith("@") and (word[1:] or after):
             recipe = read_recipe(Path(word[1:] or after), stage.name, STAGES, stage.config)
-            said |= {path: recipe[path] for path in choices if path in recipe}
+            for path in choices:
+                said.setdefault(path, []).extend(recipe.get(path, []))
         elif name.startswith("--") and path in choices:
-            said[path] = [Said(value if has_value else after, name, True)]
+            said.setdefault(path, []).append(Said(value if has_value else after, name, True))
     known = options(stage.config, chosen_names(stage.config, said))
     return {name: known[path] for name, path in short_names(known).items()}
 

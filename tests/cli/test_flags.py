@@ -184,3 +184,15 @@ def test_help_says_every_field_with_its_type_default_and_meaning() -> None:
 def test_the_last_flag_of_a_single_value_wins() -> None:
     said = {"row_tokens": [Said("8", "--row-tokens", True), Said("9", "--row-tokens", True)]}
     assert resolve(Mill, said, "mill").row_tokens == 9
+
+
+def test_flags_win_over_recipes_wherever_they_stand(tmp_path: Path) -> None:
+    recipe, other = tmp_path / "r.toml", tmp_path / "s.toml"
+    recipe.write_text("row_tokens = 8\nshare = 0.25\n[optimizer]\nlr = 0.5\n")
+    other.write_text("row_tokens = 9\n")
+    for argv in (["--lr", "0.1", "@", str(recipe)], ["@", str(recipe), "--optimizer.lr", "0.1"]):
+        value = config(*argv)
+        assert (value.optimizer.lr, value.row_tokens, value.share) == (0.1, 8, 0.25)
+    both = config("--share", "1", "@", str(recipe), "@", str(other))
+    assert (both.share, both.row_tokens) == (1, 9)
+    assert config("@", str(other), "@", str(recipe)).row_tokens == 8
