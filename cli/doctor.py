@@ -21,17 +21,15 @@ usage: postmill doctor [FOLDER] [--clean]
 _PARTS = {
     "postmill._native": "tokenize, pack (Rust)",
     "postmill._C": "CPU kernels (C++)",
-    "torch": "train, merge, eval",
-    "transformers": "train, eval",
+    "torch": "train, score, rollout, quantize, eval",
+    "transformers": "train, score, rollout, quantize, eval",
     "peft": "adapters",
     "accelerate": "devices and ranks",
     "triton": "GPU kernels",
     "flash_attn": "variable-length attention on GPU",
     "liger_kernel": "train --liger on GPU",
     "huggingface_hub": "hf: references",
-    "modelscope": "ms: references",
-    "vllm": "vLLM engine",
-    "lmdeploy": "LMDeploy engine",
+    "modelscope_hub": "ms: references",
 }
 
 

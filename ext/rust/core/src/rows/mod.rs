@@ -50,7 +50,7 @@ pub struct RowOptions {
     pub purpose: Purpose,
     /// `old=new`: columns to rename before anything else.
     pub columns: Vec<(Box<str>, Box<str>)>,
-    /// Columns to leave out; `system` is every system message too.
+    /// Columns to leave out.
     pub drop: Vec<Box<str>>,
     /// What `{{NAME}}` and `{{name}}` become.
     pub model_name: Option<Box<str>>,
