@@ -16,9 +16,8 @@ REWARDS = "rewards.arrow"
 def read_rollouts(artifacts: list[Artifact], columns: list[str]) -> list[dict[str, Any]]:
     """`columns` of all rows, in order, as Python values. Memory grows with what these columns hold."""
     rows: list[dict[str, Any]] = []
-    for artifact in artifacts:
-        for batch in TableReader(artifact.file(ROLLOUTS), ROLLOUTS_V1):
-            rows += batch.select(columns).to_pylist()
+    for batch in rollout_batches(artifacts):
+        rows += batch.select(columns).to_pylist()
     return rows
 
 

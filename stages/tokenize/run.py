@@ -15,6 +15,7 @@ from postmill import _native
 from postmill.io.arrays import adopt, to_numpy
 from postmill.io.errors import ConfigError
 from postmill.io.model_folder import tokenizer_digest
+from postmill.io.rollouts import PROMPTS
 from postmill.io.schemas import PROMPTS_V1, TOKENS_V1
 from postmill.stages.progress import Progress
 from postmill.stages.protocol import Inputs, Out, Result
@@ -22,7 +23,7 @@ from postmill.stages.tokenize.config import Tokenize
 from postmill.stages.tokenize.model import ChosenTemplates, TokenizerFolder, choose_templates, load_tokenizer
 from postmill.stages.tokenize.notes import Notes, check_columns
 from postmill.stages.tokenize.reading import Reading
-from postmill.stages.tokenize.work import PROMPTS, TOKENS, Totals, check_trained, close, in_order, refusals
+from postmill.stages.tokenize.work import TOKENS, Totals, check_trained, close, in_order, refusals
 
 
 def run(cfg: Tokenize, inputs: Inputs, out: Out) -> Result:

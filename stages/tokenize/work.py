@@ -16,7 +16,6 @@ from postmill.io.table import TableWriter
 from postmill.stages.protocol import Out
 
 TOKENS = "tokens.arrow"
-PROMPTS = "prompts.arrow"
 NOTHING = "nothing_to_train"
 """Why rows without a trained token are dropped, in the ledger."""
 

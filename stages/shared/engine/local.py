@@ -106,12 +106,11 @@ class LocalEngine:
         from postmill.stages.shared.engine.choose import choose
 
         torch = self._torch
-        prompts: list[list[int]] = []
-        for request in requests:
-            if request.prompt_ids not in prompts:
-                prompts.append(request.prompt_ids)
-        logits_BV, cache, mask_BT, next_B1 = self._prefill(prompts)
-        at_B = torch.tensor([prompts.index(request.prompt_ids) for request in requests], device=self._device)
+        # each distinct prompt once, in the order of the requests
+        prompts = list(dict.fromkeys(tuple(request.prompt_ids) for request in requests))
+        place = {prompt: number for number, prompt in enumerate(prompts)}
+        logits_BV, cache, mask_BT, next_B1 = self._prefill([list(prompt) for prompt in prompts])
+        at_B = torch.tensor([place[tuple(request.prompt_ids)] for request in requests], device=self._device)
         if len(prompts) < len(requests):
             cache.batch_select_indices(at_B)
         logits_BV, mask_BT, next_B1 = logits_BV[at_B], mask_BT[at_B], next_B1[at_B]
