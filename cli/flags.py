@@ -15,6 +15,9 @@ from postmill.cli.help import flag_name
 from postmill.io.errors import ConfigError
 from postmill.stages.options import bare, build, explain_unknown, options, short_names
 
+WIRES = ("model", "data", "output")
+"""What may stand at the top of a recipe of several stages, outside of all sections."""
+
 
 class Said(msgspec.Struct, frozen=True):
     """A value with the place it was given at: `--lr` or `sft.toml:3: lr`. Text from a flag is still to be converted."""
@@ -136,11 +139,16 @@ def read_recipe(path: Path, command: str, stages: Collection[str], config: type[
     if not isinstance(section, dict):
         raise ConfigError(f"{path}: {command} is a {type(section).__name__}, expected a table")
     if section is root:
-        section = {key: value for key, value in root.items() if key not in stages}
+        section = {key: value for key, value in root.items() if key not in stages and not _of_a_chain(key, value)}
     said: dict[str, list[Said]] = {}
     for name, item in _leaves(section, _free_tables(config)):
         said[name.replace("-", "_")] = [Said(item, f"{path}{_line_of(path, name.rpartition('.')[2])}: {name}", False)]
     return said
+
+
+def _of_a_chain(key: str, value: Any) -> bool:
+    """Whether an entry of a recipe is for `postmill run`: a name at its top, or a section called as no stage is."""
+    return key in WIRES or (isinstance(value, dict) and "stage" in value)
 
 
 def _free_tables(config: type[Any]) -> set[str]:

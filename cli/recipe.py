@@ -23,7 +23,7 @@ from typing import Any
 
 import msgspec
 
-from postmill.cli.flags import Said, parse_recipe, read_recipe, resolve
+from postmill.cli.flags import WIRES, Said, parse_recipe, read_recipe, resolve
 from postmill.cli.help import flag_name
 from postmill.io.errors import NO_INPUT, ConfigError
 from postmill.stages.spec import Port, Stage
@@ -32,8 +32,6 @@ from postmill.stages.tables import closest
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 """Recipes that come with the package."""
-_WIRES = ("model", "data", "output")
-"""What may stand at the top of a recipe, outside of all sections."""
 
 
 class Step(msgspec.Struct, frozen=True):
@@ -113,15 +111,46 @@ def read_steps(path: Path, settings: dict[str, list[str]], output: Path | None) 
     return steps
 
 
+def read_for_stage(path: Path, stage: Stage) -> tuple[dict[str, list[Said]], dict[str, list[str]]]:
+    """What a recipe says to one stage alone: its options, and its inputs by port.
+
+    An input that names a section is what that section makes below the recipe's `output`. Raises ConfigError (2).
+    """
+    said = read_recipe(path, stage.name, STAGES, stage.config)
+    root = parse_recipe(path)
+    wires = {key: _texts(root[key], f"{path}: {key}") for key in WIRES if key in root}
+    for of_the_chain in ("stage", "ranks"):
+        said.pop(of_the_chain, None)
+    inputs: dict[str, list[str]] = {}
+    for name, port in stage.inputs.items():
+        for one in said.pop(name, []):
+            texts = [_labelled(port, text) for text in _texts(one.value, one.place)]
+            inputs[name] = [label + _made_by(root, wires, name, text, one.place) for label, text in texts]
+        if name not in inputs and port.required and name in wires:
+            inputs[name] = wires[name]
+    return said, inputs
+
+
+def _made_by(root: dict[str, Any], wires: dict[str, list[str]], port: str, text: str, place: str) -> str:
+    """What an input of a section stands for: a path as it is, a name at the top, or what another section makes."""
+    if text in wires and text != port:
+        return wires[text][0]
+    if not isinstance(root.get(text), dict):
+        return text
+    if "output" not in wires:
+        raise ConfigError(f'{place}: {text} is a section; pass its folder, or say where outputs go: output = "out"')
+    return str(Path(wires["output"][0]) / text)
+
+
 def _wires(path: Path, root: dict[str, Any], settings: dict[str, list[str]]) -> dict[str, list[str]]:
     """What stands at the top of the recipe, or is set for it."""
     wires: dict[str, list[str]] = {}
     for key, value in root.items():
         if isinstance(value, dict):
             continue
-        if key not in _WIRES:
+        if key not in WIRES:
             raise ConfigError(
-                f"{path}: {key}: outside of a section; put options into [stage] tables (here: {', '.join(_WIRES)})"
+                f"{path}: {key}: outside of a section; put options into [stage] tables (here: {', '.join(WIRES)})"
             )
         wires[key] = _texts(value, f"{path}: {key}")
     return wires | {key: values for key, values in settings.items() if "." not in key}
@@ -130,7 +159,7 @@ def _wires(path: Path, root: dict[str, Any], settings: dict[str, list[str]]) -> 
 def _check_settings(settings: dict[str, list[str]], sections: list[str]) -> None:
     for key in settings:
         head, dot, _ = key.partition(".")
-        known = sections if dot else list(_WIRES)
+        known = sections if dot else list(WIRES)
         if head not in known:
             what = "section" if dot else "name"
             raise ConfigError(f"--set {key}: no such {what}{closest(head, known)}; there are {', '.join(known)}")
@@ -192,15 +221,22 @@ def _inputs(
         values = [text for one in given.get(name, []) for text in _texts(one.value, one.place)]
         if not values:
             values = _implied(place, name, port, before, wires)
-        for value in values:
+        for label, value in (_labelled(port, text) for text in values):
             if value in by_name:
                 _check_kind(place, name, port, by_name[value])
                 needs.append(value)
-                inputs.setdefault(name, []).append(str(by_name[value].output))
+                inputs.setdefault(name, []).append(f"{label}{by_name[value].output}")
             else:
                 # the name of a wire stands for its value; that of the port itself would be a circle
-                inputs.setdefault(name, []).extend(wires[value] if value in wires and value != name else [value])
+                found = wires[value] if value in wires and value != name else [value]
+                inputs.setdefault(name, []).extend(label + text for text in found)
     return inputs, tuple(needs)
+
+
+def _labelled(port: Port, text: str) -> tuple[str, str]:
+    """`NAME=` and what it names, for a port whose inputs are NAME=PATH; else nothing and the text."""
+    label, has_label, rest = text.partition("=")
+    return (f"{label}=", rest) if port.named and has_label else ("", text)
 
 
 def _implied(place: str, name: str, port: Port, before: list[Step], wires: dict[str, list[str]]) -> list[str]:

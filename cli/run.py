@@ -13,6 +13,9 @@ import msgspec
 from postmill.cli.recipe import Step, find_recipe, read_steps
 from postmill.cli.tool import parse
 from postmill.io.errors import EXISTS, FAILED, ArtifactError, ConfigError
+from postmill.io.hub import PREFIXES, Repository, newest_commit, parse_repository
+from postmill.stages.shared.model_reference import hub_model
+from postmill.stages.spec import Port
 
 USAGE = """
 Run the stages of a recipe, one after another. What is up to date is not made again.
@@ -33,7 +36,8 @@ postmill.
   --from SECTION   start there; what comes before must be done
   --to SECTION     stop after it
   --dry-run        print the commands; do nothing
-  --force          replace outputs that other inputs or options have made
+  --replace        replace outputs that other inputs or options have made; what is up to date stays
+  --force          make every output again, whatever is there
   --offline        fetch nothing from a hub
   --json           print one object about the run at the end
   --quiet          no progress and no table (-q)
@@ -41,8 +45,8 @@ postmill.
 The exit code is that of the stage that stopped: 75 means that the same command goes on.
 """
 _SHORT = {"-o": "--output", "-m": "--model", "-q": "--quiet", "-f": "--force"}
-_SWITCHES = ("--dry-run", "--force", "--offline", "--json", "--quiet")
-_PASSED_ON = ("--offline", "--quiet")
+_SWITCHES = ("--dry-run", "--replace", "--force", "--offline", "--json", "--quiet")
+_PASSED_ON = ("--replace", "--force", "--offline", "--quiet")
 
 
 class Done(msgspec.Struct, omit_defaults=True):
@@ -54,6 +58,8 @@ class Done(msgspec.Struct, omit_defaults=True):
     seconds: float = 0.0
     code: int = 0
     digest: str = ""
+    fault: str = ""
+    """Why it was not run, and what to do, in one line."""
 
 
 def run(argv: list[str]) -> int:
@@ -79,9 +85,10 @@ def run(argv: list[str]) -> int:
 
         go_offline()
     passed_on = [flag for flag in _PASSED_ON if args.has(flag)]
-    done = _run_all(chosen, passed_on, force=args.has("--force"), quiet=args.has("--quiet"))
+    done = _run_all(chosen, passed_on, quiet=args.has("--quiet"))
     if not args.has("--quiet"):
         sys.stderr.write(table(done))
+    sys.stderr.write("".join(f"postmill run: error: {one.stage}: {one.fault}\n" for one in done if one.fault))
     code = next((one.code for one in done if one.code), 0)
     if args.has("--json"):
         report = {"version": 1, "status": "failed" if code else "done", "code": code, "steps": done}
@@ -121,34 +128,36 @@ def _chosen(steps: list[Step], first: str, last: str) -> list[Step]:
     return steps[start:end]
 
 
-def _run_all(steps: list[Step], flags: list[str], *, force: bool, quiet: bool) -> list[Done]:
+def _run_all(steps: list[Step], flags: list[str], *, quiet: bool) -> list[Done]:
     """Run the steps until one fails."""
     done: list[Done] = []
     for step in steps:
         if any(one.code for one in done):
             done.append(Done(step.name, "not run", str(step.output)))
         else:
-            done.append(_run_one(step, flags, force=force, quiet=quiet))
+            done.append(_run_one(step, flags, quiet=quiet))
     return done
 
 
-def _run_one(step: Step, flags: list[str], *, force: bool, quiet: bool) -> Done:
+def _run_one(step: Step, flags: list[str], *, quiet: bool) -> Done:
     """One process, unless its output is there. Its stdout is its report; its stderr is ours."""
-    state = _state(step)
-    if state == "up to date":
-        return Done(step.name, state, str(step.output))
-    if state == "stale" and not force:
-        raise ArtifactError(
-            f"{step.output}: exists, made from other inputs or options; choose another -o, or pass --force to make it"
-            " again",
-            EXISTS,
-        )
+    shown = step.command
+    is_made_again = "--replace" in flags or "--force" in flags  # then the stage itself looks at what is there, once
+    try:
+        step = pinned(step)
+        stale = "" if is_made_again else _why_stale(step)
+    except (ArtifactError, ConfigError) as error:
+        return Done(step.name, "failed", str(step.output), code=error.code, fault=str(error))
+    if stale:
+        remedy = "pass --replace to make it again, or choose another -o"
+        return Done(step.name, "stale", str(step.output), code=EXISTS, fault=f"{step.output}: stale: {stale}; {remedy}")
+    if stale is None:
+        return Done(step.name, "up to date", str(step.output))
     if not quiet:
-        sys.stderr.write(f"$ {step.command}\n")
+        sys.stderr.write(f"$ {shown}\n")
         sys.stderr.flush()
     started = time.monotonic()
-    again = ["--force"] if state == "stale" else []
-    argv = [sys.executable, "-P", "-m", "postmill.cli.main", *step.argv, *flags, *again, "--json"]
+    argv = [sys.executable, "-P", "-m", "postmill.cli.main", *step.argv, *flags, "--json"]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, start_new_session=True) as child:
         before = {number: signal.signal(number, _pass_on(child)) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
@@ -162,19 +171,54 @@ def _run_one(step: Step, flags: list[str], *, force: bool, quiet: bool) -> Done:
         named = {75: "stopped, run again"}.get(code, "failed") if code > 0 else signal.Signals(-code).name
         return Done(step.name, named, str(step.output), seconds, code if code > 0 else FAILED)
     said: dict[str, Any] = msgspec.json.decode(report)
-    return Done(step.name, str(said["status"]), str(step.output), seconds, digest=str(said["digest"]))
+    status = str(said["status"]).replace("-", " ")
+    return Done(step.name, status, str(step.output), seconds, digest=str(said["digest"]))
 
 
-def _state(step: Step) -> str:
-    """`up to date`, `stale` (made from something else), or `missing`."""
+def _why_stale(step: Step) -> str | None:
+    """What the output of a step was made from instead; empty if there is none yet, None if it is up to date."""
     from postmill.io.manifest import MANIFEST, load_artifact
 
     if not (step.output / MANIFEST).is_file():
-        return "missing"
+        return ""
+    from postmill.stages.protocol import differences
     from postmill.stages.runner import find_inputs, name_work
 
-    key, *_ = name_work(step.stage, step.config, find_inputs(step.stage, step.inputs))
-    return "up to date" if load_artifact(step.output).manifest.key == key else "stale"
+    key, config, entries = name_work(step.stage, step.config, find_inputs(step.stage, step.inputs))
+    made = load_artifact(step.output).manifest
+    return None if made.key == key else differences(step.stage, made, config, entries)
+
+
+def pinned(step: Step) -> Step:
+    """The step with the newest commit in place of each branch of a hub, asked for once in a run.
+
+    Without that, a branch that moves while a chain runs gives its stages different models.
+    """
+    inputs = {name: [_pin(step.stage.inputs[name], text) for text in values] for name, values in step.inputs.items()}
+    return msgspec.structs.replace(step, inputs=inputs)
+
+
+def _pin(port: Port, text: str) -> str:
+    repository: Repository | None = None
+    after = ""
+    if port.resolver and any(text.startswith(prefix) for prefix in PREFIXES):
+        # a count chooses rows by the words of its reference, so those stay
+        name, colon, subsets = _without_prefix(text)
+        repository = None if "#" in text else parse_repository(name, "dataset")
+        after = colon + subsets
+    elif {"model", "adapter", "tokenizer"} & set(port.kinds):
+        repository = hub_model(text)
+    if repository is None:
+        return text
+    commit = newest_commit(repository)
+    return f"{repository.hub}:{repository.name}@{commit}{after}" if commit else text
+
+
+def _without_prefix(text: str) -> tuple[str, str, str]:
+    """`hf:owner/name`, and the colon and subsets behind it."""
+    prefix = next(prefix for prefix in PREFIXES if text.startswith(prefix))
+    name, colon, subsets = text.removeprefix(prefix).partition(":")
+    return prefix + name, colon, subsets
 
 
 def _pass_on(child: "subprocess.Popen[bytes]") -> Any:

@@ -9,6 +9,7 @@ import msgspec
 
 from postmill.cli.flags import Said, chosen_names, read_recipe, resolve
 from postmill.cli.help import COMMON, flag_name
+from postmill.cli.recipe import read_for_stage
 from postmill.io.errors import ConfigError
 from postmill.stages.options import Option, bare, explain_unknown, options, short_names
 from postmill.stages.spec import Stage
@@ -16,7 +17,7 @@ from postmill.stages.table import STAGES
 from postmill.stages.tables import closest
 
 _SHORT = {"-o": "--output", "-q": "--quiet", "-h": "--help", "-f": "--force"}
-_SWITCHES = {"--dry-run", "--json", "--quiet", "--force", "--offline", "--debug", "--help"}
+_SWITCHES = {"--dry-run", "--json", "--quiet", "--replace", "--force", "--offline", "--debug", "--help"}
 
 
 class Call(msgspec.Struct):
@@ -34,6 +35,7 @@ def parse(stage: Stage, argv: list[str]) -> Call:
     by_flag = {port.flag: name for name, port in stage.inputs.items() if port.flag}
     positional = [name for name, port in stage.inputs.items() if not port.flag]
     words: list[str] = []
+    of_recipes: dict[str, list[str]] = {}
     rest = list(argv)
     while rest:
         word = rest.pop(0)
@@ -42,7 +44,9 @@ def parse(stage: Stage, argv: list[str]) -> Call:
             break
         if word.startswith("@"):
             recipe = word[1:] or _value(rest, "@")
-            for field, givens in read_recipe(Path(recipe), stage.name, STAGES, stage.config).items():
+            said, given = read_for_stage(Path(recipe), stage)
+            of_recipes |= given
+            for field, givens in said.items():
                 call.said.setdefault(field, []).extend(givens)
         elif word.startswith("-") and word != "-" and not word.startswith("-#"):
             name, has_value, value = word.partition("=")
@@ -57,7 +61,7 @@ def parse(stage: Stage, argv: list[str]) -> Call:
                 _config_flag(stage, known, name, rest, call.said)
         else:
             words.append(word)
-    _place(stage, positional, words, call)
+    _place(stage, positional, words, call, of_recipes)
     return call
 
 
@@ -104,8 +108,9 @@ def _config_flag(
         said.setdefault(path, []).append(Said(_value(rest, name), name, True))
 
 
-def _place(stage: Stage, positional: list[str], words: list[str], call: Call) -> None:
-    """Give positional words to ports: one each, the rest to the port that takes many."""
+def _place(stage: Stage, positional: list[str], words: list[str], call: Call, of_recipes: dict[str, list[str]]) -> None:
+    """Give positional words to ports: one each, the rest to the port that takes many. A port without any gets what a
+    recipe says."""
     for name in positional:
         if stage.inputs[name].many:
             call.inputs[name] += words
@@ -114,6 +119,8 @@ def _place(stage: Stage, positional: list[str], words: list[str], call: Call) ->
             call.inputs[name].append(words.pop(0))
     if words:
         raise ConfigError(f"{words[0]}: one input too many for {stage.name}")
+    for name, given in of_recipes.items():
+        call.inputs[name] = call.inputs[name] or given
     for name in positional:
         # in a pipe, an input that can come from stdin need not be named
         if stage.inputs[name].stream and not call.inputs[name] and not sys.stdin.isatty():
@@ -136,6 +143,7 @@ def run(stage: Stage, argv: list[str]) -> int:
 
     options = Options(
         force="--force" in call.common,
+        replace="--replace" in call.common,
         threads=_number("--threads", call.common.get("--threads", "0")),
         max_dropped=_share("--max-dropped", call.common.get("--max-dropped", "100%")),
     )

@@ -66,7 +66,7 @@ class Staging:
             try:
                 _rename(self.path, self.target, _NOREPLACE)
             except FileExistsError:
-                raise ArtifactError(f"{self.target}: exists; choose another -o, or pass --force", EXISTS) from None
+                raise ArtifactError(f"{self.target}: exists; choose another -o, or pass --replace", EXISTS) from None
         fsync_dir(self.target.parent)
 
 

@@ -12,6 +12,7 @@ What a hub answers is checked before it becomes a path: file names stay inside t
 
 import contextlib
 import errno
+import functools
 import glob
 import logging
 import os
@@ -110,6 +111,44 @@ def fetch(repository: Repository, choose: Choose, report: Report | None = None) 
         return _fetch_ms(repository, choose, report)
 
 
+@functools.cache  # one process sees one state of a branch
+def newest_commit(repository: Repository) -> str:
+    """The commit that a branch or tag is at, asked for once. Empty for ModelScope, which tells none.
+
+    Offline, what the cache knows, or nothing. Raises as `fetch` does.
+    """
+    if repository.hub != "hf":
+        return ""
+    with _translated(repository):
+        if is_offline() or _COMMIT.fullmatch(repository.revision):
+            cached = _cached_hf(repository)
+            return repository.revision if _COMMIT.fullmatch(repository.revision) else cached[0] if cached else ""
+        from huggingface_hub import HfApi, constants
+        from huggingface_hub.file_download import repo_folder_name
+
+        look: Any = HfApi().dataset_info if repository.type == "dataset" else HfApi().model_info
+        commit = _commit_of(repository, look(repository.name, revision=repository.revision or None))
+        folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repository.name, repo_type=repository.type)
+        _remember(repository, commit, folder)
+        return commit
+
+
+def _commit_of(repository: Repository, info: Any) -> str:
+    """The commit that the hub names. Raises ArtifactError (77) if it is none."""
+    commit = str(info.sha or "")
+    if not _COMMIT.fullmatch(commit):
+        raise ArtifactError(f"{repository}: the hub names the commit {commit!r}, which is none; refuse it", REFUSED)
+    return commit
+
+
+def _remember(repository: Repository, commit: str, folder: Path) -> None:
+    """So that the branch is found again offline, as the client itself does for a revision that is no commit."""
+    ref = folder / "refs" / (repository.revision or _LATEST["hf"])
+    if not _COMMIT.fullmatch(ref.name):
+        ref.parent.mkdir(parents=True, exist_ok=True)
+        ref.write_text(commit, encoding="utf-8")
+
+
 def _fetch_hf(repository: Repository, choose: Choose, report: Report | None) -> Fetched:
     from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 
@@ -122,9 +161,7 @@ def _fetch_hf(repository: Repository, choose: Choose, report: Report | None) -> 
     name, kind = repository.name, repository.type
     look: Any = HfApi().dataset_info if kind == "dataset" else HfApi().model_info
     info = look(name, revision=repository.revision or None)
-    commit = info.sha or ""
-    if not _COMMIT.fullmatch(commit):
-        raise ArtifactError(f"{repository}: the hub names the commit {commit!r}, which is none; refuse it", REFUSED)
+    commit = _commit_of(repository, info)
     names = _safe_names(repository, [sibling.rfilename for sibling in info.siblings or []])
     card = ""
     if kind == "dataset" and CARD in names:
@@ -134,11 +171,7 @@ def _fetch_hf(repository: Repository, choose: Choose, report: Report | None) -> 
     patterns = [glob.escape(name) for name in chosen]
     bar: Any = _bar(report)
     folder = Path(snapshot_download(name, repo_type=kind, revision=commit, allow_patterns=patterns, tqdm_class=bar))
-    # so that the branch is found again offline, as the client itself does for a revision that is no commit
-    ref = folder.parent.parent / "refs" / (repository.revision or _LATEST["hf"])
-    if not _COMMIT.fullmatch(ref.name):
-        ref.parent.mkdir(parents=True, exist_ok=True)
-        ref.write_text(commit, encoding="utf-8")
+    _remember(repository, commit, folder.parent.parent)
     return _fetched(repository, commit, folder, chosen)
 
 

@@ -14,8 +14,9 @@ import pyarrow as pa
 
 from postmill.io.errors import STOPPED, StageError
 from postmill.io.ledger import Ledger
-from postmill.io.manifest import Artifact, InputEntry
+from postmill.io.manifest import Artifact, InputEntry, Manifest
 from postmill.io.table import StreamHeader, StreamReader, TableWriter
+from postmill.stages.options import changes
 from postmill.stages.spec import Stage
 
 
@@ -114,3 +115,22 @@ class Out:
     def digests(self) -> dict[Path, str]:
         """Of the tables written and closed."""
         return {table.path: table.digest for table in self._tables if table.path and table.digest}
+
+
+def differences(stage: Stage, made: Manifest, config: dict[str, Any], inputs: list[InputEntry]) -> str:
+    """In which stage, options, inputs and version the work that is asked for differs from what made an artifact."""
+    if made.stage != stage.name:
+        return f"{made.stage} made it, this is {stage.name}"
+    old, new = _by_port(made.inputs), _by_port(inputs)
+    found = [f"input {port} changed" for port in sorted(old.keys() | new.keys()) if old.get(port) != new.get(port)]
+    found += changes(stage.config, made.config, config)
+    if made.stage_version != stage.version:
+        found.append(f"stage version was {made.stage_version}, is {stage.version}")
+    return ", ".join(found) or "its key differs"
+
+
+def _by_port(inputs: list[InputEntry]) -> dict[str, list[str]]:
+    ports: dict[str, list[str]] = {}
+    for entry in inputs:
+        ports.setdefault(entry.port, []).append(entry.digest)
+    return ports

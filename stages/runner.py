@@ -33,7 +33,7 @@ from postmill.io.manifest import (
 from postmill.io.model_folder import model_digest, tokenizer_digest
 from postmill.io.table import stdin_stream, stdout_sink
 from postmill.stages.options import keyed, to_plain
-from postmill.stages.protocol import Input, Inputs, Out, Result
+from postmill.stages.protocol import Input, Inputs, Out, Result, differences
 from postmill.stages.spec import Port, Stage
 
 
@@ -41,6 +41,9 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     """How to run, as opposed to what to make: none of these changes a byte of the result."""
 
     force: bool = False
+    """Make the output again, whatever is there."""
+    replace: bool = False
+    """Make it again only if other work has made it."""
     threads: int = 0
     """0 uses every core."""
     max_dropped: float = 1.0
@@ -142,7 +145,7 @@ def run_stage(stage: Stage, config: Any, given: dict[str, list[str]], output: Pa
         raise ConfigError(f"{stage.name}: no output; pass -o DIR", USAGE)
     inputs = find_inputs(stage, given)
     key, resolved, entries = name_work(stage, config, inputs)
-    done = None if output is None or options.force else _done_before(stage, key, output)
+    done = None if output is None or options.force else _done_before(stage, (key, resolved, entries), output, options)
     if done:
         for stream in (item.stream for items in inputs.values() for item in items if item.stream):
             for _ in stream:  # the stage before us must not die of a closed pipe
@@ -155,7 +158,7 @@ def run_stage(stage: Stage, config: Any, given: dict[str, list[str]], output: Pa
         sink = stack.enter_context(stdout_sink()) if output is None else None
         out = Out(stage, key, output, sink, staging.path if staging else None)
         out.rank, out.threads = rank, options.threads or len(os.sched_getaffinity(0))
-        out.force, out.inputs, out.config = options.force, entries, resolved
+        out.force, out.inputs, out.config = options.force or options.replace, entries, resolved
         out.kind = stage.kind(config)
         stack.enter_context(_signals(out))
         run = importlib.import_module(f"{stage.package or f'postmill.stages.{stage.name}'}.run").run
@@ -183,7 +186,7 @@ def run_stage(stage: Stage, config: Any, given: dict[str, list[str]], output: Pa
                 out.stream_writer.finish_stream(manifest, out.ledger.to_ipc(), _side_record(inputs))
             else:
                 _write_side_file(staging.path, inputs, result, seconds)
-                staging.commit(manifest, replace=options.force)
+                staging.commit(manifest, replace=out.force)
                 if out.after_commit:
                     out.after_commit()
         except BrokenPipeError:
@@ -196,18 +199,24 @@ def run_stage(stage: Stage, config: Any, given: dict[str, list[str]], output: Pa
     return Outcome(status="done", path=output, manifest=manifest, seconds=seconds)
 
 
-def _done_before(stage: Stage, key: str, output: Path) -> Artifact | None:
-    """The artifact at `output` if it is this very work. Raises ArtifactError (73) if something else is there."""
+def _done_before(
+    stage: Stage, work: tuple[str, dict[str, Any], list[InputEntry]], output: Path, options: Options
+) -> Artifact | None:
+    """The artifact at `output` if it is this very work. Raises ArtifactError (73) for other work, unless it is to be
+    replaced."""
     if not output.exists() and not output.is_symlink():
         return None
     if not (output / MANIFEST).is_file():
         raise ArtifactError(f"{output}: exists and is no artifact; choose another -o", EXISTS)
     artifact = load_artifact(output)
+    key, resolved, entries = work
     if artifact.manifest.key == key:
         return artifact
+    if options.replace:
+        return None
     raise ArtifactError(
-        f"{output}: exists, made by {artifact.manifest.stage} from other inputs or options; choose another -o, or pass"
-        " --force",
+        f"{output}: exists, made by {artifact.manifest.stage} from other inputs or options"
+        f" ({differences(stage, artifact.manifest, resolved, entries)}); choose another -o, or pass --replace",
         EXISTS,
     )
 

@@ -38,22 +38,29 @@ def find_model(reference: str, *, tokenizer_only: bool = False) -> Model:
     Raises ConfigError (2) for an id that cannot be one; ArtifactError: 66 if it is not there, 69 if the hub cannot be
     reached, 77 if it has only pickled weights.
     """
-    if not any(reference.startswith(prefix) for prefix in PREFIXES):
+    repository = hub_model(reference)
+    if repository is None:
         path = Path(reference)
-        if path.exists():
-            if looks_owned(reference):
-                Progress.show(f"{reference}: the folder here; for the model on Hugging Face write hf:{reference}")
-            return Model(path, path.name)
-        if not looks_owned(reference):
-            return Model(path, path.name)
-        if path.parent.exists():  # a misspelt path should not become a download
+        if looks_owned(reference) and path.exists():
+            Progress.show(f"{reference}: the folder here; for the model on Hugging Face write hf:{reference}")
+        elif looks_owned(reference):  # a misspelt path should not become a download
             raise ArtifactError(
                 f"{reference}: no such folder in {path.parent}; for the model on Hugging Face write hf:{reference}",
                 NO_INPUT,
             )
-    repository = parse_repository(reference)
+        return Model(path, path.name)
     fetched = _fetch(repository, tokenizer_only=tokenizer_only)
     return Model(fetched.folder, repository.name, fetched.source)
+
+
+def hub_model(reference: str) -> Repository | None:
+    """The repository that a reference names, or None for a folder. Raises ConfigError (2) for an id that cannot be
+    one."""
+    if not any(reference.startswith(prefix) for prefix in PREFIXES):
+        path = Path(reference)
+        if path.exists() or not looks_owned(reference) or path.parent.exists():
+            return None
+    return parse_repository(reference)
 
 
 def _fetch(repository: Repository, *, tokenizer_only: bool) -> Fetched:

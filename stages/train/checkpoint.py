@@ -17,10 +17,9 @@ from torch import Tensor
 
 from postmill.io.commit import Staging, remove_artifact
 from postmill.io.errors import DIVERGED, MISMATCH, ArtifactError, StageError
-from postmill.io.manifest import Artifact, InputEntry, Manifest, list_files, load_artifact, verify_files
-from postmill.stages.options import changes
+from postmill.io.manifest import Artifact, Manifest, list_files, load_artifact, verify_files
 from postmill.stages.progress import Progress
-from postmill.stages.protocol import Out
+from postmill.stages.protocol import Out, differences
 from postmill.stages.train.optimizer import Learner, restore_state
 from postmill.stages.train.save import save_tensors, save_weights, write_json
 
@@ -101,29 +100,13 @@ def newest(out: Out) -> tuple[Artifact, Position] | None:
             return artifact, position
         if out.force:
             return None
+        why = differences(out.stage, artifact.manifest, out.config, out.inputs)
         raise ArtifactError(
-            f"{path}: is of another run: {differences(artifact.manifest, out)}; give the same data and options, choose"
-            " another -o, or pass --force to start over",
+            f"{path}: is of another run: {why}; give the same"
+            " data and options, choose another -o, or pass --replace to start over",
             MISMATCH,
         )
     return None
-
-
-def differences(manifest: Manifest, out: Out) -> str:
-    """What is not as it was: options with both values, and inputs."""
-    found = changes(out.stage.config, manifest.config, out.config)
-    old, new = _by_port(manifest.inputs), _by_port(out.inputs)
-    found += [f"input {port} changed" for port in sorted(old.keys() | new.keys()) if old.get(port) != new.get(port)]
-    if manifest.stage_version != out.stage.version:
-        found.append(f"stage version was {manifest.stage_version}, is {out.stage.version}")
-    return ", ".join(found) or "its key differs"
-
-
-def _by_port(inputs: list[InputEntry]) -> dict[str, list[str]]:
-    ports: dict[str, list[str]] = {}
-    for entry in inputs:
-        ports.setdefault(entry.port, []).append(entry.digest)
-    return ports
 
 
 def restore_optimizer(artifact: Artifact, learner: Learner) -> None:

@@ -1,6 +1,7 @@
 """A recipe runs as its printed commands do: each stage once, only what changed, with the code of one that stopped."""
 
 import json
+import os
 import shlex
 import signal
 import subprocess
@@ -8,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import fake_hub
 import pytest
 import tiny_model
 import tiny_tokenizer
@@ -72,8 +74,12 @@ def test_the_chain_runs_once_and_then_is_up_to_date(world: Path) -> None:
     # what changed is refused, then made again, and only that
     changed = run(world, "run", "r.toml", "--set", "train.lr=3e-4")
     assert changed.returncode == 73
-    assert "out/train: exists, made from other inputs or options" in changed.stderr
-    forced = run(world, "run", "r.toml", "--set", "train.lr=3e-4", "--force", "--json")
+    table = [line.split() for line in changed.stderr.splitlines()]
+    assert table[-2][:3] == ["train", "stale", "(73)"] and [row[0] for row in table[-4:-2]] == ["tokenize", "pack"]
+    assert "train: out/train: stale: lr was None, is 0.0003; pass --replace to make it again" in changed.stderr
+    report = json.loads(run(world, "run", "r.toml", "--set", "train.lr=3e-4", "--json", "-q").stdout)
+    assert report["code"] == 73 and "lr was None, is 0.0003" in report["steps"][-1]["fault"]
+    forced = run(world, "run", "r.toml", "--set", "train.lr=3e-4", "--replace", "--json")
     report = json.loads(forced.stdout)
     assert [step["status"] for step in report["steps"]] == ["up to date", "up to date", "done"]
     assert json.loads((world / "out/train/manifest.json").read_bytes())["key"]
@@ -101,8 +107,59 @@ def test_a_stopped_stage_keeps_its_code_and_the_same_command_goes_on(world: Path
     _, errors = child.communicate(timeout=120)
     assert child.returncode == 75, errors
     assert "stopped, run again (75)" in errors
-    on = run(world, *argv)
+    # neither of these starts over: the checkpoint is of this very work
+    on = run(world, *argv, "--replace")
     assert on.returncode == 0 and "going on after step" in on.stderr, on.stderr
+    assert run(world, *argv).stderr.count("up to date") == 3
+    other = run(world, *argv[:-1], "train.steps=2", "--replace")
+    assert other.returncode == 0 and "going on" not in other.stderr, other.stderr
+    # the checkpoints of other work are no reason to refuse, either
+    (world / "stop" / "train").rename(world / "stop" / "aside")
+    assert run(world, *argv[:-1], "train.steps=3", "--replace").returncode == 0
+
+
+def test_a_stage_alone_takes_its_inputs_from_the_recipe(world: Path) -> None:
+    text = RECIPE.replace("[pack]", "[pack]\ntokens = 'tokenize'").replace("[train]", "[train]\nvalid = 'pack'")
+    (world / "alone.toml").write_text(text)
+    assert run(world, "run", "alone.toml", "-o", "alone", "--to", "pack", "-q").returncode == 0
+    (world / "alone.toml").write_text(text.replace('output = "out"', 'output = "alone"'))
+    for stage, *more in (["tokenize"], ["pack"], ["train", "alone/pack"]):
+        plan = run(world, stage, *more, "-o", f"alone/{stage}", "@", "alone.toml", "--dry-run")
+        assert plan.returncode == 0, plan.stderr
+        ports = [entry["port"] for entry in json.loads(plan.stdout)["inputs"]]
+        assert (
+            ports == {"tokenize": ["data", "model"], "pack": ["tokens"], "train": ["packed", "model", "valid"]}[stage]
+        )
+    words = run(world, "train", "alone/pack", "--valid", "out/pack", "-o", "x", "@", "alone.toml", "--dry-run")
+    assert len(json.loads(words.stdout)["inputs"]) == 3  # what is typed stands in place of the recipe's
+    (world / "alone.toml").write_text(text.replace('output = "out"', ""))
+    lost = run(world, "pack", "-o", "x", "@", "alone.toml", "--dry-run")
+    assert lost.returncode == 2 and "tokenize is a section; pass its folder" in lost.stderr
+
+
+def test_a_branch_that_moves_while_a_chain_runs_gives_every_stage_one_model(tmp_path: Path) -> None:
+    pytest.importorskip("huggingface_hub")
+    model = tmp_path / "hub" / "owner" / "tiny"
+    tiny_model.write_model(model, vocab_size=263)
+    (model / "chat_template.jinja").unlink(missing_ok=True)
+    tiny_tokenizer.write_tokenizer(model)
+    (tmp_path / "chats.jsonl").write_text('{"query": "q", "response": "a"}\n' * 3)
+    with fake_hub.fake_hub(tmp_path / "hub") as hub:
+        argv = [*MAIN, "run", "sft", "chats.jsonl", "-m", "owner/tiny", "-o", "out", "--to", "train"]
+        sets = ["--set", "train.steps=1", "--set", "train.bins_per_step=1", "-q"]
+        done = subprocess.run(
+            [*argv, *sets], cwd=tmp_path, env=os.environ | hub.environment(tmp_path), capture_output=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        moving = [request for request in hub.asked("GET", "/api/models/owner/tiny") if fake_hub.COMMIT not in request]
+        assert len(moving) == 1, "the branch is asked once"
+    sources = [
+        entry.get("source", "")
+        for stage in ("tokenize", "train")
+        for entry in json.loads((tmp_path / "out" / stage / "manifest.json").read_bytes())["inputs"]
+        if entry["port"] == "model"
+    ]
+    assert sources == [f"hf:owner/tiny@{fake_hub.COMMIT}"] * 2
 
 
 @pytest.mark.parametrize(
