@@ -41,6 +41,15 @@ from postmill.stages.train.tuners.full import Full
 def train(cfg: Train, data: Data, valid: Data | None, base: Input, out: Out) -> Result:
     """Take all steps, from the newest checkpoint on, and save. See `run`."""
     accelerator, layout = _launched(cfg)
+    try:
+        return _train(cfg, data, valid, base, out, accelerator=accelerator, layout=layout)
+    finally:
+        layout.close()
+
+
+def _train(
+    cfg: Train, data: Data, valid: Data | None, base: Input, out: Out, *, accelerator: Accelerator, layout: Layout
+) -> Result:
     device, is_main = accelerator.device, accelerator.is_main_process
     reader = data.reader
     steps = Steps(cfg, reader, accelerator.num_processes)
@@ -108,8 +117,7 @@ def train(cfg: Train, data: Data, valid: Data | None, base: Input, out: Out) -> 
     release(learner)
     kept = model.stored_dtype(cfg, base.path) if isinstance(cfg.tuner, Full) and base.path else None
     weights = save.whole_weights(net, layout, keep=is_main, dtype=kept)
-    if accelerator.num_processes > 1:
-        accelerator.end_training()
+    layout.close()
     if not is_main:
         return Result()
     return finish(cfg, reader, base, out, net=net, weights=weights, record=record, here=here, steps=steps)

@@ -23,6 +23,7 @@ class Fsdp:
     """Each decoder layer is a group of its own; embedding, last norm and head are one with the `Forward`."""
 
     def __init__(self, accelerator: Accelerator) -> None:
+        self._accelerator = accelerator
         self._device = accelerator.device
         self._mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
 
@@ -62,3 +63,7 @@ class Fsdp:
         return distribute_tensor(
             tensor.to(self._device), parameter.device_mesh, parameter.placements, src_data_rank=None
         )
+
+    def close(self) -> None:
+        """No C++ object holds the group."""
+        self._accelerator.end_training()

@@ -35,3 +35,7 @@ class Layout(Protocol):
     def part(self, tensor: Tensor, parameter: Tensor) -> Tensor:
         """What this rank holds of a whole `tensor` that lies as `parameter` does, on its device."""
         ...
+
+    def close(self) -> None:
+        """Leave the ranks' group. The wrapped model cannot be called any more; a second call does nothing."""
+        ...

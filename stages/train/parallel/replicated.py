@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from postmill.stages.shared.forward import Forward
 
@@ -17,12 +18,14 @@ class Replicated:
 
     def __init__(self, accelerator: Accelerator) -> None:
         self._accelerator = accelerator
+        self._wrapped: nn.Module | None = None
 
     def wrap(self, forward: Forward) -> nn.Module:
         """`forward` itself on one rank."""
-        several = self._accelerator.num_processes > 1
-        wrapped: nn.Module = self._accelerator.prepare(forward) if several else forward
-        return wrapped
+        if self._accelerator.num_processes == 1:
+            return forward
+        self._wrapped = self._accelerator.prepare(forward)
+        return self._wrapped
 
     def gathering(self, module: nn.Module, *, last: bool) -> AbstractContextManager[Any]:
         """DDP's no_sync, but for the last micro-batch."""
@@ -42,3 +45,14 @@ class Replicated:
     def part(self, tensor: Tensor, parameter: Tensor) -> Tensor:
         """The tensor, where the parameter is."""
         return tensor.to(parameter.device)
+
+    def close(self) -> None:
+        """DDP's reducer goes before the group.
+
+        It is freed with Python's lock held; were its reference to the group the last one, gloo's threads would be
+        joined under that lock while they wait for it to free their last tensors.
+        """
+        if isinstance(self._wrapped, DistributedDataParallel):
+            del self._wrapped.logger, self._wrapped.reducer
+        self._wrapped = None
+        self._accelerator.end_training()

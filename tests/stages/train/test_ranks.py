@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -24,6 +25,7 @@ from postmill.stages.options import changed as changed_config  # noqa: E402
 from postmill.stages.options import make  # noqa: E402
 from postmill.stages.runner import Options, run_stage  # noqa: E402
 from postmill.stages.train.config import STAGE, Train  # noqa: E402
+from postmill.stages.train.parallel.replicated import Replicated  # noqa: E402
 from postmill.stages.train.tuners.lora import Lora  # noqa: E402
 
 FULL = make(Train, tuner="full", lr=1e-2, bins_per_step=4, steps=4, save_every=2, valid_every=1, normalize="weights")
@@ -99,6 +101,33 @@ def test_a_signal_to_one_rank_stops_all_and_they_go_on_to_the_same_bytes(world, 
     pids = fork_ranks([cfg] * 2, given(world), target)
     assert [wait_code(pid) for pid in pids] == [0, 0]
     assert load_artifact(target).digest == load_artifact(tmp_path / "whole").digest
+
+
+def leave_often(rank, folder, times):
+    """Join a group, learn a step, leave; again and again."""
+    for turn in range(times):
+        torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/{turn}", rank=rank, world_size=2)
+        ranks = SimpleNamespace(num_processes=2, prepare=torch.nn.parallel.DistributedDataParallel)
+        ranks.end_training = torch.distributed.destroy_process_group
+        layout = Replicated(ranks)
+        wrapped = layout.wrap(torch.nn.Linear(4, 4))
+        for _ in range(2):
+            wrapped(torch.ones(1, 4)).sum().backward()
+        torch.distributed.all_reduce(torch.ones(1))
+        layout.close()
+        del wrapped
+
+
+def test_leaving_the_group_never_waits_for_itself(tmp_path):
+    """Gloo frees its last tensors under Python's lock, which nobody may hold while its threads are joined."""
+    pids = []
+    for rank in range(2):
+        pid = os.fork()
+        if not pid:
+            leave_often(rank, tmp_path, times=60)
+            os._exit(0)
+        pids.append(pid)
+    assert [wait_code(pid, limit_s=60) for pid in pids] == [0, 0]
 
 
 def test_a_checkpoint_of_shards_goes_on_whole(world, tmp_path, capfd):
