@@ -181,11 +181,13 @@ SCORES_V1: Final = pa.schema(
         pa.field("logp", pa.list_(pa.field("item", pa.float32(), nullable=False)), nullable=False),
         pa.field("entropy", pa.list_(pa.field("item", pa.float32(), nullable=False))),
         pa.field("collision", pa.list_(pa.field("item", pa.float32(), nullable=False))),
+        pa.field("values", pa.list_(pa.field("item", pa.float32(), nullable=False))),
     ]
 )
 """What a model says of a row of tokens: `logp[i]` is the log-probability of token `start + i`, given all before it.
 
 `entropy` and `collision` (log of the sum of squared probabilities) are of the same tokens, null where not asked for.
+`values` is what a model with another head says of the row (reward, classes, embedding); `logp` is empty then.
 Rows are those of the token tables that were scored, in their order.
 """
 

@@ -61,6 +61,24 @@ class ScoresReader:
             pieces.append(piece)
         return np.concatenate(pieces)
 
+    def values(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """[rows, C]: what a head of the whole row said: a reward, classes, an embedding.
+
+        Raises ArtifactError (78) if these are scores of tokens.
+        """
+        batches = np.searchsorted(self._offsets, rows, side="right") - 1
+        found = []
+        for row, number in zip(rows.tolist(), batches.tolist(), strict=True):
+            column = self._table.batch(number).column("values")
+            index = row - int(self._offsets[number])
+            if not column.is_valid()[index].as_py():
+                raise ArtifactError(
+                    f"{self.artifact.path}: scores of tokens; score with a reward model, a classifier, or --head pool",
+                    MISMATCH,
+                )
+            found.append(to_numpy(column.values)[slice(*to_numpy(column.offsets)[index : index + 2])])
+        return np.stack(found) if found else np.empty((0, 0), np.float32)
+
     def _row(self, batch: Any, index: int, name: str) -> tuple[NDArray[np.float32], int]:
         column = batch.column(name)
         if not column.is_valid()[index].as_py():

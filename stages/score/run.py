@@ -13,9 +13,10 @@ import numpy as np
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
+from torch.nn.functional import normalize
 
 from postmill.io.arrays import from_numpy, list_of, to_numpy
-from postmill.io.errors import BAD_DATA, FAILED, ArtifactError, StageError
+from postmill.io.errors import BAD_DATA, FAILED, MISMATCH, ArtifactError, StageError
 from postmill.io.json_file import load_json
 from postmill.io.manifest import Artifact
 from postmill.io.packed import PackedReader, TokenRows, token_tables
@@ -28,6 +29,8 @@ from postmill.stages.score.config import Score
 from postmill.stages.shared import attention, hf
 from postmill.stages.shared.batch import collate
 from postmill.stages.shared.forward import Ask, Forward
+from postmill.stages.shared.heads import Head
+from postmill.stages.shared.saved_head import find_head
 from postmill.stages.shared.stats import Stat
 
 PART_ROWS = 4096
@@ -51,7 +54,9 @@ def run(cfg: Score, inputs: Inputs, out: Out) -> Result:
         if path.is_file():
             continue
         forward = forward or _load(cfg, inputs, out)
-        _write_part(path, _score(cfg, forward, rows, np.arange(start, min(start + PART_ROWS, len(rows)))))
+        part = np.arange(start, min(start + PART_ROWS, len(rows)))
+        score = _score if forward.head.kind == "lm" else _values
+        _write_part(path, score(cfg, forward, rows, part))
         Progress.say("score", f"{min(start + PART_ROWS, len(rows)):,} of {len(rows):,} rows")
     table = out.table(SCORES, SCORES_V1)
     total, count = 0.0, 0
@@ -102,11 +107,28 @@ def _load(cfg: Score, inputs: Inputs, out: Out) -> Forward:
     path = inputs["model"][0].path
     assert path is not None
     kernel = attention.choose(cfg.attention, device, dtype)
-    net = hf.load_model(path, str(dtype).removeprefix("torch."), attention=kernel)
     adapters = {item.path: 1.0 for item in inputs["adapter"] if item.path is not None}
+    head = _head(cfg, path, next(iter(adapters), None))
+    net = hf.load_model(path, str(dtype).removeprefix("torch."), attention=kernel, head=head)
     if adapters:
         net = hf.add_adapters(net, adapters).get_base_model()
-    return Forward(net.to(device), compute_dtype=dtype, backend=cfg.loss_kernel).eval()
+    return Forward(net.to(device), compute_dtype=dtype, backend=cfg.loss_kernel, head=head).eval()
+
+
+def _head(cfg: Score, model: Path, adapter: Path | None) -> Head:
+    """What is asked for. Raises ArtifactError (78) for classes of a model that has no classifier."""
+    found = find_head(model, adapter)
+    kind = found.kind if cfg.head == "auto" else cfg.head
+    if kind == "sequence" and found.kind != kind:
+        raise ArtifactError(
+            f"{adapter or model}: has no classifier; train one (--objective rm), or ask for --head lm or pool", MISMATCH
+        )
+    if kind == "token":
+        raise ArtifactError(
+            f"{adapter or model}: --head auto cannot read a classifier of tokens; name a head", MISMATCH
+        )
+    pooling = found.pooling if cfg.pooling == "auto" else cfg.pooling
+    return Head(kind=kind, outputs=found.outputs, pooling=pooling)
 
 
 def _bins(lengths: NDArray[np.int64], bin_tokens: int) -> Iterator[NDArray[np.int64]]:
@@ -149,6 +171,27 @@ def _score(cfg: Score, forward: Forward, rows: TokenRows, part: NDArray[np.int64
     return _batch(rows.columns(part, ["row_id"])["row_id"], first, found)
 
 
+def _values(cfg: Score, forward: Forward, rows: TokenRows, part: NDArray[np.int64]) -> pa.RecordBatch:
+    """The rows of `part` as SCORES_V1, of a head that says something of the whole row."""
+    found: list[NDArray[np.float32]] = [np.empty(0, np.float32)] * len(part)
+    lengths = rows.columns(part, ["length"])["length"].astype(np.int64)
+    device = next(forward.parameters()).device
+    for places in _bins(lengths, cfg.bin_tokens):
+        with torch.no_grad():
+            outputs = forward(collate([rows.lay(part[places])]).to(device), Ask())
+        values = outputs.values_NC
+        if outputs.pooled_RH is not None:
+            values = normalize(outputs.pooled_RH, dim=-1) if cfg.normalize else outputs.pooled_RH
+        assert values is not None
+        for place, vector in zip(places.tolist(), values.float().cpu().numpy(), strict=True):
+            found[place] = vector
+        if not bool(torch.isfinite(values).all()):
+            raise StageError(f"rows {part[places].tolist()[:4]}: numbers are not finite; check the model", FAILED)
+    empty = [np.empty(0, np.float32)] * len(part)
+    row_id = rows.columns(part, ["row_id"])["row_id"]
+    return _batch(row_id, np.zeros(len(part), np.int32), {"logp": empty, "values": found})
+
+
 def _span(cfg: Score, weights: NDArray[np.float32]) -> tuple[int, int]:
     """First scored token of a row, and the end; the first token of a row has nothing before it."""
     if cfg.where == "all":
@@ -164,7 +207,7 @@ def _batch(
         "row_id": from_numpy(row_id, SCORES_V1.field("row_id").type),
         "start": from_numpy(first, pa.int32()),
     }
-    for name in _COLUMNS:
+    for name in (*_COLUMNS, "values"):
         kind = SCORES_V1.field(name).type
         if name not in found:
             columns[name] = pa.nulls(len(first), kind)

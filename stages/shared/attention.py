@@ -64,7 +64,7 @@ def flash_attention(
         max_length_q: int | None = None,
         **_: Any,
     ) -> tuple[Tensor, None]:
-        """Causal attention within the rows that the int32 `cu_seq_lens_q` bounds; without it all is one row."""
+        """Attention within the rows that the int32 `cu_seq_lens_q` bounds; without it all is one row."""
         _refuse_sinks(s_aux)
         num_tokens, head_size = query_1NTD.shape[2:]
         if cu_seq_lens_q is None:
@@ -85,15 +85,26 @@ def flash_attention(
             max_seqlen_k=max_length_q,
             dropout_p=dropout,
             softmax_scale=scaling,
-            causal=True,
+            causal=_is_causal(module),
             # Its window counts the tokens to the left, ours the token itself too.
-            window_size=(-1, -1) if sliding_window is None else (sliding_window - 1, 0),
+            window_size=_window_sides(module, sliding_window),
             softcap=softcap or 0.0,
             deterministic=deterministic,
         )
         return out_TND[None, ..., :value_size], None
 
     return attend
+
+
+def _is_causal(module: torch.nn.Module) -> bool:
+    """Encoders' layers say that they are not."""
+    return bool(getattr(module, "is_causal", True))
+
+
+def _window_sides(module: torch.nn.Module, sliding_window: int | None) -> tuple[int, int]:
+    if sliding_window is None:
+        return (-1, -1)
+    return (sliding_window - 1, 0 if _is_causal(module) else sliding_window - 1)
 
 
 def _refuse_sinks(s_aux: Tensor | None) -> None:
@@ -115,13 +126,14 @@ def rows_attention(  # noqa: PLR0917  # the interface's signature
     row_starts: tuple[int, ...] = (),
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Causal attention within rows. Row i is `row_starts[i]:row_starts[i + 1]`; without them all is one row.
+    """Attention within rows, causal but in encoders. Row i is `row_starts[i]:row_starts[i + 1]`; without starts all is
+    one row.
 
     Returns [1, T, N, D], as the interface asks. Honours sliding windows and softcapping. Raises NotImplementedError for
     attention sinks.
     """
     _refuse_sinks(s_aux)
-    starts = row_starts or (0, query_1NTD.shape[2])
+    starts, causal = row_starts or (0, query_1NTD.shape[2]), _is_causal(module)
     pieces = []
     for start, end in itertools.pairwise(starts):
         q, k, v = (t[:, :, start:end] for t in (query_1NTD, key_1KTD, value_1KTD))
@@ -130,7 +142,7 @@ def rows_attention(  # noqa: PLR0917  # the interface's signature
                 _softcapped(q, k, v, scaling=scaling, window=sliding_window, softcap=softcap, dropout=dropout)
             )
             continue
-        mask_LL = _window(end - start, sliding_window, q.device)
+        mask_LL = _window(end - start, sliding_window, q.device, causal=causal)
         pieces.append(
             F.scaled_dot_product_attention(
                 q,
@@ -138,7 +150,7 @@ def rows_attention(  # noqa: PLR0917  # the interface's signature
                 v,
                 mask_LL,
                 dropout_p=dropout,
-                is_causal=mask_LL is None,
+                is_causal=causal and mask_LL is None,
                 scale=scaling,
                 enable_gqa=q.shape[1] != k.shape[1],
             )
@@ -147,13 +159,13 @@ def rows_attention(  # noqa: PLR0917  # the interface's signature
     return out_1NTD.transpose(1, 2).contiguous(), None
 
 
-def _window(length: int, sliding_window: int | None, device: torch.device) -> Tensor | None:
-    """Causal mask of the last `sliding_window` tokens; None where plain causal attention is the same."""
+def _window(length: int, sliding_window: int | None, device: torch.device, *, causal: bool = True) -> Tensor | None:
+    """Mask of the tokens less than `sliding_window` away, causal or not; None where all of them are."""
     if sliding_window is None or length <= sliding_window:
         return None
     at = torch.arange(length, device=device)
     distance_LL = at[:, None] - at[None, :]
-    return (distance_LL >= 0) & (distance_LL < sliding_window)
+    return (distance_LL.abs() < sliding_window) & ((distance_LL >= 0) | (not causal))
 
 
 def _softcapped(

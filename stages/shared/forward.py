@@ -15,8 +15,13 @@ from postmill.io.errors import USAGE, ConfigError
 from postmill.kernels.loss_scale_ce.api import Backend, loss_scale_ce
 from postmill.kernels.loss_scale_ce.probe import Deviation, probe
 from postmill.kernels.loss_scale_ce.terms import LossOutput
+from postmill.stages.shared import classifier
 from postmill.stages.shared.batch import Batch
+from postmill.stages.shared.heads import LM, Head
 from postmill.stages.shared.stats import Stat
+
+_POSITIONS_AFTER_PAD = {"roberta", "xlm-roberta", "camembert"}
+"""Families that count positions from the one after `pad_token_id`."""
 
 
 class Linear(NamedTuple):
@@ -37,6 +42,8 @@ class Ask(NamedTuple):
     """The fused loss. Alone, without `stats`, it is the cheap path."""
     temperature: float = 1.0
     """What the logits are divided by, after the soft cap."""
+    points_N: Tensor | None = None
+    """int64: tokens that a token head reads."""
     router_share: float = 0.0
     """The batch's share of the step's tokens: the weight of its routers' balancing loss."""
 
@@ -55,6 +62,10 @@ class Outputs(NamedTuple):
     lse_T: Tensor | None = None
     collision_T: Tensor | None = None
     """log sum_v p_v^2."""
+    values_NC: Tensor | None = None
+    """float32: what a classifier says of each row, or of each token that was asked for."""
+    pooled_RH: Tensor | None = None
+    """float32: the vector of each row, not normalised."""
     router: Tensor | None = None
     """The routers' balancing loss times its coefficient and share; to be added to the loss."""
 
@@ -100,7 +111,7 @@ def router_coefficient(config: Any, wanted: float | None) -> float:
 
 
 class Forward(nn.Module):
-    """A causal language model with its head, on a `Batch`."""
+    """A model with its head, on a `Batch`."""
 
     def __init__(
         self,
@@ -108,25 +119,38 @@ class Forward(nn.Module):
         *,
         compute_dtype: torch.dtype,
         backend: Backend,
+        head: Head = LM,
         neftune_alpha: float = 0.0,
         router_aux: float = 0.0,
     ) -> None:
-        """`model` is a transformers causal language model, adapters injected or not."""
+        """`model` is transformers' of the class that `head` names, adapters injected or not."""
         super().__init__()
+        self.head = head
         self.model: Any = model
         self._compute_dtype = compute_dtype
         self._backend, self._neftune_alpha = backend, neftune_alpha
         self._scale = head_scale(self.model.config)
         self._router_aux = router_aux
+        config: Any = self.model.config
+        self._first_position = config.pad_token_id + 1 if config.model_type in _POSITIONS_AFTER_PAD else 0
+        # encoders have no cache, and some do not know the word
+        self._no_cache = {"use_cache": False} if hasattr(config, "use_cache") else {}
 
     def forward(self, batch: Batch, ask: Ask) -> Outputs:
         """What is asked of `batch`."""
         hidden_TH, router_logits = self._hidden(batch)
-        found = self._lm_head(hidden_TH, batch, ask)
         balance = None
         if router_logits and self.training:
             text = self.model.config.get_text_config()
             balance = self._router_aux * ask.router_share * router_balance(router_logits, text.num_experts_per_tok)
+        if self.head.kind == "sequence":
+            return Outputs(values_NC=classifier.sequence_values(self.model, hidden_TH, batch), router=balance)
+        if self.head.kind == "token":
+            assert ask.points_N is not None
+            return Outputs(values_NC=classifier.token_values(self.model, hidden_TH[ask.points_N]), router=balance)
+        if self.head.kind == "pool":
+            return Outputs(pooled_RH=classifier.pooled(hidden_TH, batch, self.head.pooling), router=balance)
+        found = self._lm_head(hidden_TH, batch, ask)
         return Outputs(
             found.loss if ask.linear else None,
             found.logp_T,
@@ -134,12 +158,14 @@ class Forward(nn.Module):
             found.correct_T,
             found.lse_T,
             found.collision_T,
-            balance,
+            router=balance,
         )
 
     def own_logits(self, ids_1T: Tensor) -> Tensor:
-        """What the model itself says of one row, [1, T, V]: to compare with."""
-        logits: Tensor = self.model(input_ids=ids_1T, use_cache=False).logits
+        """What the model itself says of one row, to compare with: [1, T, V], [1, C] or [1, T, C] of a classifier; the
+        hidden states, [1, T, H], without a head."""
+        found = self.model(input_ids=ids_1T, **self._no_cache)
+        logits: Tensor = found.last_hidden_state if self.head.kind == "pool" else found.logits
         return logits
 
     def kernel_deviation(self, batch: Batch) -> Deviation:
@@ -192,7 +218,7 @@ class Forward(nn.Module):
 
     def _hidden(self, batch: Batch) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Last hidden states, [T, H], each row for itself; and the routers' logits of each layer if they are used."""
-        decoder = self.model.get_decoder()
+        decoder = self.model.get_decoder() if self.head.kind == "lm" else self.model.base_model
         starts = torch.tensor(batch.row_starts, dtype=torch.int32, device=batch.input_ids_1T.device)
         longest = max(end - start for start, end in itertools.pairwise(batch.row_starts))
         inputs: dict[str, Any] = {"input_ids": batch.input_ids_1T}
@@ -204,8 +230,8 @@ class Forward(nn.Module):
         with torch.autocast(device_type, dtype, enabled=dtype == torch.bfloat16):
             found = decoder(
                 **inputs,
-                position_ids=batch.position_ids_1T,
-                use_cache=False,
+                position_ids=batch.position_ids_1T + self._first_position,
+                **self._no_cache,
                 cu_seq_lens_q=starts,
                 cu_seq_lens_k=starts,
                 max_length_q=longest,

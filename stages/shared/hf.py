@@ -7,6 +7,7 @@ from typing import Any
 
 from postmill.io.errors import USAGE, ConfigError
 from postmill.io.json_file import load_json
+from postmill.stages.shared.heads import AUTO_CLASS, LM, Head
 
 
 def need(*packages: str, remedy: str) -> dict[str, str]:
@@ -27,8 +28,9 @@ def _transformers() -> Any:
     return module
 
 
-def load_model(path: Path, dtype: str, *, attention: str | None = None) -> Any:
-    """The model in `path` with the class its config names, weights as `dtype`, in evaluation mode on the CPU.
+def load_model(path: Path, dtype: str, *, attention: str | None = None, head: Head = LM) -> Any:
+    """The model in `path` with the class its config names, or the one that `head` needs; weights as `dtype`, in
+    evaluation mode on the CPU.
 
     attention: name of the implementation; transformers' own choice without it.
     """
@@ -36,7 +38,10 @@ def load_model(path: Path, dtype: str, *, attention: str | None = None) -> Any:
     torch: Any = importlib.import_module("torch")
     named = (load_json(path / "config.json").get("architectures") or [""])[0]
     kind = getattr(transformers, named, transformers.AutoModelForCausalLM)
-    options = {} if attention is None else {"attn_implementation": attention}
+    options: dict[str, Any] = {} if attention is None else {"attn_implementation": attention}
+    if head.kind != "lm":
+        kind = getattr(transformers, AUTO_CLASS[head.kind])
+        options |= {} if head.kind == "pool" else {"num_labels": head.outputs}
     return kind.from_pretrained(path, dtype=getattr(torch, dtype), local_files_only=True, **options).eval()
 
 

@@ -37,10 +37,13 @@ def finish(
         net.config.dtype = model.stored_dtype(cfg, base.path)
     save.save_weights(net, weights, out.dir, base.name)
     save.copy_tokenizer(base.path, out.dir)
-    stop_ids = save.choose_stop_ids(closing_ids(reader), base.path)
+    head = cfg.objective.needs.head
+    stop_ids = save.choose_stop_ids(closing_ids(reader), base.path) if head.kind == "lm" else []
     if isinstance(cfg.tuner, Full) and stop_ids:
         save.write_stop_ids(out.dir, stop_ids)
-    save.write_json(out.dir / save.TRAINING, {"base_digest": base.digest, "stop_ids": stop_ids})
+    # an adapter's base does not say which head belongs to it
+    said = {} if head.kind == "lm" else {"head": head}
+    save.write_json(out.dir / save.TRAINING, {"base_digest": base.digest, "stop_ids": stop_ids} | said)
     (out.dir / METRICS).write_bytes(record.raw())
     (out.dir / TIMING).write_bytes(record.timing())
     curve.write_curve(out.dir, record.lines)

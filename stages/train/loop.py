@@ -65,6 +65,7 @@ def _train(
         model.causal_lm(net),
         compute_dtype=dtype,
         backend=cfg.compute.loss_kernel,
+        head=objective.needs.head,
         neftune_alpha=cfg.neftune_alpha,
         router_aux=router_coefficient(net.config, cfg.router_aux),
     ).train()
@@ -216,7 +217,7 @@ def _load(
     if cfg.compute.liger:
         liger.check(load_json(base.path / "config.json"), device)
     if isinstance(cfg.tuner, Full):
-        net = model.full_model(found[0].path if found else base.path, kernel, liger=cfg.compute.liger)
+        net = model.full_model(found[0].path if found else base.path, kernel, cfg)
     else:
         net = model.lora_model(base.path, cfg, dtype, kernel)
         if found:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from postmill.io.errors import MISMATCH, USAGE, ArtifactError, ConfigError
 from postmill.io.json_file import load_json
+from postmill.stages.shared.heads import AUTO_CLASS, CLASSIFIERS, PEFT_TASK
 from postmill.stages.train.config import Train
 from postmill.stages.train.liger import use_liger
 from postmill.stages.train.tuners.lora import Lora
@@ -38,14 +39,26 @@ def stored_dtype(cfg: Train, base: Path) -> torch.dtype:
     return _DTYPES.get(name, torch.float32)
 
 
-def load_causal_lm(path: Path, dtype: torch.dtype, attention: str, *, liger: bool = False) -> Any:
-    """The causal language model in `path`, on the CPU, with Liger's kernels or not. Never runs code from the folder."""
+def load_base(path: Path, dtype: torch.dtype, attention: str, cfg: Train) -> Any:
+    """The model in `path` with the head that the objective asks for, on the CPU; a head that is not there is drawn from
+    `cfg.seed`. Never runs code from the folder.
+
+    Raises ArtifactError (78) for a family whose attention is its own, or a head of another size.
+    """
     import transformers
 
+    head = cfg.objective.needs.head
+    labels = {"num_labels": head.outputs} if head.kind in ("sequence", "token") else {}
+    torch.manual_seed(cfg.seed)
     with quiet_libraries():
         try:
-            model = transformers.AutoModelForCausalLM.from_pretrained(
-                path, dtype=dtype, attn_implementation=attention, trust_remote_code=False, local_files_only=True
+            model = getattr(transformers, AUTO_CLASS[head.kind]).from_pretrained(
+                path,
+                dtype=dtype,
+                attn_implementation=attention,
+                trust_remote_code=False,
+                local_files_only=True,
+                **labels,
             )
         except KeyError as error:
             if error.args != (attention,):
@@ -56,7 +69,17 @@ def load_causal_lm(path: Path, dtype: torch.dtype, attention: str, *, liger: boo
                 " apart; train a model of another family",
                 MISMATCH,
             ) from None
-    if liger:
+        except RuntimeError as error:
+            if not labels or "size mismatch" not in str(error):
+                raise
+            raise ArtifactError(
+                f"{path}: its classifier does not give {head.outputs} numbers; train from the base model, or ask for as"
+                " many as it has",
+                MISMATCH,
+            ) from None
+    if getattr(model, "pooler", None) is not None:
+        model.pooler.requires_grad_(False)  # nobody reads what it gives, and ranks wait for every gradient
+    if cfg.compute.liger:
         use_liger(model)
     return model
 
@@ -80,18 +103,16 @@ def quiet_libraries() -> Iterator[None]:
         logging.enable_progress_bar()
 
 
-def full_model(path: Path, attention: str, *, liger: bool = False) -> Any:
+def full_model(path: Path, attention: str, cfg: Train) -> Any:
     """A model all of whose weights are trained, in float32."""
-    model = load_causal_lm(path, torch.float32, attention, liger=liger)
-    model.requires_grad_(True)
-    return model
+    return load_base(path, torch.float32, attention, cfg)
 
 
 def lora_model(path: Path, cfg: Train, compute: torch.dtype, attention: str) -> Any:
     """A peft model: the base frozen in the compute dtype, adapters in float32, drawn from `cfg.seed`."""
     from peft import LoraConfig, get_peft_model
 
-    base = load_causal_lm(path, compute, attention, liger=cfg.compute.liger)
+    base = load_base(path, compute, attention, cfg)
     lora: Lora = cfg.tuner
     torch.manual_seed(cfg.seed)
     adapter = LoraConfig(
@@ -100,9 +121,10 @@ def lora_model(path: Path, cfg: Train, compute: torch.dtype, attention: str) -> 
         lora_dropout=lora.dropout,
         target_modules=lora_targets(base, lora),
         modules_to_save=whole_modules(base, lora) or None,
+        exclude_modules=r".*\bpooler\b.*" if cfg.objective.needs.head.kind == "pool" else None,
         use_rslora=lora.rslora,
         use_dora=lora.dora,
-        task_type="CAUSAL_LM",
+        task_type=PEFT_TASK[cfg.objective.needs.head.kind],
     )
     with quiet_libraries():
         model = get_peft_model(base, adapter)
@@ -120,8 +142,9 @@ def lora_targets(base: Any, lora: Lora) -> list[str]:
     from transformers.pytorch_utils import Conv1D
 
     head = base.get_output_embeddings()
+    heads = [head, *(getattr(base, name, None) for name in CLASSIFIERS)]
     kinds = (nn.Linear, Conv1D)  # GPT-2's linear layers are of a class of their own
-    linear = {name.rpartition(".")[2] for name, m in base.named_modules() if isinstance(m, kinds) and m is not head}
+    linear = {name.rpartition(".")[2] for name, m in base.named_modules() if isinstance(m, kinds) and m not in heads}
     names = [name for name, _ in base.named_modules()]
     targets = _split(lora.targets)
     if targets == ["all-linear"]:
@@ -130,7 +153,7 @@ def lora_targets(base: Any, lora: Lora) -> list[str]:
         hits = [name for name in names if name == target or name.endswith(f".{target}")]
         if not hits:
             raise ConfigError(f"--lora.targets {target}: no such module; linear ones are {', '.join(sorted(linear))}")
-        if any(base.get_submodule(name) is head for name in hits):
+        if any(base.get_submodule(name) in heads for name in hits):
             raise ConfigError(
                 f"--lora.targets {target}: the output head takes no adapter; train it whole with"
                 f" --lora.modules-to-save {target}",
@@ -142,7 +165,7 @@ def lora_targets(base: Any, lora: Lora) -> list[str]:
 def whole_modules(base: Any, lora: Lora) -> list[str]:
     """Modules that are trained whole. Raises ConfigError (2) for a name that no module with weights has."""
     weighted = [name for name, m in base.named_modules() if name and any(True for _ in m.parameters(recurse=False))]
-    wanted = _split(lora.modules_to_save)
+    wanted = _split(lora.modules_to_save) + [name for name in CLASSIFIERS if hasattr(base, name)]
     for target in wanted:
         if not any(name == target or name.endswith(f".{target}") for name, _ in base.named_modules()):
             known = sorted({name.rpartition(".")[2] for name in weighted})

@@ -189,10 +189,10 @@ def _check_pairs(place: str, reader: PackedReader) -> None:
         )
 
 
-def check_data(packed: Input, reader: PackedReader, model: Input) -> None:
+def check_data(packed: Input, reader: PackedReader, model: Input, needs: Needs) -> None:
     """Raise ArtifactError if bins and model do not fit: nothing to train on (65), other tokenizer or ids (78)."""
     plan = reader.plan
-    if len(reader) == 0 or int(plan.trained_tokens.sum()) == 0:
+    if len(reader) == 0 or (needs.head.kind == "lm" and int(plan.trained_tokens.sum()) == 0):
         raise ArtifactError(
             f"{packed.path}: {len(reader)} bins with {int(plan.trained_tokens.sum())} trained tokens; check tokenize's"
             " --loss-scale, and its ledger",

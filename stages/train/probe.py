@@ -1,4 +1,4 @@
-"""Two looks before the first step: does the loss head compute what the model itself computes, each row for itself? And
+"""Two looks before the first step: does the head compute what the model itself computes, each row for itself? And
 does the loss kernel give the loss and gradients that plain torch gives?
 
 Two short rows are laid end to end and scored by `Forward`; then each is given to the model alone, logits and all.
@@ -15,7 +15,7 @@ from postmill.io.errors import FAILED, StageError
 from postmill.io.packed import Bin, PackedReader
 from postmill.stages.progress import Progress
 from postmill.stages.shared.batch import Batch, collate
-from postmill.stages.shared.forward import Ask, Forward
+from postmill.stages.shared.forward import Ask, Forward, Outputs
 
 _LONGEST = 48
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1}
@@ -27,7 +27,8 @@ def check(
     forward: Forward, reader: PackedReader, dtype: torch.dtype, device: torch.device, *, loss_kernel: str
 ) -> None:
     """Both looks, with the errors of both."""
-    check_loss_kernel(forward, reader, loss_kernel, device)
+    if forward.head.kind == "lm":
+        check_loss_kernel(forward, reader, loss_kernel, device)
     check_forward(forward, reader, dtype, device)
 
 
@@ -36,18 +37,16 @@ def check_forward(forward: Forward, reader: PackedReader, dtype: torch.dtype, de
     was_training = forward.training
     forward.eval()
     rows = _two_rows(reader)
-    lengths = [len(row) for row in rows]
     with torch.no_grad():
-        logp_T = forward(_end_to_end(rows).to(device), Ask(stats=frozenset({"logp"}))).logp_T
-        assert logp_T is not None
-        ours = torch.cat([piece[:-1] for piece in logp_T.split(lengths)])
+        ours = _of_bin(forward, rows, device)
         with torch.autocast(device.type, dtype, enabled=dtype == torch.bfloat16):
-            alone = torch.cat([_own_logp(forward, row, device) for row in rows])
+            alone = torch.cat([_of_row(forward, row, device) for row in rows])
     forward.train(was_training)
     difference = float((ours - alone).abs().mean())
     if not difference <= _TOLERANCE[dtype]:
+        what = "log-probabilities" if forward.head.kind == "lm" else "numbers"
         raise StageError(
-            f"the model gives rows in a bin other log-probabilities than alone (by {difference:.3g} nats on average);"
+            f"the model gives rows in a bin other {what} than alone (by {difference:.3g} on average);"
             " its layers or its head are of a kind that packing does not fit: use another model, or report this",
             FAILED,
         )
@@ -93,8 +92,28 @@ def _two_rows(reader: PackedReader) -> list[np.ndarray[Any, np.dtype[np.int32]]]
     return [rows[-1], rows[0]]
 
 
-def _own_logp(forward: Forward, row: np.ndarray[Any, Any], device: torch.device) -> torch.Tensor:
-    """Log-probability of each token but the first, from the model's own logits."""
+def _of_bin(forward: Forward, rows: list[np.ndarray[Any, np.dtype[np.int32]]], device: torch.device) -> torch.Tensor:
+    """What `forward` says of rows that lie end to end: log-probabilities of all tokens but the first of each row, or
+    the numbers of another head."""
+    batch = _end_to_end(rows).to(device)
+    kind = forward.head.kind
+    if kind == "lm":
+        logp_T = forward(batch, Ask(stats=frozenset({"logp"}))).logp_T
+        assert logp_T is not None
+        return torch.cat([piece[:-1] for piece in logp_T.split([len(row) for row in rows])])
+    found: Outputs = forward(batch, Ask(points_N=torch.arange(len(batch.row_T), device=device)))
+    values = found.pooled_RH if kind == "pool" else found.values_NC
+    assert values is not None
+    return values
+
+
+def _of_row(forward: Forward, row: np.ndarray[Any, Any], device: torch.device) -> torch.Tensor:
+    """The same of one row, from the model's own head."""
     ids = torch.from_numpy(row.astype(np.int64)).to(device)
-    logits = forward.own_logits(ids[None])[0]
-    return logits[:-1].float().log_softmax(-1).gather(-1, ids[1:, None]).squeeze(-1)
+    own = forward.own_logits(ids[None]).float()
+    if forward.head.kind == "lm":
+        logp: torch.Tensor = own[0, :-1].log_softmax(-1).gather(-1, ids[1:, None]).squeeze(-1)
+        return logp
+    if forward.head.kind == "pool":
+        return {"last": own[:, -1], "mean": own.mean(1), "cls": own[:, 0]}[forward.head.pooling]
+    return own if forward.head.kind == "sequence" else own[0]

@@ -25,7 +25,7 @@ def run(cfg: Train, inputs: Inputs, out: Out) -> Result:
 def _open(cfg: Train, packed: Input, model: Input, scores: dict[str, ScoresReader]) -> Data:
     assert packed.path is not None
     data = Data(PackedReader(packed.path), scores)
-    check_data(packed, data.reader, model)
+    check_data(packed, data.reader, model, cfg.objective.needs)
     check_objective(str(packed.path), data, cfg.objective.needs)
     return data
 

@@ -4,6 +4,7 @@ from typing import Literal
 
 import msgspec
 
+from postmill.stages.shared.heads import LM, Head
 from postmill.stages.shared.stats import Stat
 
 Coupling = Literal["row", "group", "step_constants", "step_gradients"]
@@ -12,8 +13,8 @@ Coupling = Literal["row", "group", "step_constants", "step_gradients"]
 class Needs(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The cheap half of an objective."""
 
-    head: Literal["lm", "points", "pool"] = "lm"
-    """lm: numbers about the next token. points: a linear head at chosen tokens. pool: one vector a row."""
+    head: Head = LM
+    """What stands on the layers."""
     stats: frozenset[Stat] = frozenset()
     """What is computed of the lm head. Nothing asked and `linear`: the cheap fused path."""
     columns: tuple[str, ...] = ()

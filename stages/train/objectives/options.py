@@ -41,6 +41,7 @@ OBJECTIVES = Choice(
         "cpo": "postmill.stages.train.objectives.cpo_options:Cpo",
         "simpo": "postmill.stages.train.objectives.simpo_options:Simpo",
         "orpo": "postmill.stages.train.objectives.orpo_options:Orpo",
+        "rm": "postmill.stages.train.objectives.rm_options:Rm",
     },
 )
 """What is learned."""

@@ -26,7 +26,7 @@ def main(packed: str, base: str, backend: str, out: str) -> None:
     torch.set_num_threads(1)
     cfg = make(Train, tuner="full", bins_per_step=2, loss_kernel=backend)
     reader = PackedReader(Path(packed))
-    model = full_model(Path(base), "sdpa")
+    model = full_model(Path(base), "sdpa", Train())
     share_gradient(model)
     forward = Forward(model, compute_dtype=torch.float32, backend=backend).train()
     objective = cfg.objective.build()

@@ -58,7 +58,7 @@ def base(tmp_path):
 def test_names_and_what_is_saved_do_not_change(base, tmp_path, tuner):
     def loaded(cfg):
         if tuner == "full":
-            return full_model(base, attention.ROWS, liger=cfg.compute.liger)
+            return full_model(base, attention.ROWS, cfg)
         return lora_model(base, cfg, torch.float32, attention.ROWS)
 
     plain, fused = loaded(make(Train, tuner=tuner)), loaded(make(Train, tuner=tuner, liger=True))
@@ -81,9 +81,11 @@ def test_names_and_what_is_saved_do_not_change(base, tmp_path, tuner):
 def test_no_class_of_transformers_is_touched(base):
     kind = transformers.models.llama.modeling_llama
     before = {name: dict(vars(getattr(kind, name))) for name in ("LlamaRMSNorm", "LlamaMLP", "LlamaAttention")}
-    full_model(base, attention.ROWS, liger=True)
+    full_model(base, attention.ROWS, make(Train, liger=True))
     assert all(dict(vars(getattr(kind, name))) == was for name, was in before.items())
-    assert not {liger.Norm, liger.Mlp, liger.Attention} & {type(m) for m in full_model(base, attention.ROWS).modules()}
+    assert not {liger.Norm, liger.Mlp, liger.Attention} & {
+        type(m) for m in full_model(base, attention.ROWS, Train()).modules()
+    }
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,33 @@
+"""What stands on a model's layers, as a value that is cheap to read."""
+
+from typing import Literal
+
+import msgspec
+
+Pooling = Literal["last", "mean", "cls"]
+
+
+class Head(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A head, in the layout that transformers saves."""
+
+    kind: Literal["lm", "sequence", "token", "pool"] = "lm"
+    """lm: numbers about the next token. sequence, token: a linear layer that reads one token of each row, or the tokens
+    that the objective names. pool: one vector a row, without a layer of its own."""
+    outputs: int = 1
+    """Numbers a classifier gives."""
+    pooling: Pooling = "last"
+    """What a row's vector is made of: its last token, the mean over its tokens, or its first token."""
+
+
+LM = Head()
+AUTO_CLASS = {
+    "lm": "AutoModelForCausalLM",
+    "sequence": "AutoModelForSequenceClassification",
+    "token": "AutoModelForTokenClassification",
+    "pool": "AutoModel",
+}
+"""The class of transformers that loads each kind."""
+PEFT_TASK = {"lm": "CAUSAL_LM", "sequence": "SEQ_CLS", "token": "TOKEN_CLS", "pool": "FEATURE_EXTRACTION"}
+"""What peft calls it in an adapter's config."""
+CLASSIFIERS = ("score", "classifier")
+"""Names of the modules that make a classifier's numbers; they are trained whole."""
