@@ -1,4 +1,4 @@
-"""Small JSON files."""
+"""Small JSON files, read and written."""
 
 from pathlib import Path
 from typing import Any
@@ -17,3 +17,9 @@ def load_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ArtifactError(f"{path}: a JSON {type(value).__name__}, expected an object")
     return value
+
+
+def write_json(path: Path, value: Any) -> None:
+    """One JSON document with sorted keys."""
+    text = msgspec.json.encode(msgspec.to_builtins(value), order="sorted")
+    path.write_bytes(msgspec.json.format(text, indent=2) + b"\n")

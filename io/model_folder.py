@@ -6,6 +6,7 @@ from pathlib import Path, PurePosixPath
 
 from postmill.io.digest import digest_files
 from postmill.io.errors import NO_INPUT, REFUSED, ArtifactError
+from postmill.io.json_file import load_json
 from postmill.io.manifest import MANIFEST, SIDE_FILES, load_artifact
 from postmill.io.safetensors_file import SafetensorsFile
 
@@ -19,6 +20,10 @@ TOKENIZER_FILES = (
     "chat_template.json",
 )
 EXTRA_TEMPLATES = "additional_chat_templates"
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+TRAINING = "training.json"
+"""What a run of `train` learned about its result: the base's digest, and the tokens it stops with."""
 _DATA_SUFFIXES = frozenset({".json", ".jinja", ".safetensors", ".model", ".txt", ".tiktoken", ".gguf"})
 _NO_FOLDER = "no such model folder; give one in Hugging Face layout, or a hub's owner/name"
 _WHOLE = frozenset({"model.safetensors", "model.safetensors.index.json"})
@@ -62,7 +67,7 @@ def model_files(path: Path) -> dict[str, Path]:
     """
     if not path.is_dir():
         raise ArtifactError(f"{path}: {_NO_FOLDER}", NO_INPUT)
-    if not (path / "config.json").is_file() and not (path / "adapter_config.json").is_file():
+    if not (path / "config.json").is_file() and not (path / ADAPTER_CONFIG).is_file():
         raise ArtifactError(f"{path}: no config.json in it, so it is no model folder; check the path", NO_INPUT)
     names = sorted(p.name for p in path.iterdir() if p.is_file())
     check_not_pickled(names, str(path))
@@ -84,6 +89,14 @@ def all_model_files(path: Path) -> dict[str, Path]:
     """`model_files`, and the chat templates that lie in a folder of their own: everything that a copy needs."""
     extra = {f"{EXTRA_TEMPLATES}/{p.name}": p for p in sorted((path / EXTRA_TEMPLATES).glob("*.jinja"))}
     return model_files(path) | extra
+
+
+def vocab_size(path: Path) -> int | None:
+    """Rows of the model's embedding, as its config says; None where it does not."""
+    config = load_json(path / "config.json")
+    text = config.get("text_config")
+    size = config.get("vocab_size", text.get("vocab_size") if isinstance(text, dict) else None)
+    return size if isinstance(size, int) else None
 
 
 def tokenizer_digest(path: Path) -> str:

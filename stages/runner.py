@@ -30,7 +30,7 @@ from postmill.io.manifest import (
     list_files,
     load_artifact,
 )
-from postmill.io.model_folder import model_digest, tokenizer_digest
+from postmill.io.model_folder import ADAPTER_CONFIG, model_digest, tokenizer_digest
 from postmill.io.table import stdin_stream, stdout_sink
 from postmill.stages.options import keyed, to_plain
 from postmill.stages.protocol import Input, Inputs, Out, Result, differences
@@ -120,7 +120,7 @@ def _find(name: str, port: Port, reference: str) -> list[Input]:
         return [Input(name, "tokenizer", tokenizer_digest(path), label, path, source=source)]
     if _MODELS & set(port.kinds) and not (path / MANIFEST).is_file():
         digest = model_digest(path)
-        kind = "adapter" if (path / "adapter_config.json").is_file() else "model"
+        kind = "adapter" if (path / ADAPTER_CONFIG).is_file() else "model"
         if kind not in port.kinds:
             raise ArtifactError(f"{path}: kind is {kind}, expected {' or '.join(port.kinds)}", MISMATCH)
         return [Input(name, kind, digest, label, path, source=source)]

@@ -69,3 +69,18 @@ def write_packed(folder: Path, model: Path, rows: list[dict[str, Any]], row_toke
     token_tables.write_tokens(tokens, token_tables.to_batches(rows), {"tokenizer": tokenizer_digest(model)})
     run_stage(STAGE, Pack(row_tokens=row_tokens, **options), {"tokens": [str(tokens)]}, folder, Options())
     return folder
+
+
+def start(
+    tuner: Any, base: Path, attention: str = "sdpa", *, liger: bool = False, checkpoint: Path | None = None
+) -> Any:
+    """The model in `base` as `tuner` makes it for training, in float32."""
+    import torch
+
+    from postmill.stages.options import make
+    from postmill.stages.train.config import Train
+    from postmill.stages.train.model import loader
+    from postmill.stages.train.tuners.interface import Start
+
+    cfg = make(Train, liger=liger)
+    return tuner.build().start(Start(base, loader(attention, cfg), torch.float32, cfg.seed, checkpoint))

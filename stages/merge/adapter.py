@@ -13,6 +13,7 @@ import numpy as np
 
 from postmill.io.errors import MISMATCH, USAGE, ArtifactError, ConfigError
 from postmill.io.json_file import load_json
+from postmill.io.model_folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from postmill.io.safetensors_file import SafetensorsFile
 from postmill.stages.merge.arithmetic import DTYPES, to_float32
 from postmill.stages.merge.base import Base, without_wrappers
@@ -21,9 +22,7 @@ from postmill.stages.merge.methods.module import Module, find_tensor
 from postmill.stages.merge.methods.table import METHODS, NO_WEIGHTS
 from postmill.stages.merge.methods.tokens import PART as TOKENS
 from postmill.stages.merge.methods.tokens import tokens
-from postmill.stages.shared.base_model import ADAPTER_CONFIG
 
-WEIGHTS = "adapter_model.safetensors"
 _UNMERGEABLE = {
     "layer_replication": "layer replication",
     "alora_invocation_tokens": "activated LoRA (alora_invocation_tokens), which acts on some tokens only",
@@ -70,7 +69,7 @@ def load_adapter(path: Path, scale: float, base: Base) -> Adapter:
     """
     config = load_json(path / ADAPTER_CONFIG)
     method = METHODS[_check_method(path, config)]
-    file = SafetensorsFile(path / WEIGHTS)
+    file = SafetensorsFile(path / ADAPTER_WEIGHTS)
     prefixes = (method.prefix, "trainable_tokens_")
     said = _adapter_name(file, prefixes)
     parts: dict[tuple[str, int], dict[str, Array]] = {}

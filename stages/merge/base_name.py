@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from postmill.io.json_file import load_json
-from postmill.stages.shared.base_model import ADAPTER_CONFIG
+from postmill.io.model_folder import ADAPTER_CONFIG
 
 _QUANTIZED = re.compile(
     r"[-_.](unsloth[-_])?(bnb[-_]?(4|8)bits?|[48]bits?|nf4|gptq|awq|fp8|hqq|int[48]|mxfp4|w[48]a(16|8)|quantized).*$",

@@ -20,12 +20,12 @@ import numpy as np
 
 from postmill.io.errors import FAILED, StageError
 from postmill.io.json_file import load_json
+from postmill.io.model_folder import ADAPTER_CONFIG, vocab_size
 from postmill.stages.merge.config import Merge
 from postmill.stages.merge.stacked import for_peft
 from postmill.stages.progress import Progress
 from postmill.stages.protocol import Input, Out
-from postmill.stages.shared.base_model import ADAPTER_CONFIG
-from postmill.stages.shared.hf import add_adapters, load_model, need, vocab_size
+from postmill.stages.shared.hf import add_adapters, load_model, need
 from postmill.stages.shared.parity import REPORT, first_tokens, prompt_ids, rounded, stored_rows
 
 _TOO_MUCH = 0.25

@@ -7,13 +7,13 @@ from typing import Any
 
 from postmill.io.errors import MISMATCH, ArtifactError
 from postmill.io.json_file import load_json
-from postmill.io.model_folder import model_files, tokenizer_files
+from postmill.io.model_folder import ADAPTER_CONFIG, TRAINING, model_files, tokenizer_files
 from postmill.io.safetensors_file import INDEX
 from postmill.stages.merge.plan import Plan
-from postmill.stages.shared.base_model import TRAINING, configured_stop_ids, trained_stop_ids
+from postmill.stages.shared.base_model import configured_stop_ids, trained_stop_ids
 
 _CONFIGS = ("config.json", "generation_config.json")
-_NOT_OF_A_MODEL = ("adapter_config.json", TRAINING, INDEX)
+_NOT_OF_A_MODEL = (ADAPTER_CONFIG, TRAINING, INDEX)
 
 
 def write_sidecars(base: Path, adapters: list[Path], target: Path, plan: Plan, dtype: str | None) -> list[int]:

@@ -15,14 +15,13 @@ import numpy as np
 
 from postmill.io.errors import USAGE, ConfigError
 from postmill.io.json_file import load_json
+from postmill.io.model_folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from postmill.io.safetensors_file import SafetensorsFile, SafetensorsWriter
-from postmill.stages.merge.adapter import WEIGHTS
 from postmill.stages.merge.arithmetic import to_float32
 from postmill.stages.merge.base import bare, without_wrappers
 from postmill.stages.merge.edits import F32
 from postmill.stages.merge.experts import HALVES
 from postmill.stages.merge.methods.module import pattern_value
-from postmill.stages.shared.base_model import ADAPTER_CONFIG
 
 _FACTOR = re.compile(r"(?P<stack>.*\bexperts)\.(?P<number>\d+)\.(?P<leaf>\w+)\.lora_(?P<side>[AB])\.(\w+\.)?weight")
 _PREFIX = "base_model.model."
@@ -37,7 +36,7 @@ def for_peft(path: Path, stacks: dict[str, tuple[int, ...]], folder: Path) -> Pa
     """
     found: Factors = {}
     others: dict[str, F32] = {}
-    with SafetensorsFile(path / WEIGHTS) as file:
+    with SafetensorsFile(path / ADAPTER_WEIGHTS) as file:
         for name, entry in file.tensors.items():
             values = to_float32(file.read(name), entry.dtype).reshape(entry.shape)
             match = _FACTOR.fullmatch(without_wrappers(name))
@@ -99,7 +98,7 @@ def _save(
     folder: Path, config: dict[str, Any], tensors: dict[str, F32], ranks: dict[str, int], alphas: dict[str, float]
 ) -> None:
     layout = {name: ("F32", tuple(values.shape)) for name, values in tensors.items()}
-    with SafetensorsWriter(folder / WEIGHTS, layout, {"format": "pt"}) as writer:
+    with SafetensorsWriter(folder / ADAPTER_WEIGHTS, layout, {"format": "pt"}) as writer:
         for name, values in tensors.items():
             writer.write(name, memoryview(np.ascontiguousarray(values).data).cast("B"))
     modules = {without_wrappers(name).partition(".lora_")[0] for name in tensors if ".lora_" in name}

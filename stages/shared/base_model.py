@@ -4,11 +4,9 @@ from pathlib import Path
 
 from postmill.io.errors import MISMATCH, NO_INPUT, ArtifactError
 from postmill.io.json_file import load_json
-from postmill.io.model_folder import model_digest
+from postmill.io.model_folder import ADAPTER_CONFIG, TRAINING, model_digest
 from postmill.stages.protocol import Input, Inputs
 from postmill.stages.shared.model_reference import Model, find_model
-
-ADAPTER_CONFIG = "adapter_config.json"
 
 
 def imply_base(inputs: Inputs) -> Inputs:
@@ -26,9 +24,6 @@ def imply_base(inputs: Inputs) -> Inputs:
     for adapter in adapters:
         check_base(adapter, bases[0])
     return inputs | {"model": bases}
-
-
-TRAINING = "training.json"
 
 
 def trained_stop_ids(path: Path) -> list[int]:

@@ -208,9 +208,12 @@ class Forward(nn.Module):
         """What the loss kernel is given of the head."""
         head, dtype = self.model.get_output_embeddings(), self._compute_dtype
         bias = getattr(head, "bias", None)
+        # peft's layer of trained tokens, on a head that is tied: its own weight is the base's
+        trained = getattr(head, "get_merged_weights", None)
+        weight_VH = trained(head.active_adapters) if trained else head.weight
         return {
             "hidden_TH": hidden_TH.to(dtype),
-            "weight_VH": head.weight.to(dtype),
+            "weight_VH": weight_VH.to(dtype),
             "bias_V": None if bias is None else bias.to(dtype),
             "logit_scale": self._scale.logit_scale,
             "softcap": self._scale.softcap,

@@ -1,11 +1,13 @@
 """Models and tokenizers through transformers: from disk only, no code from the folder, no talk."""
 
+import contextlib
 import importlib
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from postmill.io.errors import USAGE, ConfigError
+from postmill.io.errors import MISMATCH, USAGE, ArtifactError, ConfigError
 from postmill.io.json_file import load_json
 from postmill.stages.shared.heads import AUTO_CLASS, LM, Head
 
@@ -28,21 +30,68 @@ def _transformers() -> Any:
     return module
 
 
-def load_model(path: Path, dtype: str, *, attention: str | None = None, head: Head = LM) -> Any:
+@contextlib.contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Keep transformers' and peft's notices to themselves: stderr is for what a user can act on."""
+    logging: Any = importlib.import_module("transformers").utils.logging
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            for category in (FutureWarning, UserWarning, RuntimeWarning):
+                warnings.simplefilter("ignore", category)
+            yield
+    finally:
+        logging.set_verbosity(before)
+        logging.enable_progress_bar()
+
+
+def load_model(path: Path, dtype: Any, *, attention: str | None = None, head: Head = LM) -> Any:
     """The model in `path` with the class its config names, or the one that `head` needs; weights as `dtype`, in
     evaluation mode on the CPU.
 
-    attention: name of the implementation; transformers' own choice without it.
+    dtype: a torch.dtype, or its name. attention: name of the implementation; transformers' own choice without it.
+    A classifier that is not there is drawn from torch's generator. Never runs code from the folder.
+    Raises ArtifactError (78) for a family that cannot compute attention that way, or a classifier of another size.
     """
-    transformers = _transformers()
+    transformers: Any = importlib.import_module("transformers")
     torch: Any = importlib.import_module("torch")
-    named = (load_json(path / "config.json").get("architectures") or [""])[0]
-    kind = getattr(transformers, named, transformers.AutoModelForCausalLM)
     options: dict[str, Any] = {} if attention is None else {"attn_implementation": attention}
+    kind = _class_of(transformers, path)
     if head.kind != "lm":
         kind = getattr(transformers, AUTO_CLASS[head.kind])
         options |= {} if head.kind == "pool" else {"num_labels": head.outputs}
-    return kind.from_pretrained(path, dtype=getattr(torch, dtype), local_files_only=True, **options).eval()
+    dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+    with quiet_libraries():
+        try:
+            model = kind.from_pretrained(path, dtype=dtype, trust_remote_code=False, local_files_only=True, **options)
+        except KeyError as error:
+            if error.args != (attention,):
+                raise
+            family = load_json(path / "config.json").get("model_type")
+            raise ArtifactError(
+                f"{path}: {family} models compute attention in a way of their own, which cannot keep the rows of a bin"
+                " apart; use a model of another family",
+                MISMATCH,
+            ) from None
+        except RuntimeError as error:
+            if "num_labels" not in options or "size mismatch" not in str(error):
+                raise
+            raise ArtifactError(
+                f"{path}: its classifier does not give {head.outputs} numbers; train from the base model, or ask for as"
+                " many as it has",
+                MISMATCH,
+            ) from None
+    return model.eval()
+
+
+def _class_of(transformers: Any, path: Path) -> Any:
+    """The class that config.json names, or the causal language model of its family: a bare decoder has no head."""
+    named = (load_json(path / "config.json").get("architectures") or [""])[0]
+    is_bare = named.endswith("Model") and not named.endswith("LMHeadModel")
+    kind = None if is_bare else getattr(transformers, named, None)
+    return kind or transformers.AutoModelForCausalLM
 
 
 def build_empty(path: Path) -> Any:
@@ -51,10 +100,9 @@ def build_empty(path: Path) -> Any:
     transformers = _transformers()
     config = transformers.AutoConfig.from_pretrained(path, local_files_only=True)
     config.quantization_config = None
-    named = (load_json(path / "config.json").get("architectures") or [""])[0]
-    kind = getattr(transformers, named, None)
+    kind = _class_of(transformers, path)
     with accelerate.init_empty_weights(include_buffers=False):
-        model = kind(config) if kind else transformers.AutoModelForCausalLM.from_config(config)
+        model = kind.from_config(config) if kind is transformers.AutoModelForCausalLM else kind(config)
     return model.eval()
 
 
@@ -80,10 +128,3 @@ def add_adapters(model: Any, adapters: dict[Path, float]) -> Any:
 def load_tokenizer(path: Path) -> Any:
     """The tokenizer in `path`, with its chat template."""
     return _transformers().AutoTokenizer.from_pretrained(path, local_files_only=True)
-
-
-def vocab_size(path: Path) -> int | None:
-    """Rows of the model's embedding, as its config says."""
-    config = load_json(path / "config.json")
-    size = config.get("vocab_size", config.get("text_config", {}).get("vocab_size"))
-    return size if isinstance(size, int) else None

@@ -3,10 +3,11 @@
 from pathlib import Path
 from typing import Any
 
+from postmill.io.model_folder import vocab_size
 from postmill.io.schemas import TOKENS_V1
 from postmill.io.table import TableReader
 from postmill.stages.protocol import Input
-from postmill.stages.shared.hf import load_tokenizer, vocab_size
+from postmill.stages.shared.hf import load_tokenizer
 
 REPORT = "parity.json"
 _PROMPTS = (

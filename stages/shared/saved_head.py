@@ -7,7 +7,7 @@ import msgspec
 
 from postmill.io.errors import ArtifactError
 from postmill.io.json_file import load_json
-from postmill.stages.shared.base_model import TRAINING
+from postmill.io.model_folder import TRAINING
 from postmill.stages.shared.heads import LM, Head, Pooling
 
 _MODES: dict[str, Pooling] = {"mean": "mean", "cls": "cls", "lasttoken": "last", "last": "last"}

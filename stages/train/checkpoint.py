@@ -17,11 +17,13 @@ from torch import Tensor
 
 from postmill.io.commit import Staging, remove_artifact
 from postmill.io.errors import DIVERGED, MISMATCH, ArtifactError, StageError
+from postmill.io.json_file import write_json
 from postmill.io.manifest import Artifact, Manifest, list_files, load_artifact, verify_files
 from postmill.stages.progress import Progress
 from postmill.stages.protocol import Out, differences
 from postmill.stages.train.optimizer import Learner, restore_state
-from postmill.stages.train.save import save_tensors, save_weights, write_json
+from postmill.stages.train.save import check_saved, save_tensors
+from postmill.stages.train.tuners.interface import Tuner
 
 OPTIMIZER, STATE, METRICS, TIMING = "optimizer.safetensors", "state.json", "metrics.jsonl", "timing.jsonl"
 _NAME = re.compile(r"step-(\d{8,})")
@@ -48,6 +50,7 @@ def save(
     position: Position,
     net: Any,
     *,
+    tuner: Tuner,
     weights: dict[str, Tensor],
     state: dict[str, Tensor],
     metrics: bytes,
@@ -63,7 +66,8 @@ def save(
         if not bool(torch.isfinite(tensor).all()):
             raise StageError(f"{name}: optimizer state is not finite; nothing was saved", DIVERGED)
     with Staging(path) as staging:
-        save_weights(net, weights, staging.path, base)
+        tuner.save(net, weights, staging.path, base)
+        check_saved(staging.path)
         save_tensors(state, staging.path / OPTIMIZER)
         write_json(staging.path / STATE, position)
         (staging.path / METRICS).write_bytes(metrics)

@@ -9,7 +9,6 @@ from postmill.stages.spec import LAST_BITS, SAME_BYTES, Port, Stage
 from postmill.stages.train.objectives.options import OBJECTIVES, Sft
 from postmill.stages.train.optimizers import OPTIMIZERS, AdamW
 from postmill.stages.train.schedules import SCHEDULES, Cosine
-from postmill.stages.train.tuners.full import Full
 from postmill.stages.train.tuners.lora import Lora
 from postmill.stages.train.tuners.table import TUNERS
 
@@ -122,7 +121,7 @@ class Train(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 def output_kind(cfg: Any) -> str:
     """`adapter` or `model`."""
-    return "model" if isinstance(cfg.tuner, Full) else "adapter"
+    return str(cfg.tuner.makes)
 
 
 STAGE = Stage(

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from postmill.io.json_file import write_json
+from postmill.io.model_folder import TRAINING
 from postmill.io.packed import PackedReader
 from postmill.stages.protocol import Input, Out, Result
 from postmill.stages.train import checkpoint, curve, model, save
@@ -13,8 +15,7 @@ from postmill.stages.train.checkpoint import METRICS, TIMING
 from postmill.stages.train.config import Train
 from postmill.stages.train.plan import Steps, closing_ids
 from postmill.stages.train.record import Record
-from postmill.stages.train.tuners.full import Full
-from postmill.stages.train.tuners.lora import Lora
+from postmill.stages.train.tuners.interface import Tuner
 
 
 def finish(
@@ -23,6 +24,7 @@ def finish(
     base: Input,
     out: Out,
     *,
+    tuner: Tuner,
     net: Any,
     weights: dict[str, Tensor],
     record: Record,
@@ -33,17 +35,19 @@ def finish(
     assert base.path is not None
     num_trainable = sum(p.numel() for p in net.parameters() if p.requires_grad)
     num_parameters = sum(p.numel() for p in net.parameters())
-    if isinstance(cfg.tuner, Full):
+    is_model = cfg.tuner.makes == "model"
+    if is_model:
         net.config.dtype = model.stored_dtype(cfg, base.path)
-    save.save_weights(net, weights, out.dir, base.name)
+    tuner.save(net, weights, out.dir, base.name)
+    save.check_saved(out.dir)
     save.copy_tokenizer(base.path, out.dir)
     head = cfg.objective.needs.head
     stop_ids = save.choose_stop_ids(closing_ids(reader), base.path) if head.kind == "lm" else []
-    if isinstance(cfg.tuner, Full) and stop_ids:
+    if is_model and stop_ids:
         save.write_stop_ids(out.dir, stop_ids)
     # an adapter's base does not say which head belongs to it
     said = {} if head.kind == "lm" else {"head": head}
-    save.write_json(out.dir / save.TRAINING, {"base_digest": base.digest, "stop_ids": stop_ids} | said)
+    write_json(out.dir / TRAINING, {"base_digest": base.digest, "stop_ids": stop_ids} | said)
     (out.dir / METRICS).write_bytes(record.raw())
     (out.dir / TIMING).write_bytes(record.timing())
     curve.write_curve(out.dir, record.lines)
@@ -63,18 +67,15 @@ def finish(
             **{key: here[key] for key in ("ranks", "threads", "device")},
         },
         digests=reader.artifact.manifest.digests | {"base": base.digest},
-        versions=_versions(cfg),
+        versions=_versions(cfg, tuner),
     )
 
 
-def _versions(cfg: Train) -> dict[str, str]:
+def _versions(cfg: Train, tuner: Tuner) -> dict[str, str]:
     import transformers
 
     versions = {"torch": str(torch.__version__), "transformers": transformers.__version__}
-    if isinstance(cfg.tuner, Lora):
-        import peft
-
-        versions["peft"] = peft.__version__
+    versions |= {package: metadata.version(package) for package in tuner.packages}
     if cfg.compute.liger:
         versions["liger-kernel"] = metadata.version("liger-kernel")
     return versions

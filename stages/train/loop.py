@@ -20,6 +20,7 @@ from postmill.stages.progress import Progress
 from postmill.stages.protocol import Input, Out, Result
 from postmill.stages.shared import attention
 from postmill.stages.shared.forward import Forward, router_coefficient
+from postmill.stages.shared.hf import quiet_libraries
 from postmill.stages.train import checkpoint, liger, model, save
 from postmill.stages.train.checkpoint import METRICS, Position
 from postmill.stages.train.columns import BatchSource
@@ -35,7 +36,7 @@ from postmill.stages.train.run_state import RunState
 from postmill.stages.train.schedules import lr_at
 from postmill.stages.train.step import Gradient, accumulate, validate
 from postmill.stages.train.tied import share_gradient
-from postmill.stages.train.tuners.full import Full
+from postmill.stages.train.tuners.interface import Start, Tuner
 
 
 def train(cfg: Train, data: Data, valid: Data | None, base: Input, out: Out) -> Result:
@@ -57,9 +58,8 @@ def _train(
     here = _fix_numerics(cfg, out, accelerator, found)
 
     dtype = model.compute_dtype(cfg, device)
-    net = _load(cfg, base, device, dtype, found, alone=accelerator.num_processes == 1)
-    if cfg.parallel.shard == "none":
-        net = net.to(device)
+    tuner = cfg.tuner.build()
+    net = _load(cfg, tuner, base, accelerator, dtype=dtype, found=found)
     objective = cfg.objective.build()
     forward = Forward(
         model.causal_lm(net),
@@ -81,6 +81,7 @@ def _train(
     record = Record(out.work if is_main else None, found[0].file(METRICS).read_bytes() if found else b"")
     run = RunState(
         cfg=cfg,
+        tuner=tuner,
         out=out,
         learner=learner,
         record=record,
@@ -116,12 +117,12 @@ def _train(
             run.checkpoint(step=number + 1, valid_loss=valid_loss)
 
     release(learner)
-    kept = model.stored_dtype(cfg, base.path) if isinstance(cfg.tuner, Full) and base.path else None
-    weights = save.whole_weights(net, layout, keep=is_main, dtype=kept)
+    kept = model.stored_dtype(cfg, base.path) if cfg.tuner.makes == "model" and base.path else None
+    weights = save.whole_weights(tuner.tensors(net), layout, keep=is_main, dtype=kept)
     layout.close()
     if not is_main:
         return Result()
-    return finish(cfg, reader, base, out, net=net, weights=weights, record=record, here=here, steps=steps)
+    return finish(cfg, reader, base, out, tuner=tuner, net=net, weights=weights, record=record, here=here, steps=steps)
 
 
 def _launched(cfg: Train) -> tuple[Accelerator, Layout]:
@@ -201,33 +202,31 @@ def _fix_numerics(
 
 def _load(
     cfg: Train,
+    tuner: Tuner,
     base: Input,
-    device: torch.device,
+    accelerator: Accelerator,
+    *,
     dtype: torch.dtype,
     found: tuple[Artifact, Position] | None,
-    *,
-    alone: bool,
 ) -> Any:
-    """The model to train, with the weights of the checkpoint if there is one. `alone`: there is but one rank.
+    """The model to train, with the weights of the checkpoint if there is one.
 
-    Raises ConfigError (2) for a kernel that cannot run on `device`.
+    Raises ConfigError (2) for a kernel that cannot run here.
     """
+    device = accelerator.device
     assert base.path is not None
     kernel = attention.choose(cfg.compute.attention, device, dtype, deterministic=cfg.compute.deterministic)
     if cfg.compute.liger:
         liger.check(load_json(base.path / "config.json"), device)
-    if isinstance(cfg.tuner, Full):
-        net = model.full_model(found[0].path if found else base.path, kernel, cfg)
-    else:
-        net = model.lora_model(base.path, cfg, dtype, kernel)
-        if found:
-            save.load_adapter(net, found[0].path)
+    head = cfg.objective.needs.head
+    load = model.loader(kernel, cfg)
+    net = tuner.start(Start(base.path, load, dtype, cfg.seed, found[0].path if found else None, head))
     if cfg.compute.gradient_checkpointing:
-        with model.quiet_libraries():
+        with quiet_libraries():
             model.causal_lm(net).gradient_checkpointing_enable({"use_reentrant": False})
-    if alone:
+    if accelerator.num_processes == 1:
         share_gradient(model.causal_lm(net))
-    return net
+    return net.to(device) if cfg.parallel.shard == "none" else net
 
 
 def _stop_requested(out: Out, accelerator: Accelerator) -> bool:

@@ -12,8 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from postmill.io.errors import BAD_DATA, MISMATCH, USAGE, ArtifactError, ConfigError
-from postmill.io.json_file import load_json
-from postmill.io.model_folder import tokenizer_digest
+from postmill.io.model_folder import tokenizer_digest, vocab_size
 from postmill.io.packed import PackedReader, token_tables
 from postmill.io.scores import ScoresReader
 from postmill.stages.protocol import Input
@@ -208,22 +207,14 @@ def check_data(packed: Input, reader: PackedReader, model: Input, needs: Needs) 
                 " this model, or train the model they were made for",
                 MISMATCH,
             )
-    vocab_size = _vocab_size(load_json(model.path / "config.json"))
+    num_rows = vocab_size(model.path)
     highest = max_id(reader)
-    if vocab_size is not None and highest >= vocab_size:
+    if num_rows is not None and highest >= num_rows:
         raise ArtifactError(
-            f"{packed.path}: holds token id {highest}, {model.path} has a vocabulary of {vocab_size}; tokenize with"
+            f"{packed.path}: holds token id {highest}, {model.path} has a vocabulary of {num_rows}; tokenize with"
             " this model's tokenizer",
             MISMATCH,
         )
-
-
-def _vocab_size(config: dict[str, object]) -> int | None:
-    size = config.get("vocab_size")
-    text = config.get("text_config")
-    if size is None and isinstance(text, dict):
-        size = text.get("vocab_size")
-    return size if isinstance(size, int) else None
 
 
 def max_id(reader: PackedReader) -> int:

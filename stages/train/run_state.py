@@ -11,6 +11,7 @@ import msgspec
 from accelerate import Accelerator
 
 from postmill.io.errors import DIVERGED, StageError
+from postmill.io.json_file import write_json
 from postmill.io.packed import PackedReader
 from postmill.stages.protocol import Out
 from postmill.stages.train import checkpoint, save
@@ -20,12 +21,14 @@ from postmill.stages.train.optimizer import Learner, state_tensors
 from postmill.stages.train.plan import Step
 from postmill.stages.train.record import Record
 from postmill.stages.train.step import Gradient
+from postmill.stages.train.tuners.interface import Tuner
 
 
 class RunState(msgspec.Struct, kw_only=True):
     """A run under way. `here` is what `Position` has besides the step."""
 
     cfg: Train
+    tuner: Tuner
     out: Out
     learner: Learner
     record: Record
@@ -38,7 +41,7 @@ class RunState(msgspec.Struct, kw_only=True):
     def checkpoint(self, *, step: int, valid_loss: float | None = None) -> None:
         """Commit a checkpoint and remove those that need not be kept."""
         net, layout, is_main = self.learner.net, self.learner.layout, self.out.rank == 0
-        weights = save.whole_weights(net, layout, keep=is_main)
+        weights = save.whole_weights(self.tuner.tensors(net), layout, keep=is_main)
         state = state_tensors(self.learner, keep=is_main)
         if is_main:
             position = Position(step=step, **self.here)
@@ -46,6 +49,7 @@ class RunState(msgspec.Struct, kw_only=True):
                 self.out,
                 position,
                 net,
+                tuner=self.tuner,
                 weights=weights,
                 state=state,
                 metrics=self.record.raw(),
@@ -85,7 +89,7 @@ class RunState(msgspec.Struct, kw_only=True):
                     )
                 ],
             }
-            save.write_json(path, report)
+            write_json(path, report)
         self.accelerator.wait_for_everyone()
         back = f"the last checkpoint is of step {self.saved}" if self.saved else "there is no checkpoint yet"
         return StageError(

@@ -1,78 +1,38 @@
 """Weights to disk in the layouts every other tool loads, read back before anyone may rely on them."""
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-import msgspec
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from postmill.io.errors import DIVERGED, INTERNAL, StageError
-from postmill.io.json_file import load_json
+from postmill.io.json_file import load_json, write_json
 from postmill.io.model_folder import tokenizer_files
-from postmill.stages.train.model import ADAPTER, ADAPTER_CONFIG, quiet_libraries
 from postmill.stages.train.parallel.layout import Layout
 
-TRAINING = "training.json"
 _TOKENIZER_EXTRAS = ("tokenizer.model", "vocab.json", "vocab.txt", "merges.txt", "spiece.model")
 _GENERATION = "generation_config.json"
 
 
-def write_json(path: Path, value: Any) -> None:
-    """One JSON document with sorted keys."""
-    text = msgspec.json.encode(msgspec.to_builtins(value), order="sorted")
-    path.write_bytes(msgspec.json.format(text, indent=2) + b"\n")
-
-
-def whole_weights(model: Any, layout: Layout, *, keep: bool, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
-    """What `save_weights` takes: trained tensors of an adapter, all of a model, whole, on the CPU. Empty unless `keep`.
+def whole_weights(
+    tensors: Mapping[str, Tensor], layout: Layout, *, keep: bool, dtype: torch.dtype | None = None
+) -> dict[str, Tensor]:
+    """The tensors that a tuner saves, whole, on the CPU. Empty unless `keep`.
 
     Every rank has to call it. `dtype` converts floating-point tensors; tensors that share memory still do.
     """
-    trained_only = hasattr(model, "peft_config")
     memo: dict[int, Tensor] = {}
     found: dict[str, Tensor] = {}
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        if trained_only and not tensor.requires_grad:
-            continue
+    for name, tensor in tensors.items():
         if id(tensor) not in memo:
             whole = layout.whole(tensor)
             memo[id(tensor)] = whole.to("cpu", dtype if whole.is_floating_point() else None) if keep else whole[:0]
         found[name] = memo[id(tensor)]
     return found if keep else {}
-
-
-def save_weights(model: Any, weights: dict[str, Tensor], folder: Path, base: str) -> None:
-    """An adapter or a whole model with its configs; `base` names the model under an adapter."""
-    if hasattr(model, "peft_config"):
-        _save_adapter(model, weights, folder, base)
-    else:
-        with quiet_libraries():
-            model.save_pretrained(folder, state_dict=weights)
-    check_saved(folder)
-
-
-def _save_adapter(model: Any, weights: dict[str, Tensor], folder: Path, base: str) -> None:
-    from peft import get_peft_model_state_dict
-
-    tensors = get_peft_model_state_dict(model, state_dict=weights, save_embedding_layers=False)
-    save_tensors({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / ADAPTER)
-    config = model.peft_config["default"].to_dict()
-    # peft holds names in sets, whose order changes from process to process
-    plain: dict[str, Any] = {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
-    if plain["lora_alpha"] == int(plain["lora_alpha"]):
-        plain["lora_alpha"] = int(plain["lora_alpha"])  # some engines insist on an integer
-    write_json(folder / ADAPTER_CONFIG, plain | {"base_model_name_or_path": base, "inference_mode": True})
-
-
-def load_adapter(model: Any, folder: Path) -> None:
-    """Put an adapter's weights into a peft model of the same shape."""
-    from peft import set_peft_model_state_dict
-
-    set_peft_model_state_dict(model, load_file(folder / ADAPTER))
 
 
 def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:

@@ -9,6 +9,7 @@ import msgspec
 import numpy as np
 
 from postmill.io.errors import BAD_DATA, MISMATCH, USAGE, ArtifactError, ConfigError
+from postmill.io.model_folder import ADAPTER_WEIGHTS
 from postmill.stages.merge.base import Base
 from postmill.stages.merge.edits import F32, Array, Edit, LowRank, RowWise, Whole
 
@@ -36,7 +37,7 @@ class Module(msgspec.Struct, frozen=True):
     @property
     def place(self) -> str:
         """For messages: the file."""
-        return f"{self.path / 'adapter_model.safetensors'}"
+        return f"{self.path / ADAPTER_WEIGHTS}"
 
     def tensor(self, leaf: str = "weight") -> str:
         """The base's name of the module's weight or bias. Raises ArtifactError (78) if it has none."""

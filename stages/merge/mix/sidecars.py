@@ -6,11 +6,11 @@ from typing import Any
 
 from postmill.io.errors import MISMATCH, ArtifactError
 from postmill.io.json_file import load_json
-from postmill.io.model_folder import model_files
+from postmill.io.model_folder import TRAINING, model_files
 from postmill.io.safetensors_file import INDEX
 from postmill.stages.merge.sidecars import save_json, set_dtype
 from postmill.stages.progress import Progress
-from postmill.stages.shared.base_model import TRAINING, all_stop_ids, configured_stop_ids
+from postmill.stages.shared.base_model import all_stop_ids, configured_stop_ids
 
 _TEMPLATE = "chat_template.jinja"
 

@@ -9,10 +9,7 @@ pytest.importorskip("peft")
 import tiny_model  # noqa: E402
 
 from postmill.io.errors import ArtifactError, ConfigError  # noqa: E402
-from postmill.stages.options import make  # noqa: E402
 from postmill.stages.shared import attention  # noqa: E402
-from postmill.stages.train.config import Train  # noqa: E402
-from postmill.stages.train.model import lora_model  # noqa: E402
 from postmill.stages.train.tuners.lora import Lora  # noqa: E402
 
 
@@ -27,7 +24,7 @@ def write(folder, name, **config):
 
 def adapters(path, **lora):
     kernel = attention.choose("auto", torch.device("cpu"), torch.float32)
-    model = lora_model(path, make(Train, tuner=Lora(rank=2, **lora)), torch.float32, kernel)
+    model = tiny_model.start(Lora(rank=2, **lora), path, kernel)
     return {
         name.rpartition(".lora_A")[0].rpartition(".")[2] for name, _ in model.named_parameters() if "lora_A" in name
     }

@@ -21,7 +21,7 @@ from postmill.stages.runner import Options, run_stage  # noqa: E402
 from postmill.stages.shared import attention  # noqa: E402
 from postmill.stages.train import liger  # noqa: E402
 from postmill.stages.train.config import STAGE, Train  # noqa: E402
-from postmill.stages.train.model import full_model, lora_model  # noqa: E402
+from postmill.stages.train.tuners.full import Full  # noqa: E402
 
 NATIVE = "native module not built"
 
@@ -56,12 +56,8 @@ def base(tmp_path):
 
 @pytest.mark.parametrize("tuner", ["full", "lora"])
 def test_names_and_what_is_saved_do_not_change(base, tmp_path, tuner):
-    def loaded(cfg):
-        if tuner == "full":
-            return full_model(base, attention.ROWS, cfg)
-        return lora_model(base, cfg, torch.float32, attention.ROWS)
-
-    plain, fused = loaded(make(Train, tuner=tuner)), loaded(make(Train, tuner=tuner, liger=True))
+    options = make(Train, tuner=tuner).tuner
+    plain, fused = (tiny_model.start(options, base, attention.ROWS, liger=liger) for liger in (False, True))
     kinds = {type(m) for m in fused.modules()}
     assert {liger.Norm, liger.Mlp, liger.Attention} <= kinds
     assert plain.state_dict().keys() == fused.state_dict().keys()
@@ -81,11 +77,10 @@ def test_names_and_what_is_saved_do_not_change(base, tmp_path, tuner):
 def test_no_class_of_transformers_is_touched(base):
     kind = transformers.models.llama.modeling_llama
     before = {name: dict(vars(getattr(kind, name))) for name in ("LlamaRMSNorm", "LlamaMLP", "LlamaAttention")}
-    full_model(base, attention.ROWS, make(Train, liger=True))
+    tiny_model.start(Full(), base, attention.ROWS, liger=True)
     assert all(dict(vars(getattr(kind, name))) == was for name, was in before.items())
-    assert not {liger.Norm, liger.Mlp, liger.Attention} & {
-        type(m) for m in full_model(base, attention.ROWS, Train()).modules()
-    }
+    plain = tiny_model.start(Full(), base, attention.ROWS)
+    assert not {liger.Norm, liger.Mlp, liger.Attention} & {type(m) for m in plain.modules()}
 
 
 @pytest.mark.parametrize(

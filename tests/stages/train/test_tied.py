@@ -5,11 +5,10 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_model import write_model
+from tiny_model import start, write_model
 
-from postmill.stages.train.config import Train
-from postmill.stages.train.model import full_model
 from postmill.stages.train.tied import share_gradient
+from postmill.stages.train.tuners.full import Full
 
 IDS = torch.tensor([[3, 7, 7, 60, 3, 3, 0]])
 
@@ -26,14 +25,14 @@ def gradient(model: Any, times: int = 2) -> torch.Tensor:
 
 @pytest.mark.parametrize("padding", [None, 7])
 def test_equals_autograd(tmp_path: Path, padding: int | None) -> None:
-    model = full_model(write_model(tmp_path, pad_token_id=padding), "sdpa", Train())
+    model = start(Full(), write_model(tmp_path, pad_token_id=padding))
     expected = gradient(model)
     assert share_gradient(model)
     torch.testing.assert_close(gradient(model), expected, rtol=1e-6, atol=1e-7)
 
 
 def test_makes_no_second_dense_gradient(tmp_path: Path) -> None:
-    model = full_model(write_model(tmp_path), "sdpa", Train())
+    model = start(Full(), write_model(tmp_path))
     assert share_gradient(model)
     hidden = model.get_input_embeddings()(IDS)
     reached: list[Any] = [hidden.grad_fn]
@@ -43,7 +42,7 @@ def test_makes_no_second_dense_gradient(tmp_path: Path) -> None:
 
 
 def test_without_the_head_the_rows_alone(tmp_path: Path) -> None:
-    model = full_model(write_model(tmp_path), "sdpa", Train())
+    model = start(Full(), write_model(tmp_path))
     share_gradient(model)
     embedding = model.get_input_embeddings()
     embedding(IDS).sum().backward()
@@ -53,7 +52,7 @@ def test_without_the_head_the_rows_alone(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("change", ["untied", "frozen", "other kind"])
 def test_leaves_others_alone(tmp_path: Path, change: str) -> None:
-    model = full_model(write_model(tmp_path, tied=change != "untied"), "sdpa", Train())
+    model = start(Full(), write_model(tmp_path, tied=change != "untied"))
     embedding = model.get_input_embeddings()
     if change == "frozen":
         embedding.weight.requires_grad_(False)
@@ -69,7 +68,7 @@ def test_leaves_others_alone(tmp_path: Path, change: str) -> None:
 
 
 def test_nothing_to_do_without_gradients(tmp_path: Path) -> None:
-    model = full_model(write_model(tmp_path), "sdpa", Train())
+    model = start(Full(), write_model(tmp_path))
     share_gradient(model)
     with torch.no_grad():
         assert not model.get_input_embeddings()(IDS).requires_grad

@@ -55,7 +55,7 @@ def whole_step(
     cfg = make(Train, objective=objective, tuner="full", bins_per_step=-(-len(reader) // 4) * 4, micro_bins=micro_bins)
     found = {role: ScoresReader(path) for role, path in scores.items()}
     source = BatchSource(reader, objective.needs, found)
-    net = model.full_model(base, attention.choose("rows", torch.device("cpu"), torch.float32), cfg)
+    net = model.loader(attention.choose("rows", torch.device("cpu"), torch.float32), cfg)(base, torch.float32)
     torch.manual_seed(3)
     for parameter in net.parameters():
         parameter.data += 0.02 * torch.randn_like(parameter)

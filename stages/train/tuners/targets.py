@@ -1,0 +1,90 @@
+"""Which modules of a model get an adapter, from the names that a user gives."""
+
+from typing import Any
+
+from torch import nn
+
+from postmill.io.errors import USAGE, ConfigError
+from postmill.stages.shared.heads import CLASSIFIERS, PEFT_TASK, Head
+
+
+def find_targets(base: Any, wanted: list[str], tuner: str) -> list[str]:
+    """Last parts of the names of the modules that get an adapter, sorted.
+
+    all-linear is every linear layer but the head, all-norm every norm, all-embedding the embedding of the input.
+    Raises ConfigError (2) for a name that no module has, or for the head: its adapter would hide from the fused loss.
+    """
+    targets = split(wanted)
+    if len(targets) == 1 and targets[0] in GROUPS:
+        return sorted(GROUPS[targets[0]](base))
+    heads = _heads(base)
+    names = [name for name, _ in base.named_modules()]
+    for target in targets:
+        hits = [name for name in names if name == target or name.endswith(f".{target}")]
+        if not hits:
+            known = ", ".join(sorted(_linear(base)))
+            raise ConfigError(f"--{tuner}.targets {target}: no such module; linear ones are {known}", USAGE)
+        if any(base.get_submodule(name) in heads for name in hits):
+            raise ConfigError(
+                f"--{tuner}.targets {target}: the output head takes no adapter; train it whole with"
+                f" --{tuner}.modules-to-save {target}",
+                USAGE,
+            )
+    return sorted(set(targets))
+
+
+def _linear(base: Any) -> set[str]:
+    from transformers.pytorch_utils import Conv1D
+
+    heads = _heads(base)
+    kinds = (nn.Linear, Conv1D)  # GPT-2's linear layers are of a class of their own
+    return {_last(name) for name, m in base.named_modules() if isinstance(m, kinds) and m not in heads}
+
+
+def _heads(base: Any) -> list[Any]:
+    return [base.get_output_embeddings(), *(getattr(base, name, None) for name in CLASSIFIERS)]
+
+
+def _norms(base: Any) -> set[str]:
+    return {_last(name) for name, m in base.named_modules() if type(m).__name__.lower().endswith("norm")}
+
+
+def _embedding(base: Any) -> set[str]:
+    return {_last(name) for name, m in base.named_modules() if m is base.get_input_embeddings()}
+
+
+def _last(name: str) -> str:
+    return name.rpartition(".")[2]
+
+
+GROUPS = {"all-linear": _linear, "all-norm": _norms, "all-embedding": _embedding}
+"""Words for kinds of modules."""
+
+
+def whole_modules(base: Any, wanted: list[str], tuner: str) -> list[str]:
+    """Modules that are trained whole: those named, and a classifier.
+
+    Raises ConfigError (2) for a name that no module with weights has.
+    """
+    weighted = [name for name, m in base.named_modules() if name and any(True for _ in m.parameters(recurse=False))]
+    names = split(wanted) + [name for name in CLASSIFIERS if hasattr(base, name)]
+    for target in names:
+        if not any(name == target or name.endswith(f".{target}") for name, _ in base.named_modules()):
+            known = sorted({name.rpartition(".")[2] for name in weighted})
+            raise ConfigError(
+                f"--{tuner}.modules-to-save {target}: no such module; there are {', '.join(known)}", USAGE
+            )
+    return names
+
+
+def split(names: list[str]) -> list[str]:
+    """Names given one by one, or with commas between them."""
+    return [part.strip() for name in names for part in name.split(",") if part.strip()]
+
+
+def of_head(head: Head) -> dict[str, Any]:
+    """What peft's config says of the head that the model has."""
+    return {
+        "task_type": PEFT_TASK[head.kind],
+        "exclude_modules": r".*\bpooler\b.*" if head.kind == "pool" else None,
+    }

@@ -1,0 +1,193 @@
+"""Every tuner: trains, is stopped and goes on to the same bytes, loads back in its library, and merges.
+
+The run's own validation loss is the judge: it was computed by the model that was trained, packed and fused, and must be
+what the saved adapter, loaded by peft into the base as anybody would, gives each row alone.
+"""
+
+import json
+import signal
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="training needs torch")
+transformers = pytest.importorskip("transformers")
+peft = pytest.importorskip("peft")
+pytest.importorskip("postmill._native", reason="native module not built")
+
+import tiny_model  # noqa: E402
+
+from postmill.io.errors import ConfigError, StageError  # noqa: E402
+from postmill.io.manifest import load_artifact, verify_files  # noqa: E402
+from postmill.io.packed import PackedReader  # noqa: E402
+from postmill.stages.merge.config import STAGE as MERGE  # noqa: E402
+from postmill.stages.merge.config import Merge  # noqa: E402
+from postmill.stages.merge.methods.table import METHODS  # noqa: E402
+from postmill.stages.options import make  # noqa: E402
+from postmill.stages.protocol import Out  # noqa: E402
+from postmill.stages.runner import Options, find_inputs, name_work, run_stage  # noqa: E402
+from postmill.stages.train import run as train_stage  # noqa: E402
+from postmill.stages.train.config import STAGE, Train  # noqa: E402
+
+STEPS = 3
+SMALL = {
+    "loha": {"rank": 2},
+    "lokr": {"rank": 2, "decompose_both": True},
+    "delora": {"rank": 2},
+    "gralora": {"rank": 4, "plain_rank": 2},
+    "hira": {"rank": 2},
+    "glora": {"rank": 2},
+    "deft": {"rank": 2},
+    "peanut": {"rank": 2, "depth": 2},
+    "psoft": {"rank": 4},
+    "osf": {"kept_rank": 4},
+    "oft": {"block_size": 4},
+    "boft": {"block_size": 4},
+    "hra": {"rank": 2},
+    "road": {"group_size": 4, "variant": "road_2"},
+    "vera": {"rank": 4},
+    "pvera": {"rank": 4},
+    "randlora": {"rank": 4},
+    "vblora": {"rank": 2, "vectors": 8, "vector_length": 4},
+    "fourierft": {"frequencies": 20},
+    "waveft": {"wavelets": 20},
+    "c3a": {"block_size": 4},
+    "unilora": {"length": 32},
+    "tinylora": {"length": 4},
+    "frod": {},
+    "ia3": {},
+    "miss": {"rank": 4, "variant": "bat"},
+    "shira": {"rank": 2},
+    "supertuning": {"sparsity": 0.9},
+    "ln-tuning": {},
+    "beft": {},
+    "trainable-tokens": {"tokens": [2, 5, 9, 11, 30]},
+}
+"""Options that fit a model of 24 numbers a token."""
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("tuners")
+    base = tiny_model.write_model(folder / "base")
+    tiny_model.write_packed(folder / "packed", base, tiny_model.make_rows(16, seed=3))
+    tiny_model.write_packed(folder / "valid", base, tiny_model.make_rows(4, seed=9))
+    return folder
+
+
+def given(world, **ports):
+    return {name: [str(world / name)] for name in ("packed", "valid")} | {"model": [str(world / "base")]} | ports
+
+
+def config(name, **options):
+    settings = {
+        "lr": 1e-2,
+        "bins_per_step": 4,
+        "micro_bins": 2,
+        "steps": STEPS,
+        "save_every": 0,
+        "schedule": "constant",
+    }
+    return make(Train, tuner=name, **(settings | options))
+
+
+def digest(path):
+    artifact = load_artifact(path)
+    assert verify_files(artifact) == []
+    return artifact.digest
+
+
+class StopAfter:
+    """A stop request that comes true when it is looked at for the n-th time."""
+
+    def __init__(self, looks):
+        self.looks, self.signal, self.graceful = looks, int(signal.SIGTERM), False
+
+    @property
+    def requested(self):
+        self.looks -= 1
+        return self.looks < 0
+
+    def stopped(self, saved):
+        return StageError(saved, 75)
+
+
+def stop_at(cfg, ports, target, step):
+    """Run the stage itself until `step` steps are done."""
+    inputs = find_inputs(STAGE, ports)
+    key, resolved, entries = name_work(STAGE, cfg, inputs)
+    out = Out(STAGE, key, target, None, target.parent / "nowhere")
+    out.threads, out.inputs, out.config, out.stop = 1, entries, resolved, StopAfter(step)
+    with pytest.raises(StageError) as error:
+        train_stage.run(cfg, inputs, out)
+    assert error.value.code == 75
+
+
+def trained(world, cfg, target):
+    """The artifact of a run, which is also that of one that was stopped after each step in turn."""
+    ports = given(world)
+    run_stage(STAGE, cfg, ports, target, Options(threads=1))
+    again = target.with_name(f"{target.name}-again")
+    for _ in range(1, STEPS):
+        stop_at(cfg, ports, again, 1)
+    run_stage(STAGE, cfg, ports, again, Options(threads=1))
+    assert digest(again) == digest(target)
+    return target
+
+
+def losses(run):
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return lines[0]["loss"], lines[-1]["loss"], lines[-1]["valid_loss"]
+
+
+def load(path):
+    return transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+
+
+def loss_of(model, packed):
+    """Weighted loss of each row alone, by trained tokens: the textbook's, from the model's own logits."""
+    reader, total, count = PackedReader(packed), 0.0, 0
+    for number in range(len(reader)):
+        found = reader.bin(number)
+        for start, end in zip(found.cu_seqlens[:-1], found.cu_seqlens[1:], strict=True):
+            ids = torch.from_numpy(found.input_ids[start:end].astype(np.int64))
+            weights = torch.from_numpy(found.weights[start:end])
+            with torch.no_grad():
+                logp = model(ids[None]).logits[0, :-1].log_softmax(-1)
+            total += float((-weights[1:] * logp.gather(-1, ids[1:, None])[:, 0]).double().sum())
+            count += int((weights[1:] != 0).sum())
+    return total / count
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_methods_of_peft(world, tmp_path, name):
+    run = trained(world, config(name, **SMALL[name]), tmp_path / "run")
+    first, last, valid = losses(run)
+    assert last < first
+    torch.manual_seed(1234)
+    base = load(world / "base")
+    assert abs(loss_of(base, world / "valid") - valid) > 1e-4
+    loaded = peft.PeftModel.from_pretrained(base, str(run)).eval()
+    assert loss_of(loaded, world / "valid") == pytest.approx(valid, abs=2e-6)
+    merged = {"parts": [str(run)], "model": [str(world / "base")]}
+    if json.loads((run / "adapter_config.json").read_text())["peft_type"] in METHODS:
+        run_stage(MERGE, Merge(parity="off"), merged, tmp_path / "merged", Options(threads=1))
+        assert loss_of(load(tmp_path / "merged"), world / "valid") == pytest.approx(valid, abs=2e-5)
+    else:
+        with pytest.raises(ConfigError, match="merge"):
+            run_stage(MERGE, Merge(parity="off"), merged, tmp_path / "merged", Options(threads=1))
+
+
+def test_every_method_is_tried():
+    from postmill.stages.train.tuners.table import TUNERS
+
+    methods = {name for name, place in TUNERS.table.items() if ".peft_methods." in place}
+    assert methods == SMALL.keys()
+
+
+def test_what_peft_refuses_is_said_in_one_line(world, tmp_path):
+    with pytest.raises(ConfigError, match="--tuner boft: peft says") as error:
+        run_stage(STAGE, config("boft", block_size=5), given(world), tmp_path / "run", Options(threads=1))
+    assert error.value.code == 2
+    assert "\n" not in str(error.value)
