@@ -39,7 +39,14 @@ STAGE = Stage(
             help="tokens or rollouts artifacts, packed as one; or - for a stream of tokens",
             many=True,
             stream=True,
-        )
+        ),
+        "rewards": Port(
+            kinds=("rewards",),
+            flag="--rewards",
+            help="rewards of these rollouts: samples without an advantage are left out",
+            many=True,
+            required=False,
+        ),
     },
     output="packed",
     example="postmill pack tokens/ -o packed/ --row-tokens 4096",

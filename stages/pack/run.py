@@ -16,14 +16,15 @@ from postmill.io.arrays import from_numpy, list_of, text, to_numpy, validity
 from postmill.io.errors import BAD_DATA, INTERNAL, MISMATCH, USAGE, ArtifactError, ConfigError, StageError
 from postmill.io.manifest import Manifest
 from postmill.io.packed import BINS, TOKENS, TokenRows, span_columns, token_tables
+from postmill.io.rewards import RewardsReader
 from postmill.io.schemas import BINS_V1, LEDGER_V1, TOKENS_V1
 from postmill.io.table import StreamReader, TableReader
 from postmill.io.upstream import inside, keep_trailer
 from postmill.stages.pack.config import Pack
 from postmill.stages.protocol import Input, Inputs, Out, Result
 
-_REASONS = ("", "empty", "nothing_to_train_on", "too_long")
-_EMPTY, _UNTRAINED, _LONG = 1, 2, 3
+_REASONS = ("", "empty", "nothing_to_train_on", "too_long", "no_advantage")
+_EMPTY, _UNTRAINED, _LONG, _DEAD = 1, 2, 3, 4
 _BINS_A_BATCH = 16384
 
 
@@ -59,6 +60,7 @@ class Bins(NamedTuple):
 def run(cfg: Pack, inputs: Inputs, out: Out) -> Result:
     """Make `bins.arrow`. Raises StageError (65) for rows that do not fit, ArtifactError as the readers do."""
     tables, digests, survey = _open_tokens(inputs["tokens"], out)
+    _leave_out_dead(survey, inputs)
     starts, rows = _plan(cfg, survey, tables)
     bins = _count(tables, survey, starts, rows, out)
     costs = _write(cfg, bins, survey, out)
@@ -94,6 +96,15 @@ def _open_tokens(inputs: list[Input], out: Out) -> tuple[list[Table], dict[str, 
     for _, batch in _batches(tables):
         surveyor.add(batch)
     return tables, digests, surveyor.finish(tables)
+
+
+def _leave_out_dead(survey: Survey, inputs: Inputs) -> None:
+    """Drop samples that their rewards give no advantage. Raises ArtifactError (78) for rewards of other rollouts."""
+    paths = [item.path for item in inputs["rewards"] if item.path is not None]
+    if paths:
+        rollouts = [item.artifact for item in inputs["tokens"] if item.artifact is not None]
+        is_dead = np.isnan(RewardsReader(paths, rollouts).advantage)
+        survey.reasons[is_dead & (survey.reasons == 0)] = _DEAD
 
 
 def _sources(made: Manifest) -> list[str]:
@@ -255,7 +266,8 @@ def _plan(cfg: Pack, survey: Survey, tables: list[Table]) -> tuple[NDArray[np.ui
         )
     kept = survey.reasons == 0
     if not kept.any():
-        raise StageError(f"0 of {num_rows} rows are left to pack; check what tokenize kept", BAD_DATA)
+        dead = " or what reward kept" if (survey.reasons == _DEAD).any() else ""
+        raise StageError(f"0 of {num_rows} rows are left to pack; check what tokenize kept{dead}", BAD_DATA)
     whole = bool(kept.all())
     lengths = survey.lengths if whole else survey.lengths[kept]
     groups = None

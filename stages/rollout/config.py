@@ -19,7 +19,7 @@ class Rollout(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """0 takes the likeliest token each time; above, each sample has a seed of its own."""
     top_p: Annotated[float, Meta(gt=0, le=1)] = 1.0
     """Sample from the likeliest tokens that hold this share of probability. Below 1, log-probabilities are no longer
-    those of what was sampled from, and learning from them needs --mismatch none."""
+    those of what was sampled from, and learning from them needs --rl.mismatch none."""
     top_k: Annotated[int, Meta(ge=0)] = 0
     """Sample from this many likeliest tokens; 0 is all."""
     min_p: Annotated[float, Meta(ge=0, le=1)] = 0.0

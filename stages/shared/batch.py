@@ -15,8 +15,12 @@ from torch import Tensor
 from postmill.io.packed import Bin
 
 ALIGNMENT: dict[str, Literal["token", "row"]] = {
+    "advantage": "row",
+    "engine_logp": "token",
+    "group_tokens": "row",
     "label": "row",
     "margin": "row",
+    "old_logp": "token",
     "ref_logp": "token",
 }
 """What an entry of `Batch.columns` is about, by name."""

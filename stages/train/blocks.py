@@ -38,9 +38,10 @@ class Blocks:
         return batch
 
     def ask(self, objective: Objective, batch: Batch, block: NDArray[np.int64]) -> Ask:
-        """What the objective asks, with the batch's share of the routers' loss."""
+        """What the objective asks, with the batch's share of the routers' loss, at the temperature of the rows."""
         share = batch.input_ids_1T.shape[1] / self._step.tokens if block[0] >= 0 else 0.0
-        return objective.ask(batch, self._step.norms)._replace(router_share=share)
+        asked = objective.ask(batch, self._step.norms)
+        return asked._replace(router_share=share, temperature=self._source.temperature)
 
     @contextmanager
     def guarded(self, batch: Batch) -> Iterator[None]:

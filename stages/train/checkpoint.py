@@ -25,6 +25,8 @@ from postmill.stages.train.optimizer import Learner, restore_state
 from postmill.stages.train.save import check_saved, save_tensors
 from postmill.stages.train.tuners.interface import Tuner
 
+OWN = "start.safetensors"
+"""Log-probs of the weights the run started from."""
 OPTIMIZER, STATE, METRICS, TIMING = "optimizer.safetensors", "state.json", "metrics.jsonl", "timing.jsonl"
 _NAME = re.compile(r"step-(\d{8,})")
 
@@ -53,6 +55,7 @@ def save(
     tuner: Tuner,
     weights: dict[str, Tensor],
     state: dict[str, Tensor],
+    own: dict[str, Tensor],
     metrics: bytes,
     base: str,
     valid_loss: float | None,
@@ -69,6 +72,8 @@ def save(
         tuner.save(net, weights, staging.path, base)
         check_saved(staging.path)
         save_tensors(state, staging.path / OPTIMIZER)
+        if own:
+            save_tensors(own, staging.path / OWN)
         write_json(staging.path / STATE, position)
         (staging.path / METRICS).write_bytes(metrics)
         manifest = Manifest(

@@ -1,22 +1,32 @@
-"""Batches of a packed artifact with the columns an objective needs, from the token tables and from scores."""
+"""Batches of a packed artifact with the columns an objective needs: from the token tables, scores and rewards."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from postmill.io.packed import Bin, PackedReader
-from postmill.io.scores import ScoresReader
+from postmill.io.rewards import RewardsReader
 from postmill.stages.shared.batch import ALIGNMENT, Batch, Groups, as_padding, collate
 from postmill.stages.train.objectives.needs import Needs
+from postmill.stages.train.plan import SAMPLER, Data, TokenScores
 
 
 class BatchSource:
     """Bins as batches."""
 
-    def __init__(self, reader: PackedReader, needs: Needs, scores: Mapping[str, ScoresReader] | None = None) -> None:
+    def __init__(
+        self,
+        reader: PackedReader,
+        needs: Needs,
+        scores: Mapping[str, TokenScores] | None = None,
+        rewards: RewardsReader | None = None,
+    ) -> None:
         """scores: by the role of the model that gave them; `ref` is where the column `ref_logp` comes from."""
-        self.reader, self._needs, self._scores = reader, needs, scores or {}
+        self.reader, self._needs, self.data = reader, needs, Data(reader, scores or {}, rewards)
+        self.temperature = rewards.temperature if rewards is not None and needs.sampled else 1.0
+        """At which log-probs are compared."""
 
     def load(self, bins: NDArray[np.int64]) -> Batch:
         """The batch of a block of bins. A block of padding (-1) alone gives the first bin as padding."""
@@ -27,14 +37,32 @@ class BatchSource:
 
     def _collate(self, bins: list[Bin]) -> Batch:
         rows = np.concatenate([b.rows for b in bins])
-        names = [name for name in self._needs.columns if ALIGNMENT[name] == "row"]
-        columns = self.reader.columns(rows, names)
+        lengths = np.concatenate([np.diff(b.cu_seqlens) for b in bins])
+        columns = {}
         for name in self._needs.columns:
-            if ALIGNMENT[name] == "token":
-                role, _, kind = name.partition("_")
-                lengths = np.concatenate([np.diff(b.cu_seqlens) for b in bins])
-                columns[name] = self._scores[role].tokens(rows, lengths, kind)
+            found = self._of_tokens(name, rows, lengths) if ALIGNMENT[name] == "token" else self._of_rows(name, rows)
+            if found is not None:
+                columns[name] = found
         return collate(bins, columns, self._groups(rows))
+
+    def _of_rows(self, name: str, rows: NDArray[np.int64]) -> NDArray[Any]:
+        rewards = self.data.rewards
+        if name == "advantage":
+            assert rewards is not None
+            return rewards.advantage[rows]
+        if name == "group_tokens":
+            assert rewards is not None
+            return rewards.group_tokens()[rows]
+        return self.reader.columns(rows, [name])[name]
+
+    def _of_tokens(self, name: str, rows: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.float32] | None:
+        role, _, kind = name.partition("_")
+        if role == SAMPLER:
+            assert self.data.rewards is not None
+            return self.data.rewards.logp(rows, lengths)
+        if role not in self.data.scores and name in self._needs.own:
+            return None
+        return self.data.scores[role].tokens(rows, lengths, kind)
 
     def _groups(self, rows: NDArray[np.int64]) -> Groups | None:
         if self._needs.group == "row":

@@ -144,6 +144,13 @@ STAGE = Stage(
             required=False,
             help="log-probs another model gave the same rows, as ref=DIR (valid.ref=DIR for those of --valid)",
         ),
+        "rewards": Port(
+            kinds=("rewards",),
+            flag="--rewards",
+            many=True,
+            required=False,
+            help="rewards of the rollouts that were packed, for --objective rl",
+        ),
     },
     output=output_kind,
     example="postmill train packed/ -m base/ -o run/ --tuner lora --epochs 2 --lr 2e-4",

@@ -30,9 +30,11 @@ def summaries(
         first_G = torch.full_like(batch.row_R, torch.iinfo(torch.int64).max)
         first_R = first_G.scatter_reduce(0, batch.group_R, batch.row_R, "amin")[batch.group_R]
         pieces.append((summary_RS.detach(), torch.stack([batch.row_R, first_R, batch.member_R], 1)))
-    summary_RS = torch.cat([summary for summary, _ in pieces])
+    widest = max(summary.shape[1] for summary, _ in pieces)
+    summary_RS = torch.cat([widen(summary, widest) for summary, _ in pieces])
     rows_R3 = torch.cat([rows for _, rows in pieces])
     if accelerator.num_processes > 1:
+        summary_RS = accelerator.pad_across_processes(summary_RS, dim=1, pad_index=float("nan"))
         summary_RS = accelerator.gather(accelerator.pad_across_processes(summary_RS))
         rows_R3 = accelerator.gather(accelerator.pad_across_processes(rows_R3, pad_index=-1))
     real_R = rows_R3[:, 0] >= 0
@@ -40,6 +42,11 @@ def summaries(
     order_R = rows_R3[:, 0].argsort()
     row_R, first_R, member_R = rows_R3[order_R].t().contiguous()
     return summary_RS[order_R], StepRows(row_R, torch.unique(first_R, return_inverse=True)[1], member_R)
+
+
+def widen(summary_RS: Tensor, width: int) -> Tensor:
+    """The same with NaN up to `width` columns: summaries of one value a token are as wide as a batch's longest row."""
+    return torch.nn.functional.pad(summary_RS, (0, width - summary_RS.shape[1]), value=float("nan"))
 
 
 def step_constants(

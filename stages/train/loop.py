@@ -26,7 +26,9 @@ from postmill.stages.train.checkpoint import METRICS, Position
 from postmill.stages.train.columns import BatchSource
 from postmill.stages.train.config import Train
 from postmill.stages.train.finish import finish
+from postmill.stages.train.mismatch import check_mismatch
 from postmill.stages.train.optimizer import Learner, release, set_lr
+from postmill.stages.train.own_scores import start_scores
 from postmill.stages.train.parallel.layout import Layout
 from postmill.stages.train.parallel.replicated import Replicated
 from postmill.stages.train.plan import Channels, Data, Step, Steps, read_channels
@@ -53,7 +55,7 @@ def _train(
 ) -> Result:
     device, is_main = accelerator.device, accelerator.is_main_process
     reader = data.reader
-    steps = Steps(cfg, reader, accelerator.num_processes)
+    steps = Steps(cfg, reader, accelerator.num_processes, data.rewards)
     found = _resume(out, accelerator)
     here = _fix_numerics(cfg, out, accelerator, found)
 
@@ -71,7 +73,8 @@ def _train(
     ).train()
     wrapped = layout.wrap(forward)
     check(forward, reader, dtype, device, loss_kernel=cfg.compute.loss_kernel)
-    source = BatchSource(reader, objective.needs, data.scores)
+    own = start_scores(data, objective.needs, wrapped, accelerator, found=found and found[0], num_steps=steps.total)
+    source = BatchSource(reader, objective.needs, {**data.scores, **own}, data.rewards)
     valid_source = BatchSource(valid.reader, objective.needs, valid.scores) if valid else None
     parameters = model.trainable(net)
     learner = Learner(net, parameters, cfg.optimizer.make(parameters, cfg.peak_lr), layout)
@@ -88,6 +91,7 @@ def _train(
         here=here,
         base=base.name,
         accelerator=accelerator,
+        own=own,
         saved=found[1].step if found else 0,
     )
 
@@ -100,9 +104,8 @@ def _train(
             cfg, wrapped, objective, source, step, accelerator=accelerator, layout=layout, channels=channels
         )
         norm = layout.clip(parameters.values(), cfg.clip or math.inf)
-        loss, grad_norm = torch.stack([gradient.loss, norm.double()]).tolist()
-        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
-            raise run.diverged(reader, step, gradient, grad_norm)
+        loss, grad_norm = run.finite(reader, step, gradient, norm)
+        check_mismatch(cfg, data, base, step, gradient)
         set_lr(learner.optimizer, lr)
         learner.optimizer.step()
 

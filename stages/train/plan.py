@@ -5,8 +5,8 @@ tokens, how much weight and how many rows each bin trains on, so the loss of a s
 from its first micro-batch on, and neither accumulation nor the number of ranks changes a gradient.
 """
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,55 +14,94 @@ from numpy.typing import NDArray
 from postmill.io.errors import BAD_DATA, MISMATCH, USAGE, ArtifactError, ConfigError
 from postmill.io.model_folder import tokenizer_digest, vocab_size
 from postmill.io.packed import PackedReader, token_tables
+from postmill.io.rewards import RewardsReader
 from postmill.io.scores import ScoresReader
 from postmill.stages.protocol import Input
 from postmill.stages.train.config import Train
 from postmill.stages.train.objectives.needs import Needs
 
-Measure = Callable[[PackedReader], NDArray[np.float64]]
+SAMPLER = "engine"
+"""The role of what sampled the rows: its log-probs are in the rollouts themselves."""
 
 
-def _of_rows(measure: Callable[[PackedReader, NDArray[np.int64]], NDArray[np.float64]]) -> Measure:
+class TokenScores(Protocol):
+    """What a model said of tokens."""
+
+    def tokens(self, rows: NDArray[np.int64], lengths: NDArray[np.int64], name: str) -> NDArray[np.float32]:
+        """Column `name` by token, rows end to end; NaN where a token has no score. lengths: tokens of each row."""
+        ...
+
+
+class Data(NamedTuple):
+    """Bins, what models said of their rows, by role (`ref` is the reference of DPO), and what sampled rows earned."""
+
+    reader: PackedReader
+    scores: Mapping[str, TokenScores] = {}
+    rewards: RewardsReader | None = None
+
+
+Measure = Callable[[Data], NDArray[np.float64]]
+
+
+def _of_rows(measure: Callable[[Data, NDArray[np.int64]], NDArray[np.float64]]) -> Measure:
     """A measure of bins from one of rows."""
 
-    def of_bins(reader: PackedReader) -> NDArray[np.float64]:
-        rows, starts = reader.layout()
-        sums: NDArray[np.float64] = np.add.reduceat(np.append(measure(reader, rows), 0.0), starts[:-1])
+    def of_bins(data: Data) -> NDArray[np.float64]:
+        rows, starts = data.reader.layout()
+        sums: NDArray[np.float64] = np.add.reduceat(np.append(measure(data, rows), 0.0), starts[:-1])
         return sums
 
     return of_bins
 
 
-def _first_of_group(reader: PackedReader, rows: NDArray[np.int64]) -> NDArray[np.float64]:
-    is_first: NDArray[np.bool_] = reader.columns(rows, ["side"])["side"] == 0
+def _first_of_group(data: Data, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+    is_first: NDArray[np.bool_] = data.reader.columns(rows, ["side"])["side"] == 0
     return is_first.astype(np.float64)
 
 
-def _chosen_tokens(reader: PackedReader, rows: NDArray[np.int64]) -> NDArray[np.float64]:
-    tokens: NDArray[np.int32] = reader.columns(rows, ["trained_tokens"])["trained_tokens"]
-    return np.asarray(tokens * _first_of_group(reader, rows), np.float64)
+def _chosen_tokens(data: Data, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+    return np.asarray(_trained_tokens(data, rows) * _first_of_group(data, rows), np.float64)
 
 
-def _labelled(reader: PackedReader, rows: NDArray[np.int64]) -> NDArray[np.float64]:
-    return np.asarray(~np.isnan(reader.columns(rows, ["label"])["label"]), np.float64)
+def _labelled(data: Data, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+    return np.asarray(~np.isnan(data.reader.columns(rows, ["label"])["label"]), np.float64)
+
+
+def _trained_tokens(data: Data, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+    tokens: NDArray[np.int32] = data.reader.columns(rows, ["trained_tokens"])["trained_tokens"]
+    return tokens.astype(np.float64)
+
+
+def _sampled(data: Data, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+    assert data.rewards is not None
+    return np.where(np.isnan(data.rewards.advantage[rows]), 0.0, _trained_tokens(data, rows))
+
+
+def _live(data: Data, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+    return (_sampled(data, rows) > 0).astype(np.float64)
+
+
+def _live_groups(data: Data, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+    """A prompt counts 1, dealt to its live rows by their tokens: by whatever part of it a step has."""
+    assert data.rewards is not None
+    return _sampled(data, rows) / np.maximum(data.rewards.group_tokens()[rows], 1.0)
 
 
 MEASURES: dict[str, Measure] = {
-    "tokens": lambda reader: reader.plan.trained_tokens.astype(np.float64),
-    "weights": lambda reader: reader.plan.weight_sum,
-    "rows": lambda reader: reader.plan.num_rows.astype(np.float64),
+    "tokens": lambda data: data.reader.plan.trained_tokens.astype(np.float64),
+    "weights": lambda data: data.reader.plan.weight_sum,
+    "rows": lambda data: data.reader.plan.num_rows.astype(np.float64),
     "groups": _of_rows(_first_of_group),
     "chosen_tokens": _of_rows(_chosen_tokens),
     "labelled": _of_rows(_labelled),
+    "sampled": _of_rows(_sampled),
+    "live": _of_rows(_live),
+    "live_groups": _of_rows(_live_groups),
 }
-"""What sums may be divided by: a number of each bin, summed over the bins of a step before its first micro-batch."""
+"""What sums may be divided by: a number of each bin, summed over the bins of a step before its first micro-batch.
 
-
-class Data(NamedTuple):
-    """Bins, and what models said of their rows, by role: `ref` is the reference of DPO."""
-
-    reader: PackedReader
-    scores: dict[str, ScoresReader]
+Of samples, `sampled` counts tokens, `live` rows and `live_groups` prompts. Rows without an advantage are in none.
+"""
 
 
 class Step(NamedTuple):
@@ -90,7 +129,7 @@ class Step(NamedTuple):
 class Steps:
     """All steps of a run, by number."""
 
-    def __init__(self, cfg: Train, reader: PackedReader, num_ranks: int) -> None:
+    def __init__(self, cfg: Train, reader: PackedReader, num_ranks: int, rewards: RewardsReader | None = None) -> None:
         if cfg.batch.bins_per_step % (num_ranks * cfg.batch.micro_bins):
             raise ConfigError(
                 f"--bins-per-step {cfg.batch.bins_per_step}: not a multiple of {num_ranks} ranks times --micro-bins"
@@ -98,7 +137,7 @@ class Steps:
                 USAGE,
             )
         self._cfg, self._reader, self._num_ranks = cfg, reader, num_ranks
-        self._measures = measure_bins(reader, cfg.objective.needs.measures)
+        self._measures = measure_bins(Data(reader, rewards=rewards), cfg.objective.needs.measures)
         self.per_epoch = -(-len(reader) // cfg.batch.bins_per_step)
         self.total = cfg.steps or cfg.epochs * self.per_epoch
         self._epoch, self._dealt = -1, np.empty((0, 0, 0), np.int64)
@@ -128,21 +167,22 @@ class Steps:
             step = self[number]
             for name, total in step.norms.items():
                 if not total > 0:
+                    remedy = "choose another --normalize" if name == "weights" else "leave out rows without advantage"
                     raise ConfigError(
-                        f"step {number + 1}: the sum of {name} is {total:g}, expected more than 0; choose another"
-                        " --normalize, or more --bins-per-step",
+                        f"step {number + 1}: the sum of {name} is {total:g}, expected more than 0; {remedy}, or take"
+                        " more --bins-per-step",
                         USAGE,
                     )
 
 
-def measure_bins(reader: PackedReader, names: Sequence[str]) -> dict[str, NDArray[np.float64]]:
+def measure_bins(data: Data, names: Sequence[str]) -> dict[str, NDArray[np.float64]]:
     """Each measure, by bin."""
-    return {name: MEASURES[name](reader) for name in names}
+    return {name: MEASURES[name](data) for name in names}
 
 
-def total_norms(reader: PackedReader, names: Sequence[str]) -> dict[str, float]:
+def total_norms(data: Data, names: Sequence[str]) -> dict[str, float]:
     """Each measure over all bins: what a validation loss is divided by."""
-    return {name: float(values.sum()) for name, values in measure_bins(reader, names).items()}
+    return {name: float(values.sum()) for name, values in measure_bins(data, names).items()}
 
 
 def check_request(cfg: Train) -> None:
@@ -160,18 +200,36 @@ def check_request(cfg: Train) -> None:
 def check_objective(place: str, data: Data, needs: Needs) -> None:
     """Raise ConfigError (2) for scores that are not there, ArtifactError: (65) rows that an objective of pairs has no
     use for, (78) scores of other rows."""
+    if needs.sampled and data.rewards is None:
+        raise ConfigError(
+            f"{place}: the objective needs rewards of its rollouts; make them with `postmill reward` and pass --rewards"
+            " DIR",
+            USAGE,
+        )
     for name in needs.columns:
         role, _, kind = name.partition("_")
-        if kind == "logp" and role not in data.scores:
+        if kind == "logp" and name not in needs.own and role != SAMPLER and role not in data.scores:
             raise ConfigError(
                 f"{place}: the objective needs log-probs of the model it calls {role}; make them with `postmill score`"
                 f" and pass --scores {role}=DIR",
                 USAGE,
             )
+    if data.rewards is not None and data.rewards.is_truncated and needs.sampled:
+        _check_truncated(place, needs)
     for scores in data.scores.values():
-        scores.check(data.reader)
+        if isinstance(scores, ScoresReader):
+            scores.check(data.reader)
     if needs.group == "pair":
         _check_pairs(place, data.reader)
+
+
+def _check_truncated(place: str, needs: Needs) -> None:
+    if needs.compares_sampler:
+        raise ConfigError(
+            f"{place}: its rows were sampled with --top-p, --top-k or --min-p, and the engine's log-probs are not those"
+            " of its choices; pass --rl.mismatch none, or sample without",
+            USAGE,
+        )
 
 
 def _check_pairs(place: str, reader: PackedReader) -> None:

@@ -1,6 +1,11 @@
 """Train: check that data and model fit, then load, take steps, save. What can be refused is, before torch loads."""
 
+from collections.abc import Sequence
+from pathlib import Path
+
+from postmill.io.errors import USAGE, ConfigError
 from postmill.io.packed import PackedReader
+from postmill.io.rewards import RewardsReader
 from postmill.io.scores import ScoresReader
 from postmill.stages.protocol import Input, Inputs, Out, Result
 from postmill.stages.train.config import Train
@@ -13,8 +18,11 @@ def run(cfg: Train, inputs: Inputs, out: Out) -> Result:
     out.stop.graceful = True
     check_request(cfg)
     model = inputs["model"][0]
-    data = _open(cfg, inputs["packed"][0], model, _scores(inputs, ""))
-    Steps(cfg, data.reader, num_ranks=1).check()
+    rewards = [item.path for item in inputs["rewards"] if item.path is not None]
+    data = _open(cfg, inputs["packed"][0], model, _scores(inputs, ""), rewards)
+    Steps(cfg, data.reader, num_ranks=1, rewards=data.rewards).check()
+    if inputs["valid"] and cfg.objective.needs.sampled:
+        raise ConfigError("--valid: samples have no validation loss; sample and reward with the trained model", USAGE)
     valid = _open(cfg, inputs["valid"][0], model, _scores(inputs, "valid.")) if inputs["valid"] else None
 
     from postmill.stages.train.loop import train
@@ -22,9 +30,14 @@ def run(cfg: Train, inputs: Inputs, out: Out) -> Result:
     return train(cfg, data, valid, model, out)
 
 
-def _open(cfg: Train, packed: Input, model: Input, scores: dict[str, ScoresReader]) -> Data:
+def _open(
+    cfg: Train, packed: Input, model: Input, scores: dict[str, ScoresReader], rewards: Sequence[Path] = ()
+) -> Data:
     assert packed.path is not None
-    data = Data(PackedReader(packed.path), scores)
+    if rewards and not cfg.objective.needs.sampled:
+        raise ConfigError("--rewards: only --objective rl learns from rewards; leave it out", USAGE)
+    reader = PackedReader(packed.path)
+    data = Data(reader, scores, RewardsReader(rewards, reader.tokens) if rewards else None)
     check_data(packed, data.reader, model, cfg.objective.needs)
     check_objective(str(packed.path), data, cfg.objective.needs)
     return data

@@ -4,10 +4,12 @@ Every method is called by all ranks together. Only rank 0 writes, and no rank le
 others as soon as one is gone.
 """
 
+import math
 import signal
 from typing import Any
 
 import msgspec
+import torch
 from accelerate import Accelerator
 
 from postmill.io.errors import DIVERGED, StageError
@@ -18,6 +20,7 @@ from postmill.stages.train import checkpoint, save
 from postmill.stages.train.checkpoint import Position
 from postmill.stages.train.config import Train
 from postmill.stages.train.optimizer import Learner, state_tensors
+from postmill.stages.train.own_scores import OwnScores
 from postmill.stages.train.plan import Step
 from postmill.stages.train.record import Record
 from postmill.stages.train.step import Gradient
@@ -35,6 +38,8 @@ class RunState(msgspec.Struct, kw_only=True):
     here: dict[str, Any]
     base: str
     accelerator: Accelerator
+    own: dict[str, OwnScores]
+    """Numbers of the start that later steps compare with."""
     saved: int
     """Step of the newest checkpoint; 0 without one."""
 
@@ -52,6 +57,7 @@ class RunState(msgspec.Struct, kw_only=True):
                 tuner=self.tuner,
                 weights=weights,
                 state=state,
+                own={role: torch.from_numpy(scores.logp) for role, scores in self.own.items()},
                 metrics=self.record.raw(),
                 base=self.base,
                 valid_loss=valid_loss,
@@ -69,6 +75,13 @@ class RunState(msgspec.Struct, kw_only=True):
             self.checkpoint(step=step)
         self.accelerator.wait_for_everyone()
         return self.out.stop.stopped(f"checkpoint at step {step} saved")
+
+    def finite(self, reader: PackedReader, step: Step, gradient: Gradient, norm: torch.Tensor) -> tuple[float, float]:
+        """Loss and gradient norm as numbers. Raises StageError (79) if one is not finite."""
+        loss, grad_norm = torch.stack([gradient.loss, norm.double()]).tolist()
+        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+            raise self.diverged(reader, step, gradient, grad_norm)
+        return loss, grad_norm
 
     def diverged(self, reader: PackedReader, step: Step, gradient: Gradient, grad_norm: float) -> StageError:
         """Write down what the step was made of; returns the error to leave with (79). The step is not applied."""

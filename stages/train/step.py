@@ -149,7 +149,7 @@ def validate(
 ) -> float:
     """Loss over all bins of `source`, without noise, dropout or smoothing. The whole set is one step."""
     forward.eval()
-    norms = total_norms(source.reader, objective.needs.measures)
+    norms = total_norms(source.data, objective.needs.measures)
     ranks = accelerator.num_processes
     # every rank runs as many batches, since shards of a model are gathered by all together
     bins = np.pad(np.arange(len(source.reader)), (0, -len(source.reader) % ranks), constant_values=-1)
@@ -166,7 +166,8 @@ def validate(
             constants = step_constants(cast("ConstantsObjective", objective), forward, blocks, accelerator)
         for block in blocks.bins:
             batch = blocks.load(block)
-            total += objective.loss(forward(batch, objective.ask(batch, norms)), batch, norms, constants).total.double()
+            outputs = forward(batch, blocks.ask(objective, batch, block))
+            total += objective.loss(outputs, batch, norms, constants).total.double()
     forward.train()
     if ranks > 1:
         total = accelerator.reduce(total, "sum")

@@ -19,6 +19,13 @@ class Needs(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """What is computed of the lm head. Nothing asked and `linear`: the cheap fused path."""
     columns: tuple[str, ...] = ()
     """Columns that must be there, by the names of `batch.ALIGNMENT`: ref_logp, label, ..."""
+    own: tuple[str, ...] = ()
+    """Those of `columns` that are of the weights a run starts from: where they are not given, train computes them
+    before the first of several steps, and a run of one step does without."""
+    sampled: bool = False
+    """Rows are samples with rewards. Log-probs are at the temperature of the sampling."""
+    compares_sampler: bool = False
+    """Log-probs of the sampler decide what is learned, so they have to be those of its choices."""
     group: Literal["row", "pair", "list"] = "row"
     """Rows that have to lie in one bin: those of a `pair_id`, or none."""
     coupling: Coupling = "row"

@@ -42,6 +42,7 @@ OBJECTIVES = Choice(
         "simpo": "postmill.stages.train.objectives.simpo_options:Simpo",
         "orpo": "postmill.stages.train.objectives.orpo_options:Orpo",
         "rm": "postmill.stages.train.objectives.rm_options:Rm",
+        "rl": "postmill.stages.train.objectives.rl_options:Rl",
     },
 )
 """What is learned."""

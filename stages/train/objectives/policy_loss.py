@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from postmill.stages.train.objectives.rl import Rl
+from postmill.stages.train.objectives.rl_options import Rl
 
 LOG_LIMIT = 20.0
 """Log-ratios are held within this before exp: e^20 is 5e8, and its gradient is already meaningless."""
@@ -244,13 +244,22 @@ def token_losses(cfg: Rl, s: Sampled, entropy_limit: float | None = None) -> dic
     return terms
 
 
+def clipped(cfg: Rl, s: Sampled, log_T: Tensor) -> Tensor:
+    """1 for tokens whose ratio lies beyond the bound of the clip that their advantage pushes towards, [T]."""
+    ratio_T = log_T.exp()
+    is_high_T = (ratio_T > 1.0 + cfg.clip_high) & (s.advantage_T > 0)
+    is_low_T = (ratio_T < 1.0 - cfg.clip_low) & (s.advantage_T < 0)
+    return (is_high_T | is_low_T).to(log_T.dtype)
+
+
 def mismatch_metrics(s: Sampled) -> dict[str, Tensor]:
     """Sums over tokens that say how far engine and trainer are apart: |difference|, k3, tokens without a log-prob."""
     assert s.engine_T is not None
     with torch.no_grad():
         is_known_T = ~s.engine_T.isnan()
         difference_T = (s.old_T - s.engine_T).nan_to_num(0.0)
-        k3_T = difference_T.clamp(-LOG_LIMIT, LOG_LIMIT).exp() - difference_T - 1.0
+        held_T = difference_T.clamp(-LOG_LIMIT, LOG_LIMIT)
+        k3_T = held_T.exp() - held_T - 1.0
         return {
             "mismatch": difference_T.abs().sum(),
             "mismatch_k3": (k3_T * is_known_T).sum(),

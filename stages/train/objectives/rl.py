@@ -1,123 +1,124 @@
-"""Policy-gradient objectives: options and shares. The losses are in `policy_loss.py`, which needs torch."""
+"""Learning from sampled answers: what each token adds is in `policy_loss.py`; here is which tokens count, and how much.
 
-from typing import Annotated, Literal
+Every token's share is known before the forward pass: from its row's length and from sums over the step. Rows without an
+advantage are in neither. Letters: T tokens of a batch, R its rows, N its sampled tokens.
+"""
 
-import msgspec
-import numpy as np
-from msgspec import Meta
-from numpy.typing import NDArray
+from collections.abc import Mapping
 
-Share = Literal[
-    "token_mean", "seq_mean_token_mean", "seq_mean_token_sum", "seq_mean_token_sum_norm", "group_mean_token_mean"
-]
+import torch
+from torch import Tensor
 
+from postmill.stages.shared.batch import Batch
+from postmill.stages.shared.forward import Ask, Outputs
+from postmill.stages.train.objectives.interface import Loss
+from postmill.stages.train.objectives.policy_loss import (
+    Sampled,
+    clipped,
+    log_importance,
+    mismatch_metrics,
+    mismatch_weights,
+    token_losses,
+)
+from postmill.stages.train.objectives.rl_options import SHARE_MEASURES, Rl
 
-class Rl(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="rl"):
-    """Learn from sampled answers and their advantages."""
-
-    surrogate: Literal["ppo", "cispo", "sapo", "vespo", "gmpo", "dppo_tv", "dppo_kl", "fipo", "reinforce"] = "ppo"
-    """What is made of a token's ratio and advantage: `ppo` is the clipped surrogate of GRPO and its kin."""
-    level: Literal["token", "sequence", "sequence_token"] = "token"
-    """What a ratio is of: each token; the whole answer (GSPO); or the answer with the gradient of the token."""
-    share: Share = "token_mean"
-    """How tokens add up. `token_mean`: every token counts the same (DAPO); `seq_mean_token_mean`: every answer counts
-    the same (GRPO); `seq_mean_token_sum`: answers' sums, over their number (LUSPO); `seq_mean_token_sum_norm`: over
-    `max_tokens` as well (Dr. GRPO); `group_mean_token_mean`: every prompt counts the same."""
-    max_tokens: Annotated[int, Meta(ge=1)] | None = None
-    """Length that `seq_mean_token_sum_norm` divides by: the longest answer that was allowed."""
-    clip_low: Annotated[float, Meta(ge=0)] = 0.2
-    """A ratio is clipped at 1 minus this."""
-    clip_high: Annotated[float, Meta(ge=0)] = 0.28
-    """A ratio is clipped at 1 plus this."""
-    delta: Annotated[float, Meta(gt=1)] | None = None
-    """Cap on the ratio that is not clipped."""
-    dual_clip: Annotated[float, Meta(gt=1)] | None = None
-    """Bound of the loss for negative advantages, in advantages; 3 is usual."""
-    cispo_cap: Annotated[float, Meta(gt=0)] | None = None
-    """Cap on the ratio of `cispo`; 5 is usual. It has no default: tools disagree on what it means."""
-    sapo_tau_pos: Annotated[float, Meta(gt=0)] = 1.0
-    """Sharpness of `sapo`'s gate for positive advantages."""
-    sapo_tau_neg: Annotated[float, Meta(gt=0)] = 1.05
-    """Sharpness of `sapo`'s gate for the others."""
-    dppo_bound: Annotated[float, Meta(gt=0)] = 0.2
-    """How far a token's probability may have moved under `dppo_tv` and `dppo_kl`."""
-    fipo_half_life: Annotated[float, Meta(gt=0)] = 32.0
-    """Tokens after which a later token counts half under `fipo`."""
-    kl: Literal["k1", "k2", "k3"] = "k3"
-    """Estimate of the divergence from the reference."""
-    kl_coef: Annotated[float, Meta(ge=0)] = 0.0
-    """Strength of that divergence in the loss; above 0 it needs reference log-probs."""
-    kl_unbiased: bool = True
-    """Multiply the divergence by the ratio, which makes its gradient that of the divergence."""
-    entropy_coef: float = 0.0
-    """Strength of the entropy bonus."""
-    entropy_quantile: Annotated[float, Meta(gt=0, le=1)] = 1.0
-    """Train only on this share of the tokens, those with the highest entropy."""
-    mismatch: Literal[
-        "none",
-        "token_truncate",
-        "token_mask",
-        "sequence_truncate",
-        "sequence_mask",
-        "geometric_mask",
-    ] = "sequence_mask"
-    """Correction for an engine whose log-probs are not the trainer's: ratios of tokens or whole answers, capped or,
-    out of bounds, dropped."""
-    mismatch_low: Annotated[float, Meta(ge=0)] = 0.0
-    """Lowest ratio that `*_mask` keeps."""
-    mismatch_high: Annotated[float, Meta(gt=0)] = 3.0
-    """Highest ratio that `*_mask` keeps and `*_truncate` gives."""
-    off_policy_limit: float | None = None
-    """Drop answers with a negative advantage once the policy's mean log-prob fell by more than this (DeepSeek-V3.2)."""
-
-    def __post_init__(self) -> None:
-        if self.surrogate == "cispo" and self.cispo_cap is None:
-            raise ValueError("surrogate cispo needs cispo_cap, the cap on the ratio itself; 5 is usual")
-        if self.share == "seq_mean_token_sum_norm" and self.max_tokens is None:
-            raise ValueError("share seq_mean_token_sum_norm needs max_tokens")
-        if self.surrogate == "gmpo" and self.share != "seq_mean_token_mean":
-            raise ValueError("surrogate gmpo is a value of a whole answer: it needs share seq_mean_token_mean")
+_LIMIT = "entropy_limit"
 
 
-PRESETS: dict[str, Rl] = {
-    "grpo": Rl(share="seq_mean_token_mean", clip_high=0.2),
-    "dapo": Rl(),
-    "cispo": Rl(surrogate="cispo", cispo_cap=5.0),
-    "gspo": Rl(level="sequence", share="seq_mean_token_mean", clip_low=3e-4, clip_high=4e-4),
-    "sapo": Rl(surrogate="sapo", share="seq_mean_token_mean"),
-    "luspo": Rl(level="sequence", share="seq_mean_token_sum"),
-    "vespo": Rl(surrogate="vespo"),
-    "gmpo": Rl(surrogate="gmpo", share="seq_mean_token_mean", clip_low=0.4, clip_high=0.4),
-    "dppo": Rl(surrogate="dppo_tv"),
-    "fipo": Rl(surrogate="fipo", clip_high=0.2),
-    "reinforce": Rl(surrogate="reinforce"),
-}
-"""Published methods as options."""
+def live_tokens(batch: Batch) -> Tensor:
+    """int64 [N]: the tokens that predict a sampled one of a row with an advantage."""
+    is_live_R = ~batch.columns["advantage"].isnan()
+    found: Tensor = (batch.mask_T & is_live_R[batch.row_T]).nonzero().squeeze(-1)
+    return found
 
 
-def row_shares(
-    share: Share, tokens_R: NDArray[np.int64], group_R: NDArray[np.int64], max_tokens: int | None
-) -> NDArray[np.float64]:
-    """What each token of a row is multiplied by, for all live rows of a step: their lengths decide, nothing else.
+def row_shares(cfg: Rl, tokens_R: Tensor, batch: Batch, norms: Mapping[str, float]) -> Tensor:
+    """What each token of a row is multiplied by, [R]. tokens_R: live tokens of each row."""
+    over = norms[SHARE_MEASURES[cfg.share]]
+    if cfg.share == "seq_mean_token_mean":
+        return 1.0 / (over * tokens_R.clamp(min=1))
+    if cfg.share == "seq_mean_token_sum_norm":
+        assert cfg.max_tokens is not None
+        return torch.full_like(tokens_R, 1.0 / (over * cfg.max_tokens))
+    if cfg.share == "group_mean_token_mean":
+        return 1.0 / (over * batch.columns["group_tokens"].to(tokens_R.dtype).clamp(min=1))
+    return torch.full_like(tokens_R, 1.0 / over)
 
-    tokens_R: sampled tokens of each row, 0 for a row that is not trained on. group_R: its prompt, from 0. Returns [R].
-    The sum over tokens is 1 for a mean of means. Raises ValueError if no row has tokens.
-    """
-    live_R = tokens_R > 0
-    if not live_R.any():
-        raise ValueError("no sampled token to train on")
-    count = float(live_R.sum())
-    tokens = np.maximum(tokens_R, 1).astype(np.float64)
-    if share == "token_mean":
-        value_R = np.full(len(tokens_R), 1.0 / tokens_R.sum())
-    elif share == "seq_mean_token_mean":
-        value_R = 1.0 / (count * tokens)
-    elif share == "seq_mean_token_sum":
-        value_R = np.full(len(tokens_R), 1.0 / count)
-    elif share == "seq_mean_token_sum_norm":
-        assert max_tokens is not None
-        value_R = np.full(len(tokens_R), 1.0 / (count * max_tokens))
-    else:
-        of_group = np.bincount(group_R, tokens_R)
-        value_R = 1.0 / ((of_group > 0).sum() * np.maximum(of_group, 1)[group_R])
-    return np.where(live_R, value_R, 0.0)
+
+class RlLoss:
+    """The loss of `options`."""
+
+    def __init__(self, options: Rl) -> None:
+        self.needs, self._options = options.needs, options
+
+    def ask(self, batch: Batch, norms: Mapping[str, float]) -> Ask:
+        """Log-probs of the sampled tokens, and entropies where they are used."""
+        return Ask(self.needs.stats)
+
+    def summary(self, outputs: Outputs, batch: Batch) -> Tensor:
+        """[R, S]: entropies of the row's live tokens, then NaN. S is the longest row's number of them."""
+        at_N = live_tokens(batch)
+        assert outputs.entropy_T is not None
+        row_N = batch.row_T[at_N]
+        count_R = torch.bincount(row_N, minlength=len(batch.row_R))
+        first_R = count_R.cumsum(0) - count_R
+        place_N = torch.arange(len(at_N), device=at_N.device) - first_R[row_N]
+        found = outputs.entropy_T.new_full((len(count_R), int(count_R.max())), float("nan"))
+        return found.index_put((row_N, place_N), outputs.entropy_T[at_N])
+
+    def constants(self, summary_RS: Tensor, norms: Mapping[str, float]) -> dict[str, float]:
+        """The entropy from which on a token of this step is trained on."""
+        known = summary_RS[~summary_RS.isnan()].double().sort()[0]
+        at = (1.0 - self._options.entropy_quantile) * (len(known) - 1)
+        low = int(at)
+        high = min(low + 1, len(known) - 1)
+        return {_LIMIT: float(known[low] + (at - low) * (known[high] - known[low]))}
+
+    def loss(self, outputs: Outputs, batch: Batch, norms: Mapping[str, float], constants: Mapping[str, float]) -> Loss:
+        """The live rows of `batch`."""
+        cfg = self._options
+        s = self._sampled(outputs, batch, live_tokens(batch))
+        share_N = row_shares(cfg, s.row_sum(torch.ones_like(s.logp_T)), batch, norms)[s.row_T]
+        terms = token_losses(cfg, s, constants.get(_LIMIT))
+        parts = {name: (term_N * share_N).sum() for name, term_N in terms.items()}
+        total = torch.stack(list(parts.values())).sum()
+        return Loss(total, {name: part.detach() for name, part in parts.items()}, self._metrics(s, batch))
+
+    def _sampled(self, outputs: Outputs, batch: Batch, at_N: Tensor) -> Sampled:
+        assert outputs.logp_T is not None
+        logp_N = outputs.logp_T[at_N]
+        row_N = batch.row_T[at_N]
+
+        def column(name: str) -> Tensor | None:
+            return batch.columns[name][at_N].to(logp_N.dtype) if name in batch.columns else None
+
+        engine_N, old_N = column("engine_logp"), column("old_logp")
+        assert engine_N is not None
+        if self._options.old == "engine":
+            old_N = torch.where(engine_N.isnan(), logp_N.detach(), engine_N)
+        return Sampled(
+            logp_T=logp_N,
+            old_T=logp_N.detach() if old_N is None else old_N,
+            advantage_T=batch.columns["advantage"][row_N].to(logp_N.dtype),
+            row_T=row_N,
+            num_rows=len(batch.row_R),
+            ref_T=column("ref_logp"),
+            engine_T=engine_N,
+            entropy_T=None if outputs.entropy_T is None else outputs.entropy_T[at_N],
+        )
+
+    def _metrics(self, s: Sampled, batch: Batch) -> dict[str, tuple[Tensor, str]]:
+        """Means over live tokens. `nats` estimates the entropy: what the tokens cost the weights of this step."""
+        cfg, logp_N = self._options, s.logp_T.detach()
+        sums = {"nats": -logp_N.sum()}
+        if s.entropy_T is not None:
+            sums["entropy"] = s.entropy_T.detach().sum()
+        if "old_logp" in batch.columns or cfg.old == "engine":
+            log_N = log_importance(cfg.level, s).detach()
+            sums |= {"ratio": log_N.exp().sum(), "clipped": clipped(cfg, s, log_N).sum()}
+        if s.ref_T is not None:
+            sums["ref_gap"] = (logp_N - s.ref_T).sum()
+        sums |= mismatch_metrics(s._replace(old_T=logp_N) if cfg.old == "engine" else s)
+        if cfg.mismatch != "none":
+            sums["mismatch_dropped"] = (mismatch_weights(cfg, s) == 0).sum()
+        return {name: (value, "sampled") for name, value in sums.items()}

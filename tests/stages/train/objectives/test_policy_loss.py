@@ -10,8 +10,10 @@ import pytest
 torch = pytest.importorskip("torch", reason="training needs torch")
 trl = pytest.importorskip("trl")
 
-from trl.trainer.grpo_trainer import GRPOTrainer  # noqa: E402
+from trl_grpo import OneProcess, grpo_loss  # noqa: E402
 
+from postmill.stages.shared.batch import Batch  # noqa: E402
+from postmill.stages.shared.forward import Outputs  # noqa: E402
 from postmill.stages.train.objectives.policy_loss import (  # noqa: E402
     Sampled,
     kl_to_reference,
@@ -19,28 +21,13 @@ from postmill.stages.train.objectives.policy_loss import (  # noqa: E402
     mismatch_weights,
     token_losses,
 )
-from postmill.stages.train.objectives.rl import PRESETS, Rl, row_shares  # noqa: E402
+from postmill.stages.train.objectives.rl import RlLoss, row_shares  # noqa: E402
+from postmill.stages.train.objectives.rl_options import PRESETS, Rl  # noqa: E402
 
 B, T = 6, 9
 LENGTHS = [9, 3, 7, 1, 5, 8]
-
-
-class OneProcess:
-    num_processes, sync_gradients, device = 1, True, "cpu"
-
-    @staticmethod
-    def gather(tensor):
-        return tensor
-
-    gather_for_metrics = gather
-
-    @staticmethod
-    def reduce(tensor, reduction="sum"):
-        return tensor
-
-    @staticmethod
-    def pad_across_processes(tensor, dim=0, pad_index=0):
-        return tensor
+STARTS = np.cumsum([0] + [n + 1 for n in LENGTHS]).tolist()
+NORMS = {"sampled": float(sum(LENGTHS)), "live": float(B), "live_groups": 1.0}
 
 
 @pytest.fixture
@@ -57,94 +44,56 @@ def case():
         old=logp + random(0.3),
         ref=logp + random(0.5),
         engine=logp + random(0.4),
-        entropy=random().abs(),
+        entropy=random().abs().float().double(),  # TRL finds its quantile in float32
         advantage=torch.tensor([1.5, -0.5, 0.7, -1.2, 0.0, -0.3], dtype=torch.float64),
         mask=mask,
     )
 
 
-def theirs(case, loss_type, *, level, beta, delta, mismatch, quantile, off_policy, unbiased):
-    logp = case.logp.clone().requires_grad_()
-    args = SimpleNamespace(
-        delta=delta,
-        use_bias_correction_kl=unbiased,
-        sapo_temperature_pos=1.0,
-        sapo_temperature_neg=1.05,
-        steps_per_generation=1,
-        entropy_target=0.2,
-        vespo_k_pos=2.0,
-        vespo_lambda_pos=3.0,
-        vespo_k_neg=3.0,
-        vespo_lambda_neg=2.0,
+def laid_out(case):
+    """The rows of `case` end to end as a batch, each behind one token of a prompt; and where its values go."""
+    at = torch.cat([torch.arange(n) + start for n, start in zip(LENGTHS, STARTS, strict=False)])
+    mask_T = torch.zeros(STARTS[-1], dtype=torch.bool).index_fill(0, at, True)
+    columns = {name: torch.zeros(len(mask_T), dtype=torch.float64) for name in ("old_logp", "ref_logp", "engine_logp")}
+    for name, column in columns.items():
+        column[at] = getattr(case, name.removesuffix("_logp"))[case.mask.bool()]
+    rows = torch.arange(B)
+    batch = Batch(
+        input_ids_1T=torch.zeros(1, len(mask_T), dtype=torch.int64),
+        position_ids_1T=torch.zeros(1, len(mask_T), dtype=torch.int64),
+        targets_T=torch.zeros(len(mask_T), dtype=torch.int64),
+        mask_T=mask_T,
+        weights_T=mask_T.float(),
+        row_starts=tuple(STARTS),
+        row_T=torch.repeat_interleave(rows, torch.tensor(LENGTHS) + 1),
+        row_R=rows,
+        group_R=rows,
+        member_R=torch.zeros_like(rows),
+        points_N=torch.tensor(STARTS[1:]) - 1,
+        columns=columns | {"advantage": case.advantage, "group_tokens": torch.full((B,), float(sum(LENGTHS)))},
     )
-    stub = SimpleNamespace(
-        args=args,
-        accelerator=OneProcess(),
-        aux_loss_enabled=False,
-        top_entropy_quantile=quantile,
-        off_policy_mask_threshold=off_policy,
-        importance_sampling_level=level,
-        beta=beta,
-        loss_type=loss_type,
-        epsilon_low=0.2,
-        epsilon_high=5.0 if loss_type == "cispo" else 0.28,
-        use_vllm=mismatch is not None,
-        vllm_importance_sampling_correction=mismatch is not None,
-        max_completion_length=16,
-        current_gradient_accumulation_steps=1,
-        _entropy_bonus_enabled=False,
-        model=SimpleNamespace(training=True),
-        _metrics=defaultdict(lambda: defaultdict(list)),
-        get_off_policy_mask=GRPOTrainer.get_off_policy_mask,
-        get_gamma_weights=GRPOTrainer.get_gamma_weights,
-    )
-    stub._get_per_token_logps_and_entropies = lambda *a, **k: (logp, case.entropy, None)
-    stub.get_high_entropy_mask = lambda *a: GRPOTrainer.get_high_entropy_mask(stub, *a)
-    inputs = {
-        "prompt_ids": torch.zeros(B, 2),
-        "prompt_mask": torch.ones(B, 2),
-        "completion_ids": torch.zeros(B, T),
-        "completion_mask": case.mask,
-        "advantages": case.advantage,
-        "old_per_token_logps": case.old,
-        "ref_per_token_logps": case.ref,
-        "num_items_in_batch": case.mask.sum(),
-    }
-    if off_policy is not None or mismatch:
-        inputs["sampling_per_token_logps"] = case.engine
-    if mismatch:  # as in TRL's _generate_and_score_completions
-        gap = (case.old - case.engine) * case.mask
-        gap = gap.sum(-1, keepdim=True) if mismatch.startswith("sequence") else gap
-        ratio = gap.exp()
-        capped = ratio.clamp(max=3.0) if mismatch.endswith("truncate") else ratio.masked_fill(ratio > 3.0, 0.0)
-        inputs["importance_sampling_ratio"] = capped
-    loss = GRPOTrainer._compute_loss(stub, None, inputs)
-    loss.backward()
-    return loss.detach(), logp.grad
+    return batch, at
 
 
 def ours(case, cfg, *, with_engine):
+    """Loss and gradient of the objective itself."""
     logp = case.logp.clone().requires_grad_()
-    at = case.mask.bool()
-    row_T = torch.arange(B)[:, None].expand(B, T)[at]
-    sampled = Sampled(
-        logp_T=logp[at],
-        old_T=case.old[at],
-        advantage_T=case.advantage[row_T],
-        row_T=row_T,
-        num_rows=B,
-        ref_T=case.ref[at],
-        engine_T=case.engine[at] if with_engine else None,
-        entropy_T=case.entropy[at],
+    batch, at = laid_out(case)
+    if not with_engine:
+        batch.columns["engine_logp"].fill_(float("nan"))
+    spread = torch.zeros(len(batch.mask_T), dtype=torch.float64)
+    outputs = Outputs(
+        logp_T=spread.index_put((at,), logp[case.mask.bool()]),
+        entropy_T=spread.index_put((at,), case.entropy[case.mask.bool()]),
     )
-    share_R = row_shares(cfg.share, np.array(LENGTHS), np.zeros(B, np.int64), cfg.max_tokens)
-    limit = None
-    if cfg.entropy_quantile < 1:
-        limit = float(torch.quantile(sampled.entropy_T.float(), 1 - cfg.entropy_quantile))
-    terms = token_losses(cfg, sampled, limit)
-    loss = sum((term * torch.from_numpy(share_R)[row_T]).sum() for term in terms.values())
-    loss.backward()
-    return loss.detach(), logp.grad
+    loss = RlLoss(cfg)
+    constants = {}
+    if cfg.needs.coupling == "step_constants":
+        constants = loss.constants(loss.summary(outputs, batch), NORMS)
+    found = loss.loss(outputs, batch, NORMS, constants)
+    found.total.backward()
+    assert float(sum(found.parts.values()).detach()) == pytest.approx(float(found.total.detach()), abs=1e-12)
+    return found.total.detach(), logp.grad
 
 
 SHARES = {
@@ -194,7 +143,7 @@ def test_value_and_gradient_are_those_of_trl(case, loss_type, level):
         # TRL counts a sequence's mismatch once in vespo's weight, as one value of the row: compared by token only
         if loss_type == "vespo" and (asked["mismatch"] or "").startswith("sequence"):
             continue
-        value, gradient = theirs(case, loss_type, level=level, **asked)
+        value, gradient = grpo_loss(case, loss_type, level=level, **asked)
         with_engine = asked["mismatch"] is not None or asked["off_policy"] is not None
         mine, my_gradient = ours(case, cfg, with_engine=with_engine)
         assert float(mine) == pytest.approx(float(value), abs=1e-10), extra
@@ -246,8 +195,9 @@ def test_the_first_step_has_ratio_one(case, name):
     """On-policy, every surrogate has the gradient of REINFORCE: -share * advantage (times its own factor)."""
     case.old = case.logp.clone()
     _, gradient = ours(case, PRESETS[name], with_engine=False)
-    share_R = row_shares(PRESETS[name].share, np.array(LENGTHS), np.zeros(B, np.int64), None)
-    expected = -torch.from_numpy(share_R)[:, None] * case.advantage[:, None] * case.mask
+    lengths = torch.tensor(LENGTHS, dtype=torch.float64)
+    share_R = row_shares(PRESETS[name], lengths, laid_out(case)[0], NORMS)
+    expected = -share_R[:, None] * case.advantage[:, None] * case.mask
     assert float((gradient - expected).abs().max()) < 1e-12
 
 
@@ -331,16 +281,6 @@ def test_divergences_are_finite_where_the_difference_is_not_small():
     assert float(kl_to_reference("k3", torch.tensor(-1.0), torch.tensor(-1.0))) == 0.0
 
 
-@pytest.mark.parametrize("share", ["token_mean", "seq_mean_token_mean", "group_mean_token_mean"])
-def test_shares_of_all_tokens_sum_to_one_whatever_rows_are_masked(share):
-    tokens = np.array([3, 0, 7, 1, 5])
-    share_R = row_shares(share, tokens, np.array([0, 0, 1, 1, 2]), None)
-    assert (share_R * tokens).sum() == pytest.approx(1.0, abs=1e-15)
-    assert share_R[1] == 0.0
-    fewer = row_shares(share, tokens[[0, 2, 3, 4]], np.array([0, 1, 1, 2]), None)
-    assert share_R[[0, 2, 3, 4]] == pytest.approx(fewer)
-
-
 def test_options_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="cispo needs cispo_cap"):
         Rl(surrogate="cispo")
@@ -348,3 +288,5 @@ def test_options_that_do_not_fit_are_refused():
         Rl(share="seq_mean_token_sum_norm")
     with pytest.raises(ValueError, match="gmpo is a value of a whole answer"):
         Rl(surrogate="gmpo")
+    with pytest.raises(ValueError, match="old engine leaves no mismatch to correct"):
+        Rl(old="engine")
