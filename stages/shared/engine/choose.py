@@ -1,41 +1,84 @@
-"""From logits to the next token of each row, with its log-probabilities. Letters: B rows, V vocabulary."""
+"""From logits to the next token of each row, with its log-probabilities. Letters: B rows, V vocabulary.
 
-from typing import NamedTuple
+Each row is chosen by its own settings, seed and position, and nothing of it depends on the rows beside it.
+"""
+
+from collections import Counter
 
 import torch
 from torch import Tensor
 
+from postmill.stages.shared.engine.live import Row
 from postmill.stages.shared.engine.philox import uniform
-from postmill.stages.shared.engine.protocol import Sampling
+from postmill.stages.shared.engine.protocol import Sampling, Token
 
 _FIRST, _GROWTH = 256, 16
 """How many tokens are put in order at first, and how many times as many if that was not enough."""
 
 
-class Chosen(NamedTuple):
-    """A token for each row; see `Reply` for the two log-probabilities."""
-
-    ids: list[int]
-    logp: list[float]
-    sampled_logp: list[float]
-
-
-def choose(logits_BV: Tensor, sampling: Sampling, seeds: list[int], position: int) -> Chosen:
-    """The next token of each row, token `position` of its answer.
+def choose(logits_BV: Tensor, rows: list[Row]) -> list[Token]:
+    """The next token of each row.
 
     The inverse of the distribution function is taken over the kept tokens by falling probability, of equal ones the
-    lower id first, in float64; so the choice is a function of the row's logits, its seed and the position alone.
+    lower id first, in float64; so the choice is a function of the row's logits, settings, seed and position alone.
     """
     logits_BV = logits_BV.float().cpu()
-    temperature = sampling.temperature or 1.0
-    logp_BV = (logits_BV / temperature).log_softmax(-1)
+    raw_BV = logits_BV.log_softmax(-1)
+    temperature_B = torch.tensor([row.sampling.temperature or 1.0 for row in rows])
+    logp_BV = raw_BV if bool((temperature_B == 1).all()) else (logits_BV / temperature_B[:, None]).log_softmax(-1)
+    return [
+        _choose(row, logits_V, raw_V, logp_V)
+        for row, logits_V, raw_V, logp_V in zip(rows, logits_BV, raw_BV, logp_BV, strict=True)
+    ]
+
+
+def likeliest(raw_V: Tensor, count: int) -> list[tuple[int, float]]:
+    """The likeliest tokens and their log-probs, of equal ones the lower id first."""
+    if not count:
+        return []
+    values, ids = _likeliest(raw_V, min(count, len(raw_V)))
+    return list(zip(ids.tolist(), values.tolist(), strict=True))
+
+
+def _choose(row: Row, logits_V: Tensor, raw_V: Tensor, logp_V: Tensor) -> Token:
+    sampling, position = row.sampling, len(row.answer) if row.position is None else row.position
+    is_early = position < sampling.min_new_tokens and bool(sampling.stop_ids)
+    if sampling.is_adjusted or is_early:
+        logits_V = _adjusted(logits_V, row, barred=sampling.stop_ids if is_early else frozenset())
+        drawn_V = (logits_V / (sampling.temperature or 1.0)).log_softmax(-1)
+    else:
+        drawn_V = logp_V
     if sampling.temperature == 0:
-        ids_B = logits_BV.argmax(-1)
-        return Chosen(ids_B.tolist(), logp_BV.gather(1, ids_B[:, None])[:, 0].tolist(), [0.0] * len(seeds))
-    chosen = [_draw(logp_V, sampling, uniform(seed, position)) for logp_V, seed in zip(logp_BV, seeds, strict=True)]
-    ids = [token for token, _ in chosen]
-    logp = logp_BV.gather(1, torch.tensor(ids)[:, None])[:, 0].tolist()
-    return Chosen(ids, logp, [sampled for _, sampled in chosen])
+        token, sampled = int(logits_V.argmax()), 0.0
+    else:
+        token, sampled = _draw(drawn_V, sampling, uniform(row.seed, position))
+    return Token(
+        id=token,
+        logp=float(logp_V[token]),
+        sampled_logp=sampled,
+        raw_logp=float(raw_V[token]),
+        top=likeliest(raw_V, sampling.top_logprobs),
+    )
+
+
+def _adjusted(logits_V: Tensor, row: Row, *, barred: frozenset[int]) -> Tensor:
+    """Logits after penalties and bias."""
+    sampling, logits_V = row.sampling, logits_V.clone()
+    if sampling.repetition_penalty != 1:
+        seen = torch.tensor(sorted({*row.prompt, *row.answer}))
+        value = logits_V[seen]
+        factor = sampling.repetition_penalty
+        logits_V[seen] = torch.where(value > 0, value / factor, value * factor)
+    if (sampling.presence_penalty or sampling.frequency_penalty) and row.answer:
+        counts = Counter(row.answer)
+        ids = torch.tensor(list(counts))
+        taken = [sampling.presence_penalty + sampling.frequency_penalty * count for count in counts.values()]
+        logits_V[ids] -= torch.tensor(taken)
+    if sampling.bias:
+        logits_V[torch.tensor(list(sampling.bias))] += torch.tensor(list(sampling.bias.values()))
+    if barred:
+        logits_V[torch.tensor(sorted(barred))] = -torch.inf
+    return logits_V
 
 
 def _draw(logp_V: Tensor, sampling: Sampling, number: float) -> tuple[int, float]:

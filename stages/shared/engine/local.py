@@ -1,25 +1,43 @@
 """Generation with transformers' own model classes, in this process.
 
-Equal prompts of a batch are read once, and their cache is copied to each sample. Prompts are padded on the left, so
-that all rows go on at the same place; positions count from each row's first token. Rows that are done leave the batch.
-Letters: B rows, T tokens, V vocabulary.
+Requests join and leave between steps. On a CPU in float32, steps are packed rows over pages with packed weights
+(`paged.py`): a request's numbers do not depend on what is answered beside it, bit for bit. Everything else is answered
+in padded batches (`padded.py`), where that holds up to rounding.
 """
 
 import importlib
+import os
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
+from postmill.io.errors import MISMATCH, ArtifactError
 from postmill.stages.shared.base_model import all_stop_ids
-from postmill.stages.shared.engine.protocol import About, Loaded, Reply, Request, Sampling
+from postmill.stages.shared.engine.protocol import About, Delta, Event, Loaded, Reply, Request, Sampling
 from postmill.stages.shared.hf import add_adapters, load_model, need
 
 _REMEDY = "pip install 'postmill[train]'"
+_MEMORY_SHARE = 0.25
+"""Of free memory, for keys and values; pages that are never written are never had."""
+_OWN = " own"
+"""Name of the adapter that was loaded with the weights; names of callers do not begin with a space."""
 
 
 class LocalEngine:
     """A model (its folder) or an adapter over its base (base, adapter), loaded."""
 
-    def __init__(self, folders: list[Path], *, dtype: str = "auto", batch_size: int = 16, threads: int = 1) -> None:
+    def __init__(
+        self,
+        folders: list[Path],
+        *,
+        dtype: str = "auto",
+        batch_size: int = 16,
+        threads: int = 1,
+        max_running: int = 64,
+        cache_tokens: int | None = None,
+    ) -> None:
+        """batch_size: of `batches`; max_running: requests that take part in a step; cache_tokens: room for keys and
+        values, by default what a quarter of free memory holds."""
         versions = need("torch", "transformers", remedy=_REMEDY)
         if len(folders) > 1:
             versions |= need("peft", remedy=_REMEDY)
@@ -28,34 +46,147 @@ class LocalEngine:
         self._device = "cuda" if self._torch.cuda.is_available() else "cpu"
         self._dtype = dtype if dtype != "auto" else "float32" if self._device == "cpu" else "bfloat16"
         self._batch_size = batch_size
+        self._max_running = max(max_running, batch_size)
+        self._cache_tokens = cache_tokens
+        self._decode: Callable[[list[int]], str] | None = None
         self.loaded = self.load(folders)
+        can = {"logp", "raw_logp", "prompt_logp", "seed", "load", "shared_prefix", "repeatable", "steps"}
+        if self._is_paged:
+            can |= {"adapters"} | ({"batch_invariant"} if self._is_invariant else set())
         self.about = About(
             kind="transformers",
             versions=versions,
-            can=frozenset({"logp", "seed", "adapters", "load", "shared_prefix", "repeatable"}),
+            can=frozenset(can),
             max_tokens=getattr(self._model.config.get_text_config(), "max_position_embeddings", None),
             stop_ids=frozenset(all_stop_ids(folders)),
         )
 
+    # weights
+
     def load(self, folders: list[Path]) -> Loaded:
-        """Replace the weights by those of a model, or of a base and adapters."""
+        """Replace the weights by those of a model, or of a base and adapters. Adapters that were added are gone."""
         base, *adapters = folders
+        self._folders = folders
+        self._lives: dict[str, Any] = {}
+        self._done: list[Event] = []
+        self._aborted: set[str] = set()
+        self._adapters: dict[str, str] = {}
+        self._own: str | None = None
         model = load_model(base, self._dtype)
-        if adapters:
+        if adapters and not self._takes_plainly(model, adapters):
             model = add_adapters(model, dict.fromkeys(adapters, 1.0))
+            adapters = []
         self._model = model.to(self._device)
-        self.loaded = Loaded(digest=self._digest(), proof="memory")
+        digest = self._digest()
+        self._prepare()
+        for folder in adapters:
+            self._own = _OWN
+            digest = _joined(digest, self._attach(self._own, folder))
+        self.loaded = Loaded(digest=digest, proof="memory")
         return self.loaded
+
+    def _takes_plainly(self, model: Any, adapters: list[Path]) -> bool:
+        """Whether the adapters are one LoRA of linear layers, and steps can add it to packed layers."""
+        from postmill.stages.shared.engine.linear import AdapterNotPlain, check_plain
+
+        if len(adapters) > 1 or not self._can_page(model):
+            return False
+        try:
+            check_plain(adapters[0], model)
+        except AdapterNotPlain:
+            return False
+        return True
 
     def _digest(self) -> str:
         """Of names, dtypes, shapes and bytes of all parameters in memory."""
-        from blake3 import blake3
+        return _digest_of(sorted(self._model.state_dict().items()))
 
-        hasher = blake3()
-        for name, tensor in sorted(self._model.state_dict().items()):
-            hasher.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-            hasher.update(tensor.detach().cpu().contiguous().reshape(-1).view(self._torch.uint8).numpy().data)
-        return f"blake3:{hasher.hexdigest()}"
+    def _can_page(self, model: Any) -> bool:
+        from postmill.kernels.packed_linear import native
+        from postmill.stages.shared.engine.probe import attends_plainly
+
+        is_plain = self._device == "cpu" and self._dtype == "float32" and not hasattr(model, "peft_config")
+        return is_plain and native() is not None and attends_plainly(model)
+
+    def _prepare(self) -> None:
+        """Pack the weights, and decide how requests are batched."""
+        from postmill.stages.shared.engine.linear import Segments, is_row_by_row, replace_linears, tail_rows
+        from postmill.stages.shared.engine.padded import PaddedRows
+        from postmill.stages.shared.engine.paged import PagedRows, use_pages
+        from postmill.stages.shared.engine.probe import Probe
+
+        self._is_paged, self._is_invariant = False, False
+        self._segments = Segments()
+        self._rows: PagedRows | PaddedRows
+        if self._can_page(self._model):
+            with self._torch.inference_mode():
+                probe = Probe(self._model)
+                implementation = self._model.config._attn_implementation
+                replace_linears(self._model, self._segments)
+                use_pages(self._model)
+                tail = tail_rows(self._model)
+                trial = PagedRows(self._model, self._segments, num_pages=16, max_running=8, tail_rows=tail)
+                fault = probe.compare(trial)
+            if not fault:
+                self._is_paged, self._is_invariant = True, is_row_by_row(self._model)
+                self._rows = PagedRows(
+                    self._model,
+                    self._segments,
+                    num_pages=self._num_pages(trial.bytes_per_token),
+                    max_running=self._max_running,
+                    tail_rows=tail,
+                )
+                return
+            self._model.set_attn_implementation(implementation)
+        self._rows = PaddedRows(self._model, self._device, max_running=self._max_running)
+
+    def _num_pages(self, bytes_per_token: int) -> int:
+        from postmill.kernels.paged_attention import PAGE
+
+        tokens = self._cache_tokens
+        if tokens is None:
+            most = getattr(self._model.config.get_text_config(), "max_position_embeddings", None) or 1 << 20
+            tokens = min(int(_free_bytes() * _MEMORY_SHARE / bytes_per_token), most * self._max_running)
+        return max(tokens // PAGE, 2) + 1
+
+    # adapters
+
+    def add_adapter(self, name: str, folder: Path) -> str:
+        """Make an adapter available to requests by name, in place of one that has it; the digest of its tensors.
+
+        Raises ArtifactError (78) for an adapter that cannot be one of many.
+        """
+        from postmill.stages.shared.engine.linear import AdapterNotPlain
+
+        try:
+            return self._attach(name, folder)
+        except AdapterNotPlain as error:
+            raise ArtifactError(f"{folder}: {error}; merge it and serve the result: postmill merge", MISMATCH) from None
+
+    def _attach(self, name: str, folder: Path) -> str:
+        from postmill.stages.shared.engine.linear import AdapterNotPlain, read_factors
+        from postmill.stages.shared.engine.paged import PagedRows
+
+        if not isinstance(self._rows, PagedRows):
+            raise AdapterNotPlain("this model is answered in padded batches, which hold one set of weights")
+        factors, tensors = read_factors(folder, self._model)
+        self.remove_adapter(name)
+        for layer, pair in factors.items():
+            self._model.get_submodule(layer).adapters[name] = pair
+        self._rows.forget(name)
+        self._adapters[name] = _digest_of(tensors)
+        return self._adapters[name]
+
+    def remove_adapter(self, name: str) -> None:
+        """Forget an adapter. Requests that are under way with it get an error."""
+        if self._adapters.pop(name, None) is None:
+            return
+        for live in [live for live in self._lives.values() if live.request.adapter == name]:
+            self._end(live, Reply(key=live.request.key, error=f"adapter {name!r} was removed"))
+        for module in self._model.modules():
+            getattr(module, "adapters", {}).pop(name, None)
+
+    # requests
 
     def batches(self, requests: list[Request]) -> list[list[Request]]:
         """Rows of like length together, since a batch costs as much as its longest row; equal prompts side by side."""
@@ -65,91 +196,115 @@ class LocalEngine:
 
     def answer(self, batch: list[Request], sampling: Sampling) -> list[Reply]:
         """One reply a request; a prompt that is empty or leaves no room for the answer gets an error."""
-        replies: dict[str, Reply] = {}
-        ready: list[Request] = []
         for request in batch:
-            fault = self._fault(request, sampling)
-            if fault:
-                replies[request.key] = Reply(key=request.key, error=fault)
-            else:
-                ready.append(request)
-        if ready:
-            with self._torch.inference_mode():
-                replies |= {reply.key: reply for reply in self._generate(ready, sampling)}
+            self.submit(request, sampling)
+        replies: dict[str, Reply] = {}
+        while len(replies) < len(batch):
+            replies |= {event.key: event for event in self.step() if isinstance(event, Reply)}
         return [replies[request.key] for request in batch]
 
+    def submit(self, request: Request, sampling: Sampling) -> None:
+        """Take a request. What cannot be answered gets a Reply with an error from the next step."""
+        from postmill.stages.shared.engine.live import Live
+
+        assert request.key not in self._lives, f"{request.key} is under way"
+        fault = self._fault(request, sampling)
+        if fault:
+            self._done.append(Reply(key=request.key, error=fault))
+            return
+        if request.adapter is None and self._own is not None:
+            request = _with_adapter(request, self._own)
+        live = Live(request, sampling, self._decoder() if sampling.stop else None)
+        self._lives[request.key] = live
+        self._rows.add(live)
+
+    def step(self) -> list[Event]:
+        """Read or choose some tokens for the requests there are. Each ends in exactly one Reply."""
+        from postmill.stages.shared.engine.choose import choose
+
+        for live in [self._lives[key] for key in self._aborted if key in self._lives]:
+            self._end(live, live.reply("abort"))
+        self._aborted.clear()
+        events, self._done = self._done, []
+        if not self._lives:
+            return events
+        with self._torch.inference_mode():
+            ready = self._rows.step()
+            tokens = [] if ready.logits_BV is None else choose(ready.logits_BV, [live.row() for live in ready.lives])
+        for live, token in zip(ready.lives, tokens, strict=True):
+            reply = live.take(token)
+            events.append(Delta(key=live.request.key, token=token))
+            if reply is not None:
+                self._end(live, reply)
+        for live in ready.scored:
+            self._end(live, live.reply("length"))
+        events += self._done
+        self._done = []
+        return events
+
+    def abort(self, keys: Collection[str]) -> None:
+        """End requests: each gets a Reply with what it has so far from the next step. Others are ignored."""
+        self._aborted.update(keys)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no request is under way."""
+        return not self._lives and not self._done
+
+    def _end(self, live: Any, reply: Reply) -> None:
+        self._rows.remove(live)
+        del self._lives[live.request.key]
+        self._done.append(reply)
+
+    def _decoder(self) -> Callable[[list[int]], str]:
+        if self._decode is None:
+            from postmill.stages.shared.engine.text import Speaker
+
+            self._decode = Speaker(self._folders).decode
+        return self._decode
+
     def _fault(self, request: Request, sampling: Sampling) -> str:
+        from postmill.stages.shared.engine.paged import PagedRows
+
         if not request.prompt_ids:
             return "the prompt has no tokens"
+        if request.adapter is not None and request.adapter not in self._adapters:
+            return f"there is no adapter {request.adapter!r}"
         most, length = self.about.max_tokens, len(request.prompt_ids)
+        if isinstance(self._rows, PagedRows):
+            most = self._rows.num_tokens if most is None else min(most, self._rows.num_tokens)
         if most is not None and length + sampling.max_new_tokens > most:
             return f"prompt of {length} tokens leaves no room for {sampling.max_new_tokens} of {most}"
         return ""
 
-    def _prefill(self, prompts: list[list[int]]) -> tuple[Any, Any, Any, Any]:
-        """Read prompts: logits after each [B, V], the cache, the attention mask [B, T], the next positions [B, 1]."""
-        torch = self._torch
-        width = max(map(len, prompts))
-        ids_BT = torch.zeros((len(prompts), width), dtype=torch.long)
-        mask_BT = torch.zeros((len(prompts), width), dtype=torch.long)
-        for row, prompt in enumerate(prompts):
-            ids_BT[row, width - len(prompt) :] = torch.tensor(prompt)
-            mask_BT[row, width - len(prompt) :] = 1
-        ids_BT, mask_BT = ids_BT.to(self._device), mask_BT.to(self._device)
-        positions_BT = (mask_BT.cumsum(-1) - 1).clamp(min=0)
-        result = self._model(
-            input_ids=ids_BT, attention_mask=mask_BT, position_ids=positions_BT, use_cache=True, logits_to_keep=1
-        )
-        return result.logits[:, -1], result.past_key_values, mask_BT, positions_BT[:, -1:] + 1
 
-    def _generate(self, requests: list[Request], sampling: Sampling) -> list[Reply]:
-        from postmill.stages.shared.engine.choose import choose
+def _with_adapter(request: Request, adapter: str) -> Request:
+    import msgspec
 
-        torch = self._torch
-        # each distinct prompt once, in the order of the requests
-        prompts = list(dict.fromkeys(tuple(request.prompt_ids) for request in requests))
-        place = {prompt: number for number, prompt in enumerate(prompts)}
-        logits_BV, cache, mask_BT, next_B1 = self._prefill([list(prompt) for prompt in prompts])
-        at_B = torch.tensor([place[tuple(request.prompt_ids)] for request in requests], device=self._device)
-        if len(prompts) < len(requests):
-            cache.batch_select_indices(at_B)
-        logits_BV, mask_BT, next_B1 = logits_BV[at_B], mask_BT[at_B], next_B1[at_B]
-        ids: list[list[int]] = [[] for _ in requests]
-        logp: list[list[float]] = [[] for _ in requests]
-        sampled: list[list[float]] = [[] for _ in requests]
-        live = list(range(len(requests)))
-        for position in range(sampling.max_new_tokens):
-            chosen = choose(logits_BV, sampling, [requests[row].seed for row in live], position)
-            for at, row in enumerate(live):
-                ids[row].append(chosen.ids[at])
-                logp[row].append(chosen.logp[at])
-                sampled[row].append(chosen.sampled_logp[at])
-            going = [at for at, row in enumerate(live) if ids[row][-1] not in sampling.stop_ids]
-            if not going or position + 1 == sampling.max_new_tokens:
-                break
-            if len(going) < len(live):
-                keep_B = torch.tensor(going, device=self._device)
-                cache.batch_select_indices(keep_B)
-                mask_BT, next_B1 = mask_BT[keep_B], next_B1[keep_B]
-                live = [live[at] for at in going]
-            last_B1 = torch.tensor([ids[row][-1] for row in live], device=self._device)[:, None]
-            mask_BT = torch.cat([mask_BT, mask_BT.new_ones((len(live), 1))], dim=-1)
-            result = self._model(
-                input_ids=last_B1,
-                attention_mask=mask_BT,
-                position_ids=next_B1,
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=1,
-            )
-            logits_BV, cache, next_B1 = result.logits[:, -1], result.past_key_values, next_B1 + 1
-        return [
-            Reply(
-                key=request.key,
-                ids=ids[row],
-                logp=logp[row],
-                sampled_logp=sampled[row],
-                finish="stop" if ids[row][-1] in sampling.stop_ids else "length",
-            )
-            for row, request in enumerate(requests)
-        ]
+    return msgspec.structs.replace(request, adapter=adapter)
+
+
+def _digest_of(tensors: Any) -> str:
+    from blake3 import blake3
+
+    torch: Any = importlib.import_module("torch")
+    hasher = blake3()
+    for name, tensor in tensors:
+        hasher.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        hasher.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return f"blake3:{hasher.hexdigest()}"
+
+
+def _joined(*digests: str) -> str:
+    from postmill.io.digest import digest_bytes
+
+    return digest_bytes("\n".join(digests).encode())
+
+
+def _free_bytes() -> int:
+    """Memory that can be had without swapping."""
+    with Path("/proc/meminfo").open(encoding="ascii") as file:
+        for line in file:
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2

@@ -1,10 +1,12 @@
 """What an engine is: token ids in; token ids, log-probabilities and a finish reason out. No text enters or leaves it.
 
 Requests are answered in batches that are a pure function of the requests, so that a run that was stopped makes the same
-batches again and, with the same engine, the same answers. An engine that cannot do a thing says so in `About.can`, and
-its caller refuses; nothing is imitated.
+batches again and, with the same engine, the same answers. A `StepEngine` also takes requests one at a time: they join
+and leave between steps. An engine that cannot do a thing says so in `About.can`, and its caller refuses; nothing is
+imitated.
 """
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -23,8 +25,27 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
     """A token stays while those before it hold less than this share of probability; the likeliest always stays."""
     min_p: float = 0.0
     """A token stays if it has at least this share of the likeliest token's probability."""
+    presence_penalty: float = 0.0
+    """Taken from the logit of each token that the answer already has."""
+    frequency_penalty: float = 0.0
+    """Taken from the logit of a token for each time that the answer already has it."""
+    repetition_penalty: float = 1.0
+    """Divides positive logits, and multiplies negative ones, of tokens that the prompt or the answer has."""
+    bias: dict[int, float] = {}
+    """Added to the logits of these tokens."""
+    min_new_tokens: int = 0
+    """Nothing ends the answer before it has this many tokens."""
     stop_ids: frozenset[int] = frozenset()
     """Tokens that end an answer; the one that does is its last id."""
+    stop: tuple[str, ...] = ()
+    """Texts that end an answer; the token that completes one is its last id. They are not looked for in the prompt."""
+    top_logprobs: int = 0
+    """Report this many likeliest tokens at each place, by `raw_logp`."""
+
+    @property
+    def is_adjusted(self) -> bool:
+        """Whether logits are changed before anything is drawn."""
+        return bool(self.presence_penalty or self.frequency_penalty or self.bias) or self.repetition_penalty != 1
 
     @property
     def is_truncated(self) -> bool:
@@ -38,7 +59,30 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     key: str
     prompt_ids: list[int]
     seed: int
-    """The request's own: with it, token t is the same whatever else is answered beside it, up to rounding."""
+    """The request's own: with it, token t is the same whatever else is answered beside it. To the bit where the engine
+    can `batch_invariant`, else up to rounding."""
+    adapter: str | None = None
+    """Name of an adapter that was added; None is the weights that were loaded."""
+    prompt_logprobs: int | None = None
+    """Report log-probs of the prompt's tokens, and this many likeliest ones at each place."""
+
+
+class Token(msgspec.Struct, frozen=True, kw_only=True):
+    """A token that was chosen or read, with its log-probs; see `Reply` for the three kinds."""
+
+    id: int
+    logp: float | None = None
+    sampled_logp: float | None = None
+    raw_logp: float | None = None
+    top: list[tuple[int, float]] = []
+    """The likeliest tokens at this place and their `raw_logp`, the likeliest first."""
+
+
+class Delta(msgspec.Struct, frozen=True, kw_only=True):
+    """A token more of the answer to a request."""
+
+    key: str
+    token: Token
 
 
 class Reply(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,9 +95,22 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True):
     """Log-probability of each under the model at the sampling temperature, before truncation: what a ratio needs.
     With temperature 0 it is that at temperature 1."""
     sampled_logp: list[float] = []
-    """Log-probability of each under what it was drawn from, after truncation; 0 for a choice without alternative."""
-    finish: Literal["stop", "length", "error"] = "error"
+    """Log-probability of each under what it was drawn from, after penalties, bias and truncation; 0 for a choice
+    without alternative."""
+    raw_logp: list[float] = []
+    """Log-probability of each under the model itself, at temperature 1."""
+    finish: Literal["stop", "length", "abort", "error"] = "error"
+    stop: str | None = None
+    """The text of `Sampling.stop` that ended the answer."""
+    prompt: list[Token] = []
+    """The prompt's tokens, where `Request.prompt_logprobs` asks for them; the first one has no log-prob."""
+    cached_tokens: int = 0
+    """Tokens of the prompt that were read before, for another request."""
     error: str | None = None
+
+
+Event = Delta | Reply
+"""What a step brings: tokens, and the reply that ends each request."""
 
 
 class Loaded(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,7 +127,7 @@ class About(msgspec.Struct, frozen=True, kw_only=True):
     kind: str
     versions: dict[str, str]
     can: frozenset[str]
-    """Of: logp, seed, adapters, load, shared_prefix, repeatable."""
+    """Of: logp, raw_logp, prompt_logp, seed, adapters, load, shared_prefix, repeatable, steps, batch_invariant."""
     max_tokens: int | None
     """Longest prompt and answer together."""
     stop_ids: frozenset[int]
@@ -93,4 +150,25 @@ class Engine(Protocol):
 
     def load(self, folders: list[Path]) -> Loaded:
         """Take other weights: a model's folder, or a base and an adapter."""
+        ...
+
+
+class StepEngine(Engine, Protocol):
+    """An engine that takes requests one at a time. One thread calls it; nothing waits but `step`."""
+
+    def submit(self, request: Request, sampling: Sampling) -> None:
+        """Take a request. What cannot be answered gets a Reply with an error from the next step."""
+        ...
+
+    def step(self) -> list[Event]:
+        """Read or choose some tokens for the requests there are. Each ends in exactly one Reply."""
+        ...
+
+    def abort(self, keys: Collection[str]) -> None:
+        """End requests: each gets a Reply with what it has so far from the next step. Others are ignored."""
+        ...
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no request is under way."""
         ...

@@ -6,15 +6,26 @@ plain Python, apart from `choose.py`, so that each is a check of the other.
 
 import math
 import time
+from collections.abc import Collection
 from pathlib import Path
-from typing import Literal
 
 import msgspec
 
 from postmill.io.digest import digest_bytes
 from postmill.io.errors import UNAVAILABLE, StageError
+from postmill.stages.shared.engine.live import Live
 from postmill.stages.shared.engine.philox import philox, uniform
-from postmill.stages.shared.engine.protocol import About, Engine, Loaded, Reply, Request, Sampling
+from postmill.stages.shared.engine.protocol import (
+    About,
+    Delta,
+    Event,
+    Loaded,
+    Reply,
+    Request,
+    Sampling,
+    StepEngine,
+    Token,
+)
 
 VOCAB = 13
 
@@ -56,11 +67,13 @@ class StubEngine:
         self._batch_size = batch_size
         self._num_batches, self._num_drawn = 0, 0
         self._weights = 0
+        self._lives: dict[str, Live] = {}
+        self._done: list[Event] = []
         self.loaded = self._hold(folders)
         self.about = About(
             kind="stub",
             versions={},
-            can=frozenset({"logp", "seed", "load", "repeatable"}),
+            can=frozenset({"logp", "raw_logp", "seed", "load", "repeatable", "steps", "batch_invariant"}),
             max_tokens=64,
             stop_ids=frozenset({2}),
         )
@@ -102,40 +115,81 @@ class StubEngine:
             replies += [self._reply(request, sampling)] * count
         return replies
 
-    def _reply(self, request: Request, sampling: Sampling) -> Reply:
+    def submit(self, request: Request, sampling: Sampling) -> None:
+        """Take a request."""
+        fault = self._fault(request, sampling)
+        if fault:
+            self._done.append(Reply(key=request.key, error=fault))
+        else:
+            self._lives[request.key] = Live(request, sampling, decode)
+
+    def step(self) -> list[Event]:
+        """A token for each request."""
+        time.sleep(self._faults.seconds)
+        events, self._done = self._done, []
+        for live in list(self._lives.values()):
+            token = self._choose(live.request, live.answer, live.sampling)
+            reply = live.take(token)
+            events.append(Delta(key=live.request.key, token=token))
+            if reply is not None:
+                del self._lives[live.request.key]
+                events.append(reply)
+        return events
+
+    def abort(self, keys: Collection[str]) -> None:
+        """End requests."""
+        self._done += [self._lives.pop(key).reply("abort") for key in keys if key in self._lives]
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no request is under way."""
+        return not self._lives and not self._done
+
+    def _fault(self, request: Request, sampling: Sampling) -> str:
         most, length = self.about.max_tokens or 0, len(request.prompt_ids)
         if request.key in self._faults.refused:
-            return Reply(key=request.key, error="refused, as it was told to")
+            return "refused, as it was told to"
         if not length or length + sampling.max_new_tokens > most:
-            return Reply(key=request.key, error=f"prompt of {length} tokens and {sampling.max_new_tokens} of {most}")
+            return f"prompt of {length} tokens leaves no room for {sampling.max_new_tokens} of {most}"
+        if sampling.is_adjusted or sampling.min_new_tokens or request.adapter is not None:
+            return "the stub knows no penalties, no least length and no adapters"
+        return ""
+
+    def _reply(self, request: Request, sampling: Sampling) -> Reply:
+        fault = self._fault(request, sampling)
+        if fault:
+            return Reply(key=request.key, error=fault)
         reply = self._generate(request, sampling)
         if request.key in self._faults.not_a_number:
             return msgspec.structs.replace(reply, logp=[math.nan, *reply.logp[1:]])
         return reply
 
     def _generate(self, request: Request, sampling: Sampling) -> Reply:
-        ids: list[int] = []
-        logps: list[float] = []
-        sampled_logps: list[float] = []
-        stops = frozenset() if self._faults.ignores_stop_ids else sampling.stop_ids
-        while len(ids) < sampling.max_new_tokens + self._faults.too_long:
-            token, logp, sampled_logp = self._choose(request, ids, sampling)
-            ids.append(token)
-            logps.append(logp)
-            sampled_logps.append(sampled_logp)
-            if token in stops:
-                break
-        finish: Literal["stop", "length"] = "stop" if ids[-1] in stops else "length"
-        return Reply(key=request.key, ids=ids, logp=logps, sampled_logp=sampled_logps, finish=finish)
+        faults = self._faults
+        live = Live(
+            request,
+            msgspec.structs.replace(
+                sampling,
+                max_new_tokens=sampling.max_new_tokens + faults.too_long,
+                stop_ids=frozenset() if faults.ignores_stop_ids else sampling.stop_ids,
+            ),
+            decode,
+        )
+        while True:
+            reply = live.take(self._choose(request, live.answer, sampling))
+            if reply is not None:
+                return reply
 
-    def _choose(self, request: Request, ids: list[int], sampling: Sampling) -> tuple[int, float, float]:
-        """The next token, and its log-prob before and after truncation."""
+    def _choose(self, request: Request, ids: list[int], sampling: Sampling) -> Token:
+        """The next token."""
         logits = self.logits(request.prompt_ids + ids)
-        logp = log_softmax(logits, sampling.temperature or 1.0)
+        logp, raw = log_softmax(logits, sampling.temperature or 1.0), log_softmax(logits, 1.0)
+        likeliest = sorted(range(VOCAB), key=lambda word: (-raw[word], word))
+        top = [(word, raw[word]) for word in likeliest[: sampling.top_logprobs]]
         if sampling.temperature == 0:
             token = max(range(VOCAB), key=lambda word: (logits[word], -word))
-            return token, logp[token], 0.0
-        drawn_from = log_softmax(logits, 1.0) if self._faults.wrong_temperature else logp
+            return Token(id=token, logp=logp[token], sampled_logp=0.0, raw_logp=raw[token], top=top)
+        drawn_from = raw if self._faults.wrong_temperature else logp
         kept = keep(drawn_from, sampling)
         number = uniform(request.seed, len(ids))
         if self._faults.one_generator:
@@ -149,7 +203,13 @@ class StubEngine:
                 token = word
                 break
         sampled = logp[token] - math.log(math.fsum(math.exp(logp[word]) for word in kept))
-        return token, sampled if self._faults.renormalised else logp[token], sampled
+        told = sampled if self._faults.renormalised else logp[token]
+        return Token(id=token, logp=told, sampled_logp=sampled, raw_logp=raw[token], top=top)
+
+
+def decode(ids: list[int]) -> str:
+    """A letter for each token."""
+    return "".join(chr(ord("a") + token) for token in ids)
 
 
 def log_softmax(logits: list[float], temperature: float) -> list[float]:
@@ -175,5 +235,5 @@ def keep(logp: list[float], sampling: Sampling) -> list[int]:
     return kept
 
 
-def _is_engine(engine: StubEngine) -> Engine:
+def _is_engine(engine: StubEngine) -> StepEngine:
     return engine  # mypy holds the stub to the protocol here

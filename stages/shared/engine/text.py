@@ -1,9 +1,14 @@
 """Text before and after an engine: messages to prompt ids by the model's own chat template, ids to text."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from postmill.stages.shared.hf import load_tokenizer
+
+_REPLACEMENT = "\ufffd"
+_LONGEST_CHARACTER = 8
+"""Tokens after which bytes that are no text are shown as what they are."""
 
 
 class Speaker:
@@ -19,10 +24,14 @@ class Speaker:
         found: int | None = self._tokenizer.eos_token_id
         return frozenset() if found is None else frozenset({found})
 
-    def prompt_ids(self, messages: list[dict[str, Any]]) -> list[int] | str:
+    @property
+    def has_template(self) -> bool:
+        return bool(self._tokenizer.chat_template)
+
+    def prompt_ids(self, messages: list[dict[str, Any]], **options: Any) -> list[int] | str:
         """The conversation up to where the answer begins, or why it cannot be had.
 
-        A model without a template reads the last message as text.
+        A model without a template reads the last message as text. options: what the template is given beside messages.
         """
         from jinja2.exceptions import TemplateError
 
@@ -30,12 +39,102 @@ class Speaker:
             ids: list[int] = self._tokenizer(messages[-1]["content"]).input_ids
             return ids
         try:
-            encoded = self._tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
+            encoded = self._tokenizer.apply_chat_template(
+                messages, **({"add_generation_prompt": True} | options), return_dict=True
+            )
         except TemplateError as error:
             return f"chat template: {error}"
         return list(encoded["input_ids"])
+
+    def ids(self, text: str, *, special: bool = True) -> list[int]:
+        """Tokens of a text; `special`: with those that the tokenizer puts around one."""
+        found: list[int] = self._tokenizer(text, add_special_tokens=special).input_ids
+        return found
 
     def text(self, ids: list[int], *, is_stopped: bool) -> str:
         """What the ids say, special tokens left out; `is_stopped`: the last one only ended the answer."""
         text: str = self._tokenizer.decode(ids[:-1] if is_stopped else ids, skip_special_tokens=True)
         return text
+
+    def decode(self, ids: list[int], *, special: bool = False) -> str:
+        """What the ids say, with special tokens or without."""
+        text: str = self._tokenizer.decode(ids, skip_special_tokens=not special)
+        return text
+
+    def piece(self, token: int) -> str:
+        """One token by itself, as text; part of a character is a replacement character."""
+        return self.decode([token], special=True)
+
+    def token_bytes(self, token: int) -> list[int]:
+        """The bytes of one token: exact for byte-level vocabularies, those of its text for others."""
+        name: str = self._tokenizer.convert_ids_to_tokens(token) or ""
+        letters = _byte_letters()
+        if token not in self._special and name and all(letter in letters for letter in name):
+            return [letters[letter] for letter in name]
+        return list(self.piece(token).encode())
+
+    @property
+    def _special(self) -> frozenset[int]:
+        return frozenset(self._tokenizer.added_tokens_decoder)
+
+
+def _byte_letters() -> dict[str, int]:
+    """GPT-2's letter for each byte, the other way round."""
+    shown = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    hidden = [byte for byte in range(256) if byte not in shown]
+    return {chr(byte): byte for byte in shown} | {chr(256 + n): byte for n, byte in enumerate(hidden)}
+
+
+class TextStream:
+    """Ids one at a time to text that never takes anything back.
+
+    Bytes of a character that is not whole yet wait, and so does what may become a stop text. What all calls return, put
+    together, is the text of the answer before the first stop text.
+    """
+
+    def __init__(self, decode: Callable[[list[int]], str], stop: tuple[str, ...] = ()) -> None:
+        self._decode = decode
+        self._stop = tuple(text for text in stop if text)
+        self._ids: list[int] = []
+        self._shown, self._whole = 0, 0
+        self._held = ""
+        self.stopped: str | None = None
+        """The stop text that was met; nothing comes after it."""
+
+    def push(self, token: int) -> str:
+        """What one more token adds."""
+        if self.stopped is not None:
+            return ""
+        self._ids.append(token)
+        return self._release(self._next(is_last=False), is_last=False)
+
+    def finish(self) -> str:
+        """What was waiting, once no token comes any more."""
+        return "" if self.stopped is not None else self._release(self._next(is_last=True), is_last=True)
+
+    def _next(self, *, is_last: bool) -> str:
+        """New text. Two tokens before are decoded again, since some tokenizers write a token by its neighbours."""
+        before = self._decode(self._ids[self._shown : self._whole])
+        now = self._decode(self._ids[self._shown :])
+        is_whole = not now.endswith(_REPLACEMENT) or len(self._ids) - self._whole >= _LONGEST_CHARACTER
+        if not is_whole and not is_last:
+            return ""
+        self._shown, self._whole = self._whole, len(self._ids)
+        return now[len(before) :]
+
+    def _release(self, new: str, *, is_last: bool) -> str:
+        text = self._held + new
+        found = [(at, order, stop) for order, stop in enumerate(self._stop) if (at := text.find(stop)) >= 0]
+        if found:
+            at, _, self.stopped = min(found)
+            self._held = ""
+            return text[:at]
+        longest = 0 if is_last else max((_overlap(text, stop) for stop in self._stop), default=0)
+        self._held = text[len(text) - longest :]
+        return text[: len(text) - longest]
+
+
+def _overlap(text: str, stop: str) -> int:
+    """How many characters at the end of `text` may be the beginning of `stop`."""
+    most = min(len(text), len(stop) - 1)
+    return next((size for size in range(most, 0, -1) if text.endswith(stop[:size])), 0)
