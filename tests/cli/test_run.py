@@ -97,7 +97,7 @@ def test_to_from_and_a_stage_that_fails(world: Path) -> None:
 
 
 def test_a_stopped_stage_keeps_its_code_and_the_same_command_goes_on(world: Path) -> None:
-    argv = ["run", "r.toml", "-o", "stop", "--set", "train.steps=400"]
+    argv = ["run", "r.toml", "-o", "stop", "--set", "train.steps=60"]
     child = subprocess.Popen([*MAIN, *argv], cwd=world, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     metrics = world / "stop" / "train.checkpoints" / "metrics.jsonl"
     deadline = time.monotonic() + 120
@@ -111,11 +111,6 @@ def test_a_stopped_stage_keeps_its_code_and_the_same_command_goes_on(world: Path
     on = run(world, *argv, "--replace")
     assert on.returncode == 0 and "going on after step" in on.stderr, on.stderr
     assert run(world, *argv).stderr.count("up to date") == 3
-    other = run(world, *argv[:-1], "train.steps=2", "--replace")
-    assert other.returncode == 0 and "going on" not in other.stderr, other.stderr
-    # the checkpoints of other work are no reason to refuse, either
-    (world / "stop" / "train").rename(world / "stop" / "aside")
-    assert run(world, *argv[:-1], "train.steps=3", "--replace").returncode == 0
 
 
 def test_a_stage_alone_takes_its_inputs_from_the_recipe(world: Path) -> None:
