@@ -142,9 +142,9 @@ def test_one_changed_byte_of_data_is_another_key(here: Path) -> None:
     (here / "chats.jsonl").write_text(text.replace("there", "where", 1))
     result = postmill("tokenize", "chats.jsonl", "-m", "base", "-o", "tokens", "-q", cwd=here)
     assert result.returncode == 73
-    assert "--force" in result.stderr
+    assert "input data changed" in result.stderr and "--replace" in result.stderr
     before = load_artifact(here / "tokens").digest
-    done("tokenize", "chats.jsonl", "-m", "base", "-o", "tokens", "-q", "--force", cwd=here)
+    done("tokenize", "chats.jsonl", "-m", "base", "-o", "tokens", "-q", "--replace", cwd=here)
     assert load_artifact(here / "tokens").digest != before
 
 
