@@ -9,6 +9,7 @@ from postmill.stages.table import STAGES
 
 TOOLS = {
     "run": "a chain of stages from one recipe",
+    "recipe": "recipes to start from: list, show, copy",
     "get": "a model from Hugging Face or ModelScope",
     "chat": "talk with a model",
     "show": "what is trained on, coloured by weight, at every stage",

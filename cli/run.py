@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from postmill.cli.recipe import Step, find_recipe, read_steps
+from postmill.cli.chain import Step, find_recipe, read_steps
 from postmill.cli.tool import parse
 from postmill.io.errors import EXISTS, FAILED, ArtifactError, ConfigError
 from postmill.io.hub import PREFIXES, Repository, newest_commit, parse_repository

@@ -7,9 +7,9 @@ from typing import Any
 
 import msgspec
 
+from postmill.cli.chain import read_for_stage
 from postmill.cli.flags import Said, chosen_names, read_recipe, resolve
 from postmill.cli.help import COMMON, flag_name
-from postmill.cli.recipe import read_for_stage
 from postmill.io.errors import ConfigError
 from postmill.stages.options import Option, bare, explain_unknown, options, short_names
 from postmill.stages.spec import Stage

@@ -1,6 +1,7 @@
 """Documents and programs say the same: every flag in a document exists, every flag has help, every exit code a row."""
 
 import importlib
+import importlib.util
 import re
 import shlex
 from pathlib import Path
@@ -58,7 +59,7 @@ def test_every_flag_of_a_stage_has_help(command: str) -> None:
 
 def commands_in(page: Path) -> list[list[str]]:
     """Every command of ours in the blocks of a page, as words; the parts of a pipe one by one."""
-    text = page.read_text(encoding="utf-8")
+    text = re.sub(r"\\\n +", "", page.read_text(encoding="utf-8"))  # a command over two lines
     lines = [line.strip().removeprefix("$ ") for line in re.findall(r"^ {4}.+$", text, re.M)]
     lines += [
         line for block in re.findall(r"^```(?:sh|console)?\n(.*?)^```", text, re.M | re.S) for line in block.split("\n")
@@ -144,3 +145,13 @@ def test_every_exit_code_has_a_row_and_every_row_a_code() -> None:
     rows = {int(code) for cell in re.findall(r"^\| ([^|]+) \|", page, re.M) for code in re.findall(r"\d+", cell)}
     codes = {value for name, value in vars(errors).items() if name.isupper() and isinstance(value, int)}
     assert rows == codes | {0, 130, 141, 143}
+
+
+def test_generated_pages_are_as_the_code_makes_them() -> None:
+    spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
+    assert spec is not None and spec.loader is not None
+    generate = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(generate)
+    for name in generate.PAGES:
+        wanted = generate.made(name)
+        assert (ROOT / "docs" / name).read_text(encoding="utf-8") == wanted, "run python docs/generate.py"

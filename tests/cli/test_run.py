@@ -14,7 +14,7 @@ import pytest
 import tiny_model
 import tiny_tokenizer
 
-from postmill.cli.recipe import RECIPES, read_steps
+from postmill.cli.chain import RECIPES, read_steps
 from postmill.io.errors import ConfigError
 
 MAIN = [sys.executable, "-P", "-m", "postmill.cli.main"]

@@ -1,0 +1,50 @@
+"""Pages that are made from the code: run `python docs/generate.py` after a change; a test compares them.
+
+Each page keeps what people wrote above and below the two comment lines that hold the generated part.
+"""
+
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from postmill.cli.chain import RECIPES
+from postmill.cli.recipe import summary
+
+DOCS = Path(__file__).resolve().parent
+BEGIN, END = "<!-- made by generate.py from here -->", "<!-- to here -->"
+
+
+def recipes() -> str:
+    """A section a recipe, from its own comment."""
+    parts = []
+    for path in sorted(RECIPES.glob("*.toml")):
+        head = path.read_text(encoding="utf-8").partition("\n\n")[0]
+        lines = [line.removeprefix("#").removeprefix(" ") for line in head.splitlines()[1:]]
+        body = "\n".join(f"    {line.strip()}" if line.startswith("  ") else line for line in lines)
+        parts.append(f"## {path.stem}\n\n{summary(path)}.\n\n{_spaced(body).strip(chr(10))}")
+    return "\n".join(part.rstrip() + "\n" for part in parts)
+
+
+def _spaced(text: str) -> str:
+    """Blank lines around commands, one at a time."""
+    text = re.sub(r"\n+(    .*(?:\n    .*)*)\n+", r"\n\n\1\n\n", "\n" + text + "\n")
+    return text.rstrip()
+
+
+PAGES: dict[str, Callable[[], str]] = {"recipes.md": recipes}
+"""Page -> what makes its generated part."""
+
+
+def made(name: str) -> str:
+    """The whole page as it should be."""
+    text = (DOCS / name).read_text(encoding="utf-8")
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return f"{before}{BEGIN}\n{PAGES[name]()}{END}{after}"
+
+
+if __name__ == "__main__":
+    for page in PAGES:
+        (DOCS / page).write_text(made(page), encoding="utf-8")
+        sys.stdout.write(f"{page}\n")
