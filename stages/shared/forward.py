@@ -15,10 +15,13 @@ from postmill.io.errors import USAGE, ConfigError
 from postmill.kernels.loss_scale_ce.api import Backend, loss_scale_ce
 from postmill.kernels.loss_scale_ce.probe import Deviation, probe
 from postmill.kernels.loss_scale_ce.terms import LossOutput
+from postmill.kernels.loss_scale_ce.vocab_parallel import loss_scale_ce_vocab_parallel
 from postmill.stages.shared import classifier
 from postmill.stages.shared.batch import Batch
+from postmill.stages.shared.context import Context
 from postmill.stages.shared.heads import LM, Head
 from postmill.stages.shared.stats import Stat
+from postmill.stages.shared.vocab import is_slice, sliced_head, whole_head
 
 _POSITIONS_AFTER_PAD = {"roberta", "xlm-roberta", "camembert"}
 """Families that count positions from the one after `pad_token_id`."""
@@ -135,10 +138,21 @@ class Forward(nn.Module):
         self._first_position = config.pad_token_id + 1 if config.model_type in _POSITIONS_AFTER_PAD else 0
         # encoders have no cache, and some do not know the word
         self._no_cache = {"use_cache": False} if hasattr(config, "use_cache") else {}
+        self._context: Context | None = None
+
+    def share_tokens(self, context: Context) -> None:
+        """Compute a slice of each batch from now on; what is asked of it still comes out whole, on every rank."""
+        context.attach(self.model)
+        self._context = context
 
     def forward(self, batch: Batch, ask: Ask) -> Outputs:
         """What is asked of `batch`."""
+        context, num_tokens = self._context, batch.input_ids_1T.shape[1]
         hidden_TH, router_logits = self._hidden(batch)
+        if context is not None:
+            router_logits = tuple(context.gather(logits.flatten(0, -2), num_tokens) for logits in router_logits)
+            if self.head.kind != "lm":  # it is small, and looks anywhere
+                hidden_TH = context.gather(hidden_TH, num_tokens)
         balance = None
         if router_logits and self.training:
             text = self.model.config.get_text_config()
@@ -150,7 +164,10 @@ class Forward(nn.Module):
             return Outputs(values_NC=classifier.token_values(self.model, hidden_TH[ask.points_N]), router=balance)
         if self.head.kind == "pool":
             return Outputs(pooled_RH=classifier.pooled(hidden_TH, batch, self.head.pooling), router=balance)
-        found = self._lm_head(hidden_TH, batch, ask)
+        if context is None:
+            found = self._lm_head(hidden_TH, batch, ask)
+        else:
+            found = _joined(context, self._lm_head(hidden_TH, context.part(batch), _part_of(ask, context)), num_tokens)
         return Outputs(
             found.loss if ask.linear else None,
             found.logp_T,
@@ -170,15 +187,20 @@ class Forward(nn.Module):
 
     def kernel_deviation(self, batch: Batch) -> Deviation:
         """How far the loss kernel is from plain torch on the first rows of `batch`, in the loss and its gradients."""
+        mine = self._part(batch)
         with torch.no_grad():
             hidden_TH, _ = self._hidden(batch)
+            head = whole_head(self._head_of(hidden_TH))
         return probe(
             self._backend,
-            **self._head_of(hidden_TH),
-            targets_T=batch.targets_T,
-            token_weights_T=batch.weights_T,
+            **head,
+            targets_T=mine.targets_T,
+            token_weights_T=mine.weights_T,
             denominator=1.0,
         )
+
+    def _part(self, batch: Batch) -> Batch:
+        return batch if self._context is None else self._context.part(batch)
 
     def use_reference(self) -> None:
         """Compute the head's numbers in plain torch from now on."""
@@ -188,21 +210,23 @@ class Forward(nn.Module):
         linear, stats = ask.linear, ask.stats
         if linear is None:
             linear = Linear(torch.zeros_like(batch.weights_T), 1.0)
-        return loss_scale_ce(
-            **self._head_of(hidden_TH),
-            targets_T=batch.targets_T,
-            token_weights_T=linear.weights_T,
-            denominator=linear.denominator,
-            label_smoothing=linear.label_smoothing if self.training else 0.0,
-            temperature=ask.temperature,
-            active_T=batch.mask_T if stats else None,
-            backend=self._backend,
-            return_logp="logp" in stats,
-            return_entropy="entropy" in stats,
-            return_correct="correct" in stats,
-            return_lse="lse" in stats,
-            return_collision="collision" in stats,
-        )
+        options: dict[str, Any] = {
+            "targets_T": batch.targets_T,
+            "token_weights_T": linear.weights_T,
+            "denominator": linear.denominator,
+            "label_smoothing": linear.label_smoothing if self.training else 0.0,
+            "temperature": ask.temperature,
+            "active_T": batch.mask_T if stats else None,
+            "backend": self._backend,
+            "return_logp": "logp" in stats,
+            "return_entropy": "entropy" in stats,
+            "return_correct": "correct" in stats,
+            "return_lse": "lse" in stats,
+        }
+        head = self._head_of(hidden_TH)
+        if is_slice(head["weight_VH"]) and "collision" not in stats:
+            return loss_scale_ce_vocab_parallel(**sliced_head(head), **options)
+        return loss_scale_ce(**whole_head(head), **options, return_collision="collision" in stats)
 
     def _head_of(self, hidden_TH: Tensor) -> dict[str, Any]:
         """What the loss kernel is given of the head."""
@@ -220,34 +244,56 @@ class Forward(nn.Module):
         }
 
     def _hidden(self, batch: Batch) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Last hidden states, [T, H], each row for itself; and the routers' logits of each layer if they are used."""
+        """Last hidden states, [T, H], each row for itself; and the routers' logits of each layer if they are used.
+
+        Both of the slice of `batch` that this rank computes.
+        """
+        mine = self._part(batch)
         decoder = self.model.get_decoder() if self.head.kind == "lm" else self.model.base_model
-        starts = torch.tensor(batch.row_starts, dtype=torch.int32, device=batch.input_ids_1T.device)
-        longest = max(end - start for start, end in itertools.pairwise(batch.row_starts))
-        inputs: dict[str, Any] = {"input_ids": batch.input_ids_1T}
+        starts = torch.tensor(mine.row_starts, dtype=torch.int32, device=mine.input_ids_1T.device)
+        longest = max(end - start for start, end in itertools.pairwise(mine.row_starts))
+        inputs: dict[str, Any] = {"input_ids": mine.input_ids_1T}
         if self.training and self._neftune_alpha:
             inputs = {"inputs_embeds": self._noisy_embeddings(batch)}
         if self._router_aux:
             inputs["output_router_logits"] = True
-        dtype, device_type = self._compute_dtype, batch.input_ids_1T.device.type
+        dtype, device_type = self._compute_dtype, mine.input_ids_1T.device.type
         with torch.autocast(device_type, dtype, enabled=dtype == torch.bfloat16):
             found = decoder(
                 **inputs,
-                position_ids=batch.position_ids_1T + self._first_position,
+                position_ids=mine.position_ids_1T + self._first_position,
                 **self._no_cache,
                 cu_seq_lens_q=starts,
                 cu_seq_lens_k=starts,
                 max_length_q=longest,
                 max_length_k=longest,
-                row_starts=batch.row_starts,
+                row_starts=mine.row_starts,
             )
         hidden: Tensor = found.last_hidden_state
         return hidden[0], tuple(found.router_logits) if self._router_aux else ()
 
     def _noisy_embeddings(self, batch: Batch) -> Tensor:
         """Embeddings plus uniform noise of width alpha / sqrt(row length * H), <https://arxiv.org/abs/2310.05914>."""
-        embeddings: Tensor = self.model.get_input_embeddings()(batch.input_ids_1T)
+        embeddings: Tensor = self.model.get_input_embeddings()(self._part(batch).input_ids_1T)
         lengths = torch.tensor(batch.row_starts, device=embeddings.device).diff()
         length_T = torch.repeat_interleave(lengths, lengths).to(embeddings.dtype)
         width_T1 = self._neftune_alpha / torch.sqrt(length_T * embeddings.shape[-1])[:, None]
-        return embeddings + torch.empty_like(embeddings).uniform_(-1, 1) * width_T1
+        # the noise of all tokens, so that it is the same however they are dealt
+        noise_1TH = embeddings.new_empty(1, len(length_T), embeddings.shape[-1]).uniform_(-1, 1) * width_T1
+        return embeddings + (noise_1TH if self._context is None else self._context.slice(noise_1TH, 1))
+
+
+def _part_of(ask: Ask, context: Context) -> Ask:
+    """What is asked of this rank's slice."""
+    linear = ask.linear
+    return ask if linear is None else ask._replace(linear=linear._replace(weights_T=context.slice(linear.weights_T)))
+
+
+def _joined(context: Context, found: LossOutput, num_tokens: int) -> LossOutput:
+    """What the ranks found for their slices, as one rank would have found it."""
+    of_tokens = {
+        name: context.gather(value, num_tokens)
+        for name in ("logp_T", "entropy_T", "correct_T", "lse_T", "collision_T")
+        if (value := getattr(found, name)) is not None
+    }
+    return found._replace(loss=context.total(found.loss), **of_tokens)

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from numpy.typing import NDArray
 
 from postmill.io.errors import FAILED, StageError
@@ -16,6 +15,7 @@ from postmill.stages.shared.forward import Ask
 from postmill.stages.train.columns import BatchSource
 from postmill.stages.train.config import Train
 from postmill.stages.train.objectives.interface import Objective
+from postmill.stages.train.parallel.layout import Layout
 from postmill.stages.train.plan import Step
 
 _CPU_OOM = "DefaultCPUAllocator"
@@ -24,9 +24,9 @@ _CPU_OOM = "DefaultCPUAllocator"
 class Blocks:
     """This rank's micro-batches of a step."""
 
-    def __init__(self, cfg: Train, source: BatchSource, step: Step, accelerator: Accelerator) -> None:
-        self._cfg, self._source, self._step, self._device = cfg, source, step, accelerator.device
-        self.bins, self.norms = step.micro_batches(accelerator.process_index, cfg.batch.micro_bins), step.norms
+    def __init__(self, cfg: Train, source: BatchSource, step: Step, layout: Layout) -> None:
+        self._cfg, self._source, self._step, self._device = cfg, source, step, layout.device
+        self.bins, self.norms = step.micro_batches(layout.data_rank, cfg.batch.micro_bins), step.norms
         self.data_seconds = 0.0
 
     def load(self, block: NDArray[np.int64]) -> Batch:

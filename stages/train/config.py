@@ -48,11 +48,22 @@ class Compute(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class Parallel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How several ranks share the work."""
+    """How several ranks share the work. Ranks that no other form takes share the bins of a step."""
 
-    shard: Annotated[Literal["none", "fsdp"], LAST_BITS] = "none"
-    """How several ranks hold the model. none: each all of it; fsdp: each a part of weights, gradients and the
-    optimizer's state (torch's FSDP2), for models that do not fit on one."""
+    shard: Annotated[Literal["none", "fsdp", "hsdp"], LAST_BITS] = "none"
+    """How ranks hold the model. none: each all of it; fsdp: each a part of weights, gradients and the optimizer's state
+    (torch's FSDP2), for models that do not fit on one; hsdp: so within groups of --shard-ranks."""
+    shard_ranks: Annotated[int, Meta(ge=0), LAST_BITS] = 0
+    """Ranks that hold the model once with --shard hsdp; 0 for those of one machine."""
+    tp: Annotated[int, Meta(ge=1), LAST_BITS] = 1
+    """Ranks that each hold a slice of every matrix (tensor parallelism); best on one machine."""
+    cp: Annotated[int, Meta(ge=1), LAST_BITS] = 1
+    """Ranks that each compute a slice of every bin's tokens (context parallelism), for very long rows."""
+
+    @property
+    def cuts_model(self) -> bool:
+        """Whether a rank has less than the whole model or less than whole bins."""
+        return self.shard != "none" or self.tp > 1 or self.cp > 1
 
 
 class Checkpoints(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -173,6 +184,8 @@ STAGE = Stage(
         "batch.micro_bins",
         "compute.gradient_checkpointing",
         "parallel.shard",
+        "parallel.tp",
+        "parallel.cp",
         "checkpoints.save_every",
         "measure.valid_every",
     ),

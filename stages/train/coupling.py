@@ -7,18 +7,18 @@ their ordinals, so neither micro-batches nor ranks change what comes out.
 from typing import Any, NamedTuple
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
 from postmill.stages.shared.batch import Batch
 from postmill.stages.shared.forward import Outputs
 from postmill.stages.train.blocks import Blocks
 from postmill.stages.train.objectives.interface import ConstantsObjective, GradientsObjective, Loss, StepRows
+from postmill.stages.train.parallel.layout import Layout
 
 
 @torch.no_grad()
 def summaries(
-    objective: ConstantsObjective | GradientsObjective, forward: Any, blocks: Blocks, accelerator: Accelerator
+    objective: ConstantsObjective | GradientsObjective, forward: Any, blocks: Blocks, layout: Layout
 ) -> tuple[Tensor, StepRows]:
     """The summary of every row of the step, of all ranks, in the order of row ordinals."""
     pieces = []
@@ -33,10 +33,8 @@ def summaries(
     widest = max(summary.shape[1] for summary, _ in pieces)
     summary_RS = torch.cat([widen(summary, widest) for summary, _ in pieces])
     rows_R3 = torch.cat([rows for _, rows in pieces])
-    if accelerator.num_processes > 1:
-        summary_RS = accelerator.pad_across_processes(summary_RS, dim=1, pad_index=float("nan"))
-        summary_RS = accelerator.gather(accelerator.pad_across_processes(summary_RS))
-        rows_R3 = accelerator.gather(accelerator.pad_across_processes(rows_R3, pad_index=-1))
+    widest = int(layout.gather(torch.tensor([widest], device=layout.device)).max())
+    summary_RS, rows_R3 = layout.gather(widen(summary_RS, widest)), layout.gather(rows_R3, pad=-1)
     real_R = rows_R3[:, 0] >= 0
     summary_RS, rows_R3 = summary_RS[real_R], rows_R3[real_R]
     order_R = rows_R3[:, 0].argsort()
@@ -49,10 +47,8 @@ def widen(summary_RS: Tensor, width: int) -> Tensor:
     return torch.nn.functional.pad(summary_RS, (0, width - summary_RS.shape[1]), value=float("nan"))
 
 
-def step_constants(
-    objective: ConstantsObjective, forward: Any, blocks: Blocks, accelerator: Accelerator
-) -> dict[str, float]:
-    summary_RS, _ = summaries(objective, forward, blocks, accelerator)
+def step_constants(objective: ConstantsObjective, forward: Any, blocks: Blocks, layout: Layout) -> dict[str, float]:
+    summary_RS, _ = summaries(objective, forward, blocks, layout)
     return objective.constants(summary_RS, blocks.norms)
 
 
@@ -72,8 +68,8 @@ class Cached(NamedTuple):
         return Loss((summary_RS * gradient_RS.to(summary_RS.dtype)).sum(), {}, {})
 
 
-def step_gradients(objective: GradientsObjective, forward: Any, blocks: Blocks, accelerator: Accelerator) -> Cached:
-    summary_RS, rows = summaries(objective, forward, blocks, accelerator)
+def step_gradients(objective: GradientsObjective, forward: Any, blocks: Blocks, layout: Layout) -> Cached:
+    summary_RS, rows = summaries(objective, forward, blocks, layout)
     with torch.enable_grad():
         leaf_RS = summary_RS.requires_grad_()
         loss = objective.step_loss(leaf_RS, rows, blocks.norms)

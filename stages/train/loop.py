@@ -29,8 +29,8 @@ from postmill.stages.train.finish import finish
 from postmill.stages.train.mismatch import check_mismatch
 from postmill.stages.train.optimizer import Learner, release, set_lr
 from postmill.stages.train.own_scores import start_scores
+from postmill.stages.train.parallel import table
 from postmill.stages.train.parallel.layout import Layout
-from postmill.stages.train.parallel.replicated import Replicated
 from postmill.stages.train.plan import Channels, Data, Step, Steps, read_channels
 from postmill.stages.train.probe import check
 from postmill.stages.train.record import Record
@@ -55,9 +55,9 @@ def _train(
 ) -> Result:
     device, is_main = accelerator.device, accelerator.is_main_process
     reader = data.reader
-    steps = Steps(cfg, reader, accelerator.num_processes, data.rewards)
+    steps = Steps(cfg, reader, layout.num_data, data.rewards)
     found = _resume(out, accelerator)
-    here = _fix_numerics(cfg, out, accelerator, found)
+    here = _fix_numerics(cfg, out, accelerator, layout, found)
 
     dtype = model.compute_dtype(cfg, device)
     tuner = cfg.tuner.build()
@@ -73,11 +73,11 @@ def _train(
     ).train()
     wrapped = layout.wrap(forward)
     check(forward, reader, dtype, device, loss_kernel=cfg.compute.loss_kernel)
-    own = start_scores(data, objective.needs, wrapped, accelerator, found=found and found[0], num_steps=steps.total)
+    own = start_scores(data, objective.needs, wrapped, layout, found=found and found[0], num_steps=steps.total)
     source = BatchSource(reader, objective.needs, {**data.scores, **own}, data.rewards)
     valid_source = BatchSource(valid.reader, objective.needs, valid.scores) if valid else None
     parameters = model.trainable(net)
-    learner = Learner(net, parameters, cfg.optimizer.make(parameters, cfg.peak_lr), layout)
+    learner = Learner.of(net, parameters, cfg.optimizer.make(parameters, cfg.peak_lr), layout)
     if found:
         checkpoint.restore_optimizer(found[0], learner)
     channels = read_channels(reader) if cfg.measure.channel_loss else None
@@ -100,9 +100,7 @@ def _train(
             raise run.stopped(step=number)
         step, lr = steps[number], lr_at(cfg.schedule, cfg.peak_lr, number, steps.total)
         learner.optimizer.zero_grad(set_to_none=True)
-        gradient = accumulate(
-            cfg, wrapped, objective, source, step, accelerator=accelerator, layout=layout, channels=channels
-        )
+        gradient = accumulate(cfg, wrapped, objective, source, step, layout=layout, channels=channels)
         norm = layout.clip(parameters.values(), cfg.clip or math.inf)
         loss, grad_norm = run.finite(reader, step, gradient, norm)
         check_mismatch(cfg, data, base, step, gradient)
@@ -112,7 +110,7 @@ def _train(
         last = number + 1 == steps.total
         valid_loss = None
         if valid_source is not None and (last or _due(number, cfg.measure.valid_every)):
-            valid_loss = validate(cfg, wrapped, objective, valid_source, accelerator)
+            valid_loss = validate(cfg, wrapped, objective, valid_source, layout)
         line = _line(step, loss, lr, grad_norm) | _measured(gradient, channels)
         line |= {} if valid_loss is None else {"valid_loss": valid_loss}
         _say(line, steps.total, record.add(line, gradient.data_seconds), always=last)
@@ -132,16 +130,7 @@ def _launched(cfg: Train) -> tuple[Accelerator, Layout]:
     """This process among its ranks. Raises ConfigError (2) for a form of parallelism that cannot be had."""
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
     check_launcher(accelerator.distributed_type.value)
-    if cfg.parallel.shard == "none":
-        return accelerator, Replicated(accelerator)
-    if accelerator.num_processes == 1:
-        raise ConfigError(
-            f"--shard {cfg.parallel.shard}: one rank shares with nobody; start several (postmill launch --ranks 2 ...)",
-            USAGE,
-        )
-    from postmill.stages.train.parallel.fsdp import Fsdp
-
-    return accelerator, Fsdp(accelerator)
+    return accelerator, table.choose(cfg.parallel, accelerator)
 
 
 def check_launcher(kind: str) -> None:
@@ -176,7 +165,7 @@ def _resume(out: Out, accelerator: Accelerator) -> tuple[Artifact, Position] | N
 
 
 def _fix_numerics(
-    cfg: Train, out: Out, accelerator: Accelerator, found: tuple[Artifact, Position] | None
+    cfg: Train, out: Out, accelerator: Accelerator, layout: Layout, found: tuple[Artifact, Position] | None
 ) -> dict[str, Any]:
     """Settle what decides the last bits, as the checkpoint has it if it can be had. Returns `Position`'s fields."""
     device = accelerator.device
@@ -194,7 +183,7 @@ def _fix_numerics(
         "threads": threads,
         "torch": str(torch.__version__),
         "device": name,
-        "shard": cfg.parallel.shard,
+        "shard": layout.name,
     }
     if found:
         changed = [f"{k} {getattr(found[1], k)} -> {v}" for k, v in here.items() if getattr(found[1], k) != v]
@@ -229,7 +218,7 @@ def _load(
             model.causal_lm(net).gradient_checkpointing_enable({"use_reentrant": False})
     if accelerator.num_processes == 1:
         share_gradient(model.causal_lm(net))
-    return net.to(device) if cfg.parallel.shard == "none" else net
+    return net if cfg.parallel.cuts_model else net.to(device)
 
 
 def _stop_requested(out: Out, accelerator: Accelerator) -> bool:

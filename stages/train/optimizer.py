@@ -20,6 +20,12 @@ class Learner(NamedTuple):
     layout: Layout
     """How both lie on the ranks."""
 
+    @classmethod
+    def of(cls, net: Any, parameters: dict[str, Tensor], optimizer: torch.optim.Optimizer, layout: Layout) -> "Learner":
+        """The optimizer's groups parted as the layout wants them."""
+        layout.group(optimizer)
+        return cls(net, parameters, optimizer, layout)
+
 
 def release(learner: Learner) -> None:
     """Give up gradients and moments: saving needs memory of its own."""

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 
@@ -18,6 +17,7 @@ from postmill.stages.shared.forward import Ask
 from postmill.stages.train.checkpoint import OWN
 from postmill.stages.train.columns import BatchSource
 from postmill.stages.train.objectives.needs import Needs
+from postmill.stages.train.parallel.layout import Layout
 from postmill.stages.train.plan import Data
 
 _PLAIN = Needs(sampled=True)
@@ -42,7 +42,7 @@ class OwnScores:
 
 
 def start_scores(
-    data: Data, needs: Needs, forward: Any, accelerator: Accelerator, *, found: Artifact | None, num_steps: int
+    data: Data, needs: Needs, forward: Any, layout: Layout, *, found: Artifact | None, num_steps: int
 ) -> dict[str, OwnScores]:
     """Log-probs of the start, by role, if the objective compares with them, nobody gave them, and there are steps to
     compare. found: the checkpoint to go on from."""
@@ -50,23 +50,21 @@ def start_scores(
         return {}
     if found:
         return {"old": OwnScores(data.reader, load_file(found.file(OWN))["old"].numpy())}
-    return {"old": compute_own_scores(forward, BatchSource(data.reader, _PLAIN, {}, data.rewards), accelerator)}
+    return {"old": compute_own_scores(forward, BatchSource(data.reader, _PLAIN, {}, data.rewards), layout)}
 
 
-def compute_own_scores(forward: Any, source: BatchSource, accelerator: Accelerator) -> OwnScores:
+def compute_own_scores(forward: Any, source: BatchSource, layout: Layout) -> OwnScores:
     """One pass over all bins without gradients, dropout or noise; each rank takes its part."""
-    reader, ranks = source.reader, accelerator.num_processes
+    reader, ranks = source.reader, layout.num_data
     starts = np.append(0, np.cumsum(reader.plan.length.astype(np.int64)))
-    found_T = torch.zeros(int(starts[-1]), dtype=torch.float32, device=accelerator.device)
+    found_T = torch.zeros(int(starts[-1]), dtype=torch.float32, device=layout.device)
     bins = np.pad(np.arange(len(reader)), (0, -len(reader) % ranks), constant_values=-1)
     ask = Ask(stats=frozenset({"logp"}), temperature=source.temperature)
     forward.eval()
     with torch.no_grad():
-        for number in bins.reshape(-1, ranks)[:, accelerator.process_index].tolist():
-            logp_T = forward(source.load(np.array([number])).to(accelerator.device), ask).logp_T
+        for number in bins.reshape(-1, ranks)[:, layout.data_rank].tolist():
+            logp_T = forward(source.load(np.array([number])).to(layout.device), ask).logp_T
             if number >= 0:
                 found_T[starts[number] + 1 : starts[number + 1]] = logp_T[:-1]
     forward.train()
-    if ranks > 1:
-        found_T = accelerator.reduce(found_T, "sum")
-    return OwnScores(reader, found_T.cpu().numpy())
+    return OwnScores(reader, layout.sum(found_T).cpu().numpy())

@@ -132,8 +132,8 @@ class Steps:
     def __init__(self, cfg: Train, reader: PackedReader, num_ranks: int, rewards: RewardsReader | None = None) -> None:
         if cfg.batch.bins_per_step % (num_ranks * cfg.batch.micro_bins):
             raise ConfigError(
-                f"--bins-per-step {cfg.batch.bins_per_step}: not a multiple of {num_ranks} ranks times --micro-bins"
-                f" {cfg.batch.micro_bins}; change one of them",
+                f"--bins-per-step {cfg.batch.bins_per_step}: not a multiple of {num_ranks} data ranks times"
+                f" --micro-bins {cfg.batch.micro_bins}; change one of them",
                 USAGE,
             )
         self._cfg, self._reader, self._num_ranks = cfg, reader, num_ranks
@@ -189,10 +189,17 @@ def check_request(cfg: Train) -> None:
     """Raise ConfigError (2) for a run that could learn nothing."""
     if cfg.peak_lr == 0:
         raise ConfigError("--lr 0: nothing would be learned; give a rate above 0", USAGE)
-    if cfg.parallel.shard != "none" and not cfg.optimizer.shards:
+    tuner = type(cfg.tuner).__struct_config__.tag
+    if cfg.parallel.tp > 1 and tuner not in ("full", "lora"):
         raise ConfigError(
-            f"--shard {cfg.parallel.shard}: the state of this optimizer cannot be split; use --optimizer adamw, sgd or"
-            " lion",
+            f"--tp {cfg.parallel.tp} --tuner {tuner}: these adapters cannot be cut over ranks; use --tuner lora"
+            " or full, or --shard fsdp",
+            USAGE,
+        )
+    if (cfg.parallel.shard != "none" or cfg.parallel.tp > 1) and not cfg.optimizer.shards:
+        form = f"--shard {cfg.parallel.shard}" if cfg.parallel.shard != "none" else f"--tp {cfg.parallel.tp}"
+        raise ConfigError(
+            f"{form}: the state of this optimizer cannot be split; use --optimizer adamw, sgd or lion",
             USAGE,
         )
 

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -54,7 +53,6 @@ def accumulate(
     source: BatchSource,
     step: Step,
     *,
-    accelerator: Accelerator,
     layout: Layout,
     channels: Channels | None = None,
 ) -> Gradient:
@@ -62,14 +60,13 @@ def accumulate(
 
     Raises StageError (1) when memory runs out.
     """
-    ranks = accelerator.num_processes
-    blocks = Blocks(cfg, source, step, accelerator)
+    blocks = Blocks(cfg, source, step, layout)
     constants: Mapping[str, float] = {}
     cached: Cached | None = None
     if objective.needs.coupling == "step_constants":
-        constants = step_constants(cast("ConstantsObjective", objective), forward, blocks, accelerator)
+        constants = step_constants(cast("ConstantsObjective", objective), forward, blocks, layout)
     elif objective.needs.coupling == "step_gradients":
-        cached = step_gradients(cast("GradientsObjective", objective), forward, blocks, accelerator)
+        cached = step_gradients(cast("GradientsObjective", objective), forward, blocks, layout)
 
     losses: list[Tensor] = []
     tally = Tally()
@@ -86,8 +83,7 @@ def accumulate(
             else:
                 loss = cached.share(outputs, batch)
             total = loss.total if outputs.router is None else loss.total + outputs.router
-            # several ranks' gradients are averaged, and what we want is their sum
-            accelerator.backward(total * ranks if ranks > 1 else total)
+            layout.backward(total)
         losses.append(total.detach())
         tally.add(loss)
         if sums is not None and channels is not None and block[0] >= 0:
@@ -96,14 +92,13 @@ def accumulate(
             sums += _channel_sums(outputs.logp_T.detach(), batch, of_row, len(channels.names))
     total = torch.stack(losses).double().sum()
     if cached is None:
-        metrics = tally.means(step.norms, accelerator)
+        metrics = tally.means(step.norms, layout)
     else:  # all ranks have the whole of it
         tally.add(cached.loss)
         total, metrics = cached.loss.total.detach().double(), tally.means(step.norms, None)
-    if ranks > 1 and cached is None:
-        total = accelerator.reduce(total, "sum")
-    if ranks > 1:
-        sums = None if sums is None else accelerator.reduce(sums.to(accelerator.device), "sum")
+    if cached is None:
+        total = layout.sum(total)
+    sums = None if sums is None else layout.sum(sums)
     return Gradient(total, losses, metrics, sums, blocks.data_seconds)
 
 
@@ -122,14 +117,13 @@ class Tally:
             so_far = self._metrics[name][0] if name in self._metrics else 0.0
             self._metrics[name] = (value.detach().double() + so_far, measure)
 
-    def means(self, norms: Mapping[str, float], accelerator: Accelerator | None) -> dict[str, Tensor]:
+    def means(self, norms: Mapping[str, float], layout: Layout | None) -> dict[str, Tensor]:
         """Terms of the loss, if there are several, and each metric over its measure; over all ranks."""
         found = dict(self._parts) if len(self._parts) > 1 else {}
         found |= {name: value / norms[measure] for name, (value, measure) in self._metrics.items()}
-        if not found or accelerator is None or accelerator.num_processes == 1:
+        if not found or layout is None:
             return found
-        reduced: Tensor = accelerator.reduce(torch.stack(list(found.values())), "sum")
-        return dict(zip(found, reduced.unbind(), strict=True))
+        return dict(zip(found, layout.sum(torch.stack(list(found.values()))).unbind(), strict=True))
 
 
 def _channel_sums(logp_T: Tensor, batch: Batch, channel_of_row: NDArray[np.int64], num_channels: int) -> Tensor:
@@ -145,30 +139,28 @@ def validate(
     forward: Any,
     objective: Objective,
     source: BatchSource,
-    accelerator: Accelerator,
+    layout: Layout,
 ) -> float:
     """Loss over all bins of `source`, without noise, dropout or smoothing. The whole set is one step."""
     forward.eval()
     norms = total_norms(source.data, objective.needs.measures)
-    ranks = accelerator.num_processes
+    ranks = layout.num_data
     # every rank runs as many batches, since shards of a model are gathered by all together
     bins = np.pad(np.arange(len(source.reader)), (0, -len(source.reader) % ranks), constant_values=-1)
     step = Step(0, 0, bins.reshape(-1, ranks).T, norms, 1, 1)
-    blocks = Blocks(cfg, source, step, accelerator)
-    total = torch.zeros((), dtype=torch.float64, device=accelerator.device)
+    blocks = Blocks(cfg, source, step, layout)
+    total = torch.zeros((), dtype=torch.float64, device=layout.device)
     with torch.no_grad():
         constants: Mapping[str, float] = {}
         if objective.needs.coupling == "step_gradients":
-            seen = summaries(cast("GradientsObjective", objective), forward, blocks, accelerator)
+            seen = summaries(cast("GradientsObjective", objective), forward, blocks, layout)
             total += cast("GradientsObjective", objective).step_loss(*seen, norms).total.double() / ranks
             blocks.bins = []
         elif objective.needs.coupling == "step_constants":
-            constants = step_constants(cast("ConstantsObjective", objective), forward, blocks, accelerator)
+            constants = step_constants(cast("ConstantsObjective", objective), forward, blocks, layout)
         for block in blocks.bins:
             batch = blocks.load(block)
             outputs = forward(batch, blocks.ask(objective, batch, block))
             total += objective.loss(outputs, batch, norms, constants).total.double()
     forward.train()
-    if ranks > 1:
-        total = accelerator.reduce(total, "sum")
-    return float(total)
+    return float(layout.sum(total))

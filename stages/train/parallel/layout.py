@@ -1,13 +1,15 @@
 """How a model lies on the ranks of a run. One file a form, each applied to the model from outside.
 
-A form decides how the model is wrapped, when gradients meet, and how a whole tensor is had from what a rank holds. The
-loop is the same for all of them, and so are checkpoints: they hold whole tensors, whatever the form.
+A layout decides how the model is wrapped, who computes which bins, when gradients meet, and how a whole tensor is had
+from what a rank holds. The loop is the same for all of them, and so are checkpoints: they hold whole tensors. Ranks
+that hold parts of one copy of the model (tensor, context parallelism) are one *data rank*: they see the same bins.
 """
 
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from postmill.stages.shared.forward import Forward
@@ -16,16 +18,41 @@ from postmill.stages.shared.forward import Forward
 class Layout(Protocol):
     """All methods are called by every rank, in the same order."""
 
+    device: torch.device
+    """Where this rank computes."""
+    num_data: int
+    """Data ranks: how many share the bins of a step."""
+    data_rank: int
+    """Which of them this one is."""
+    name: str
+    """What the record says, as `fsdp, tp 2`: with another one the last bits may differ."""
+
     def wrap(self, forward: Forward) -> nn.Module:
         """The module to call instead of `forward`. Parameters of the model are to be looked up after this."""
+        ...
+
+    def group(self, optimizer: torch.optim.Optimizer) -> None:
+        """Part the optimizer's groups, where tensors that lie differently cannot be updated in one call."""
         ...
 
     def gathering(self, module: nn.Module, *, last: bool) -> AbstractContextManager[Any]:
         """Around forward and backward of a micro-batch: gradients of ranks meet in the `last` one only."""
         ...
 
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradient of this rank's share of the loss; over all ranks the shares are summed, not averaged."""
+        ...
+
     def clip(self, parameters: Iterable[Tensor], norm: float) -> Tensor:
         """Scale all gradients down to `norm`; returns the norm they had, a float32 scalar, the same on every rank."""
+        ...
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Summed over the data ranks, on all ranks."""
+        ...
+
+    def gather(self, rows: Tensor, *, pad: int = 0) -> Tensor:
+        """The rows (first dimension) of all data ranks. A rank that has fewer adds rows of `pad`."""
         ...
 
     def whole(self, tensor: Tensor) -> Tensor:

@@ -16,27 +16,52 @@ from postmill.stages.shared.forward import Forward
 class Replicated:
     """Gradients are averaged by torch's DistributedDataParallel, in buckets while the backward pass runs."""
 
+    name = "none"
+
     def __init__(self, accelerator: Accelerator) -> None:
         self._accelerator = accelerator
         self._wrapped: nn.Module | None = None
+        self.device = accelerator.device
+        self.num_data, self.data_rank = accelerator.num_processes, accelerator.process_index
 
     def wrap(self, forward: Forward) -> nn.Module:
         """`forward` itself on one rank."""
-        if self._accelerator.num_processes == 1:
+        if self.num_data == 1:
             return forward
         self._wrapped = self._accelerator.prepare(forward)
         return self._wrapped
 
+    def group(self, optimizer: torch.optim.Optimizer) -> None:
+        """All tensors lie alike."""
+
     def gathering(self, module: nn.Module, *, last: bool) -> AbstractContextManager[Any]:
         """DDP's no_sync, but for the last micro-batch."""
-        if last or self._accelerator.num_processes == 1:
+        if last or self.num_data == 1:
             return contextlib.nullcontext()
         found: AbstractContextManager[Any] = self._accelerator.no_sync(module)
         return found
 
+    def backward(self, loss: Tensor) -> None:
+        """DDP averages what we want to be a sum."""
+        self._accelerator.backward(loss * self.num_data if self.num_data > 1 else loss)
+
     def clip(self, parameters: Iterable[Tensor], norm: float) -> Tensor:
         """Every rank has all gradients, so all compute the same."""
         return torch.nn.utils.clip_grad_norm_(list(parameters), norm)
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Of all ranks."""
+        if self.num_data == 1:
+            return tensor
+        total: Tensor = self._accelerator.reduce(tensor.to(self.device), "sum")
+        return total
+
+    def gather(self, rows: Tensor, *, pad: int = 0) -> Tensor:
+        """Of all ranks."""
+        if self.num_data == 1:
+            return rows
+        gathered: Tensor = self._accelerator.gather(self._accelerator.pad_across_processes(rows, pad_index=pad))
+        return gathered
 
     def whole(self, tensor: Tensor) -> Tensor:
         """The tensor itself."""

@@ -33,7 +33,7 @@ def main(packed: str, base: str, backend: str, out: str) -> None:
     objective = cfg.objective.build()
     source = BatchSource(reader, objective.needs)
     accelerator, step = Accelerator(cpu=True), Steps(cfg, reader, 1)[0]
-    found = accumulate(cfg, forward, objective, source, step, accelerator=accelerator, layout=Replicated(accelerator))
+    found = accumulate(cfg, forward, objective, source, step, layout=Replicated(accelerator))
     gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     save_file(gradients | {"loss": found.loss}, out)
 

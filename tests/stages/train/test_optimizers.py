@@ -24,7 +24,7 @@ def parameters():
 
 
 def learner(cfg, values):
-    layout = Replicated(SimpleNamespace(num_processes=1))
+    layout = Replicated(SimpleNamespace(num_processes=1, process_index=0, device=torch.device("cpu")))
     return Learner(None, values, cfg.optimizer.make(values, 0.1), layout)
 
 

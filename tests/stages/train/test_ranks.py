@@ -107,8 +107,11 @@ def leave_often(rank, folder, times):
     """Join a group, learn a step, leave; again and again."""
     for turn in range(times):
         torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/{turn}", rank=rank, world_size=2)
-        ranks = SimpleNamespace(num_processes=2, prepare=torch.nn.parallel.DistributedDataParallel)
-        ranks.end_training = torch.distributed.destroy_process_group
+        ranks = SimpleNamespace(num_processes=2, process_index=rank, device=torch.device("cpu"))
+        ranks.prepare, ranks.end_training = (
+            torch.nn.parallel.DistributedDataParallel,
+            torch.distributed.destroy_process_group,
+        )
         layout = Replicated(ranks)
         wrapped = layout.wrap(torch.nn.Linear(4, 4))
         for _ in range(2):

@@ -63,10 +63,10 @@ def whole_step(
     forward = Forward(net, compute_dtype=torch.float32, backend="reference", head=head).eval()
     accelerator = Accelerator(cpu=True)
     step, loss = Steps(cfg, reader, 1)[0], objective.build()
-    got = accumulate(cfg, forward, loss, source, step, accelerator=accelerator, layout=Replicated(accelerator))
+    got = accumulate(cfg, forward, loss, source, step, layout=Replicated(accelerator))
     gradients = torch.cat([p.grad.flatten() for p in net.parameters() if p.grad is not None])
     assert float(gradients.abs().max()) > 0
-    valid = validate(cfg, forward, loss, source, accelerator)
+    valid = validate(cfg, forward, loss, source, Replicated(accelerator))
     assert valid == pytest.approx(float(got.loss), rel=1e-5)
     return float(got.loss), gradients, {name: float(value) for name, value in got.metrics.items()}
 

@@ -173,10 +173,10 @@ def test_the_gradient_does_not_depend_on_micro_batches(world, objective):
         forward = Forward(net, compute_dtype=torch.float32, backend="reference").train()
         step, layout = Steps(cfg, reader, 1)[0], Replicated(accelerator)
         loss = objective.build()
-        got = accumulate(cfg, forward, loss, source, step, accelerator=accelerator, layout=layout)
+        got = accumulate(cfg, forward, loss, source, step, layout=layout)
         gradients = torch.cat([p.grad.flatten() for p in net.parameters()])
         seen.append((got.loss, gradients, got.metrics))
-        valid = validate(cfg, forward, loss, source, accelerator)
+        valid = validate(cfg, forward, loss, source, layout)
         assert valid == pytest.approx(float(got.loss), rel=1e-5)
     for loss, gradients, metrics in seen[1:]:
         torch.testing.assert_close(loss, seen[0][0], rtol=1e-6, atol=1e-7)
@@ -217,7 +217,7 @@ def test_constants_of_a_step_are_those_of_all_its_rows_whatever_the_micro_batche
         net = hf.load_model(world / "base", "float32", attention=kernel)
         forward = Forward(net, compute_dtype=torch.float32, backend="reference").train()
         step, layout = Steps(cfg, reader, 1)[0], Replicated(accelerator)
-        got = accumulate(cfg, forward, loss, source, step, accelerator=accelerator, layout=layout)
+        got = accumulate(cfg, forward, loss, source, step, layout=layout)
         seen.append((got.loss, torch.cat([p.grad.flatten() for p in net.parameters()])))
     for total, gradients in seen[1:]:
         torch.testing.assert_close(total, seen[0][0], rtol=1e-6, atol=0)

@@ -139,7 +139,7 @@ def gradient_of(world, objective, *, packed="packed", micro_bins=1):
     net = moved(world)
     forward = Forward(net, compute_dtype=torch.float32, backend="reference").train()
     step, layout = Steps(cfg, reader, 1, rewards)[0], Replicated(accelerator)
-    got = accumulate(cfg, forward, objective.build(), source, step, accelerator=accelerator, layout=layout)
+    got = accumulate(cfg, forward, objective.build(), source, step, layout=layout)
     return got, torch.cat([p.grad.flatten() for p in net.parameters()]), net
 
 

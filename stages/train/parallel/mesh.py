@@ -1,0 +1,72 @@
+"""The ranks of a run as a grid: who holds which part of the model, who computes which bins.
+
+Rank numbers count tensor parallelism first, then context, then data: ranks that send each other most are neighbours, on
+one machine. Two meshes cover the same ranks. `weights` says who holds what (copies, shard, tensor), `tokens` who
+computes what (data, context, tensor).
+"""
+
+from typing import NamedTuple
+
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+from postmill.io.errors import USAGE, ConfigError
+from postmill.stages.train.config import Parallel
+
+
+class Grid(NamedTuple):
+    """How many ranks each form has; their product is the number of ranks."""
+
+    data: int
+    context: int
+    tensor: int
+    copies: int
+    """Groups that hold the model once: all data and context ranks without sharding, one with fsdp."""
+
+    @property
+    def shards(self) -> int:
+        """Ranks that one copy of the weights is dealt to, beside tensor parallelism."""
+        return self.data * self.context // self.copies
+
+
+def grid(form: Parallel, num_ranks: int, *, ranks_here: int) -> Grid:
+    """Deal `num_ranks`, of which one machine has `ranks_here`. Raises ConfigError (2) if they do not divide."""
+    of_one = form.tp * form.cp
+    if num_ranks % of_one:
+        raise ConfigError(
+            f"--tp {form.tp} --cp {form.cp}: {num_ranks} ranks are not a multiple of {of_one}; start as many with"
+            f" postmill launch --ranks {of_one * max(1, num_ranks // of_one)}",
+            USAGE,
+        )
+    data = num_ranks // of_one
+    around = data * form.cp
+    if form.shard == "none":
+        return Grid(data, form.cp, form.tp, around)
+    if form.shard == "fsdp":
+        return Grid(data, form.cp, form.tp, 1)
+    share = form.shard_ranks or max(1, ranks_here // form.tp)
+    if around % share:
+        raise ConfigError(
+            f"--shard hsdp: {around} ranks hold the model's weights, which groups of {share} do not divide; set"
+            " --shard-ranks",
+            USAGE,
+        )
+    return Grid(data, form.cp, form.tp, around // share)
+
+
+class Meshes(NamedTuple):
+    """The grid as torch's meshes."""
+
+    grid: Grid
+    weights: DeviceMesh
+    tokens: DeviceMesh
+
+
+def make(found: Grid, device_type: str) -> Meshes:
+    """Every rank calls it: process groups are made."""
+    weights = init_device_mesh(
+        device_type, (found.copies, found.shards, found.tensor), mesh_dim_names=("copies", "shard", "tensor")
+    )
+    tokens = init_device_mesh(
+        device_type, (found.data, found.context, found.tensor), mesh_dim_names=("data", "context", "tensor")
+    )
+    return Meshes(found, weights, tokens)
