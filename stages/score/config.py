@@ -22,6 +22,8 @@ class Score(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     where: Literal["trained", "all"] = "trained"
     """Tokens to score: from the first to the last trained one of each row, or all but the first."""
+    partners: bool = False
+    """Score each labelled row's prompt with the answer of another row: what KTO's KL term is measured on."""
     entropy: bool = False
     """Write the entropy of each prediction, too."""
     collision: bool = False

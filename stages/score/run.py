@@ -20,6 +20,7 @@ from postmill.io.errors import BAD_DATA, FAILED, MISMATCH, ArtifactError, StageE
 from postmill.io.json_file import load_json
 from postmill.io.manifest import Artifact
 from postmill.io.packed import PackedReader, TokenRows, token_tables
+from postmill.io.partners import Partners
 from postmill.io.schemas import SCORES_V1
 from postmill.io.scores import SCORES
 from postmill.io.table import TableReader, TableWriter
@@ -41,6 +42,8 @@ def run(cfg: Score, inputs: Inputs, out: Out) -> Result:
     """Make scores. Raises ArtifactError (65, 66, 78), StageError (1; 75 when stopped, with all finished parts kept)."""
     out.stop.graceful = True
     source, rows = _rows(inputs["rows"][0])
+    if cfg.partners and np.isnan(rows.columns(np.arange(len(rows)), ["label"])["label"]).all():
+        raise ArtifactError("--partners: no row has a label, which says what is an answer to judge", BAD_DATA)
     model = inputs["model"][0]
     _check_lengths(rows, model)
     folder = out.work / out.key.rpartition(":")[2][:16]
@@ -150,8 +153,13 @@ def _score(cfg: Score, forward: Forward, rows: TokenRows, part: NDArray[np.int64
     first = np.zeros(len(part), np.int32)
     lengths = rows.columns(part, ["length"])["length"].astype(np.int64)
     device = next(forward.parameters()).device
+    partners = Partners(rows) if cfg.partners else None
     for places in _bins(lengths, cfg.bin_tokens):
-        laid = rows.lay(part[places])
+        if partners is not None:
+            places = places[partners.of_row[part[places]] >= 0]  # noqa: PLW2901  # the others have no answer to score
+            if not len(places):
+                continue
+        laid = rows.lay(part[places]) if partners is None else partners.lay(part[places])
         spans = [_span(cfg, laid.weights[a:b]) for a, b in zip(laid.cu_seqlens, laid.cu_seqlens[1:], strict=False)]
         scored = np.zeros(len(laid.weights), np.float32)
         for border, (a, b) in zip(laid.cu_seqlens.tolist(), spans, strict=False):

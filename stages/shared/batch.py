@@ -18,7 +18,9 @@ ALIGNMENT: dict[str, Literal["token", "row"]] = {
     "advantage": "row",
     "engine_logp": "token",
     "group_tokens": "row",
+    "kl_logp": "token",
     "label": "row",
+    "label_list": "row",
     "margin": "row",
     "old_logp": "token",
     "ref_logp": "token",
@@ -50,7 +52,7 @@ class Batch(NamedTuple):
     points_N: Tensor
     """int64: tokens that a points head reads; the last of each row."""
     columns: dict[str, Tensor]
-    """Other columns by name: float32 [T] or [R], as `ALIGNMENT` says."""
+    """Other columns by name: float32 [T] or [R], as `ALIGNMENT` says; `label_list` is [R, C]."""
 
     def to(self, device: torch.device) -> "Batch":
         """The same on `device`."""

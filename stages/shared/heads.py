@@ -15,6 +15,8 @@ class Head(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     that the objective names. pool: one vector a row, without a layer of its own."""
     outputs: int = 1
     """Numbers a classifier gives."""
+    problem: Literal["single_label", "multi_label", "regression"] | None = None
+    """What a classifier's numbers are, for whoever loads it."""
     pooling: Pooling = "last"
     """What a row's vector is made of: its last token, the mean over its tokens, or its first token."""
 
@@ -27,6 +29,12 @@ AUTO_CLASS = {
     "pool": "AutoModel",
 }
 """The class of transformers that loads each kind."""
+PROBLEM_TYPE = {
+    "single_label": "single_label_classification",
+    "multi_label": "multi_label_classification",
+    "regression": "regression",
+}
+"""What transformers' configs call it."""
 PEFT_TASK = {"lm": "CAUSAL_LM", "sequence": "SEQ_CLS", "token": "TOKEN_CLS", "pool": "FEATURE_EXTRACTION"}
 """What peft calls it in an adapter's config."""
 CLASSIFIERS = ("score", "classifier")

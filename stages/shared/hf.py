@@ -9,7 +9,7 @@ from typing import Any
 
 from postmill.io.errors import MISMATCH, USAGE, ArtifactError, ConfigError
 from postmill.io.json_file import load_json
-from postmill.stages.shared.heads import AUTO_CLASS, LM, Head
+from postmill.stages.shared.heads import AUTO_CLASS, LM, PROBLEM_TYPE, Head
 
 
 def need(*packages: str, remedy: str) -> dict[str, str]:
@@ -62,6 +62,7 @@ def load_model(path: Path, dtype: Any, *, attention: str | None = None, head: He
     if head.kind != "lm":
         kind = getattr(transformers, AUTO_CLASS[head.kind])
         options |= {} if head.kind == "pool" else {"num_labels": head.outputs}
+        options |= {"problem_type": PROBLEM_TYPE[head.problem]} if head.problem else {}
     dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
     with quiet_libraries():
         try:

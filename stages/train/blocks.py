@@ -29,10 +29,10 @@ class Blocks:
         self.bins, self.norms = step.micro_batches(layout.data_rank, cfg.batch.micro_bins), step.norms
         self.data_seconds = 0.0
 
-    def load(self, block: NDArray[np.int64]) -> Batch:
+    def load(self, block: NDArray[np.int64], *, first_pass: bool = False) -> Batch:
         """The batch of `block`; dropout and noise start from its own seed, in whichever pass."""
         started = time.perf_counter()
-        batch = self._source.load(block).to(self._device)
+        batch = (self._source.load_partners(block) if first_pass else self._source.load(block)).to(self._device)
         self.data_seconds += time.perf_counter() - started
         torch.manual_seed(seed_of(self._cfg.seed, self._step.number, int(block[0])))
         return batch

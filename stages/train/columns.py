@@ -4,11 +4,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from postmill.io.packed import Bin, PackedReader
+from postmill.io.partners import Partners
 from postmill.io.rewards import RewardsReader
 from postmill.stages.shared.batch import ALIGNMENT, Batch, Groups, as_padding, collate
+from postmill.stages.train.labels import label_lists
 from postmill.stages.train.objectives.needs import Needs
 from postmill.stages.train.plan import SAMPLER, Data, TokenScores
 
@@ -27,6 +30,7 @@ class BatchSource:
         self.reader, self._needs, self.data = reader, needs, Data(reader, scores or {}, rewards)
         self.temperature = rewards.temperature if rewards is not None and needs.sampled else 1.0
         """At which log-probs are compared."""
+        self._partners = Partners(reader.token_rows) if needs.partner_columns else None
 
     def load(self, bins: NDArray[np.int64]) -> Batch:
         """The batch of a block of bins. A block of padding (-1) alone gives the first bin as padding."""
@@ -34,6 +38,27 @@ class BatchSource:
         if not real:
             return as_padding(self._collate([self.reader.bin(0)]))
         return self._collate([self.reader.bin(index) for index in real])
+
+    def load_partners(self, bins: NDArray[np.int64]) -> Batch:
+        """What the first pass of a step sees: the batch of `bins`, or its prompts with other rows' answers.
+
+        Rows that have no partner are left out; without any there is padding.
+        """
+        if self._partners is None:
+            return self.load(bins)
+        rows = np.concatenate([self.reader.rows(int(b)) for b in bins if b >= 0] or [np.empty(0, np.int64)])
+        rows = rows[self._partners.of_row[rows] >= 0]
+        if not len(rows):
+            padding = as_padding(self._collate([self.reader.bin(0)]))
+            nothing = torch.zeros(len(padding.row_T))
+            return padding._replace(columns=dict.fromkeys(self._needs.partner_columns, nothing))
+        laid = self._partners.lay(rows)
+        lengths = np.diff(laid.cu_seqlens)
+        columns = {}
+        for name in self._needs.partner_columns:
+            role, _, kind = name.partition("_")
+            columns[name] = self.data.scores[role].tokens(rows, lengths, kind)
+        return collate([laid], columns)
 
     def _collate(self, bins: list[Bin]) -> Batch:
         rows = np.concatenate([b.rows for b in bins])
@@ -53,6 +78,8 @@ class BatchSource:
         if name == "group_tokens":
             assert rewards is not None
             return rewards.group_tokens()[rows]
+        if name == "label_list":
+            return label_lists(self.reader, rows, self._needs.head)
         return self.reader.columns(rows, [name])[name]
 
     def _of_tokens(self, name: str, rows: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.float32] | None:

@@ -23,7 +23,7 @@ def summaries(
     """The summary of every row of the step, of all ranks, in the order of row ordinals."""
     pieces = []
     for block in blocks.bins:
-        batch = blocks.load(block)
+        batch = blocks.load(block, first_pass=True)
         with blocks.guarded(batch):
             summary_RS = objective.summary(forward(batch, blocks.ask(objective, batch, block)), batch)
         # a group is called by its first row: that is the same however the step was cut

@@ -18,6 +18,7 @@ from postmill.io.rewards import RewardsReader
 from postmill.io.scores import ScoresReader
 from postmill.stages.protocol import Input
 from postmill.stages.train.config import Train
+from postmill.stages.train.labels import check_labels
 from postmill.stages.train.objectives.needs import Needs
 
 SAMPLER = "engine"
@@ -213,12 +214,14 @@ def check_objective(place: str, data: Data, needs: Needs) -> None:
             " DIR",
             USAGE,
         )
-    for name in needs.columns:
+    for name in (*needs.columns, *needs.partner_columns):
         role, _, kind = name.partition("_")
         if kind == "logp" and name not in needs.own and role != SAMPLER and role not in data.scores:
+            what = "prompts with other rows' answers" if name in needs.partner_columns else f"the model it calls {role}"
+            flags = "postmill score --partners" if name in needs.partner_columns else "postmill score"
             raise ConfigError(
-                f"{place}: the objective needs log-probs of the model it calls {role}; make them with `postmill score`"
-                f" and pass --scores {role}=DIR",
+                f"{place}: the objective needs log-probs of {what}; make them with `{flags}` and pass --scores"
+                f" {role}=DIR",
                 USAGE,
             )
     if data.rewards is not None and data.rewards.is_truncated and needs.sampled:
@@ -228,6 +231,8 @@ def check_objective(place: str, data: Data, needs: Needs) -> None:
             scores.check(data.reader)
     if needs.group == "pair":
         _check_pairs(place, data.reader)
+    if needs.head.problem is not None:
+        check_labels(data.reader, data.reader.layout()[0], needs.head)
 
 
 def _check_truncated(place: str, needs: Needs) -> None:

@@ -26,6 +26,9 @@ class Needs(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Rows are samples with rewards. Log-probs are at the temperature of the sampling."""
     compares_sampler: bool = False
     """Log-probs of the sampler decide what is learned, so they have to be those of its choices."""
+    partner_columns: tuple[str, ...] = ()
+    """Where given, the first pass of `step_constants` sees prompts with other rows' answers (`io/partners.py`), with
+    these columns."""
     group: Literal["row", "pair", "list"] = "row"
     """Rows that have to lie in one bin: those of a `pair_id`, or none."""
     coupling: Coupling = "row"

@@ -36,12 +36,17 @@ OBJECTIVES = Choice(
     group="postmill.objectives",
     table={
         "sft": "postmill.stages.train.objectives.options:Sft",
+        "pretrain": "postmill.stages.train.objectives.pretrain_options:Pretrain",
         "dft": "postmill.stages.train.objectives.dft_options:Dft",
+        "eaft": "postmill.stages.train.objectives.adaptive_options:Eaft",
+        "focal": "postmill.stages.train.objectives.adaptive_options:Focal",
         "dpo": "postmill.stages.train.objectives.dpo_options:Dpo",
         "cpo": "postmill.stages.train.objectives.cpo_options:Cpo",
         "simpo": "postmill.stages.train.objectives.simpo_options:Simpo",
         "orpo": "postmill.stages.train.objectives.orpo_options:Orpo",
+        "kto": "postmill.stages.train.objectives.kto_options:Kto",
         "rm": "postmill.stages.train.objectives.rm_options:Rm",
+        "seq_cls": "postmill.stages.train.objectives.seq_cls_options:SeqCls",
         "rl": "postmill.stages.train.objectives.rl_options:Rl",
     },
 )
