@@ -14,7 +14,7 @@ from accelerate import Accelerator  # noqa: E402
 
 from postmill.io.packed import PackedReader  # noqa: E402
 from postmill.stages.options import make  # noqa: E402
-from postmill.stages.shared import hf  # noqa: E402
+from postmill.stages.shared import attention, hf  # noqa: E402
 from postmill.stages.shared.forward import Forward  # noqa: E402
 from postmill.stages.train.columns import BatchSource  # noqa: E402
 from postmill.stages.train.config import Train  # noqa: E402
@@ -65,8 +65,6 @@ def test_loss_and_gradient_are_those_of_the_formula(world, name):
     net = hf.load_model(world / "base", "float32")
     cfg = make(Train, objective=options, tuner="full", bins_per_step=len(reader))
     source, accelerator = BatchSource(reader, options.needs), Accelerator(cpu=True)
-    from postmill.stages.shared import attention
-
     ours = hf.load_model(
         world / "base", "float32", attention=attention.choose("rows", torch.device("cpu"), torch.float32)
     )
