@@ -25,6 +25,8 @@ from postmill.stages.train.optimizer import Learner, restore_state
 from postmill.stages.train.save import check_saved, save_tensors
 from postmill.stages.train.tuners.interface import Tuner
 
+KEPT_STATE = "state/optimizer.safetensors"
+"""Where a result keeps its optimizer's state: out of sight of readers that take every file of weights."""
 OWN = "start.safetensors"
 """Log-probs of the weights the run started from."""
 OPTIMIZER, STATE, METRICS, TIMING = "optimizer.safetensors", "state.json", "metrics.jsonl", "timing.jsonl"
@@ -118,9 +120,12 @@ def newest(out: Out) -> tuple[Artifact, Position] | None:
     return None
 
 
-def restore_optimizer(artifact: Artifact, learner: Learner) -> None:
-    """Put the moments of a checkpoint back. Raises ArtifactError (78) if they are of other parameters."""
-    restore_state(learner, load_file(artifact.file(OPTIMIZER)), str(artifact.path))
+def restore_optimizer(folder: Path | None, learner: Learner) -> None:
+    """Put back the moments of a checkpoint, or of a result that kept them. Raises ArtifactError (78) if they are of
+    other parameters."""
+    for name in (OPTIMIZER, KEPT_STATE):
+        if folder is not None and (folder / name).is_file():
+            restore_state(learner, load_file(folder / name), str(folder))
 
 
 def rotate(out: Out, keep_last: int, keep_best: int) -> None:

@@ -77,6 +77,9 @@ class Checkpoints(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Besides, keep the checkpoints of the lowest validation losses; one is committed when --valid-every finds such."""
     keep_checkpoints: Annotated[bool, SAME_BYTES] = False
     """Keep the newest checkpoints when the run is done, too; otherwise only the best ones of --keep-best stay."""
+    keep_state: bool = False
+    """Keep the optimizer's state in the result, so that a run with --from goes on where this one ended. A full model is
+    then saved in float32."""
 
 
 class Measure(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -143,6 +146,13 @@ STAGE = Stage(
         "packed": Port(kinds=("packed",), help="a packed artifact: the bins to train on"),
         "model": Port(
             kinds=("model",), flag="-m", help="the model to start from: a folder, or owner/name on Hugging Face"
+        ),
+        "from": Port(
+            kinds=("adapter", "model"),
+            flag="--from",
+            required=False,
+            help="start with the weights of this adapter (or model, with --tuner full) for the model of -m, and with"
+            " its optimizer's state if it kept that",
         ),
         "valid": Port(
             kinds=("packed",), flag="--valid", help="a packed artifact to measure the loss on", required=False

@@ -10,6 +10,7 @@ from postmill.io.json_file import write_json
 from postmill.io.model_folder import TRAINING
 from postmill.io.packed import PackedReader
 from postmill.stages.protocol import Input, Out, Result
+from postmill.stages.shared.base_model import trained_stop_ids
 from postmill.stages.train import checkpoint, curve, model, save
 from postmill.stages.train.checkpoint import METRICS, TIMING
 from postmill.stages.train.config import Train
@@ -30,6 +31,8 @@ def finish(
     record: Record,
     here: dict[str, Any],
     steps: Steps,
+    state: dict[str, Tensor],
+    start: Input | None,
 ) -> Result:
     """Write weights, tokenizer, what the model learned to stop with, and the record of the run."""
     assert base.path is not None
@@ -40,9 +43,14 @@ def finish(
         net.config.dtype = model.stored_dtype(cfg, base.path)
     tuner.save(net, weights, out.dir, base.name)
     save.check_saved(out.dir)
+    if state:
+        (out.dir / checkpoint.KEPT_STATE).parent.mkdir()
+        save.save_tensors(state, out.dir / checkpoint.KEPT_STATE)
     save.copy_tokenizer(base.path, out.dir)
     head = cfg.objective.needs.head
     stop_ids = save.choose_stop_ids(closing_ids(reader), base.path) if head.kind == "lm" else []
+    if start is not None and start.path is not None:
+        stop_ids += [i for i in trained_stop_ids(start.path) if i not in stop_ids]
     if is_model and stop_ids:
         save.write_stop_ids(out.dir, stop_ids)
     # an adapter's base does not say which head belongs to it

@@ -8,6 +8,7 @@ so the state of a run is its weights, AdamW's moments and a step number.
 import math
 import os
 import platform
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,7 +28,8 @@ from postmill.stages.train.columns import BatchSource
 from postmill.stages.train.config import Train
 from postmill.stages.train.finish import finish
 from postmill.stages.train.mismatch import check_mismatch
-from postmill.stages.train.optimizer import Learner, release, set_lr
+from postmill.stages.train.optimizer import Learner, release, set_lr, state_tensors
+from postmill.stages.train.origin import check_loaded
 from postmill.stages.train.own_scores import start_scores
 from postmill.stages.train.parallel import table
 from postmill.stages.train.parallel.layout import Layout
@@ -41,17 +43,25 @@ from postmill.stages.train.tied import share_gradient
 from postmill.stages.train.tuners.interface import Start, Tuner
 
 
-def train(cfg: Train, data: Data, valid: Data | None, base: Input, out: Out) -> Result:
-    """Take all steps, from the newest checkpoint on, and save. See `run`."""
+def train(cfg: Train, data: Data, valid: Data | None, base: Input, out: Out, *, start: Input | None = None) -> Result:
+    """Take all steps, from the newest checkpoint on, and save. `start` is what the first one starts with. See `run`."""
     accelerator, layout = _launched(cfg)
     try:
-        return _train(cfg, data, valid, base, out, accelerator=accelerator, layout=layout)
+        return _train(cfg, data, valid, base, out, start=start, accelerator=accelerator, layout=layout)
     finally:
         layout.close()
 
 
 def _train(
-    cfg: Train, data: Data, valid: Data | None, base: Input, out: Out, *, accelerator: Accelerator, layout: Layout
+    cfg: Train,
+    data: Data,
+    valid: Data | None,
+    base: Input,
+    out: Out,
+    *,
+    start: Input | None,
+    accelerator: Accelerator,
+    layout: Layout,
 ) -> Result:
     device, is_main = accelerator.device, accelerator.is_main_process
     reader = data.reader
@@ -61,7 +71,8 @@ def _train(
 
     dtype = model.compute_dtype(cfg, device)
     tuner = cfg.tuner.build()
-    net = _load(cfg, tuner, base, accelerator, dtype=dtype, found=found)
+    begun = found[0].path if found else start.path if start else None
+    net = _load(cfg, tuner, base, accelerator, dtype=dtype, begun=begun)
     objective = cfg.objective.build()
     forward = Forward(
         model.causal_lm(net),
@@ -78,8 +89,7 @@ def _train(
     valid_source = BatchSource(valid.reader, objective.needs, valid.scores) if valid else None
     parameters = model.trainable(net)
     learner = Learner.of(net, parameters, cfg.optimizer.make(parameters, cfg.peak_lr), layout)
-    if found:
-        checkpoint.restore_optimizer(found[0], learner)
+    checkpoint.restore_optimizer(begun, learner)
     channels = read_channels(reader) if cfg.measure.channel_loss else None
     record = Record(out.work if is_main else None, found[0].file(METRICS).read_bytes() if found else b"")
     run = RunState(
@@ -103,7 +113,7 @@ def _train(
         gradient = accumulate(cfg, wrapped, objective, source, step, layout=layout, channels=channels)
         norm = layout.clip(parameters.values(), cfg.clip or math.inf)
         loss, grad_norm = run.finite(reader, step, gradient, norm)
-        check_mismatch(cfg, data, base, step, gradient)
+        check_mismatch(cfg, data, start or base, step, gradient)
         set_lr(learner.optimizer, lr)
         learner.optimizer.step()
 
@@ -117,13 +127,27 @@ def _train(
         if _due(number, cfg.checkpoints.save_every) or _is_best(record, valid_loss, cfg.checkpoints.keep_best):
             run.checkpoint(step=number + 1, valid_loss=valid_loss)
 
+    state = state_tensors(learner, keep=is_main) if cfg.checkpoints.keep_state else {}
     release(learner)
     kept = model.stored_dtype(cfg, base.path) if cfg.tuner.makes == "model" and base.path else None
     weights = save.whole_weights(tuner.tensors(net), layout, keep=is_main, dtype=kept)
     layout.close()
     if not is_main:
         return Result()
-    return finish(cfg, reader, base, out, tuner=tuner, net=net, weights=weights, record=record, here=here, steps=steps)
+    return finish(
+        cfg,
+        reader,
+        base,
+        out,
+        tuner=tuner,
+        net=net,
+        weights=weights,
+        record=record,
+        here=here,
+        steps=steps,
+        state=state,
+        start=start,
+    )
 
 
 def _launched(cfg: Train) -> tuple[Accelerator, Layout]:
@@ -199,9 +223,9 @@ def _load(
     accelerator: Accelerator,
     *,
     dtype: torch.dtype,
-    found: tuple[Artifact, Position] | None,
+    begun: Path | None,
 ) -> Any:
-    """The model to train, with the weights of the checkpoint if there is one.
+    """The model to train, with the weights in the folder `begun` if there is one.
 
     Raises ConfigError (2) for a kernel that cannot run here.
     """
@@ -212,7 +236,9 @@ def _load(
         liger.check(load_json(base.path / "config.json"), device)
     head = cfg.objective.needs.head
     load = model.loader(kernel, cfg)
-    net = tuner.start(Start(base.path, load, dtype, cfg.seed, found[0].path if found else None, head))
+    net = tuner.start(Start(base.path, load, dtype, cfg.seed, begun, head))
+    if begun and cfg.tuner.makes == "adapter":
+        check_loaded(tuner.tensors(net), begun)
     if cfg.compute.gradient_checkpointing:
         with quiet_libraries():
             model.causal_lm(net).gradient_checkpointing_enable({"use_reentrant": False})

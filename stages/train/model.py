@@ -41,6 +41,8 @@ def compute_dtype(cfg: Train, device: torch.device) -> torch.dtype:
 
 def stored_dtype(cfg: Train, base: Path) -> torch.dtype:
     """What a full model is saved in."""
+    if cfg.checkpoints.keep_state and cfg.compute.save_dtype == "auto":
+        return torch.float32  # the next run goes on with what was trained, not with a rounding of it
     config = load_json(base / "config.json")
     name = (
         str(config.get("dtype") or config.get("torch_dtype"))

@@ -9,6 +9,7 @@ from postmill.io.rewards import RewardsReader
 from postmill.io.scores import ScoresReader
 from postmill.stages.protocol import Input, Inputs, Out, Result
 from postmill.stages.train.config import Train
+from postmill.stages.train.origin import check_start
 from postmill.stages.train.plan import Data, Steps, check_data, check_objective, check_request
 
 
@@ -18,6 +19,9 @@ def run(cfg: Train, inputs: Inputs, out: Out) -> Result:
     out.stop.graceful = True
     check_request(cfg)
     model = inputs["model"][0]
+    start = inputs["from"][0] if inputs["from"] else None
+    if start is not None:
+        check_start(cfg, start, model)
     rewards = [item.path for item in inputs["rewards"] if item.path is not None]
     data = _open(cfg, inputs["packed"][0], model, _scores(inputs, ""), rewards)
     Steps(cfg, data.reader, num_ranks=1, rewards=data.rewards).check()
@@ -27,7 +31,7 @@ def run(cfg: Train, inputs: Inputs, out: Out) -> Result:
 
     from postmill.stages.train.loop import train
 
-    return train(cfg, data, valid, model, out)
+    return train(cfg, data, valid, model, out, start=start)
 
 
 def _open(
