@@ -47,6 +47,13 @@ class JsonSplitter:
 class NativeError(ValueError):
     code: int
 
+# template.rs
+class AgentFormat:
+    """An agent format, from the members of its file as a JSON text."""
+
+    def __init__(self, name: str, text: str) -> None: ...
+    def write(self, messages: str, tools: str = "") -> str: ...
+
 # encode.rs
 def loss_scale_files(spec: str) -> list[str]: ...
 

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
+from postmill.stages.shared.agent_formats.table import FORMATS
 from postmill.stages.spec import SAME_BYTES, Port, Stage
 
 
@@ -39,6 +40,9 @@ class Tokenize(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     unwritten: Literal["error", "allow"] = "error"
     """What to do with a row of which the chat template leaves out a text, a tool call or a tool definition: refuse
     it, or train on what is written. They are counted. Thinking that a template leaves out is always only counted."""
+    agent_format: str | None = None
+    """Write tools, calls and what tools answer into the messages, for a chat template that does not: hermes, react_en,
+    toolbench, qwen_en, glm4, llama3, ... docs/agent-formats.md has all of them."""
     system: str | None = None
     """System message of conversations that have none."""
     template_kwargs: dict[str, Any] = {}
@@ -77,6 +81,8 @@ class Tokenize(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Longest line of a source."""
 
     def __post_init__(self) -> None:
+        if self.agent_format is not None and self.agent_format not in FORMATS:
+            raise ValueError(f"agent_format: {self.agent_format!r} is none of {', '.join(FORMATS)}")
         if self.segments == "ms-swift" and self.loss_rules != "ms-swift":
             raise ValueError("segments ms-swift needs loss_rules ms-swift: it cuts where ms-swift's weights change")
         if self.truncation in ("right", "left", "split") and self.max_length is None:

@@ -13,12 +13,14 @@ import pyarrow as pa
 
 from postmill import _native
 from postmill.io.arrays import adopt, to_numpy
+from postmill.io.digest import digest_bytes
 from postmill.io.errors import ConfigError
 from postmill.io.model_folder import tokenizer_digest
 from postmill.io.rollouts import PROMPTS
 from postmill.io.schemas import PROMPTS_V1, TOKENS_V1
 from postmill.stages.progress import Progress
 from postmill.stages.protocol import Inputs, Out, Result
+from postmill.stages.shared.agent_formats.table import format_json
 from postmill.stages.tokenize.config import Tokenize
 from postmill.stages.tokenize.model import ChosenTemplates, TokenizerFolder, choose_templates, load_tokenizer
 from postmill.stages.tokenize.notes import Notes, check_columns
@@ -41,6 +43,8 @@ def run(cfg: Tokenize, inputs: Inputs, out: Out) -> Result:
     with refusals():
         encoder = make_encoder(cfg, model, templates, rules)
     digests = {"tokenizer": tokenizer_digest(folder), "template": templates.digest()}
+    if cfg.agent_format:
+        digests["agent_format"] = digest_bytes(format_json(cfg.agent_format).encode())
     if any(item.kind == "tokens" for item in inputs["data"]):
         if cfg.for_ == "prompt":
             raise ConfigError("for: prompts are made of rows, not of tokens; give tokenize the text")
@@ -93,6 +97,7 @@ def make_encoder(
         engine=cfg.engine,
         purpose=cfg.for_,
         drop=cfg.drop,
+        agent_format=(cfg.agent_format, format_json(cfg.agent_format)) if cfg.agent_format else None,
     )
     return encoder
 

@@ -52,7 +52,7 @@ fn main() {
     let specials = SpecialTexts { named: vec![], tokens: vocabulary.added_texts.clone() };
     let template =
         Template::new(&String::from_utf8(template).unwrap(), &specials, template::Options::default()).unwrap();
-    let templates = Templates { default: Some(template), with_tools: None };
+    let templates = Templates { default: Some(template), ..Default::default() };
     let spec = Spec::parse(spec, Semantics::Spans, &[]).unwrap();
     let encoder = Encoder::new(engine, vocabulary, templates, spec, Options::default()).unwrap();
     let chunks = lines::chunk_bounds(&rows, 0, lines::CHUNK_BYTES, true);

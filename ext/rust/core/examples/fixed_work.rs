@@ -160,7 +160,7 @@ fn main() {
             assert!(engine.name().starts_with("postmill"));
             let specials = SpecialTexts { named: vec![], tokens: vocabulary.added_texts.clone() };
             let default = Template::new(TEMPLATE, &specials, template::Options::default()).unwrap();
-            let templates = Templates { default: Some(default), with_tools: None };
+            let templates = Templates { default: Some(default), ..Default::default() };
             let spec = Spec::parse("default+hermes+ignore_empty_think", Semantics::Spans, &[]).unwrap();
             let encoder = Encoder::new(engine, vocabulary, templates, spec, Options::default()).unwrap();
             let data = chats(&mut numbers, &words, 1 << 20);

@@ -1,4 +1,5 @@
 //! The data path of Postmill, with no Python in it.
+pub mod agents;
 pub mod encode;
 pub mod error;
 pub mod input;

@@ -2,6 +2,7 @@
 #![allow(clippy::needless_pass_by_value)] // arguments are extracted by value
 
 use crate::error::to_python;
+use postmill_core::agents::AgentFormat;
 use postmill_core::encode::conversation::{Encoder, Options, SpecialText, Templates, Unwritten};
 use postmill_core::encode::pipeline::{self, Chunk, ReadOptions};
 use postmill_core::encode::seams::Segments;
@@ -169,7 +170,7 @@ impl ChatEncoder {
         template_name = "chat template", special_texts = vec![], date = None, loss_scale = "default", loss_rules = "spans", rule_files = vec![],
         segments = "whole", max_length = None, truncation = "drop", special_text = "keep", unwritten = "error", thinking = "template",
         system = None, template_kwargs = "{}", columns = vec![], model_name = None, model_author = None,
-        skip_bad_rows = false, max_line_bytes = 0, engine = "auto", purpose = "train", drop = vec![]
+        skip_bad_rows = false, max_line_bytes = 0, engine = "auto", purpose = "train", drop = vec![], agent_format = None
     ))]
     #[allow(clippy::too_many_arguments)] // named in Python
     fn new(
@@ -202,6 +203,7 @@ impl ChatEncoder {
         engine: &str,
         purpose: &str,
         drop: Vec<String>,
+        agent_format: Option<(String, String)>,
     ) -> PyResult<Self> {
         let build = || {
             let spec = Spec::parse(loss_scale, semantics(loss_rules)?, &rule_files)?;
@@ -227,6 +229,7 @@ impl ChatEncoder {
             let templates = Templates {
                 default: template.map(compile).transpose()?,
                 with_tools: tools_template.map(compile).transpose()?,
+                agent: agent_format.map(|(name, text)| AgentFormat::new(&name, &text, &specials)).transpose()?,
             };
             let escapes = options.special_text == SpecialText::Escape;
             let mut encoder = Encoder::new(engine, vocabulary, templates, spec, options)?;

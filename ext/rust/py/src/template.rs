@@ -1,4 +1,5 @@
 //! Chat templates in Python: what `show` prints and what people without torch render.
+use postmill_core::agents;
 use postmill_core::error::Error;
 use postmill_core::json;
 use postmill_core::template::{Date, Options, SpecialTexts, Template};
@@ -114,6 +115,32 @@ impl ChatTemplate {
     }
 }
 
+/// An agent format: what writes tools, calls and answers into messages.
+#[pyclass(frozen, module = "postmill._native")]
+struct AgentFormat(agents::AgentFormat);
+
+#[pymethods]
+impl AgentFormat {
+    /// `text`: the members of the format's file as a JSON object.
+    #[new]
+    fn new(py: Python<'_>, name: &str, text: &str) -> PyResult<Self> {
+        let format = agents::AgentFormat::new(name, text, &SpecialTexts::default());
+        format.map(Self).map_err(|error| to_python(py, &error))
+    }
+
+    /// Messages, and tools or nothing, as JSON texts in Hugging Face's form -> messages without tools and calls.
+    #[pyo3(signature = (messages, tools=""))]
+    fn write(&self, py: Python<'_>, messages: &str, tools: &str) -> PyResult<String> {
+        let written = py.detach(|| {
+            let (messages, tools, _) = parse_row(messages, tools, "")?;
+            let written = self.0.write(messages, tools.as_ref())?;
+            let messages = written.messages.into_iter().map(|message| Json::Object(message.fields)).collect();
+            Ok(json::python_dumps(&Json::Array(messages), &json::PythonStyle::one_line()))
+        });
+        written.map_err(|error: Error| to_python(py, &error))
+    }
+}
+
 fn config(message: &str) -> Error {
     Error::Config { message: message.into() }
 }
@@ -178,5 +205,6 @@ fn message(json: Json) -> Result<Message, Error> {
 /// # Errors
 /// What Python raises.
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_class::<AgentFormat>()?;
     module.add_class::<ChatTemplate>()
 }

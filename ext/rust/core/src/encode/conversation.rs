@@ -1,5 +1,6 @@
 //! One conversation or text: rendered, encoded, weighed and cut to length.
-use crate::encode::seams::{self, Segments};
+use crate::agents::{AgentFormat, Written};
+use crate::encode::seams::{self, Segments, Source};
 use crate::encode::thinking::{self, Thinking};
 use crate::encode::truncate::{Truncation, clip_spans, clip_turns};
 use crate::error::{Error, RowError};
@@ -89,6 +90,8 @@ pub struct Templates {
     pub default: Option<Template>,
     /// For conversations with tools, when the model has another one for them.
     pub with_tools: Option<Template>,
+    /// What writes tools and calls into the messages before a template sees them.
+    pub agent: Option<AgentFormat>,
 }
 
 /// One row on its way. Kept between rows to save allocations.
@@ -136,6 +139,14 @@ struct Ready<'a> {
     mark: Option<char>,
     /// Index of the row's own first message: -1 behind a system message that the options put in.
     first_message: i32,
+    /// What an agent format made of the messages; they are then in `messages`.
+    written: Option<Written>,
+}
+
+impl Ready<'_> {
+    fn source(&self) -> Source<'_> {
+        Source { messages: &self.messages, written: self.written.as_ref(), first_message: self.first_message }
+    }
 }
 
 /// What a conversation shares with the other side of its pair.
@@ -281,20 +292,21 @@ impl Encoder {
     /// As [`Self::chat`].
     pub fn prompt(&self, messages: Vec<Message>, side: Side, out: &mut Conversation) -> Result<(), Error> {
         out.reset(Form::Prompt);
-        let Ready { template, messages, tools, kwargs, mark, first_message } = self.ready(messages, side, out)?;
+        let ready = self.ready(messages, side, out)?;
+        let Ready { template, messages, tools, kwargs, mark, .. } = &ready;
         let Rendered { text, unwritten, .. } = if messages.last().is_some_and(|message| message.role == Role::Assistant)
         {
-            let mut rendered = template.render(&messages, tools.as_deref(), &kwargs, false)?;
+            let mut rendered = template.render(messages, tools.as_deref(), kwargs, false)?;
             if let Some(turn) = rendered.turns.iter().find(|turn| turn.message + 1 == messages.len()) {
                 rendered.text.truncate(turn.closing);
             }
             rendered
         } else {
-            template.render_prompt(&messages, tools.as_deref(), &kwargs)?
+            template.render_prompt(messages, tools.as_deref(), kwargs)?
         };
-        self.check_written(template, &unwritten, first_message, out)?;
+        self.check_written(template, &unwritten, ready.source(), out)?;
         out.encode_calls = match (&self.escape, mark) {
-            (Some(escape), Some(mark)) => self.encode_escaped(escape, mark, &text, &[], &mut out.tokens)?,
+            (Some(escape), Some(mark)) => self.encode_escaped(escape, *mark, &text, &[], &mut out.tokens)?,
             _ => encode_parts(&*self.engine, &text, &[], &mut out.tokens)?,
         };
         out.rendered_bytes = text.len();
@@ -329,14 +341,15 @@ impl Encoder {
                     .to_owned(),
             }));
         }
-        let Ready { template, messages, tools, kwargs, mark, first_message } = self.ready(messages, side, out)?;
-        let rendered = template.render(&messages, tools.as_deref(), &kwargs, false)?;
+        let ready = self.ready(messages, side, out)?;
+        let (mark, source) = (ready.mark, ready.source());
+        let rendered = ready.template.render(&ready.messages, ready.tools.as_deref(), &ready.kwargs, false)?;
         if rendered.text.len() > i32::MAX as usize {
             return Err(row_error("too_large", format!("the conversation renders to {} bytes", rendered.text.len())));
         }
-        self.check_written(template, &rendered.unwritten, first_message, out)?;
-        let cuts = seams::cuts(self.options.segments, &rendered, &messages, &self.spec)?;
-        let places = if mark.is_none() && cuts.is_empty() { seams::places(&rendered, &messages) } else { None };
+        self.check_written(ready.template, &rendered.unwritten, source, out)?;
+        let cuts = seams::cuts(self.options.segments, &rendered, source, &self.spec)?;
+        let places = if mark.is_none() && cuts.is_empty() { seams::places(&rendered, source) } else { None };
         let is_placed = places.is_some();
         out.encode_calls = match (&self.escape, mark, places) {
             (Some(escape), Some(mark), _) => {
@@ -352,7 +365,7 @@ impl Encoder {
         self.refuse_doubled_bos(out)?;
         let Conversation { tokens, places, turns, .. } = out;
         let index_at = |at| if is_placed { places.index_at(at) } else { tokens.index_at(at) };
-        out.straddles = seams::token_turns(&rendered, &messages, index_at, first_message, turns)?;
+        out.straddles = seams::token_turns(&rendered, source, index_at, turns)?;
         Ok(())
     }
 
@@ -372,7 +385,8 @@ impl Encoder {
         side: Side<'a>,
         out: &mut Conversation,
     ) -> Result<Ready<'a>, Error> {
-        let with_tools = side.tools.and(self.templates.with_tools.as_ref());
+        let agent = self.templates.agent.as_ref();
+        let with_tools = side.tools.and(self.templates.with_tools.as_ref()).filter(|_| agent.is_none());
         let template = with_tools.or(self.templates.default.as_ref()).ok_or_else(|| Error::Config {
             message: "the model has no chat template; give one with --chat-template".into(),
         })?;
@@ -392,8 +406,14 @@ impl Encoder {
             let tools = tools.as_mut().map(Cow::to_mut);
             mark = escape.mark_chat(&mut messages, tools, &mut row_kwargs)?;
         }
+        let mut written = None;
+        if let Some(agent) = agent {
+            let mut made = agent.write(messages, tools.take().as_deref())?;
+            messages = std::mem::take(&mut made.messages);
+            written = Some(made);
+        }
         let kwargs = merged(&self.options.template_kwargs, &row_kwargs);
-        Ok(Ready { template, messages, tools, kwargs, mark, first_message })
+        Ok(Ready { template, messages, tools, kwargs, mark, first_message, written })
     }
 
     /// Count what the template left out of the row. Thinking is left out by the rule of many templates; anything else is
@@ -402,16 +422,17 @@ impl Encoder {
         &self,
         template: &Template,
         unwritten: &[types::Unwritten],
-        first_message: i32,
+        source: Source,
         out: &mut Conversation,
     ) -> Result<(), Error> {
         for part in unwritten {
-            let message = part.message as i32 + first_message;
+            let message = source.row_index(part.message);
             let (path, what) = match part.part {
                 Part::Thinking => {
                     out.unwritten_thinking += 1;
                     continue;
                 }
+                Part::Content if message < 0 && source.written.is_some() => ("$.tools".to_owned(), "system message"),
                 Part::Content if message < 0 => ("--system".to_owned(), "system message"),
                 Part::Content => (format!("$.messages[{message}].content"), "text"),
                 Part::Call(call) => (format!("$.messages[{message}].tool_calls[{call}]"), "tool call"),
@@ -420,9 +441,14 @@ impl Encoder {
             out.unwritten_parts += 1;
             if self.options.unwritten == Unwritten::Error {
                 let message = format!(
-                    "{} does not write this {what}, so the model would never see it; pass a --chat-template that does, \
+                    "{} does not write this {what}, so the model would never see it; {}pass a --chat-template that does, \
                      or --unwritten allow to train without it",
-                    template.name()
+                    template.name(),
+                    if matches!(part.part, Part::Call(_) | Part::Tool(_)) {
+                        "write it into the text with --agent-format (hermes, react_en, ...), "
+                    } else {
+                        ""
+                    }
                 );
                 return Err(Error::Row(RowError { reason: "unwritten", column: None, path, message }));
             }

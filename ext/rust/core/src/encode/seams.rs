@@ -1,4 +1,5 @@
 //! From turns as bytes of the rendered text to turns as tokens, and where the text is cut before it is encoded.
+use crate::agents::Written;
 use crate::error::{Error, RowError};
 use crate::types::{Json, Message, Rendered, Role, Turn};
 use crate::weigh::sequence::TokenTurn;
@@ -16,28 +17,57 @@ pub enum Segments {
     MsSwift,
 }
 
+/// The messages that were rendered, and where they come from.
+#[derive(Debug, Clone, Copy)]
+pub struct Source<'a> {
+    /// As the template saw them.
+    pub messages: &'a [Message],
+    /// How an agent format made them of the row's, if one did.
+    pub written: Option<&'a Written>,
+    /// Index of the row's own first message: -1 behind a system message that the options put in.
+    pub first_message: i32,
+}
+
+impl Source<'_> {
+    /// Index in the row of a rendered message; -1 for one that the row does not have.
+    #[must_use]
+    pub fn row_index(&self, message: usize) -> i32 {
+        let Some(written) = self.written else { return message as i32 + self.first_message };
+        let origin = written.origins.get(message).copied().flatten();
+        origin.map_or(-1, |origin| origin as i32 + self.first_message)
+    }
+
+    fn parts(&self, message: usize) -> &[crate::agents::Part] {
+        self.written.and_then(|written| written.parts.get(message)).map_or(&[], |parts| parts)
+    }
+}
+
 /// A stretch of a turn with marks of its own.
 struct Piece {
     generated: Range<usize>,
     loss: Option<bool>,
     loss_scale: Option<f32>,
+    /// A tool said it.
+    is_answer: bool,
+    /// Index of its message in the row.
+    message: i32,
 }
 
 /// Where to cut `rendered` before encoding, ascending.
 ///
 /// # Errors
 /// As [`Spec::segments`].
-pub fn cuts(segments: Segments, rendered: &Rendered, messages: &[Message], spec: &Spec) -> Result<Vec<usize>, Error> {
+pub fn cuts(segments: Segments, rendered: &Rendered, source: Source, spec: &Spec) -> Result<Vec<usize>, Error> {
     let generating = rendered.turns.iter().filter(|turn| !turn.generated.is_empty());
     match segments {
         Segments::Whole => Ok(vec![]),
         Segments::Turn => Ok(generating.map(|turn| turn.generated.start).collect()),
-        Segments::MsSwift => ms_swift_cuts(rendered, messages, spec),
+        Segments::MsSwift => ms_swift_cuts(rendered, source, spec),
     }
 }
 
 /// Ends of the runs of equal weight: prompts, replies by the rules, the last closing suffix.
-fn ms_swift_cuts(rendered: &Rendered, messages: &[Message], spec: &Spec) -> Result<Vec<usize>, Error> {
+fn ms_swift_cuts(rendered: &Rendered, source: Source, spec: &Spec) -> Result<Vec<usize>, Error> {
     let text = &rendered.text;
     let mut runs: Vec<(usize, f64)> = Vec::new();
     let mut push = |end: usize, weight: f64| match runs.last_mut() {
@@ -54,9 +84,17 @@ fn ms_swift_cuts(rendered: &Rendered, messages: &[Message], spec: &Spec) -> Resu
         }
         let base = spec.base != Base::LastRound || last_prompt.is_none_or(|last| index > last);
         other(spec, text, done..turn.generated.start, &mut push)?;
-        for piece in pieces(turn, messages.get(turn.message), text)? {
+        let pieces = pieces(turn, source, text)?;
+        let last_answer = pieces.iter().rposition(|piece| piece.is_answer).unwrap_or(0);
+        for (at, piece) in pieces.into_iter().enumerate() {
             let start = piece.generated.start;
             let reply = start..piece.generated.end.min(turn.closing).max(start);
+            if piece.is_answer {
+                query = &text[reply.clone()];
+                other(spec, text, reply, &mut push)?;
+                continue;
+            }
+            let base = base && (spec.base != Base::LastRound || at >= last_answer);
             match (piece.loss.unwrap_or(base), piece.loss_scale) {
                 (false, _) => push(reply.end, 0.0),
                 (true, Some(weight)) => push(reply.end, f64::from(weight)),
@@ -91,8 +129,9 @@ fn other(spec: &Spec, text: &str, range: Range<usize>, push: &mut impl FnMut(usi
 
 /// The bytes of a rendering that [`token_turns`] asks about; none if that takes a closer look.
 #[must_use]
-pub fn places<'a>(rendered: &'a Rendered, messages: &[Message]) -> Option<impl Iterator<Item = usize> + use<'a>> {
-    let plain = messages.iter().all(|message| message.loss.len() <= 1 && message.loss_scale.len() <= 1);
+pub fn places<'a>(rendered: &'a Rendered, source: Source) -> Option<impl Iterator<Item = usize> + use<'a>> {
+    let plain = source.messages.iter().all(|message| message.loss.len() <= 1 && message.loss_scale.len() <= 1)
+        && source.written.is_none_or(|written| written.parts.iter().all(Vec::is_empty));
     let of_turn = |turn: &Turn| [turn.all.start, turn.all.end, turn.generated.start, turn.closing, turn.generated.end];
     plain.then(|| rendered.turns.iter().flat_map(of_turn))
 }
@@ -104,9 +143,8 @@ pub fn places<'a>(rendered: &'a Rendered, messages: &[Message]) -> Option<impl I
 /// `Error::Row` when the pieces of a message with lists of marks cannot be found in the rendered text.
 pub fn token_turns(
     rendered: &Rendered,
-    messages: &[Message],
+    source: Source,
     index_at: impl Fn(usize) -> (usize, bool),
-    first_message: i32,
     out: &mut Vec<TokenTurn>,
 ) -> Result<usize, Error> {
     out.clear();
@@ -121,7 +159,7 @@ pub fn token_turns(
                 generated_end: at as i32,
                 closing: at as i32,
                 role: turn.role,
-                message: turn.message as i32 + first_message,
+                message: source.row_index(turn.message),
                 loss,
                 loss_scale,
             });
@@ -131,7 +169,7 @@ pub fn token_turns(
             continue;
         }
         let mut from = start;
-        let parts = pieces(turn, messages.get(turn.message), &rendered.text)?;
+        let parts = pieces(turn, source, &rendered.text)?;
         for (index, piece) in parts.iter().enumerate() {
             let mut counted = |at: usize| {
                 let (token, straddle) = index_at(at);
@@ -144,6 +182,15 @@ pub fn token_turns(
             let closing = if is_last { counted(turn.closing) } else { generated_end };
             plain(out, from, piece.loss, piece.loss_scale);
             if let Some(turn) = out.last_mut() {
+                turn.message = piece.message;
+                if piece.is_answer {
+                    turn.role = Role::Tool;
+                    turn.start = generated_start as i32;
+                    turn.end = if is_last { end as i32 } else { generated_end as i32 };
+                    from = generated_end;
+                    continue;
+                }
+                turn.start = if index == 0 { start } else { generated_start } as i32;
                 turn.generated_start = generated_start as i32;
                 turn.generated_end = generated_end as i32;
                 turn.closing = closing as i32;
@@ -171,27 +218,34 @@ pub fn token_turns(
 fn closing_of_pieces(pieces: &[Piece]) -> Option<Option<bool>> {
     let is_silent = |piece: &Piece| piece.loss == Some(false) || piece.loss_scale == Some(0.0);
     let (last, before) = pieces.split_last()?;
+    if pieces.iter().any(|piece| piece.is_answer) {
+        return None;
+    }
     let trained = before.iter().rfind(|piece| !is_silent(piece))?;
     is_silent(last).then_some(trained.loss)
 }
 
 /// The stretches of a generated range that have marks of their own; one, if the message's marks are single.
-fn pieces(turn: &Turn, message: Option<&Message>, text: &str) -> Result<Vec<Piece>, Error> {
+fn pieces(turn: &Turn, source: Source, text: &str) -> Result<Vec<Piece>, Error> {
+    let message = source.messages.get(turn.message);
+    let parts = source.parts(turn.message);
+    let row_index = source.row_index(turn.message);
     let (losses, scales) = message.map_or((&[][..], &[][..]), |message| (&message.loss[..], &message.loss_scale[..]));
     let mark = |index: usize| {
         let loss = losses.get(index).or(if losses.len() == 1 { losses.first() } else { None });
         let scale = scales.get(index).or(if scales.len() == 1 { scales.first() } else { None });
         (loss.copied(), scale.copied())
     };
-    let Some(message) = message.filter(|_| losses.len() > 1 || scales.len() > 1) else {
+    let Some(message) = message.filter(|_| losses.len() > 1 || scales.len() > 1 || !parts.is_empty()) else {
         let (loss, loss_scale) = mark(0);
-        return Ok(vec![Piece { generated: turn.generated.clone(), loss, loss_scale }]);
+        let generated = turn.generated.clone();
+        return Ok(vec![Piece { generated, loss, loss_scale, is_answer: false, message: row_index }]);
     };
     let fault = |why: &str| {
         Error::Row(RowError {
             reason: "pieces",
             column: None,
-            path: format!("$.messages[{}]", turn.message),
+            path: format!("$.messages[{row_index}]"),
             message: format!("{why}; give the message one loss and loss_scale, or split it"),
         })
     };
@@ -213,8 +267,14 @@ fn pieces(turn: &Turn, message: Option<&Message>, text: &str) -> Result<Vec<Piec
         } else {
             (turn.generated.start + at + piece_end.saturating_sub(skipped)).clamp(start, turn.closing)
         };
-        let (loss, loss_scale) = mark(index);
-        out.push(Piece { generated: start..end, loss, loss_scale });
+        let generated = start..end;
+        out.push(if let Some(part) = parts.get(index) {
+            let (loss, loss_scale, is_answer) = (part.loss, part.loss_scale, part.is_answer);
+            Piece { generated, loss, loss_scale, is_answer, message: part.message as i32 + source.first_message }
+        } else {
+            let (loss, loss_scale) = mark(index);
+            Piece { generated, loss, loss_scale, is_answer: false, message: row_index }
+        });
         start = end;
     }
     Ok(out)

@@ -26,7 +26,7 @@ impl Engine for Faulty {
 fn a_fault_of_ours_is_never_dropped_as_data() {
     let (_, vocabulary) = load(TOKENIZER, &TokenNames::default(), EngineChoice::Auto).unwrap();
     let template = Template::new(TEMPLATE, &SpecialTexts::default(), crate::template::Options::default()).unwrap();
-    let templates = Templates { default: Some(template), with_tools: None };
+    let templates = Templates { default: Some(template), ..Default::default() };
     let spec = Spec::parse("default", Semantics::Spans, &[]).unwrap();
     let encoder = Encoder::new(Box::new(Faulty), vocabulary, templates, spec, Options::default()).unwrap();
     let data = br#"{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}"#;
