@@ -23,6 +23,7 @@ from postmill.stages.progress import Progress
 from postmill.stages.protocol import Out, differences
 from postmill.stages.train.optimizer import Learner, restore_state
 from postmill.stages.train.save import check_saved, save_tensors
+from postmill.stages.train.tuners.interface import STATE as TUNER_STATE
 from postmill.stages.train.tuners.interface import Tuner
 
 KEPT_STATE = "state/optimizer.safetensors"
@@ -73,6 +74,9 @@ def save(
     with Staging(path) as staging:
         tuner.save(net, weights, staging.path, base)
         check_saved(staging.path)
+        own = {name: tensor.contiguous() for name, tensor in tuner.state(net).items()}
+        if own:
+            save_tensors(own, staging.path / TUNER_STATE)
         save_tensors(state, staging.path / OPTIMIZER)
         if own:
             save_tensors(own, staging.path / OWN)

@@ -8,7 +8,7 @@ from msgspec import Meta
 from postmill.stages.spec import LAST_BITS, SAME_BYTES, Port, Stage
 from postmill.stages.train.objectives.options import OBJECTIVES, Sft
 from postmill.stages.train.optimizers import OPTIMIZERS, AdamW
-from postmill.stages.train.schedules import SCHEDULES, Cosine
+from postmill.stages.train.schedules import SCHEDULES, Constant, Cosine, lr_at
 from postmill.stages.train.tuners.lora import Lora
 from postmill.stages.train.tuners.table import TUNERS
 
@@ -108,6 +108,13 @@ class Train(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Stop after this many steps, whatever `epochs` says; 0 counts by epochs."""
     lr: Annotated[float, Meta(ge=0)] | None = None
     """Peak learning rate; without it the tuner's: 1e-4 for lora and 1e-5 for full."""
+    warmup: Annotated[float, Meta(ge=0)] = 0.03
+    """Warm-up: a share of all steps below 1, or a number of steps from 1 up."""
+    min_lr: Annotated[float, Meta(ge=0, le=1)] = 0.0
+    """Share of the peak that the rate falls to."""
+    lr_groups: list[str] = []
+    """Parameters that learn faster or slower, as REGEX=FACTOR of the rate: embed_tokens=0.1. The first that fits
+    counts."""
     clip: Annotated[float, Meta(ge=0)] = 1.0
     """Gradients are scaled down to this norm; 0 never does."""
     neftune_alpha: Annotated[float, Meta(ge=0)] = 0.0
@@ -126,11 +133,17 @@ class Train(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     def __post_init__(self) -> None:
         if self.checkpoints.keep_best and not self.measure.valid_every:
             raise ValueError("keep_best needs valid_every: without validation no checkpoint is better than another")
+        if self.min_lr and isinstance(self.schedule, Constant):
+            raise ValueError(f"min_lr {self.min_lr} and schedule constant: its rate does not fall; leave one out")
 
     @property
     def peak_lr(self) -> float:
         """The learning rate after warm-up."""
         return float(self.tuner.default_lr if self.lr is None else self.lr)
+
+    def lr_at(self, step: int, num_steps: int) -> float:
+        """Learning rate of update `step`, counted from 0, of `num_steps`."""
+        return lr_at(self.schedule, self.peak_lr, step, num_steps, warmup=self.warmup, min_lr=self.min_lr)
 
 
 def output_kind(cfg: Any) -> str:
@@ -187,7 +200,7 @@ STAGE = Stage(
         "epochs",
         "steps",
         "lr",
-        "cosine.warmup",
+        "warmup",
         "adamw.weight_decay",
         "seed",
         "batch.bins_per_step",

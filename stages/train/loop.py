@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 
 from postmill.io.errors import MISMATCH, USAGE, ArtifactError, ConfigError
 from postmill.io.json_file import load_json
@@ -27,8 +28,16 @@ from postmill.stages.train.checkpoint import METRICS, Position
 from postmill.stages.train.columns import BatchSource
 from postmill.stages.train.config import Train
 from postmill.stages.train.finish import finish
+from postmill.stages.train.look import Look
 from postmill.stages.train.mismatch import check_mismatch
-from postmill.stages.train.optimizer import Learner, release, set_lr, state_tensors
+from postmill.stages.train.optimizer import (
+    Learner,
+    named_factors,
+    release,
+    set_factors,
+    set_lr,
+    state_tensors,
+)
 from postmill.stages.train.origin import check_loaded
 from postmill.stages.train.own_scores import start_scores
 from postmill.stages.train.parallel import table
@@ -37,7 +46,6 @@ from postmill.stages.train.plan import Channels, Data, Step, Steps, read_channel
 from postmill.stages.train.probe import check
 from postmill.stages.train.record import Record
 from postmill.stages.train.run_state import RunState
-from postmill.stages.train.schedules import lr_at
 from postmill.stages.train.step import Gradient, accumulate, validate
 from postmill.stages.train.tied import share_gradient
 from postmill.stages.train.tuners.interface import Start, Tuner
@@ -72,8 +80,9 @@ def _train(
     dtype = model.compute_dtype(cfg, device)
     tuner = cfg.tuner.build()
     begun = found[0].path if found else start.path if start else None
-    net = _load(cfg, tuner, base, accelerator, dtype=dtype, begun=begun)
     objective = cfg.objective.build()
+    look = Look(cfg, objective, data, steps, device)
+    net = _load(cfg, tuner, base, accelerator, dtype=dtype, begun=begun, look=look)
     forward = Forward(
         model.causal_lm(net),
         compute_dtype=dtype,
@@ -88,7 +97,7 @@ def _train(
     source = BatchSource(reader, objective.needs, {**data.scores, **own}, data.rewards)
     valid_source = BatchSource(valid.reader, objective.needs, valid.scores) if valid else None
     parameters = model.trainable(net)
-    learner = Learner.of(net, parameters, cfg.optimizer.make(parameters, cfg.peak_lr), layout)
+    learner = _learner(cfg, tuner, net, parameters, layout)
     checkpoint.restore_optimizer(begun, learner)
     channels = read_channels(reader) if cfg.measure.channel_loss else None
     record = Record(out.work if is_main else None, found[0].file(METRICS).read_bytes() if found else b"")
@@ -108,14 +117,15 @@ def _train(
     for number in range(run.saved, steps.total):
         if _stop_requested(out, accelerator):
             raise run.stopped(step=number)
-        step, lr = steps[number], lr_at(cfg.schedule, cfg.peak_lr, number, steps.total)
+        step, lr = steps[number], cfg.lr_at(number, steps.total)
         learner.optimizer.zero_grad(set_to_none=True)
+        tuner.before_step(net, learner.optimizer, number)
         gradient = accumulate(cfg, wrapped, objective, source, step, layout=layout, channels=channels)
+        tuner.before_update(net)
         norm = layout.clip(parameters.values(), cfg.clip or math.inf)
         loss, grad_norm = run.finite(reader, step, gradient, norm)
         check_mismatch(cfg, data, start or base, step, gradient)
-        set_lr(learner.optimizer, lr)
-        learner.optimizer.step()
+        _update(learner, tuner, number, lr)
 
         last = number + 1 == steps.total
         valid_loss = None
@@ -224,6 +234,7 @@ def _load(
     *,
     dtype: torch.dtype,
     begun: Path | None,
+    look: Look,
 ) -> Any:
     """The model to train, with the weights in the folder `begun` if there is one.
 
@@ -234,9 +245,18 @@ def _load(
     kernel = attention.choose(cfg.compute.attention, device, dtype, deterministic=cfg.compute.deterministic)
     if cfg.compute.liger:
         liger.check(load_json(base.path / "config.json"), device)
-    head = cfg.objective.needs.head
-    load = model.loader(kernel, cfg)
-    net = tuner.start(Start(base.path, load, dtype, cfg.seed, begun, head))
+    net = tuner.start(
+        Start(
+            base=base.path,
+            load=model.loader(kernel, cfg),
+            dtype=dtype,
+            seed=cfg.seed,
+            checkpoint=begun,
+            head=cfg.objective.needs.head,
+            num_steps=look.steps.total,
+            loss=look.loss,
+        )
+    )
     if begun and cfg.tuner.makes == "adapter":
         check_loaded(tuner.tensors(net), begun)
     if cfg.compute.gradient_checkpointing:
@@ -245,6 +265,23 @@ def _load(
     if accelerator.num_processes == 1:
         share_gradient(model.causal_lm(net))
     return net if cfg.parallel.cuts_model else net.to(device)
+
+
+def _learner(cfg: Train, tuner: Tuner, net: Any, parameters: dict[str, Tensor], layout: Layout) -> Learner:
+    """The optimizer over what is trained, each parameter at its rate. Raises ConfigError (2) for unused --lr-groups."""
+    optimizer = cfg.optimizer.make(parameters, cfg.peak_lr)
+    groups = named_factors(cfg.lr_groups, parameters)
+    factors = {p: groups.get(name, 1.0) * tuner.lr_factor(name) for name, p in parameters.items()}
+    if set(factors.values()) != {1.0}:
+        set_factors(optimizer, factors)
+    return Learner.of(net, parameters, optimizer, layout)._replace(is_partial=tuner.one_rank)
+
+
+def _update(learner: Learner, tuner: Tuner, number: int, lr: float) -> None:
+    """Take step `number` at rate `lr`."""
+    set_lr(learner.optimizer, lr)
+    learner.optimizer.step()
+    tuner.after_update(learner.net, number)
 
 
 def _stop_requested(out: Out, accelerator: Accelerator) -> bool:

@@ -1,12 +1,16 @@
 """The state of an optimizer as named tensors, whatever it keeps, and its learning rate."""
 
+import re
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from postmill.io.errors import MISMATCH, ArtifactError
+from postmill.io.errors import MISMATCH, USAGE, ArtifactError, ConfigError
 from postmill.stages.train.parallel.layout import Layout
+
+_FACTOR = "lr_factor"
 
 
 class Learner(NamedTuple):
@@ -19,6 +23,8 @@ class Learner(NamedTuple):
     optimizer: torch.optim.Optimizer
     layout: Layout
     """How both lie on the ranks."""
+    is_partial: bool = False
+    """Whether the optimizer may keep nothing of some parameters, since they rest."""
 
     @classmethod
     def of(cls, net: Any, parameters: dict[str, Tensor], optimizer: torch.optim.Optimizer, layout: Layout) -> "Learner":
@@ -34,9 +40,49 @@ def release(learner: Learner) -> None:
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Use `lr` from the next update on."""
+    """Use `lr`, times the factor of each group, from the next update on."""
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group.get(_FACTOR, 1.0)
+
+
+def set_factors(optimizer: torch.optim.Optimizer, factors: Mapping[Tensor, float]) -> None:
+    """Split the optimizer's groups so that each parameter learns at its factor times the rate."""
+    for part in getattr(optimizer, "parts", [optimizer]):
+        split: list[dict[str, Any]] = []
+        for group in part.param_groups:
+            by_factor: dict[float, list[Tensor]] = {}
+            for parameter in group["params"]:
+                by_factor.setdefault(factors.get(parameter, 1.0), []).append(parameter)
+            split += [group | {"params": params, _FACTOR: factor} for factor, params in by_factor.items()]
+        part.param_groups[:] = split
+    if hasattr(optimizer, "parts"):
+        optimizer.param_groups = [group for part in optimizer.parts for group in part.param_groups]
+
+
+def named_factors(lr_groups: list[str], names: Iterable[str]) -> dict[str, float]:
+    """Factors by name from `REGEX=FACTOR`; the first that fits counts. Raises ConfigError (2) for an unused one."""
+    rules = [_rule(text) for text in lr_groups]
+    found: dict[str, float] = {}
+    used: set[str] = set()
+    for name in names:
+        hit = next(((text, factor) for text, regex, factor in rules if regex.search(name)), None)
+        if hit:
+            found[name] = hit[1]
+            used.add(hit[0])
+    for text, _, _ in rules:
+        if text not in used:
+            raise ConfigError(f"--lr-groups {text}: fits no trained parameter that an earlier one does not", USAGE)
+    return found
+
+
+def _rule(text: str) -> tuple[str, re.Pattern[str], float]:
+    regex, separator, factor = text.rpartition("=")
+    try:
+        if not separator:
+            raise ValueError("no = in it")
+        return text, re.compile(regex), float(factor)
+    except (ValueError, re.error) as error:
+        raise ConfigError(f"--lr-groups {text}: {error}; expected REGEX=FACTOR, like embed_tokens=0.1", USAGE) from None
 
 
 def state_tensors(learner: Learner, *, keep: bool) -> dict[str, Tensor]:
@@ -66,6 +112,8 @@ def restore_state(learner: Learner, tensors: dict[str, Tensor], place: str) -> N
         return
     for name, parameter in learner.parameters.items():
         if name not in found:
+            if learner.is_partial:
+                continue
             raise ArtifactError(f"{place}: no optimizer state for {name}; delete this checkpoint", MISMATCH)
         # what is not as large as the parameter lies with it, where fused AdamW wants its `step`
         learner.optimizer.state[parameter] = {

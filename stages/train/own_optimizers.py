@@ -38,7 +38,7 @@ class Joined(torch.optim.Optimizer):
 
     def __init__(self, parts: list[torch.optim.Optimizer]) -> None:
         super().__init__([dict(group) for part in parts for group in part.param_groups], {})
-        self._parts = parts
+        self.parts = parts
         self.param_groups: list[dict[str, Any]] = [group for part in parts for group in part.param_groups]
         for part in parts:
             part.state = self.state
@@ -46,6 +46,6 @@ class Joined(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Any = None) -> Tensor | None:  # type: ignore[override]  # as above
         """One update by each."""
-        for part in self._parts:
+        for part in self.parts:
             part.step()
         return None

@@ -12,17 +12,11 @@ from msgspec import Meta
 
 from postmill.stages.spec import Choice
 
-Warmup = Annotated[float, Meta(ge=0)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 
 
 class Cosine(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="cosine"):
     """Falls along half a cosine."""
-
-    warmup: Warmup = 0.03
-    """Warm-up: a share of all steps below 1, or a number of steps from 1 up."""
-    min_lr: Share = 0.0
-    """Share of the peak that the rate falls to."""
 
     def share(self, done: float, rest: int, num_steps: int) -> float:
         """Of the peak, after `done` of the `rest` steps that follow warm-up."""
@@ -32,11 +26,6 @@ class Cosine(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 class Linear(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="linear"):
     """Falls along a line."""
 
-    warmup: Warmup = 0.03
-    """Warm-up: a share of all steps below 1, or a number of steps from 1 up."""
-    min_lr: Share = 0.0
-    """Share of the peak that the rate falls to."""
-
     def share(self, done: float, rest: int, num_steps: int) -> float:
         """Of the peak, after `done` of the `rest` steps that follow warm-up."""
         return 1.0 - done
@@ -44,11 +33,6 @@ class Linear(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 class Constant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="constant"):
     """Stays at the peak."""
-
-    warmup: Warmup = 0.03
-    """Warm-up: a share of all steps below 1, or a number of steps from 1 up."""
-    min_lr: Share = 0.0
-    """Without effect: the rate does not fall."""
 
     def share(self, done: float, rest: int, num_steps: int) -> float:
         """All of it."""
@@ -58,10 +42,6 @@ class Constant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 class Wsd(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="wsd"):
     """Stays at the peak and falls linearly at the end: warm-up, stable, decay, <https://arxiv.org/abs/2404.06395>."""
 
-    warmup: Warmup = 0.03
-    """Warm-up: a share of all steps below 1, or a number of steps from 1 up."""
-    min_lr: Share = 0.0
-    """Share of the peak that the rate falls to."""
     decay: Share = 0.1
     """Share of all steps in which the rate falls."""
     shape: Literal["linear", "sqrt"] = "linear"
@@ -79,10 +59,6 @@ class Wsd(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
 class Polynomial(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="polynomial"):
     """Falls as a power of the steps that are left."""
 
-    warmup: Warmup = 0.03
-    """Warm-up: a share of all steps below 1, or a number of steps from 1 up."""
-    min_lr: Share = 0.0
-    """Share of the peak that the rate falls to."""
     power: Annotated[float, Meta(gt=0)] = 2.0
     """Exponent: 1 is a line, 2 falls fast at first."""
 
@@ -94,10 +70,6 @@ class Polynomial(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 class CosineRestarts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="cosine-restarts"):
     """Falls along half a cosine several times, each time from the peak, <https://arxiv.org/abs/1608.03983>."""
 
-    warmup: Warmup = 0.03
-    """Warm-up: a share of all steps below 1, or a number of steps from 1 up."""
-    min_lr: Share = 0.0
-    """Share of the peak that the rate falls to."""
     cycles: Annotated[int, Meta(ge=1)] = 2
     """How often the rate falls."""
 
@@ -120,22 +92,20 @@ SCHEDULES = Choice(
 """How the learning rate moves."""
 
 
-def warmup_steps(schedule: Any, num_steps: int) -> int:
+def warmup_steps(warmup: float, num_steps: int) -> int:
     """How many steps warm-up takes: a share of `num_steps` rounded up, or a number."""
-    warmup: float = schedule.warmup
     return math.ceil(warmup * num_steps) if warmup < 1 else min(int(warmup), num_steps)
 
 
-def lr_at(schedule: Any, peak: float, step: int, num_steps: int) -> float:
+def lr_at(schedule: Any, peak: float, step: int, num_steps: int, *, warmup: float, min_lr: float) -> float:
     """Learning rate of update `step`, counted from 0, of `num_steps`.
 
     Warm-up rises linearly and reaches the peak at its last step; the first step's rate is not 0. The step after the
-    last one would have the lowest rate.
+    last one would have the lowest rate, `min_lr` of the peak.
     """
-    warmup = warmup_steps(schedule, num_steps)
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    rest = num_steps - warmup
-    done = (step - warmup) / rest
-    lowest: float = schedule.min_lr
-    return peak * (lowest + (1.0 - lowest) * float(schedule.share(done, rest, num_steps)))
+    first = warmup_steps(warmup, num_steps)
+    if step < first:
+        return peak * (step + 1) / first
+    rest = num_steps - first
+    done = (step - first) / rest
+    return peak * (min_lr + (1.0 - min_lr) * float(schedule.share(done, rest, num_steps)))

@@ -18,10 +18,11 @@ from postmill.stages.spec import Effect
 from postmill.stages.train.config import Train
 from postmill.stages.train.tuners.full import Full
 from postmill.stages.train.tuners.lora import Lora
+from postmill.stages.train.tuners.table import TUNERS
 
 
 def test_options_follow_what_is_chosen():
-    assert {"tuner", "lora.rank", "batch.micro_bins", "cosine.warmup"} <= set(options(Train))
+    assert {"tuner", "lora.rank", "batch.micro_bins", "warmup"} <= set(options(Train))
     full = options(Train, {"tuner": "full", "schedule": "wsd"})
     assert "wsd.decay" in full
     assert not any(path.startswith(("lora.", "cosine.")) for path in full)
@@ -81,6 +82,6 @@ def test_a_config_of_another_version_is_refused_by_name():
 
 def test_the_schema_has_groups_and_every_choice():
     members = json_schema(Train)["properties"]
-    assert members["tuner"]["enum"] == ["full", "lora"]
+    assert members["tuner"]["enum"] == sorted(TUNERS.table)
     assert members["lora"]["properties"]["rank"]["minimum"] == 1
     assert members["batch"]["properties"]["micro_bins"]["default"] == 1

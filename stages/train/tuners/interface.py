@@ -29,9 +29,20 @@ class Start(NamedTuple):
     seed: int
     """Decides new weights."""
     checkpoint: Path | None
-    """Folder of the checkpoint to go on from, with what `save` wrote."""
+    """Folder of the checkpoint to go on from, with what `save` and `state` gave."""
     head: Head = LM
     """What stands on the model's layers."""
+    num_steps: int = 1
+    """Updates of the whole run."""
+    loss: Callable[[Any, int], Tensor] | None = None
+    """The loss of a model on a bin, a scalar with a gradient; bins are counted from 0 in the order of training."""
+
+
+def _nothing(*_: Any) -> None: ...
+
+
+def _no_tensors(_: Any) -> Mapping[str, Tensor]:
+    return {}
 
 
 class Tuner(NamedTuple):
@@ -47,3 +58,19 @@ class Tuner(NamedTuple):
     them. The last argument is the name of the base."""
     packages: tuple[str, ...] = ()
     """Libraries, besides torch and transformers, whose versions decide the result."""
+    lr_factor: Callable[[str], float] = lambda _: 1.0
+    """How much faster than the others the parameter of a name learns."""
+    before_step: Callable[[Any, torch.optim.Optimizer, int], None] = _nothing
+    """Called with the number of a step, counted from 0, before its gradient is computed; may choose what is trained."""
+    before_update: Callable[[Any], None] = _nothing
+    """Called when the gradient is there, before it is clipped; may add to it."""
+    after_update: Callable[[Any, int], None] = _nothing
+    """Called with the number of the step that was taken; gradients are still there."""
+    state: Callable[[Any], Mapping[str, Tensor]] = _no_tensors
+    """What a checkpoint holds besides, in STATE: numbers that `start` needs to go on."""
+    one_rank: bool = False
+    """Whether what is trained changes during a run, which only one process can do."""
+
+
+STATE = "tuner.safetensors"
+"""File of a checkpoint with what `Tuner.state` gave."""

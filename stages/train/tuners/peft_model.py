@@ -13,9 +13,13 @@ from postmill.io.json_file import write_json
 from postmill.io.model_folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from postmill.stages.shared.hf import quiet_libraries
 from postmill.stages.train.tuners.interface import Start, Tuner
+from postmill.stages.train.tuners.peft_config import NOTHING
+
+MakeConfig = Callable[[Any, Start], Any]
+"""peft's config for a base model."""
 
 
-def peft_tuner(name: str, make_config: Callable[[Any, Start], Any]) -> Tuner:
+def peft_tuner(name: str, make_config: MakeConfig) -> Tuner:
     """The tuner called `name`, from what makes peft's config for a base model."""
 
     def start(given: Start) -> Any:
@@ -64,12 +68,15 @@ def adapter_tensors(model: Any) -> Mapping[str, Tensor]:
     return found
 
 
-def save_adapter(model: Any, tensors: Mapping[str, Tensor], folder: Path, base: str) -> None:
-    """One file of weights and peft's config."""
+def save_adapter(
+    model: Any, tensors: Mapping[str, Tensor], folder: Path, base: str, changes: Mapping[str, Any] = NOTHING
+) -> None:
+    """One file of weights and peft's config, `changes` being what it says otherwise."""
     save_file(_apart(tensors), folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
     config = model.peft_config["default"].to_dict()
     # peft holds names in sets, whose order changes from process to process
     plain: dict[str, Any] = {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
+    plain |= changes
     alpha = plain.get("lora_alpha")
     if alpha is not None and alpha == int(alpha):
         plain["lora_alpha"] = int(alpha)  # some engines insist on an integer

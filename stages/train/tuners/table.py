@@ -6,6 +6,7 @@ TUNERS = Choice(
     group="postmill.tuners",
     table={
         "lora": "postmill.stages.train.tuners.lora:Lora",
+        "adalora": "postmill.stages.train.tuners.adalora:Adalora",
         "full": "postmill.stages.train.tuners.full:Full",
         "loha": "postmill.stages.train.tuners.peft_methods.low_rank:Loha",
         "lokr": "postmill.stages.train.tuners.peft_methods.low_rank:Lokr",

@@ -53,6 +53,11 @@ def _embedding(base: Any) -> set[str]:
     return {_last(name) for name, m in base.named_modules() if m is base.get_input_embeddings()}
 
 
+def embedding_name(base: Any) -> str:
+    """Last part of the name of the embedding of the input."""
+    return next(iter(_embedding(base)))
+
+
 def _last(name: str) -> str:
     return name.rpartition(".")[2]
 

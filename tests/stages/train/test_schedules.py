@@ -4,12 +4,12 @@ import pytest
 
 from postmill.stages.options import make
 from postmill.stages.train.config import STAGE, Train
-from postmill.stages.train.schedules import SCHEDULES, Cosine, lr_at, warmup_steps
+from postmill.stages.train.schedules import SCHEDULES, warmup_steps
 
 
 def rates(num_steps, **options):
     cfg = make(Train, lr=1.0, **options)
-    return [lr_at(cfg.schedule, cfg.peak_lr, step, num_steps) for step in range(num_steps)]
+    return [cfg.lr_at(step, num_steps) for step in range(num_steps)]
 
 
 def test_linear_with_warm_up():
@@ -23,7 +23,7 @@ def test_cosine_is_half_way_down_in_the_middle():
     assert got[0] == 1.0
     assert got[4] == pytest.approx(0.55)
     assert got == sorted(got, reverse=True)
-    assert lr_at(Cosine(warmup=0, min_lr=0.1), 1.0, 8, 8) == pytest.approx(0.1)
+    assert make(Train, lr=1.0, warmup=0, min_lr=0.1).lr_at(8, 8) == pytest.approx(0.1)
 
 
 def test_constant_and_wsd():
@@ -74,9 +74,9 @@ def test_schedules_are_transformers_own(schedule):
 
 
 def test_warm_up_is_a_share_or_a_number():
-    assert warmup_steps(Cosine(warmup=0.03), 100) == 3
-    assert warmup_steps(Cosine(warmup=0.03), 10) == 1
-    assert warmup_steps(Cosine(warmup=5), 100) == 5
+    assert warmup_steps(0.03, 100) == 3
+    assert warmup_steps(0.03, 10) == 1
+    assert warmup_steps(5, 100) == 5
     assert rates(3, warmup=9) == pytest.approx([1 / 3, 2 / 3, 1.0])
 
 
@@ -98,6 +98,8 @@ def test_rules_between_options():
         make(Train, micro_bins=3)
     with pytest.raises(ValueError, match="keep_best needs valid_every"):
         make(Train, keep_best=1)
+    with pytest.raises(ValueError, match=r"min_lr 0\.1 and schedule constant"):
+        make(Train, min_lr=0.1, schedule="constant")
 
 
 def test_what_is_made_follows_the_tuner():

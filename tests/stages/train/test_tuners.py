@@ -16,6 +16,7 @@ peft = pytest.importorskip("peft")
 pytest.importorskip("postmill._native", reason="native module not built")
 
 import tiny_model  # noqa: E402
+from safetensors.torch import load_file  # noqa: E402
 
 from postmill.io.errors import ConfigError, StageError  # noqa: E402
 from postmill.io.manifest import load_artifact, verify_files  # noqa: E402
@@ -162,7 +163,39 @@ def loss_of(model, packed):
 
 @pytest.mark.parametrize("name", SMALL)
 def test_methods_of_peft(world, tmp_path, name):
-    run = trained(world, config(name, **SMALL[name]), tmp_path / "run")
+    proves(world, tmp_path, config(name, **SMALL[name]))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"init": "gaussian"},
+        {"init": "orthogonal"},
+        {"init": "pissa", "rslora": True},
+        {"init": "olora"},
+        {"init": "eva"},
+        {"init": "corda"},
+        {"init": "lora-ga"},
+        {"dora": True, "rslora": True, "dropout": 0.1},
+        {"lr_ratio": 16.0},
+        {"tokens": [2, 5, 9, 30]},
+    ],
+    ids=str,
+)
+def test_first_weights_and_rates_of_lora(world, tmp_path, options):
+    proves(world, tmp_path, config("lora", rank=4, init_bins=3, **options))
+
+
+def test_adalora(world, tmp_path):
+    cfg = config("adalora", rank=4, target_rank=2, wait=0.0, settle=0.4, lr_groups=["lora_A=2"])
+    run = proves(world, tmp_path, cfg)
+    factors = load_file(run / "adapter_model.safetensors")
+    kept = sum(int((t != 0).sum()) for name, t in factors.items() if name.endswith("lora_E"))
+    assert kept == 2 * sum(name.endswith("lora_E") for name in factors)
+
+
+def proves(world, tmp_path, cfg):
+    run = trained(world, cfg, tmp_path / "run")
     first, last, valid = losses(run)
     assert last < first
     torch.manual_seed(1234)
@@ -177,6 +210,7 @@ def test_methods_of_peft(world, tmp_path, name):
     else:
         with pytest.raises(ConfigError, match="merge"):
             run_stage(MERGE, Merge(parity="off"), merged, tmp_path / "merged", Options(threads=1))
+    return run
 
 
 def test_every_method_is_tried():
