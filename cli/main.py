@@ -9,7 +9,8 @@ from postmill.stages.table import STAGES
 
 TOOLS = {
     "run": "a chain of stages from one recipe",
-    "recipe": "recipes to start from: list, show, copy",
+    "recipe": "recipes to start from, read from other tools, written for other programs",
+    "again": "a command until it is done: for programs that know only success and failure",
     "get": "a model from Hugging Face or ModelScope",
     "chat": "talk with a model",
     "show": "what is trained on, coloured by weight, at every stage",

@@ -1,17 +1,16 @@
 """`postmill run RECIPE`: a chain of stages from one file, each a process of its own, each only if it has to run."""
 
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import msgspec
 
 from postmill.cli.chain import Step, find_recipe, read_steps
-from postmill.cli.tool import parse
+from postmill.cli.child import run_child
+from postmill.cli.tool import Args, parse
 from postmill.io.errors import EXISTS, FAILED, ArtifactError, ConfigError
 from postmill.io.hub import PREFIXES, Repository, newest_commit, parse_repository
 from postmill.stages.shared.model_reference import hub_model
@@ -64,19 +63,11 @@ class Done(msgspec.Struct, omit_defaults=True):
 
 def run(argv: list[str]) -> int:
     """Run the chain. Returns the exit code of the step that stopped, or 0."""
-    rest, settings = _settings(argv)
+    rest, settings = settings_of(argv)
     args = parse(rest, USAGE, switches=_SWITCHES, valued=("--output", "--model", "--from", "--to"))
     if args is None:
         return 0
-    if not args.words:
-        raise ConfigError("usage: postmill run RECIPE [DATA...] [-m MODEL] -o FOLDER [options]")
-    if args.words[1:]:
-        settings["data"] = args.words[1:]
-    if args.has("--model"):
-        settings["model"] = [args.options["--model"]]
-    output = Path(args.options["--output"]) if args.has("--output") else None
-    steps = read_steps(find_recipe(args.words[0]), settings, output)
-    chosen = _chosen(steps, args.options.get("--from", ""), args.options.get("--to", ""))
+    chosen = chosen_steps(args, settings, last=args.options.get("--to", ""))
     if args.has("--dry-run"):
         sys.stdout.write("".join(f"{step.command}\n" for step in chosen))
         return 0
@@ -98,7 +89,20 @@ def run(argv: list[str]) -> int:
     return code
 
 
-def _settings(argv: list[str]) -> tuple[list[str], dict[str, list[str]]]:
+def chosen_steps(args: Args, settings: dict[str, list[str]], *, last: str) -> list[Step]:
+    """The steps that a command line names: recipe, data, model, settings, and from where to where."""
+    if not args.words:
+        raise ConfigError("no recipe; name one (postmill recipe list), or give a file")
+    if args.words[1:]:
+        settings["data"] = args.words[1:]
+    if args.has("--model"):
+        settings["model"] = [args.options["--model"]]
+    output = Path(args.options["--output"]) if args.has("--output") else None
+    steps = read_steps(find_recipe(args.words[0]), settings, output)
+    return _chosen(steps, args.options.get("--from", ""), last)
+
+
+def settings_of(argv: list[str]) -> tuple[list[str], dict[str, list[str]]]:
     """The words without `--set`, and what was set. Raises ConfigError (2)."""
     rest: list[str] = []
     settings: dict[str, list[str]] = {}
@@ -157,20 +161,13 @@ def _run_one(step: Step, flags: list[str], *, quiet: bool) -> Done:
         sys.stderr.write(f"$ {shown}\n")
         sys.stderr.flush()
     started = time.monotonic()
-    argv = [sys.executable, "-P", "-m", "postmill.cli.main", *step.argv, *flags, "--json"]
-    with subprocess.Popen(argv, stdout=subprocess.PIPE, start_new_session=True) as child:
-        before = {number: signal.signal(number, _pass_on(child)) for number in (signal.SIGTERM, signal.SIGINT)}
-        try:
-            report, _ = child.communicate()
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    ended = run_child([*step.argv, *flags, "--json"], capture=True)
     seconds = round(time.monotonic() - started, 1)
-    code = child.returncode
+    code = ended.code
     if code:
         named = {75: "stopped, run again"}.get(code, "failed") if code > 0 else signal.Signals(-code).name
         return Done(step.name, named, str(step.output), seconds, code if code > 0 else FAILED)
-    said: dict[str, Any] = msgspec.json.decode(report)
+    said: dict[str, Any] = msgspec.json.decode(ended.report)
     status = str(said["status"]).replace("-", " ")
     return Done(step.name, status, str(step.output), seconds, digest=str(said["digest"]))
 
@@ -219,14 +216,6 @@ def _without_prefix(text: str) -> tuple[str, str, str]:
     prefix = next(prefix for prefix in PREFIXES if text.startswith(prefix))
     name, colon, subsets = text.removeprefix(prefix).partition(":")
     return prefix + name, colon, subsets
-
-
-def _pass_on(child: "subprocess.Popen[bytes]") -> Any:
-    def handle(number: int, frame: FrameType | None) -> None:
-        if child.poll() is None:
-            child.send_signal(number)
-
-    return handle
 
 
 def table(done: list[Done]) -> str:
