@@ -8,7 +8,7 @@ RUN    := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 # Where this is set, each of the hundreds of processes that tests start would compile its modules again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo test test-slow test-gpu lint bench bench-smoke instructions assets rivals lock clean help
+.PHONY: setup demo test test-slow test-gpu lint bench bench-smoke instructions assets programs rivals lock clean help
 .DELETE_ON_ERROR:
 
 help:
@@ -59,6 +59,12 @@ instructions: ## count the instructions of fixed work; 5% more than recorded fai
 
 bench: assets ## every benchmark; appends to bench/results/
 	$(BIN)/python bench/run.py
+
+programs: setup ## Snakemake, DVC and Airflow, each in an environment of its own, for slow tests
+	for p in snakemake dvc airflow; do $(BIN)/uv venv -q --allow-existing .cache/$$p; done
+	$(BIN)/uv pip install -q --python .cache/snakemake/bin/python snakemake
+	$(BIN)/uv pip install -q --python .cache/dvc/bin/python dvc
+	$(BIN)/uv pip install -q --python .cache/airflow/bin/python apache-airflow-task-sdk
 
 rivals: setup ## environments of the tools that bench/stages/bench_train.py compares with (4 GB)
 	$(BIN)/uv venv -q --allow-existing .cache/rivals/trl

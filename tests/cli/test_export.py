@@ -24,7 +24,7 @@ from postmill.stages.runner import Options, run_stage
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = "[tokenize]\nsystem = \"say $HOME {x} ${y} 'z'\"\n[pack]\nrow_tokens = 64\n"
-TRAIN = "[train]\nsteps = 60\nbins_per_step = 1\nrank = 2\n"
+TRAIN = "[train]\nsteps = 12\nbins_per_step = 1\nrank = 2\n"
 SBATCH = """#!/bin/sh
 # Slurm on one machine: jobs in the order they are submitted, requeued when they ask for it
 set -eu
