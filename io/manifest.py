@@ -62,6 +62,18 @@ class Counts(msgspec.Struct, forbid_unknown_fields=True):
     def is_balanced(self) -> bool:
         return self.kept + self.truncated + self.num_dropped == self.rows_in
 
+    def describe(self) -> str:
+        """`1,000 rows in: 990 kept, 6 truncated, 4 dropped (3 too_long, 1 empty), 12 masked`."""
+        parts = [f"{self.kept:,} kept"]
+        if self.truncated:
+            parts.append(f"{self.truncated:,} truncated")
+        if self.dropped:
+            reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(self.dropped.items()))
+            parts.append(f"{self.num_dropped:,} dropped ({reasons})")
+        if self.masked:
+            parts.append(f"{self.masked:,} masked")
+        return f"{self.rows_in:,} rows in: {', '.join(parts)}"
+
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """See the module's text. `config` is fully resolved; `digests` names tokenizer, template and the like."""

@@ -93,6 +93,13 @@ class Meter:
         rate = self.rate(done)
         return f"{duration((self.total - done) / rate)} left" if rate > 0 and done < self.total else ""
 
+    def of(self, done: int, unit: str) -> str:
+        """`34%, 412 of 1,210 rows, 52 rows/s, 15 s left`; `unit` in the plural."""
+        rate = self.rate(done)
+        speed = f"{rate:,.1f}" if rate < 10 else f"{rate:,.0f}"
+        parts = [f"{self.share(done)}, {done:,} of {int(self.total):,} {unit}", f"{speed} {unit}/s" if rate else ""]
+        return ", ".join(part for part in [*parts, self.left(done)] if part)
+
     def of_bytes(self, done: int) -> str:
         """`34%, 412 of 1,210 MB, 52.1 MB/s, 15 s left`."""
         unit, name = (1e9, "GB") if self.total >= 1e10 else (1e6, "MB")

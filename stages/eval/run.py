@@ -107,13 +107,10 @@ def _ask(
         top_p=cfg.top_p,
         stop_ids=stop_ids,
     )
-    side, total = prefix.rstrip("_"), len(requests)
     name = _journal_path(out, prefix).name
 
-    def say(done: int) -> str:
-        return f"{side} {done} of {total} answered".strip()
-
-    found = ask_all(engine, requests, sampling, out=out, name=name, say=say)
+    what = f"answers {prefix.rstrip('_')}".strip()
+    found = ask_all(engine, requests, sampling, out=out, name=name, what=what)
     answers: dict[str, Answer] = {}
     for question in questions:
         prompt, key = prompts[question.item_id], question.item_id

@@ -26,7 +26,7 @@ from postmill.stages.merge.mix.options import Linear
 from postmill.stages.merge.mix.run import mix_models
 from postmill.stages.merge.plan import Plan, make_plan
 from postmill.stages.merge.sidecars import check_tokenizer, write_sidecars
-from postmill.stages.progress import Progress
+from postmill.stages.progress import Meter, Progress
 from postmill.stages.protocol import Input, Inputs, Out, Result
 
 _DTYPE_NAMES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
@@ -117,7 +117,7 @@ def _write_weights(plan: Plan, weights: Weights, out: Out) -> int:
     """Write every shard, and their index if there are several. Returns how many tensors have other numbers now."""
     written: dict[str, list[tuple[str, int]]] = {}
     done = num_changed = 0
-    total = sum(len(sources) for sources in plan.shards.values())
+    meter = Meter(sum(len(sources) for sources in plan.shards.values()))
     with single_threaded_blas(), ThreadPoolExecutor(out.threads) as pool:
         for file, sources in plan.shards.items():
             layout = {name: (source.dtype, source.shape) for name, source in sources.items()}
@@ -131,7 +131,7 @@ def _write_weights(plan: Plan, weights: Weights, out: Out) -> int:
                         tensor = EditedTensor(source.file, source.name, source.edits, name)
                         num_changed += write_edited(tensor, writer, source.dtype, pool)
                     done += 1
-                    Progress.say("merge", f"{done} of {total} tensors")
+                    Progress.say("merge", meter.of(done, "tensors"))
     if len(plan.shards) > 1:
         (out.dir / INDEX).write_bytes(shard_index(written))
     return num_changed

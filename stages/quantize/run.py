@@ -17,7 +17,7 @@ from postmill.io.errors import USAGE, ConfigError
 from postmill.io.json_file import load_json
 from postmill.io.model_folder import tokenizer_digest
 from postmill.io.safetensors_file import INDEX, SafetensorsWriter, Weights, open_weights, shard_index
-from postmill.stages.progress import Progress
+from postmill.stages.progress import Meter, Progress
 from postmill.stages.protocol import Inputs, Out, Result
 from postmill.stages.quantize.config import Quantize
 from postmill.stages.quantize.plan import Plan
@@ -136,8 +136,9 @@ def _encode_all(
                 writer.write(name, _bytes(tensor))
             return count_clipped(encoded, weight, target.form)
 
+    meter = Meter(len(modules))
     for done, clipped in enumerate(pool.map(one, modules), 1):
-        Progress.say("quantize", f"{done} of {len(modules)} layers")
+        Progress.say("quantize", meter.of(done, "layers"))
         yield clipped
 
 

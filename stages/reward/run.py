@@ -18,7 +18,7 @@ from postmill.io.manifest import Artifact
 from postmill.io.rollouts import REWARDS, read_rollouts
 from postmill.io.schemas import REWARDS_V1
 from postmill.io.table import TableReader
-from postmill.stages.progress import Progress
+from postmill.stages.progress import Meter, Progress
 from postmill.stages.protocol import Input, Inputs, Out, Result
 from postmill.stages.reward import emit
 from postmill.stages.reward.advantages import ESTIMATORS, Groups, group_kinds
@@ -105,10 +105,11 @@ def _answers(
                 columns.append(copied[function.name])
                 continue
             column = [Answer(reason=_NO_ROLLOUT)] * len(rows)
+            meter = Meter(len(records))
             reference = f"{function.path}:{function.name.rpartition(':')[2]}" if function.path else function.name
             for done, (number, answer) in enumerate(pool.run(reference, options, records), 1):
                 column[alive[number]] = _settle(cfg, answer)
-                Progress.say("reward", f"{function.name}: {done:,} of {len(records):,} rows")
+                Progress.say("reward", f"{function.name}: {meter.of(done, 'rows')}")
             columns.append(column)
     return columns
 

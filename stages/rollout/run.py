@@ -56,10 +56,7 @@ def run(cfg: Rollout, inputs: Inputs, out: Out) -> Result:
         stop_ids=engine.about.stop_ids or speaker.eos_ids,
     )
     requests = [_request(cfg, prompt, sample) for prompt in prompts for sample in range(cfg.samples)]
-    total = len(requests)
-    replies = ask_all(
-        engine, requests, sampling, out=out, name=_JOURNAL, say=lambda done: f"{done:,} of {total:,} samples"
-    )
+    replies = ask_all(engine, requests, sampling, out=out, name=_JOURNAL, what="samples")
     _check_errors(cfg, replies)
     _write(cfg, prompts, replies, speaker, out)
     (out.work / _JOURNAL).unlink(missing_ok=True)

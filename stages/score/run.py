@@ -24,7 +24,7 @@ from postmill.io.partners import Partners
 from postmill.io.schemas import SCORES_V1
 from postmill.io.scores import SCORES
 from postmill.io.table import TableReader, TableWriter
-from postmill.stages.progress import Progress
+from postmill.stages.progress import Meter, Progress
 from postmill.stages.protocol import Input, Inputs, Out, Result
 from postmill.stages.score.config import Score
 from postmill.stages.shared import attention, hf
@@ -51,6 +51,8 @@ def run(cfg: Score, inputs: Inputs, out: Out) -> Result:
     starts = range(0, len(rows), PART_ROWS)
     paths = [folder / f"part-{start // PART_ROWS:06d}.arrow" for start in starts]
     forward: Forward | None = None
+    ready = min(len(rows), PART_ROWS * sum(path.is_file() for path in paths))
+    meter = Meter(len(rows), ready)
     for start, path in zip(starts, paths, strict=True):
         if out.stop.requested:
             raise out.stop.stopped(f"{sum(p.is_file() for p in paths)} of {len(paths)} parts are done")
@@ -60,7 +62,7 @@ def run(cfg: Score, inputs: Inputs, out: Out) -> Result:
         part = np.arange(start, min(start + PART_ROWS, len(rows)))
         score = _score if forward.head.kind == "lm" else _values
         _write_part(path, score(cfg, forward, rows, part))
-        Progress.say("score", f"{min(start + PART_ROWS, len(rows)):,} of {len(rows):,} rows")
+        Progress.say("score", meter.of(min(start + PART_ROWS, len(rows)), "rows"))
     table = out.table(SCORES, SCORES_V1)
     total, count = 0.0, 0
     for path in paths:

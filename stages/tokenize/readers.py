@@ -37,8 +37,11 @@ def _read_lines(path: Path, kind: Kind, name: str, how: Reading) -> Iterator[byt
 
             yield from (read_parquet if kind.format == "parquet" else read_arrow)(path, name, how)
         else:
-            with open_compressed(path, kind.compression) as file:
-                yield from _text_format(file, kind.format, name)
+            size = max(1, path.stat().st_size)
+            with open_compressed(path, kind.compression) as (file, position):
+                for block in _text_format(file, kind.format, name):
+                    how.at = position() / size
+                    yield block
     except (EOFError, zlib.error, lzma.LZMAError) as fault:
         raise CutFile(f"{name}: {lower(fault)}; {GET_AGAIN}", BAD_DATA) from fault
     except OSError as fault:
@@ -103,7 +106,8 @@ def _is_json_lines(text: bytes) -> bool:
 def _text(file: BinaryIO, name: str) -> Iterator[bytes]:
     """Each line is a text of its own; blank ones stay blank, so that numbers are the file's."""
     out = bytearray()
-    for number, line in enumerate(io.BufferedReader(file, READ_BYTES), 1):  # type: ignore[type-var]
+    lines = io.BufferedReader(file, READ_BYTES)  # type: ignore[type-var]
+    for number, line in enumerate(lines, 1):
         text = line.rstrip(b"\r\n")
         if number == 1:
             text = text.removeprefix(b"\xef\xbb\xbf")

@@ -25,6 +25,8 @@ class Reading(msgspec.Struct):
     """Of these, those that some table has."""
     keep_cut: bool = False
     """Read a cut file as far as it goes."""
+    at: float = 0.0
+    """How far the file that is being read has come, 0 to 1."""
     cut: dict[str, str] = {}
     """Files that were cut, and where."""
     no_text: dict[str, str] = {}

@@ -18,7 +18,7 @@ from postmill.io.errors import ConfigError
 from postmill.io.model_folder import tokenizer_digest
 from postmill.io.rollouts import PROMPTS
 from postmill.io.schemas import PROMPTS_V1, TOKENS_V1
-from postmill.stages.progress import Progress
+from postmill.stages.progress import Meter, Progress
 from postmill.stages.protocol import Inputs, Out, Result
 from postmill.stages.shared.agent_formats.table import format_json
 from postmill.stages.tokenize.config import Tokenize
@@ -118,6 +118,11 @@ def _is_rendered(rows: pa.RecordBatch) -> bool:
     return bool(offsets[-1] > offsets[0])
 
 
+def _say(totals: Totals, meter: Meter, share: float) -> None:
+    so_far = f"{totals.sums['rows']:,} rows, {totals.sums['tokens']:,} tokens"
+    Progress.say("tokenize", ", ".join(part for part in (meter.share(share), so_far, meter.left(share)) if part))
+
+
 Encoded = tuple[pa.RecordBatch, pa.RecordBatch, dict[str, Any]]
 
 
@@ -165,7 +170,7 @@ def _encode(cfg: Tokenize, encoder: _native.ChatEncoder, references: list[str], 
             yield chunk, duplicates
 
     chunks = without_duplicates() if cfg.dedup else ((chunk, []) for chunk in sources.chunks())
-    totals = Totals()
+    totals, meter = Totals(), Meter(1)
     notes = Notes(names)
     is_prompts = cfg.for_ == "prompt"
     writer = out.table(PROMPTS, PROMPTS_V1) if is_prompts else out.table(TOKENS, TOKENS_V1)
@@ -178,7 +183,7 @@ def _encode(cfg: Tokenize, encoder: _native.ChatEncoder, references: list[str], 
             out.ledger.keep(counts.pop("kept", 0))
             notes.look(counts, ledger)
             totals.add(rows, counts)
-            Progress.say("tokenize", f"{totals.sums['rows']:,} rows, {totals.sums['tokens']:,} tokens")
+            _say(totals, meter, sources.share)
     close(writer, out)
     notes.say(cfg, totals, sources.reading)
     check_columns(cfg, totals, sources)

@@ -1,11 +1,13 @@
 """What a file is, by its first bytes: they tell where its name does not, and they are right where the two differ."""
 
 import bz2
+import contextlib
 import gzip
 import lzma
 import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import msgspec
 
@@ -34,19 +36,22 @@ _OTHERS = (
 """Beginnings, in lower case where they are words, of what is not read, and what to do."""
 
 
-def open_compressed(path: Path, compression: str) -> BinaryIO:
-    """The bytes of a file, decompressed."""
-    if compression == "gzip":
-        return gzip.open(path, "rb")  # type: ignore[return-value]  # a GzipFile reads as any binary file
-    if compression == "bz2":
-        return bz2.open(path, "rb")  # type: ignore[return-value]
-    if compression == "xz":
-        return lzma.open(path, "rb")  # type: ignore[return-value]
+@contextlib.contextmanager
+def open_compressed(path: Path, compression: str) -> Iterator[tuple[BinaryIO, Callable[[], int]]]:
+    """The bytes of a file, decompressed, and a function that tells how many of its own bytes were read."""
     if compression == "zstd":
         import pyarrow as pa
 
-        return pa.CompressedInputStream(pa.OSFile(str(path), "rb"), "zstd")  # type: ignore[no-any-return]
-    return path.open("rb")
+        with pa.OSFile(str(path), "rb") as packed, pa.CompressedInputStream(packed, "zstd") as file:
+            yield file, packed.tell
+        return
+    with path.open("rb") as raw:
+        if not compression:
+            yield raw, raw.tell
+            return
+        openers: dict[str, Any] = {"gzip": gzip.open, "bz2": bz2.open, "xz": lzma.open}
+        with openers[compression](raw, "rb") as file:
+            yield file, raw.tell
 
 
 def kind_of_file(path: Path, name: str, named: Kind | None) -> Kind | None:
@@ -81,7 +86,7 @@ def _decompressed(path: Path, compression: str) -> bytes:
     """The first bytes, as far as they can be had: what is damaged is for the reader to say."""
     head = b""
     try:
-        with open_compressed(path, compression) as file:
+        with open_compressed(path, compression) as (file, _):
             while len(head) < HEAD_BYTES and (block := file.read(HEAD_BYTES - len(head))):
                 head += block
     except (OSError, EOFError, zlib.error, lzma.LZMAError):

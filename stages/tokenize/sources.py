@@ -170,6 +170,10 @@ class Sources:
         self._records = [0] * len(self.sources)
         """Records of each source, where a plan had to know."""
         self._times = self._plan(mix, stop)
+        self._sizes = [source.path.stat().st_size for source in self.sources]
+        times_read = [self._copies(source.dataset) for source in self.sources]
+        self._total_bytes = sum(n * size for n, size in zip(times_read, self._sizes, strict=True))
+        self._done_bytes, self._now = 0, 0
 
     def _plan(self, mix: Sequence[float], stop: Stop) -> dict[int, npt.NDArray[np.uint32]]:
         """How often each record is read, for the datasets where it is not once."""
@@ -193,15 +197,25 @@ class Sources:
     def chunks(self) -> Iterator[Chunk]:
         """All chunks, in order: datasets as given, each as often as it repeats, its files by name."""
         for dataset in range(len(self.datasets)):
-            times = self._times.get(dataset)
-            for copy in range(1 if times is None else int(times.max(initial=0))):
-                yield from self._pass(dataset, times, copy)
+            for copy in range(self._copies(dataset)):
+                yield from self._pass(dataset, self._times.get(dataset), copy)
+
+    def _copies(self, dataset: int) -> int:
+        """How often a dataset is gone through."""
+        times = self._times.get(dataset)
+        return 1 if times is None else int(times.max(initial=0))
+
+    @property
+    def share(self) -> float:
+        """How much of all files has been read, 0 to 1, by their bytes on disk."""
+        return min(1.0, (self._done_bytes + self.reading.at * self._now) / max(1, self._total_bytes))
 
     def _pass(self, dataset: int, times: npt.NDArray[np.uint32] | None, copy: int) -> Iterator[Chunk]:
         start = 0
         for index, source in enumerate(self.sources):
             if source.dataset != dataset:
                 continue
+            self._done_bytes, self._now, self.reading.at = self._done_bytes + self._now, self._sizes[index], 0.0
             mine = None if times is None else times[start : start + self._records[index]]
             start += self._records[index]
             if mine is not None and not (mine > copy).any():

@@ -26,6 +26,7 @@ def read_parquet(path: Path, name: str, how: Reading) -> Iterator[bytes]:
         batches = file.iter_batches(batch_size=BATCH_ROWS, columns=wanted if how.drop else None)
         row = 0
         for batch in batches:
+            how.at = (row + batch.num_rows) / file.metadata.num_rows
             yield _batch_lines(batch, name, row, how)
             row += batch.num_rows
 
@@ -54,9 +55,13 @@ def _ipc_batches(source: Any, how: Reading) -> Iterator[pa.RecordBatch]:
             # without its end, a file is the stream that follows its first eight bytes
             source.seek(8)
         else:
-            yield from (file.get_batch(index) for index in range(file.num_record_batches))
+            for index in range(file.num_record_batches):
+                how.at = (index + 1) / file.num_record_batches
+                yield file.get_batch(index)
             return
-    yield from pa.ipc.open_stream(source)
+    for batch in pa.ipc.open_stream(source):
+        how.at = source.tell() / source.size()
+        yield batch
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ from torch import Tensor
 from postmill.io.errors import MISMATCH, USAGE, ArtifactError, ConfigError
 from postmill.io.json_file import load_json
 from postmill.io.manifest import Artifact
-from postmill.stages.progress import Progress
+from postmill.stages.progress import Meter, Progress
 from postmill.stages.protocol import Input, Out, Result
 from postmill.stages.shared import attention
 from postmill.stages.shared.forward import Forward, router_coefficient
@@ -114,6 +114,7 @@ def _train(
         saved=found[1].step if found else 0,
     )
 
+    meter = Meter(steps.total, run.saved)
     for number in range(run.saved, steps.total):
         if _stop_requested(out, accelerator):
             raise run.stopped(step=number)
@@ -133,7 +134,7 @@ def _train(
             valid_loss = validate(cfg, wrapped, objective, valid_source, layout)
         line = _line(step, loss, lr, grad_norm) | _measured(gradient, channels)
         line |= {} if valid_loss is None else {"valid_loss": valid_loss}
-        _say(line, steps.total, record.add(line, gradient.data_seconds), always=last)
+        _say(line, meter, record.add(line, gradient.data_seconds), always=last)
         if _due(number, cfg.checkpoints.save_every) or _is_best(record, valid_loss, cfg.checkpoints.keep_best):
             run.checkpoint(step=number + 1, valid_loss=valid_loss)
 
@@ -315,12 +316,13 @@ def _measured(gradient: Gradient, channels: Channels | None) -> dict[str, Any]:
     return line
 
 
-def _say(line: dict[str, Any], total: int, seconds: float, *, always: bool) -> None:
+def _say(line: dict[str, Any], meter: Meter, seconds: float, *, always: bool) -> None:
+    left = f", {text}" if (text := meter.left(line["step"])) else ""
     valid = f", validation {line['valid_loss']:.4f}" if "valid_loss" in line else ""
     Progress.say(
         "train",
-        f"step {line['step']}/{total}, loss {line['loss']:.4f}{valid}, lr {line['lr']:.2e}, gradient"
-        f" {line['grad_norm']:.3f}, {line['tokens'] / max(seconds, 1e-9):,.0f} tokens/s",
+        f"step {line['step']}/{int(meter.total)}, loss {line['loss']:.4f}{valid}, lr {line['lr']:.2e}, gradient"
+        f" {line['grad_norm']:.3f}, {line['tokens'] / max(seconds, 1e-9):,.0f} tokens/s{left}",
         always=always,
     )
 

@@ -2,10 +2,9 @@
 batches, and every request is answered exactly once."""
 
 import math
-from collections.abc import Callable
 
 from postmill.io.errors import FAILED, StageError
-from postmill.stages.progress import Progress
+from postmill.stages.progress import Meter, Progress
 from postmill.stages.protocol import Out
 from postmill.stages.shared.engine.protocol import Engine, Reply, Request, Sampling
 from postmill.stages.shared.journal import Journal
@@ -15,14 +14,15 @@ _ROUNDING = 1e-3
 
 
 def ask_all(
-    engine: Engine, requests: list[Request], sampling: Sampling, *, out: Out, name: str, say: Callable[[int], str]
+    engine: Engine, requests: list[Request], sampling: Sampling, *, out: Out, name: str, what: str
 ) -> dict[str, Reply]:
-    """A reply for each request, by key. `name` is the journal's, `say` what progress shows of a number of replies.
+    """A reply for each request, by key. `name` is the journal's, `what` the answers' name in progress.
 
     Batches are the same with and without what is taken over. Raises StageError: (75) when the stage is to stop, (1) for
     an engine that answers something else than what it was asked, or what no model can answer.
     """
     journal = Journal(out.work / name, out.key)
+    meter = Meter(len(requests), len(journal.replies))
     try:
         for batch in engine.batches(requests):
             if all(request.key in journal.replies for request in batch):
@@ -32,7 +32,7 @@ def ask_all(
             replies = engine.answer(batch, sampling)
             _check(batch, replies, sampling)
             journal.add(replies)
-            Progress.say(out.stage.name, say(len(journal.replies)))
+            Progress.say(out.stage.name, meter.of(len(journal.replies), what))
     finally:
         journal.close()
     missing = [request.key for request in requests if request.key not in journal.replies]

@@ -53,7 +53,7 @@ def test_rows_from_a_pipe_are_the_rows_of_a_file(here: Path) -> None:
     again = postmill(here, "tokenize", "-", *argv, "-o", "pipe", stdin=LINES)
     assert again.stdout == b"pipe\n"
     changed = postmill(here, "tokenize", "-", *argv, "-o", "pipe", stdin=LINES.replace(b"q7", b"q8"), code=73)
-    assert b"--force" in changed.stderr
+    assert b"--replace" in changed.stderr
 
 
 @pytest.mark.parametrize("form", ["json", "parquet", "arrow", "ipc"])

@@ -19,7 +19,7 @@ ASKED = requests([[5, 9], [3, 1], [5, 9], [7], [4], [8, 3, 10]] * 4)
 
 def ask(folder: Path, engine: StubEngine, asked: list[Request] = ASKED) -> dict[str, Reply]:
     out = Out(STAGE, "key", folder / "out", None, None)
-    return ask_all(engine, asked, SAMPLING, out=out, name="replies.jsonl", say=str)
+    return ask_all(engine, asked, SAMPLING, out=out, name="replies.jsonl", what="answers")
 
 
 @pytest.mark.parametrize(
