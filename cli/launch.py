@@ -1,89 +1,148 @@
-"""`postmill launch --ranks N STAGE ...`: several processes of a stage on this machine, as one command.
+"""`postmill launch --ranks N STAGE ...`: several processes of a stage, as one command.
 
 Like torchrun, with the stage's own exit code: 75 still means "run me again". A signal is passed on to every rank. When
-a rank ends badly the others get a moment to say the same, then are ended. Several machines are torchrun's work.
+a rank ends badly, is stopped, or gives no sign of life, the others get a moment to say the same, then are ended.
 """
 
+import importlib
 import os
 import signal
 import socket
-import subprocess
 import sys
 import tempfile
-import time
-from types import FrameType
-from typing import IO, Any
+from pathlib import Path
 
-from postmill.io.errors import FAILED, STOPPED, ConfigError, StageError
+import msgspec
 
-USAGE = """Run a stage in several processes on this machine, and leave with its exit code.
+from postmill.cli.launch_watch import Watch, start
+from postmill.io.errors import ConfigError
 
-usage: postmill launch --ranks N STAGE ...
+USAGE = """Run a stage in several processes, and leave with its exit code.
+
+usage: postmill launch --ranks N [--nodes M ...] STAGE ...
 
 example:
   postmill launch --ranks 2 train packed/ -m base/ -o run/ --bins-per-step 16
+  postmill launch --on slurm --nodes 2 --ranks 8 --sbatch --time=24:00:00 train packed/ -m base/ -o run/
 
 options:
-  --ranks n       Processes to start: one for each GPU.
+  --ranks n            Processes to start on each machine: one for each GPU.
+  --nodes m            Machines (default 1). They share a file system.
+  --node i             Which of them this one is, from 0; every machine runs the command with its own number.
+  --master host:port   Where rank 0 listens; the same on every machine.
+  --hang-s seconds     End the job when a rank gave no sign of life for so long (default 1800; 0 never).
+  --on slurm           Submit the job with sbatch, wait for it, and leave with its exit code; 75 is queued again.
+  --sbatch option      One more option for sbatch; may be repeated.
 """
-_POLL_S = 0.05
-_GRACE_S = {STOPPED: 600.0}
-"""How long the others may go on after the first rank left with a code; a checkpoint may take a while."""
-_GRACE_OTHERWISE_S = 5.0
+
+
+class Job(msgspec.Struct):
+    """What to run where."""
+
+    command: list[str]
+    ranks: int
+    nodes: int = 1
+    node: int = 0
+    master: str = ""
+    hang_s: float = 1800.0
+    on: str = ""
+    sbatch: list[str] = []
 
 
 def run(argv: list[str]) -> int:
-    """Returns the exit code of the first rank that failed, 0 if none did. Raises ConfigError (2), StageError (1)."""
+    """Returns the exit code of the stage, 0 if all ranks did. Raises ConfigError (2), StageError (1)."""
     if not argv or argv[0] in ("-h", "--help"):
         sys.stdout.write(USAGE)
         return 0 if argv else 2
-    ranks, command = _parse(argv)
+    job = parse(argv)
+    if job.on:
+        from postmill.cli.launch_slurm import submit
+
+        return submit(job)
     with tempfile.TemporaryDirectory(prefix="postmill-launch-") as folder:
-        errors: list[IO[Any] | None] = [None, *(open(f"{folder}/{rank}", "w+") for rank in range(1, ranks))]  # noqa: PTH123, SIM115
-        children = _start(command, ranks, errors)
-        before = {number: signal.signal(number, _pass_on(children)) for number in (signal.SIGTERM, signal.SIGINT)}
+        ranks = start([sys.executable, "-m", "postmill.cli.main", *job.command], environments(job), Path(folder))
+        watch = Watch(ranks, job.hang_s)
+        before = {number: signal.signal(number, watch.pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
-            first = _wait(children)
+            return watch.wait()
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-            for child in children:
-                if child.poll() is None:
-                    child.kill()
-        if first is None:
-            return 0
-        said = errors[first]
-        # rank 0 speaks for itself, and for all who leave as it does
-        if said is not None and children[first].returncode != children[0].returncode:
-            said.seek(0)
-            sys.stderr.write(said.read())
-        code = children[first].returncode
-        if code < 0:
-            raise StageError(
-                f"rank {first} was ended by {signal.Signals(-code).name}; run the same command again to go on", FAILED
-            )
-        return int(code)
+            watch.end()
 
 
-def _parse(argv: list[str]) -> tuple[int, list[str]]:
-    name, _, value = argv[0].partition("=")
-    rest = argv[1:]
-    if name not in ("--ranks", "-n"):
-        raise ConfigError(f"launch: {argv[0]}: expected --ranks N before the stage")
-    value = value or (rest.pop(0) if rest else "")
-    if not value.isdecimal() or int(value) < 1:
-        raise ConfigError(f"launch: --ranks {value!r}: expected a number from 1 up")
-    if not rest:
-        raise ConfigError("launch: no stage to run; see postmill launch --help")
+def environments(job: Job) -> list[dict[str, str]]:
+    """What each rank of this machine is told, as torchrun does."""
+    host, _, port = job.master.rpartition(":")
+    common = {
+        "WORLD_SIZE": job.nodes * job.ranks,
+        "LOCAL_WORLD_SIZE": job.ranks,
+        "MASTER_ADDR": host or "127.0.0.1",
+        "MASTER_PORT": port or free_port(),
+    }
+    if "OMP_NUM_THREADS" not in os.environ:
+        common["OMP_NUM_THREADS"] = max(1, len(os.sched_getaffinity(0)) // job.ranks)
+    return [
+        {name: str(value) for name, value in (common | {"RANK": job.node * job.ranks + at, "LOCAL_RANK": at}).items()}
+        for at in range(job.ranks)
+    ]
+
+
+def parse(argv: list[str]) -> Job:
+    """The job that argv asks for. Raises ConfigError (2)."""
+    rest, given, extra = list(argv), {}, []
+    while rest and rest[0].startswith("-"):
+        name, has_value, value = rest.pop(0).partition("=")
+        name = "--ranks" if name == "-n" else name
+        if name not in ("--ranks", "--nodes", "--node", "--master", "--hang-s", "--on", "--sbatch"):
+            raise ConfigError(f"launch: {name}: expected --ranks N before the stage; see postmill launch --help")
+        if not has_value:
+            value = rest.pop(0) if rest else ""
+        if name == "--sbatch":
+            extra.append(value)
+        else:
+            given[name] = value
+    if "--ranks" not in given:
+        raise ConfigError(f"launch: {rest[0] if rest else ''}: expected --ranks N before the stage")
+    job = Job(
+        rest,
+        ranks=_number(given, "--ranks", 1),
+        nodes=_number(given, "--nodes", 1),
+        node=_number(given, "--node", 0),
+        master=given.get("--master", ""),
+        hang_s=float(_number(given, "--hang-s", 0, 1800)),
+        on=given.get("--on", ""),
+        sbatch=extra,
+    )
+    _check(job)
+    return job
+
+
+def _number(given: dict[str, str], name: str, least: int, default: int | None = None) -> int:
+    value = given.get(name, str(least if default is None else default))
+    if not value.isdecimal() or int(value) < least:
+        raise ConfigError(f"launch: {name} {value!r}: expected a number from {least} up")
+    return int(value)
+
+
+def _check(job: Job) -> None:
     from postmill.stages.table import STAGES
 
-    if rest[0] not in STAGES:
-        raise ConfigError(f"launch: {rest[0]}: no such stage; one of {', '.join(STAGES)}")
-    import importlib
-
-    if not importlib.import_module(f"postmill.stages.{rest[0]}.config").STAGE.ranks:
-        raise ConfigError(f"launch: {rest[0]} runs in one process; run postmill {rest[0]}")
-    return int(value), rest
+    if not job.command:
+        raise ConfigError("launch: no stage to run; see postmill launch --help")
+    name = job.command[0]
+    if name not in STAGES:
+        raise ConfigError(f"launch: {name}: no such stage; one of {', '.join(STAGES)}")
+    if not importlib.import_module(f"postmill.stages.{name}.config").STAGE.ranks:
+        raise ConfigError(f"launch: {name} runs in one process; run postmill {name}")
+    if job.on not in ("", "slurm"):
+        raise ConfigError(f"launch: --on {job.on}: expected slurm")
+    if job.sbatch and not job.on:
+        raise ConfigError("launch: --sbatch: only with --on slurm")
+    if job.node >= job.nodes:
+        raise ConfigError(f"launch: --node {job.node}: machines of {job.nodes} count from 0")
+    if job.nodes > 1 and not job.on and ":" not in job.master:
+        raise ConfigError("launch: --nodes: pass --master HOST:PORT of the first machine, the same on all")
 
 
 def free_port() -> int:
@@ -91,49 +150,3 @@ def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return int(free.getsockname()[1])
-
-
-def _start(command: list[str], ranks: int, errors: list[IO[Any] | None]) -> list[subprocess.Popen[Any]]:
-    port = free_port()
-    threads = max(1, len(os.sched_getaffinity(0)) // ranks)
-    common = {"WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    common |= {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": threads}
-    argv = [sys.executable, "-m", "postmill.cli.main", *command]
-    return [
-        subprocess.Popen(
-            argv,
-            env=os.environ | {k: str(v) for k, v in (common | {"RANK": rank, "LOCAL_RANK": rank}).items()},
-            stdout=None if rank == 0 else subprocess.DEVNULL,
-            stderr=errors[rank],
-            # so that Ctrl-C reaches a rank once, through us
-            start_new_session=True,
-        )
-        for rank in range(ranks)
-    ]
-
-
-def _pass_on(children: list[subprocess.Popen[Any]]) -> Any:
-    def handle(number: int, frame: FrameType | None) -> None:
-        for child in children:
-            if child.poll() is None:
-                child.send_signal(number)
-
-    return handle
-
-
-def _wait(children: list[subprocess.Popen[Any]]) -> int | None:
-    """Wait for all. Returns the first rank that failed, the lowest of those seen together; ends the others then."""
-    first, deadline = None, float("inf")
-    while any(child.poll() is None for child in children):
-        failed = next((rank for rank, child in enumerate(children) if child.poll()), None)
-        if first is None and failed is not None:
-            first = failed
-            deadline = time.monotonic() + _GRACE_S.get(children[first].returncode, _GRACE_OTHERWISE_S)
-        if time.monotonic() > deadline:
-            for child in children:
-                if child.poll() is None:
-                    child.kill()
-        time.sleep(_POLL_S)
-    if first is None:
-        first = next((rank for rank, child in enumerate(children) if child.poll()), None)
-    return first

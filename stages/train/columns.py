@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from postmill.io.packed import Bin, PackedReader
 from postmill.io.partners import Partners
 from postmill.io.rewards import RewardsReader
+from postmill.stages.progress import Progress
 from postmill.stages.shared.batch import ALIGNMENT, Batch, Groups, as_padding, collate
 from postmill.stages.train.labels import label_lists
 from postmill.stages.train.objectives.needs import Needs
@@ -34,6 +35,7 @@ class BatchSource:
 
     def load(self, bins: NDArray[np.int64]) -> Batch:
         """The batch of a block of bins. A block of padding (-1) alone gives the first bin as padding."""
+        Progress.beat()
         real = [int(b) for b in bins if b >= 0]
         if not real:
             return as_padding(self._collate([self.reader.bin(0)]))

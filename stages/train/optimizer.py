@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from postmill.io.errors import MISMATCH, USAGE, ArtifactError, ConfigError
+from postmill.stages.progress import Progress
 from postmill.stages.train.parallel.layout import Layout
 
 _FACTOR = "lr_factor"
@@ -96,6 +97,7 @@ def state_tensors(learner: Learner, *, keep: bool) -> dict[str, Tensor]:
         for key, value in state.items():
             if not isinstance(value, Tensor):
                 continue
+            Progress.beat()
             whole = learner.layout.whole(value)
             if keep:
                 found[f"{name}/{key}"] = whole.cpu().contiguous()

@@ -1,5 +1,8 @@
 """Train: check that data and model fit, then load, take steps, save. What can be refused is, before torch loads."""
 
+import faulthandler
+import os
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +18,8 @@ from postmill.stages.train.plan import Data, Steps, check_data, check_objective,
 
 def run(cfg: Train, inputs: Inputs, out: Out) -> Result:
     """Make an adapter or a model. Raises ConfigError (2), ArtifactError (65, 66, 78), StageError (1, 75, 79)."""
+    if "POSTMILL_BEAT" in os.environ:  # the launcher asks where a rank is before it ends a job that hangs
+        faulthandler.register(signal.SIGUSR1, all_threads=True)
     # a signal while the model loads is heard before the first step
     out.stop.graceful = True
     check_request(cfg)

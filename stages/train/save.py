@@ -12,6 +12,7 @@ from torch import Tensor
 from postmill.io.errors import DIVERGED, INTERNAL, StageError
 from postmill.io.json_file import load_json, write_json
 from postmill.io.model_folder import tokenizer_files
+from postmill.stages.progress import Progress
 from postmill.stages.train.parallel.layout import Layout
 
 _TOKENIZER_EXTRAS = ("tokenizer.model", "vocab.json", "vocab.txt", "merges.txt", "spiece.model")
@@ -29,6 +30,7 @@ def whole_weights(
     found: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         if id(tensor) not in memo:
+            Progress.beat()
             whole = layout.whole(tensor)
             memo[id(tensor)] = whole.to("cpu", dtype if whole.is_floating_point() else None) if keep else whole[:0]
         found[name] = memo[id(tensor)]

@@ -11,6 +11,7 @@ import pytest
 from postmill.cli.declaration import read_declaration
 from postmill.cli.flags import resolve
 from postmill.cli.help import COMMON, flag_name, stage_help
+from postmill.cli.launch import parse as parse_launch
 from postmill.cli.main import TOOLS
 from postmill.cli.stage_command import parse
 from postmill.io import errors
@@ -80,8 +81,7 @@ def check_command(words: list[str]) -> None:
     """The real parser takes the command, and its config resolves. Files that it names need not be there."""
     name, *argv = words
     if name == "launch":
-        assert argv[0] == "--ranks" and argv[1].isdecimal()
-        name, *argv = argv[2:]
+        name, *argv = parse_launch(argv).command
     if name not in STAGES:
         assert name in TOOLS, f"{name}: no such command"
         said = {word.partition("=")[0] for word in argv if word.startswith("-") and word != "-"}
