@@ -35,7 +35,7 @@ def encode(name: str, *rows: dict[str, Any], **options: Any) -> tuple[Any, list[
     return enc, run(enc, *rows)[0]
 
 
-CALL = 'Thought: look\nAction: weigh\nAction Input: {\'sack\': 3}\nObservation:'
+CALL = "Thought: look\nAction: weigh\nAction Input: {'sack': 3}\nObservation:"
 
 
 def test_what_a_tool_answered_inside_a_turn_is_not_trained() -> None:
@@ -72,7 +72,7 @@ def test_weighed_again_is_weighed_fresh() -> None:
     data = json.dumps(row()).encode()
     rows, _, _ = enc.encode_chunk(data, "x", 0, 1, 0)
     other, [fresh] = encode("react_en", row(), loss_scale="last_round+react")
-    assert [span for span in fresh["spans"]] == run_rows(other.reweight(rows))[0]["spans"]
+    assert fresh["spans"] == run_rows(other.reweight(rows))[0]["spans"]
 
 
 def run_rows(batch: Any) -> list[dict[str, Any]]:

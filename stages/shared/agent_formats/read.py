@@ -1,7 +1,7 @@
 """The way back of an agent format: the calls in a text that a model wrote.
 
-`read_calls` reads a whole text. What it finds in a text that the same format wrote are the calls that were written, with
-their types where the tools' schemas give them: many formats write the text `5` and the number 5 alike.
+`read_calls` reads a whole text. In a text that the same format wrote it finds the calls that were written, with their
+types where the tools' schemas give them: many formats write the text `5` and the number 5 alike.
 """
 
 import ast

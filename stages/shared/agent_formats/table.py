@@ -1,8 +1,8 @@
 """Agent formats: how tools, calls and what tools answer are written as text, one file each.
 
-A file says both ways in one place. Writing: Jinja sources that `tokenize` renders into messages before the chat template
-sees them (`ext/rust/core/src/agents` says what each may use). Reading, in `[read]`: patterns that find calls in what a
-model wrote (`read.py`). `like` takes what a file does not say from another one.
+A file says both ways in one place. Writing: Jinja sources that `tokenize` renders into messages before the chat
+template sees them (`ext/rust/core/src/agents` says what each may use). Reading, in `[read]`: patterns that find calls
+in what a model wrote (`read.py`). `like` takes what a file does not say from another one.
 """
 
 import json

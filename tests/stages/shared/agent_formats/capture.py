@@ -94,7 +94,7 @@ ROWS = [
             said("user", "Order oats."),
             call(
                 "order",
-                goods={"tons": 1.5, "kind": "oats — \"new\""},
+                goods={"tons": 1.5, "kind": 'oats — "new"'},
                 urgent=True,
                 note="line one\nline <two> & 'three'",
                 limits=[1, 2.25, -3],
@@ -138,11 +138,11 @@ SEED = {
     "chat_sep": "<seed:eos>",
     "suffix": "<seed:eos>",
 }
-FAMILIES = {
-    name: name
-    for name in ("llama3", "llama4", "deepseek_v3_1", "deepseek_v4", "deepseek_v41", "gemma4", "glm4_5", "xing4_0")
-    + ("hy_v3", "ling3", "minimax_m2", "kimi_k25", "kimi_k3", "spark2_5")
-} | {"minimax_m3": "minimax_m3_vl", "mistral": "mistral_2512"}
+SAME_NAME = (
+    "llama3 llama4 deepseek_v3_1 deepseek_v4 deepseek_v41 gemma4 glm4_5 xing4_0 hy_v3 ling3 minimax_m2 kimi_k25 kimi_k3"
+    " spark2_5"
+)
+FAMILIES = {name: name for name in SAME_NAME.split()} | {"minimax_m3": "minimax_m3_vl", "mistral": "mistral_2512"}
 
 
 def frame(name):
@@ -159,8 +159,10 @@ class Preparing:
 
     template_backend = "swift"
     is_training = True
-    for method in ("_preprocess_tools", "_preprocess_tool_call", "_preprocess_standalone_tools", "_swift_prepare_inputs"):
-        locals()[method] = getattr(Template, method)
+    _preprocess_tools = Template._preprocess_tools
+    _preprocess_tool_call = Template._preprocess_tool_call
+    _preprocess_standalone_tools = Template._preprocess_standalone_tools
+    _swift_prepare_inputs = Template._swift_prepare_inputs
 
     def __init__(self, name):
         self.agent_template = agent_template_map[name]()
