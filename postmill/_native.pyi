@@ -95,6 +95,7 @@ class ChatEncoder:
         engine: str = "auto",
         purpose: str = "train",
         drop: list[str] = ...,
+        agent_format: tuple[str, str] | None = None,
     ) -> None: ...
     def encode_chunk(
         self,
