@@ -240,18 +240,22 @@ def flatten(struct: type[Any], data: Mapping[str, Any]) -> tuple[dict[str, str],
     return chosen, values
 
 
-def keyed(struct: type[Any], data: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of plain data that decides the result: what enters a content key, by path."""
+def keyed(struct: type[Any], data: Mapping[str, Any], effect: Effect = Effect.ANOTHER_RUN) -> dict[str, Any]:
+    """The options with this effect, by path, of plain data; by default what decides the result and enters a content
+    key."""
     chosen, values = flatten(struct, data)
     known = options(struct, chosen)
-    counted = {path for path, option in known.items() if option.effect is Effect.ANOTHER_RUN}
+    counted = {path for path, option in known.items() if option.effect is effect}
     values |= chosen
-    return {path: value for path, value in values.items() if path in counted or path not in known}
+    others = effect is Effect.ANOTHER_RUN
+    return {path: value for path, value in values.items() if path in counted or (others and path not in known)}
 
 
-def changes(struct: type[Any], before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    """`path was X, is Y` for every option that makes another run, of plain data of two configs."""
-    old, new = (_lenient(struct, data) for data in (before, after))
+def changes(
+    struct: type[Any], before: Mapping[str, Any], after: Mapping[str, Any], effect: Effect = Effect.ANOTHER_RUN
+) -> list[str]:
+    """`path was X, is Y` for every option with this effect, by default another run, of plain data of two configs."""
+    old, new = (_lenient(struct, data, effect) for data in (before, after))
     return [
         f"{path} was {old.get(path)!r}, is {new.get(path)!r}"
         for path in sorted(old.keys() | new.keys())
@@ -259,11 +263,13 @@ def changes(struct: type[Any], before: Mapping[str, Any], after: Mapping[str, An
     ]
 
 
-def _lenient(struct: type[Any], data: Mapping[str, Any]) -> dict[str, Any]:
+def _lenient(struct: type[Any], data: Mapping[str, Any], effect: Effect) -> dict[str, Any]:
     """`keyed`, also for data that another version wrote."""
     try:
-        return keyed(struct, data)
+        return keyed(struct, data, effect)
     except ConfigError:
+        if effect is not Effect.ANOTHER_RUN:
+            return {}
         chosen, values = flatten(struct, data)
         return values | dict(chosen)
 

@@ -18,11 +18,13 @@ from torch import Tensor
 from postmill.io.errors import MISMATCH, USAGE, ArtifactError, ConfigError
 from postmill.io.json_file import load_json
 from postmill.io.manifest import Artifact
+from postmill.stages.options import changes
 from postmill.stages.progress import Meter, Progress
 from postmill.stages.protocol import Input, Out, Result
 from postmill.stages.shared import attention
 from postmill.stages.shared.forward import Forward, router_coefficient
 from postmill.stages.shared.hf import quiet_libraries
+from postmill.stages.spec import LAST_BITS
 from postmill.stages.train import checkpoint, liger, model, save
 from postmill.stages.train.checkpoint import METRICS, Position
 from postmill.stages.train.columns import BatchSource
@@ -221,9 +223,12 @@ def _fix_numerics(
         "shard": layout.name,
     }
     if found:
-        changed = [f"{k} {getattr(found[1], k)} -> {v}" for k, v in here.items() if getattr(found[1], k) != v]
+        changed = [f"{k} was {getattr(found[1], k)}, is {v}" for k, v in here.items() if getattr(found[1], k) != v]
+        options = changes(Train, found[0].manifest.config, out.config, LAST_BITS)
+        # what lies on which rank is in `shard`
+        changed += [option for option in options if not option.startswith("parallel.")]
         if changed and accelerator.is_main_process:
-            Progress.warn("train", f"resumed under other conditions ({', '.join(changed)}); the last bits may differ")
+            Progress.warn("train", f"resumed under other conditions ({'; '.join(changed)}): the last bits may differ")
     return here
 
 

@@ -144,7 +144,7 @@ def test_a_checkpoint_of_shards_goes_on_whole(world, tmp_path, capfd):
         path.unlink()
     target.rmdir()
     run_stage(STAGE, FULL, given(world), target, Options(threads=1))
-    assert "ranks 2 -> 1, shard fsdp -> none" in capfd.readouterr().err
+    assert "ranks was 2, is 1; shard was fsdp, is none): the last bits may differ" in capfd.readouterr().err
     a, b = load_file(whole / "model.safetensors"), load_file(target / "model.safetensors")
     for name, tensor in a.items():
         torch.testing.assert_close(tensor, b[name], rtol=1e-4, atol=1e-5, msg=name)

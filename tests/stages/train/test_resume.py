@@ -237,3 +237,13 @@ def test_up_to_date_and_equal_elsewhere(world, tmp_path):
         shutil.copytree(world / name, moved / name)
     run_stage(STAGE, FULL, given(moved), tmp_path / "run", Options(threads=1))
     assert digest(tmp_path / "run") == digest(world / "full")
+
+
+def test_what_may_change_the_last_bits_is_said(world, tmp_path, capfd):
+    """The run goes on with other numbers of bins at a time, or kernels; that its bytes may differ is no surprise."""
+    stop_at(world, FULL, tmp_path / "run", 3)
+    other = changed_config(FULL, micro_bins=4, gradient_checkpointing=True, save_every=1)
+    run_stage(STAGE, other, given(world), tmp_path / "run", Options(threads=1))
+    [line] = [line for line in capfd.readouterr().err.splitlines() if "last bits" in line]
+    said = "batch.micro_bins was 1, is 4; compute.gradient_checkpointing was False, is True"
+    assert line == f"train: warning: resumed under other conditions ({said}): the last bits may differ"
