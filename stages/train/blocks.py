@@ -64,7 +64,8 @@ def out_of_memory(error: Exception, step: Step, batch: Batch) -> Exception:
         return error
     what = str(error).strip().split("\n", maxsplit=1)[0]
     return StageError(
-        f"step {step.number + 1}: out of memory on {batch.input_ids_1T.shape[1]} tokens ({what}); pass"
-        " --gradient-checkpointing, lower --micro-bins, pack with fewer --row-tokens, or use --tuner lora",
+        f"step {step.number + 1}: out of memory on {batch.input_ids_1T.shape[1]} tokens ({what});"
+        " this run goes on from its checkpoint with --gradient-checkpointing, or with --micro-bins below what it is;"
+        " another takes less with --tuner lora, or with bins packed with fewer --row-tokens",
         FAILED,
     )

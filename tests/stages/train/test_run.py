@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -22,8 +23,9 @@ from safetensors.torch import load_file  # noqa: E402
 from postmill.io.errors import ArtifactError, ConfigError, StageError  # noqa: E402
 from postmill.io.manifest import load_artifact, verify_files  # noqa: E402
 from postmill.stages.options import changed as changed_config  # noqa: E402
-from postmill.stages.options import make  # noqa: E402
+from postmill.stages.options import make, options, short_names  # noqa: E402
 from postmill.stages.runner import Options, run_stage  # noqa: E402
+from postmill.stages.spec import LAST_BITS  # noqa: E402
 from postmill.stages.train.config import STAGE, Train  # noqa: E402
 from postmill.stages.train.tuners.lora import Lora  # noqa: E402
 
@@ -210,7 +212,14 @@ def test_out_of_memory_names_the_step_and_the_ways_out():
     error = out_of_memory(caught.value, step, batch)
     assert isinstance(error, StageError)
     assert "step 4: out of memory on 99 tokens" in str(error)
-    assert "--gradient-checkpointing" in str(error)
+    # what the run may go on with is what does not make it another run
+    _, same_run, another = str(error).split(";")
+    known = short_names(options(Train))
+    found = re.findall(r"--([a-z-]+)", same_run)
+    assert found == ["gradient-checkpointing", "micro-bins"]
+    effects = {options(Train)[known[name.replace("-", "_")]].effect for name in found}
+    assert effects == {LAST_BITS}
+    assert "--tuner lora" in another
     other = RuntimeError("something else")
     assert out_of_memory(other, step, batch) is other
 
