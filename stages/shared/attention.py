@@ -159,6 +159,64 @@ def rows_attention(  # noqa: PLR0917  # the interface's signature
     return out_1NTD.transpose(1, 2).contiguous(), None
 
 
+def shifted(group: int) -> str:
+    """Name of `rows_attention` in which, while a model trains, tokens see only their group of `group` tokens of a row,
+    half of the heads with groups shifted by half of one. Evaluation sees whole rows.
+
+    Source: LongLoRA, S2-Attn, <https://arxiv.org/abs/2309.12307>; groups do not wrap around the row's end.
+    """
+    from transformers import AttentionInterface
+
+    def attend(  # noqa: PLR0917  # the interface's signature
+        module: torch.nn.Module,
+        query_1NTD: Tensor,
+        key_1KTD: Tensor,
+        value_1KTD: Tensor,
+        attention_mask: Tensor | None,
+        row_starts: tuple[int, ...] = (),
+        **rest: Any,
+    ) -> tuple[Tensor, None]:
+        starts = row_starts or (0, query_1NTD.shape[2])
+        if not module.training:
+            return rows_attention(module, query_1NTD, key_1KTD, value_1KTD, None, row_starts=starts, **rest)
+        num_heads, num_keys = query_1NTD.shape[1], key_1KTD.shape[1]
+        # a key/value head goes with its query heads; a single one serves both halves
+        keys = num_keys // 2 or num_keys
+        heads = num_heads // 2 if num_keys == 1 else keys * (num_heads // num_keys)
+        plain, _ = rows_attention(
+            module,
+            query_1NTD[:, :heads],
+            key_1KTD[:, :keys],
+            value_1KTD[:, :keys],
+            None,
+            row_starts=in_groups(starts, group, 0),
+            **rest,
+        )
+        other, _ = rows_attention(
+            module,
+            query_1NTD[:, heads:],
+            key_1KTD[:, keys % num_keys :],
+            value_1KTD[:, keys % num_keys :],
+            None,
+            row_starts=in_groups(starts, group, group // 2),
+            **rest,
+        )
+        return torch.cat([plain, other], dim=2), None
+
+    name = f"{ROWS}_shifted_{group}"
+    AttentionInterface.register(name, attend)
+    return name
+
+
+def in_groups(row_starts: tuple[int, ...], group: int, offset: int) -> tuple[int, ...]:
+    """Where pieces of at most `group` tokens of each row start; the first of each row has `offset` if that is not 0."""
+    starts: list[int] = []
+    for start, end in itertools.pairwise(row_starts):
+        starts.append(start)
+        starts += range(start + (offset or group), end, group)
+    return (*starts, row_starts[-1])
+
+
 def _window(length: int, sliding_window: int | None, device: torch.device, *, causal: bool = True) -> Tensor | None:
     """Mask of the tokens less than `sliding_window` away, causal or not; None where all of them are."""
     if sliding_window is None or length <= sliding_window:

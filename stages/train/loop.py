@@ -34,6 +34,7 @@ from postmill.stages.train.look import Look
 from postmill.stages.train.mismatch import check_mismatch
 from postmill.stages.train.optimizer import (
     Learner,
+    averaged,
     named_factors,
     release,
     set_factors,
@@ -121,8 +122,7 @@ def _train(
         if _stop_requested(out, accelerator):
             raise run.stopped(step=number)
         step, lr = steps[number], cfg.lr_at(number, steps.total)
-        learner.optimizer.zero_grad(set_to_none=True)
-        tuner.before_step(net, learner.optimizer, number)
+        _begin(learner, tuner, number)
         gradient = accumulate(cfg, wrapped, objective, source, step, layout=layout, channels=channels)
         tuner.before_update(net)
         norm = layout.clip(parameters.values(), cfg.clip or math.inf)
@@ -133,7 +133,8 @@ def _train(
         last = number + 1 == steps.total
         valid_loss = None
         if valid_source is not None and (last or _due(number, cfg.measure.valid_every)):
-            valid_loss = validate(cfg, wrapped, objective, valid_source, layout)
+            with averaged(learner.optimizer):
+                valid_loss = validate(cfg, wrapped, objective, valid_source, layout)
         line = _line(step, loss, lr, grad_norm) | _measured(gradient, channels)
         line |= {} if valid_loss is None else {"valid_loss": valid_loss}
         _say(line, meter, record.add(line, gradient.data_seconds), always=last)
@@ -248,6 +249,8 @@ def _load(
     """
     device = accelerator.device
     assert base.path is not None
+    if tuner.one_rank and accelerator.num_processes > 1:
+        raise ConfigError("--tuner: what it trains changes during the run; use one process, or another tuner", USAGE)
     kernel = attention.choose(cfg.compute.attention, device, dtype, deterministic=cfg.compute.deterministic)
     if cfg.compute.liger:
         liger.check(load_json(base.path / "config.json"), device)
@@ -281,6 +284,12 @@ def _learner(cfg: Train, tuner: Tuner, net: Any, parameters: dict[str, Tensor], 
     if set(factors.values()) != {1.0}:
         set_factors(optimizer, factors)
     return Learner.of(net, parameters, optimizer, layout)._replace(is_partial=tuner.one_rank)
+
+
+def _begin(learner: Learner, tuner: Tuner, number: int) -> None:
+    """Forget the last gradient and settle what step `number` trains."""
+    learner.optimizer.zero_grad(set_to_none=True)
+    tuner.before_step(learner.net, learner.optimizer, number)
 
 
 def _update(learner: Learner, tuner: Tuner, number: int, lr: float) -> None:

@@ -1,7 +1,8 @@
 """The state of an optimizer as named tensors, whatever it keeps, and its learning rate."""
 
+import contextlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -35,9 +36,31 @@ class Learner(NamedTuple):
 
 
 def release(learner: Learner) -> None:
-    """Give up gradients and moments: saving needs memory of its own."""
+    """Leave what was learned in the parameters, and give up gradients and moments: saving needs memory of its own."""
+    with torch.no_grad():
+        for parameter, value in _mean(learner.optimizer).items():
+            parameter.copy_(value)
     learner.optimizer.zero_grad(set_to_none=True)
     learner.optimizer.state.clear()
+
+
+def _mean(optimizer: torch.optim.Optimizer) -> dict[Tensor, Tensor]:
+    """The parameters' averages, of an optimizer that keeps some."""
+    found: dict[Tensor, Tensor] = getattr(optimizer, "averaged", dict)()
+    return found
+
+
+@contextlib.contextmanager
+def averaged(optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """Inside, the parameters are what the optimizer says the run has learned, where that is not where it stands."""
+    mean = _mean(optimizer)
+    before = {parameter: parameter.detach().clone() for parameter in mean}
+    with torch.no_grad():
+        for parameter, value in mean.items():
+            parameter.copy_(value)
+        yield
+        for parameter, value in before.items():
+            parameter.copy_(value)
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:

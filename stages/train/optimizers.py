@@ -122,10 +122,7 @@ class Muon(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
         from postmill.stages.train.own_optimizers import Joined
 
-        def is_plain(name: str) -> bool:
-            return parameters[name].ndim == 2 and "embed" not in name and "lm_head" not in name
-
-        matrices = {name: p for name, p in parameters.items() if is_plain(name)}
+        matrices = {name: p for name, p in parameters.items() if is_inner_matrix(name, p)}
         rest = {name: p for name, p in parameters.items() if name not in matrices}
         made: list[torch.optim.Optimizer] = []
         if matrices:
@@ -144,6 +141,133 @@ class Muon(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         return Joined(made)
 
 
+class AdamW8bit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="adamw-8bit"):
+    """AdamW with moments of eight bits, in blocks (<https://arxiv.org/abs/2110.02861>): a quarter of the state."""
+
+    shards: ClassVar[bool] = False
+
+    weight_decay: Decay = 0.1
+    """Decoupled weight decay of matrices; norms and biases have none."""
+    beta1: Memory = 0.9
+    """Memory of the gradient."""
+    beta2: Memory = 0.95
+    """Memory of its square."""
+    eps: Annotated[float, Meta(gt=0)] = 1e-8
+    """Added to the denominator."""
+
+    def make(self, parameters: "dict[str, torch.Tensor]", lr: float) -> "torch.optim.Optimizer":
+        """Over `parameters`, by name."""
+        from postmill.stages.train.small_state_optimizers import AdamW8bitOptimizer
+
+        groups = decay_groups(parameters, self.weight_decay)
+        return AdamW8bitOptimizer(groups, lr=lr, betas=(self.beta1, self.beta2), eps=self.eps)
+
+
+class ScheduleFree(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="schedule-free"):
+    """AdamW that averages its steps, so that no schedule is needed, <https://arxiv.org/abs/2405.15682>.
+
+    Use it with `--schedule constant`. Validation and the result are the average.
+    """
+
+    shards: ClassVar[bool] = True
+
+    weight_decay: Decay = 0.1
+    """Weight decay of matrices; norms and biases have none."""
+    beta1: Annotated[float, Meta(gt=0, lt=1)] = 0.9
+    """How near to the average gradients are taken."""
+    beta2: Memory = 0.95
+    """Memory of the gradient's square."""
+    eps: Annotated[float, Meta(gt=0)] = 1e-8
+    """Added to the denominator."""
+
+    def make(self, parameters: "dict[str, torch.Tensor]", lr: float) -> "torch.optim.Optimizer":
+        """Over `parameters`, by name."""
+        from postmill.stages.train.small_state_optimizers import ScheduleFreeAdamW
+
+        groups = decay_groups(parameters, self.weight_decay)
+        return ScheduleFreeAdamW(groups, lr=lr, betas=(self.beta1, self.beta2), eps=self.eps)
+
+
+class GaLore(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="galore"):
+    """AdamW on the main directions of each matrix's gradient (<https://arxiv.org/abs/2403.03507>)."""
+
+    shards: ClassVar[bool] = False
+
+    rank: Annotated[int, Meta(ge=1)] = 128
+    """Directions that are kept of each matrix; matrices that are not larger are left to AdamW."""
+    gap: Annotated[int, Meta(ge=1)] = 200
+    """Steps until the directions are found anew."""
+    scale: Annotated[float, Meta(gt=0)] = 0.25
+    """Strength of the projected updates."""
+    weight_decay: Decay = 0.0
+    """Decoupled weight decay of matrices; norms and biases have none."""
+    beta1: Memory = 0.9
+    """Memory of the gradient."""
+    beta2: Memory = 0.95
+    """Memory of its square."""
+    eps: Annotated[float, Meta(gt=0)] = 1e-8
+    """Added to the denominator."""
+
+    def make(self, parameters: "dict[str, torch.Tensor]", lr: float) -> "torch.optim.Optimizer":
+        """Over `parameters`, by name."""
+        from postmill.stages.train.low_rank_optimizers import LowRankAdamW, galore
+
+        options = {"rank": self.rank, "gap": self.gap, "scale": self.scale}
+        groups = low_rank_groups(parameters, self.weight_decay, options)
+        return LowRankAdamW(groups, galore, lr=lr, betas=(self.beta1, self.beta2), eps=self.eps)
+
+
+class Apollo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="apollo"):
+    """SGD, channels scaled as AdamW does behind a random projection (<https://arxiv.org/abs/2412.05270>).
+
+    Rank 1 with scale 128 is APOLLO-Mini.
+    """
+
+    shards: ClassVar[bool] = False
+
+    rank: Annotated[int, Meta(ge=1)] = 128
+    """Rank of the projection; matrices that are not larger are left to AdamW."""
+    gap: Annotated[int, Meta(ge=1)] = 200
+    """Steps until another projection is drawn."""
+    scale: Annotated[float, Meta(gt=0)] = 1.0
+    """Strength of the projected updates."""
+    weight_decay: Decay = 0.0
+    """Decoupled weight decay of matrices; norms and biases have none."""
+    beta1: Memory = 0.9
+    """Memory of the gradient."""
+    beta2: Memory = 0.95
+    """Memory of its square."""
+    eps: Annotated[float, Meta(gt=0)] = 1e-8
+    """Added to the denominator."""
+
+    def make(self, parameters: "dict[str, torch.Tensor]", lr: float) -> "torch.optim.Optimizer":
+        """Over `parameters`, by name."""
+        from postmill.stages.train.low_rank_optimizers import LowRankAdamW, apollo
+
+        options = {"rank": self.rank, "gap": self.gap, "scale": self.scale}
+        groups = low_rank_groups(parameters, self.weight_decay, options, one_each=True)
+        return LowRankAdamW(groups, apollo, lr=lr, betas=(self.beta1, self.beta2), eps=self.eps)
+
+
+def is_inner_matrix(name: str, parameter: "torch.Tensor") -> bool:
+    """Whether a parameter is a matrix of a layer, and neither embedding nor head."""
+    return parameter.ndim == 2 and "embed" not in name and "lm_head" not in name
+
+
+def low_rank_groups(
+    parameters: "dict[str, torch.Tensor]", weight_decay: float, options: dict[str, Any], *, one_each: bool = False
+) -> list[dict[str, Any]]:
+    """Groups of layers' matrices larger than `rank`, with `options`, and of the rest. one_each: each matrix is a group
+    of its own, with a seed."""
+    low = {n: p for n, p in parameters.items() if is_inner_matrix(n, p) and min(p.shape) > options["rank"]}
+    groups = decay_groups({n: p for n, p in parameters.items() if n not in low}, weight_decay)
+    if one_each:
+        return groups + [
+            {"params": [p], "weight_decay": weight_decay, "seed": seed} | options for seed, p in enumerate(low.values())
+        ]
+    return groups + ([{"params": list(low.values()), "weight_decay": weight_decay} | options] if low else [])
+
+
 def decay_groups(parameters: "dict[str, torch.Tensor]", weight_decay: float) -> list[dict[str, Any]]:
     """Groups for torch's optimizers: norms and biases (fewer than two dimensions) do not decay."""
     matrices = [p for p in parameters.values() if p.ndim >= 2]
@@ -160,6 +284,10 @@ OPTIMIZERS = Choice(
         "lion": "postmill.stages.train.optimizers:Lion",
         "adafactor": "postmill.stages.train.optimizers:Adafactor",
         "muon": "postmill.stages.train.optimizers:Muon",
+        "adamw-8bit": "postmill.stages.train.optimizers:AdamW8bit",
+        "schedule-free": "postmill.stages.train.optimizers:ScheduleFree",
+        "galore": "postmill.stages.train.optimizers:GaLore",
+        "apollo": "postmill.stages.train.optimizers:Apollo",
     },
 )
 """How gradients become updates."""

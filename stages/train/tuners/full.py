@@ -1,10 +1,12 @@
-"""Full training: every weight is trained."""
+"""Full training: every weight is trained, or those that two lists of names leave."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import msgspec
+
+from postmill.io.errors import USAGE, ConfigError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,18 +20,56 @@ class Full(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     default_lr: ClassVar[float] = 1e-5
     makes: ClassVar[str] = "model"
 
+    freeze: list[str] = []
+    """Parameters that are not trained: regular expressions, found anywhere in their names (embed_tokens, norm)."""
+    unfreeze: list[str] = []
+    """Parameters that are trained whatever --freeze says. Alone: nothing else is trained."""
+
     def build(self) -> "Tuner":
         """The functions, see `Tuner`."""
         from postmill.stages.train.tuners.interface import Tuner
 
+        def start(given: "Start") -> Any:
+            model = load_whole(given)
+            choose_trained(model, self.freeze, self.unfreeze)
+            return model
+
         return Tuner(start, all_tensors, save_model)
 
 
-def start(given: "Start") -> Any:
-    """A model all of whose weights are trained, in float32; of the checkpoint if there is one."""
+def load_whole(given: "Start") -> Any:
+    """The model in float32, of the checkpoint if there is one."""
     import torch
 
     return given.load(given.checkpoint or given.base, torch.float32)
+
+
+def choose_trained(model: Any, freeze: list[str], unfreeze: list[str]) -> None:
+    """Freeze what the lists say. Raises ConfigError (2) for an expression that fits no parameter or is none."""
+    if not freeze and not unfreeze:
+        return
+    names = [name for name, _ in model.named_parameters()]
+    frozen, kept = _fitting("freeze", freeze, names), _fitting("unfreeze", unfreeze, names)
+    for name, parameter in model.named_parameters():
+        rests = name in frozen if freeze else True
+        parameter.requires_grad_(parameter.requires_grad and (not rests or name in kept))
+
+
+def _fitting(option: str, expressions: list[str], names: list[str]) -> set[str]:
+    import re
+
+    found: set[str] = set()
+    for text in expressions:
+        try:
+            hits = [name for name in names if re.search(text, name)]
+        except re.error as error:
+            raise ConfigError(f"--full.{option} {text}: no regular expression ({error})", USAGE) from None
+        if not hits:
+            raise ConfigError(
+                f"--full.{option} {text}: fits no parameter; there are {', '.join(names[:4])}, ...", USAGE
+            )
+        found |= set(hits)
+    return found
 
 
 def all_tensors(model: Any) -> "Mapping[str, Tensor]":

@@ -41,7 +41,12 @@ class Lora(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     lr_ratio: Annotated[float, Meta(gt=0)] = 1.0
     """The second factor's learning rate over the first's (LoRA+; 16 is usual)."""
 
+    shifted_group: Annotated[int, Meta(ge=0)] = 0
+    """LongLoRA: in training, tokens attend within groups of so many, half of the heads in shifted ones; 0: rows."""
+
     def __post_init__(self) -> None:
+        if self.shifted_group == 1:
+            raise ValueError("shifted_group 1: a group of one token sees nothing; give an even number, like 2048")
         if self.init != "default" and self.dora:
             raise ValueError(f"init {self.init} and dora: DoRA starts from the default; leave one out")
         if self.parameters and self.dropout:

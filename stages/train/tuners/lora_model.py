@@ -18,6 +18,7 @@ from torch import Tensor
 from postmill.io.errors import USAGE, ConfigError
 from postmill.io.json_file import load_json
 from postmill.io.model_folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from postmill.stages.shared import attention
 from postmill.stages.shared.hf import need, quiet_libraries
 from postmill.stages.train.tuners.interface import Start, Tuner
 from postmill.stages.train.tuners.lora import Lora
@@ -40,6 +41,8 @@ def lora_tuner(options: Lora, make_config: MakeConfig) -> Tuner:
 
     def start(given: Start) -> Any:
         base = given.load(given.base, given.dtype)
+        if options.shifted_group:
+            _shift(base, options.shifted_group)
         torch.manual_seed(given.seed)
         config = make_config(base, given)
         if options.init not in BASE_CHANGING:
@@ -76,6 +79,13 @@ def lora_tuner(options: Lora, make_config: MakeConfig) -> Tuner:
         return options.lr_ratio if is_second else 1.0
 
     return Tuner(start, tensors, save, packages=("peft",), lr_factor=lr_factor)
+
+
+def _shift(base: Any, group: int) -> None:
+    """Attend in groups while training. Raises ConfigError (2) for a kernel that cannot."""
+    if base.config._attn_implementation != attention.ROWS:
+        raise ConfigError("--lora.shifted-group: pass --attention per-row, other kernels attend to whole rows", USAGE)
+    base.set_attn_implementation(attention.shifted(group))
 
 
 def _plain(options: Lora, base: Any, config: Any, given: Start) -> Any:

@@ -7,6 +7,9 @@ TUNERS = Choice(
     table={
         "lora": "postmill.stages.train.tuners.lora:Lora",
         "adalora": "postmill.stages.train.tuners.adalora:Adalora",
+        "lisa": "postmill.stages.train.tuners.blockwise:Lisa",
+        "badam": "postmill.stages.train.tuners.blockwise:Badam",
+        "llama-pro": "postmill.stages.train.tuners.llama_pro:LlamaPro",
         "full": "postmill.stages.train.tuners.full:Full",
         "loha": "postmill.stages.train.tuners.peft_methods.low_rank:Loha",
         "lokr": "postmill.stages.train.tuners.peft_methods.low_rank:Lokr",

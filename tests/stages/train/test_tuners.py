@@ -29,6 +29,7 @@ from postmill.stages.protocol import Out  # noqa: E402
 from postmill.stages.runner import Options, find_inputs, name_work, run_stage  # noqa: E402
 from postmill.stages.train import run as train_stage  # noqa: E402
 from postmill.stages.train.config import STAGE, Train  # noqa: E402
+from postmill.stages.train.optimizers import OPTIMIZERS  # noqa: E402
 
 STEPS = 3
 SMALL = {
@@ -179,6 +180,7 @@ def test_methods_of_peft(world, tmp_path, name):
         {"dora": True, "rslora": True, "dropout": 0.1},
         {"lr_ratio": 16.0},
         {"tokens": [2, 5, 9, 30]},
+        {"shifted_group": 4},
     ],
     ids=str,
 )
@@ -192,6 +194,84 @@ def test_adalora(world, tmp_path):
     factors = load_file(run / "adapter_model.safetensors")
     kept = sum(int((t != 0).sum()) for name, t in factors.items() if name.endswith("lora_E"))
     assert kept == 2 * sum(name.endswith("lora_E") for name in factors)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("full", {"freeze": ["embed", r"layers\.0\."], "unfreeze": [r"0\.mlp"], "lr_groups": [r"layers\.1=0.5"]}),
+        ("full", {"unfreeze": ["norm"]}),
+        ("lisa", {"layers": 1, "every": 2}),
+        ("badam", {"every": 1}),
+        ("badam", {"every": 2, "order": "descending", "outside": True}),
+        ("llama-pro", {"blocks": 2}),
+    ],
+    ids=str,
+)
+def test_whole_models(world, tmp_path, name, options):
+    run = trained(world, config(name, **options), tmp_path / "run")
+    first, last, valid = losses(run)
+    assert last < first
+    loaded, base = load(run), load(world / "base")
+    assert loss_of(loaded, world / "valid") == pytest.approx(valid, abs=2e-6)
+    before = dict(base.named_parameters())
+    moved = {n for n, p in loaded.named_parameters() if n not in before or not torch.equal(p, before[n])}
+    if name == "full" and "freeze" in options:
+        assert moved == {n for n in before if ("embed" not in n and "layers.0." not in n) or "0.mlp" in n}
+    elif name == "full":
+        assert moved == {n for n in before if "norm" in n}
+    elif name == "llama-pro":
+        assert loaded.config.num_hidden_layers == 4
+        assert {n.split(".")[2] for n in moved if ".layers." in n} == {"1", "2", "3"}  # 2 is the old 1
+        assert torch.equal(loaded.model.layers[2].mlp.up_proj.weight, base.model.layers[1].mlp.up_proj.weight)
+    else:
+        both = name == "badam" and options["every"] == 1
+        layers = {n.split(".")[2] for n in moved if ".layers." in n}
+        assert layers <= {"0", "1"}
+        assert not both or layers == {"0", "1"}
+        assert ("model.embed_tokens.weight" in moved) == (name == "lisa" or bool(options.get("outside")))
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS.table)
+def test_every_optimizer_goes_on_to_the_same_bytes(world, tmp_path, name):
+    small = {"rank": 4, "gap": 2} if name in {"galore", "apollo"} else {}
+    run = trained(world, config("full", optimizer=name, **small), tmp_path / "run")
+    first, last, valid = losses(run)
+    assert last < first
+    assert loss_of(load(run), world / "valid") == pytest.approx(valid, abs=2e-6)
+
+
+def test_new_layers_change_nothing_at_first(world):
+    from postmill.stages.train.tuners.llama_pro_model import expand
+
+    model = load(world / "base")
+    before = loss_of(model, world / "valid")
+    expand(model, 2)
+    assert len(model.model.layers) == 4
+    assert loss_of(model, world / "valid") == pytest.approx(before, abs=1e-7)
+
+
+def test_groups_of_rows():
+    from postmill.stages.shared.attention import in_groups
+
+    assert in_groups((0, 5, 6, 16), 4, 0) == (0, 4, 5, 6, 10, 14, 16)
+    assert in_groups((0, 5, 6, 16), 4, 2) == (0, 2, 5, 6, 8, 12, 16)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("full", {"freeze": ["nope"]}, "--full.freeze nope: fits no parameter"),
+        ("full", {"freeze": ["("]}, r"--full.freeze \(: no regular expression"),
+        ("full", {"lr_groups": ["nope=2"]}, "--lr-groups nope=2: fits no trained parameter"),
+        ("full", {"lr_groups": ["norm"]}, "--lr-groups norm: no = in it"),
+        ("llama-pro", {"blocks": 3}, "does not divide the model's 2 layers"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused(world, tmp_path, name, options, message):
+    with pytest.raises(ConfigError, match=message) as error:
+        run_stage(STAGE, config(name, **options), given(world), tmp_path / "run", Options(threads=1))
+    assert error.value.code == 2
 
 
 def proves(world, tmp_path, cfg):

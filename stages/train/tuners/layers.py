@@ -1,0 +1,16 @@
+"""The layers of a decoder, whatever its family calls them."""
+
+from typing import Any
+
+from torch import nn
+
+from postmill.io.errors import USAGE, ConfigError
+
+
+def layers_of(model: Any) -> nn.ModuleList:
+    """The list of decoder layers. Raises ConfigError (2) for a model that has no such list."""
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model.base_model
+    found = next((child for child in decoder.children() if isinstance(child, nn.ModuleList)), None)
+    if found is None:
+        raise ConfigError(f"{type(model).__name__}: has no list of layers; choose another --tuner", USAGE)
+    return found
