@@ -142,7 +142,7 @@ def read_recipe(path: Path, command: str, stages: Collection[str], config: type[
         section = {key: value for key, value in root.items() if key not in stages and not _of_a_chain(key, value)}
     said: dict[str, list[Said]] = {}
     for name, item in _leaves(section, _free_tables(config)):
-        said[name.replace("-", "_")] = [Said(item, f"{path}{_line_of(path, name.rpartition('.')[2])}: {name}", False)]
+        said[name.replace("-", "_")] = [Said(item, f"{path}{line_of(path, name.rpartition('.')[2])}: {name}", False)]
     return said
 
 
@@ -194,7 +194,7 @@ def parse_recipe(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: {error}") from error
 
 
-def _line_of(path: Path, key: str) -> str:
+def line_of(path: Path, key: str) -> str:
     """`:LINE` where `key` is set in a recipe, if it can be told."""
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         word = line.strip().lstrip("\"'{")

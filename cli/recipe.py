@@ -5,7 +5,7 @@ from pathlib import Path
 
 from postmill.cli.chain import RECIPES, find_recipe
 from postmill.cli.tool import Args, parse
-from postmill.io.errors import EXISTS, ArtifactError, ConfigError
+from postmill.io.errors import EXISTS, FAILED, ArtifactError, ConfigError
 from postmill.stages.tables import closest
 
 USAGE = """
@@ -14,10 +14,17 @@ Recipes that come with postmill, and recipes as files for other programs. `postm
 usage: postmill recipe list
        postmill recipe show NAME
        postmill recipe copy NAME [FILE.toml]     a copy of your own (default: NAME.toml here)
+       postmill recipe import FILE [--of TOOL] [--strict]
        postmill recipe export RECIPE [DATA...] [-m MODEL] -o FOLDER --to FORM [--set KEY=VALUE]
 
   postmill recipe export sft chats.jsonl -m base/ -o out/ --to make > Makefile
 
+  postmill recipe import axolotl.yml > recipe.toml
+
+  --of TOOL        whose config FILE is: ms-swift, llama-factory, axolotl or trl (default: told by its options). FILE is
+                   YAML, TOML or JSON, or a shell script with commands of ms-swift; what could not be carried over is
+                   said line by line on stderr, and in the recipe
+  --strict         fail (1) if anything could not be carried over
   --to FORM        shell, make, airflow, snakemake, dvc or slurm; printed on stdout
   -o, -m, --set, --from, --to-section
                    as run has them; its --to is --to-section here
@@ -28,10 +35,10 @@ def run(argv: list[str]) -> int:
     """Do what the first word says."""
     if argv[:1] == ["export"] and "-h" not in argv and "--help" not in argv:
         return _export(argv[1:])
-    args = parse(argv, USAGE)
+    args = parse(argv, USAGE, switches=("--strict",), valued=("--of",))
     if args is None:
         return 0
-    verbs = {"list": (_list, 0, 0), "show": (_show, 1, 1), "copy": (_copy, 1, 2)}
+    verbs = {"list": (_list, 0, 0), "show": (_show, 1, 1), "copy": (_copy, 1, 2), "import": (_import, 1, 1)}
     verb = args.words.pop(0) if args.words else ""
     if verb not in verbs:
         raise ConfigError(f"recipe {verb}".rstrip() + f": expected one of {', '.join([*verbs, 'export'])}")
@@ -87,3 +94,29 @@ def _export(argv: list[str]) -> int:
     steps = chosen_steps(args, settings, last=args.options.get("--to-section", ""))
     sys.stdout.write(FORMS[form](steps))
     return 0
+
+
+def _import(args: Args) -> int:
+    """Print the recipe of another tool's config."""
+    import importlib
+
+    from postmill.cli.coming_from.read import TOOLS, read_config
+    from postmill.cli.coming_from.write import check, convert, to_toml
+    from postmill.stages.table import STAGES
+
+    tool = args.options.get("--of", "")
+    if tool and tool not in TOOLS:
+        raise ConfigError(f"--of {tool}: no such tool{closest(tool, list(TOOLS))}; one of {', '.join(TOOLS)}")
+    path = Path(args.words[0])
+    configs = read_config(path, tool)
+    if len(configs) > 1:
+        sys.stderr.write(f"{path}: {len(configs)} commands; the first one is read\n")
+    declared = {name: importlib.import_module(f"postmill.stages.{name}.config").STAGE for name in STAGES}
+    imported = check(convert(configs[0]), declared)
+    for line in imported.lines:
+        if line.status in ("missing", "unknown", "refused"):
+            sys.stderr.write(f"{line.place}: {line.name}: {line.note}\n")
+        elif line.note:
+            sys.stderr.write(f"{line.place}: {line.name}: {line.status}; {line.note}\n")
+    sys.stdout.write(to_toml(imported, path.name))
+    return FAILED if args.has("--strict") and imported.count("missing", "unknown", "refused") else 0

@@ -3,12 +3,17 @@
 Each page keeps what people wrote above and below the two comment lines that hold the generated part.
 """
 
+import importlib
 import re
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from postmill.cli.chain import RECIPES
+from postmill.cli.coming_from.read import TOOLS, rules_of
+from postmill.cli.coming_from.rule import Rule
+from postmill.cli.help import flag_name
 from postmill.cli.recipe import summary
 
 DOCS = Path(__file__).resolve().parent
@@ -32,7 +37,33 @@ def _spaced(text: str) -> str:
     return text.rstrip()
 
 
-PAGES: dict[str, Callable[[], str]] = {"recipes.md": recipes}
+def options_of(tool: str) -> str:
+    """A row for each rule by which `recipe import` reads a tool's config."""
+    rules = {id(rule): rule for rule in rules_of(tool).values()}.values()
+    known = rules_of(tool)
+    rows = []
+    for rule in sorted(rules, key=lambda rule: (not rule.ours, rule.is_missing)):
+        theirs = ", ".join(f"`{name}`" for name in rule.theirs if name and known[name] is rule)
+        rows.append(f"| {theirs} | {_ours(rule)} | {rule.note or ''} |".replace("  |", " |"))
+    head = f"What `postmill recipe import` makes of each option ({sum(bool(name) for name in known)} of them):\n\n"
+    return head + "| theirs | ours | |\n|---|---|---|\n" + "\n".join(rows) + "\n"
+
+
+def _ours(rule: Rule) -> str:
+    section, _, option = rule.ours.partition(".")
+    if not rule.ours:
+        return "not there" if rule.is_missing else "nothing to say"
+    if not option:
+        return {"model": "`-m`", "data": "data, behind the recipe or at its top", "output": "`-o`"}[section]
+    stage = importlib.import_module(f"postmill.stages.{section}.config").STAGE
+    port = stage.inputs.get(option)
+    return f"`{section} {port.flag or option.upper() if port else flag_name(option)}`"
+
+
+PAGES: dict[str, Callable[[], str]] = {
+    "recipes.md": recipes,
+    **{f"coming-from-{tool}.md": partial(options_of, tool) for tool in TOOLS},
+}
 """Page -> what makes its generated part."""
 
 

@@ -1,0 +1,98 @@
+"""What a config of another tool says: which tool it is of, and its options with the lines they stand in."""
+
+import re
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from postmill.cli.coming_from import axolotl, llama_factory, ms_swift, trl
+from postmill.cli.coming_from.rule import Rule
+from postmill.cli.flags import line_of, parse_recipe
+from postmill.io.errors import ConfigError
+
+TOOLS: dict[str, Any] = {
+    "ms-swift": ms_swift,
+    "llama-factory": llama_factory,
+    "axolotl": axolotl,
+    "trl": trl,
+}
+"""Tool -> its table and its `task`."""
+_COMMAND = re.compile(r"(?:^|\s)(?:swift|megatron)\s+([a-z]+)\b((?:[^\n]*\\\n)*[^\n]*)", re.M)
+_SIGNS = {
+    "axolotl": {"base_model", "sequence_len", "micro_batch_size"},
+    "llama-factory": {"finetuning_type", "cutoff_len", "template", "stage", "train_dataset", "dist_config"},
+    "ms-swift": {"tuner_type", "train_type", "rlhf_type", "split_dataset_ratio", "torch_dtype"},
+    "trl": {"dataset_name", "use_peft", "assistant_only_loss", "num_generations"},
+}
+"""Options that tell a tool."""
+
+
+class Config(msgspec.Struct, frozen=True):
+    """A config of another tool."""
+
+    tool: str
+    options: dict[str, Any]
+    places: dict[str, str]
+    """Option -> `FILE:LINE`."""
+
+
+def read_config(path: Path, tool: str = "") -> list[Config]:
+    """Every run that a YAML, TOML or JSON file, or a shell script, describes. Raises ConfigError (2)."""
+    if path.suffix in (".sh", ".bash", ".txt"):
+        return _commands(path)
+    options = parse_recipe(path)
+    if not options:
+        raise ConfigError(f"{path}: no options in it; expected a mapping of options to values")
+    return [Config(tool or _tool(path, options), options, {key: f"{path}{line_of(path, key)}" for key in options})]
+
+
+def _tool(path: Path, options: Mapping[str, Any]) -> str:
+    scores = {tool: len(signs & options.keys()) for tool, signs in _SIGNS.items()}
+    best = max(scores, key=lambda tool: scores[tool])
+    if not scores[best]:
+        raise ConfigError(f"{path}: cannot tell whose config this is; pass --of {'|'.join(TOOLS)}")
+    return best
+
+
+def _commands(path: Path) -> list[Config]:
+    """Commands of ms-swift in a shell script."""
+    text = path.read_text(encoding="utf-8")
+    found = []
+    for match in _COMMAND.finditer(text):
+        first = text.count("\n", 0, match.start(2)) + 1
+        options: dict[str, Any] = {"": match[1]}
+        places = {"": f"{path}:{first}"}
+        for number, line in enumerate(match[2].split("\n"), first):
+            _words(line.rstrip("\\ "), options, places, f"{path}:{number}")
+        found.append(Config("ms-swift", options, places))
+    if not found:
+        raise ConfigError(f"{path}: no command of ms-swift in it, as swift sft --model ...")
+    return found
+
+
+def _words(line: str, options: dict[str, Any], places: dict[str, str], place: str) -> None:
+    """Flags of one line of a command, with their values."""
+    try:
+        words = shlex.split(line, comments=True)
+    except ValueError as error:
+        raise ConfigError(f"{place}: {error}") from error
+    name = ""
+    for word in words:
+        if word.startswith("--"):
+            name, _, value = word[2:].partition("=")
+            options[name], places[name] = value, place
+        elif name:
+            before = options[name]
+            options[name] = word if before == "" else [*before, word] if isinstance(before, list) else [before, word]
+
+
+def rules_of(tool: str) -> dict[str, Rule]:
+    """Their option -> what it becomes; a tool's own word goes before what several tools share."""
+    found: dict[str, Rule] = {}
+    for rule in TOOLS[tool].RULES:
+        for name in rule.theirs:
+            found.setdefault(name, rule)
+    return found

@@ -1,0 +1,244 @@
+"""Configs of other tools become recipes that our own parser takes; what is not carried over is said, with its line."""
+
+import importlib
+import json
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from postmill.cli.chain import read_steps
+from postmill.cli.coming_from.read import TOOLS, read_config, rules_of
+from postmill.cli.coming_from.write import Imported, check, convert, to_toml
+from postmill.cli.recipe import run
+from postmill.io.errors import ConfigError
+from postmill.stages.options import options, short_names
+from postmill.stages.table import STAGES
+
+DECLARED = {name: importlib.import_module(f"postmill.stages.{name}.config").STAGE for name in STAGES}
+AXOLOTL = """
+base_model: org/base
+datasets:
+  - path: org/chats
+    type: chat_template
+  - path: ./mine.jsonl
+sequence_len: 4096
+sample_packing: true
+micro_batch_size: 2
+gradient_accumulation_steps: 3
+learning_rate: 2e-4
+lr_scheduler: cosine
+optimizer: paged_adamw_8bit
+num_epochs: 2
+adapter: lora
+lora_r: 8
+lora_alpha: 16
+bf16: auto
+"""
+FACTORY = """
+model_name_or_path: org/base
+stage: sft
+finetuning_type: lora
+lora_target: all
+dataset: chats
+template: qwen3
+cutoff_len: 512
+max_samples: 100
+per_device_train_batch_size: 1
+gradient_accumulation_steps: 8
+learning_rate: 1.0e-4
+num_train_epochs: 3.0
+"""
+SWIFT = """
+CUDA_VISIBLE_DEVICES=0 swift sft \\
+    --model org/base \\
+    --tuner_type lora \\
+    --dataset 'org/chats#500' mine.jsonl \\
+    --torch_dtype bfloat16 \\
+    --num_train_epochs 1 \\
+    --learning_rate 1e-4 \\
+    --lora_rank 8 \\
+    --target_modules all-linear \\
+    --max_length 2048 \\
+    --system 'You are kind.' \\
+    --model_author swift \\
+    --model_name swift-robot
+"""
+TRL = """
+model_name_or_path: org/base
+dataset_name: org/chats
+learning_rate: 2.0e-5
+max_length: 1024
+packing: true
+per_device_train_batch_size: 4
+use_peft: true
+lora_r: 4
+"""
+
+
+def imported(tmp_path: Path, name: str, text: str, tool: str = "") -> tuple[Imported, dict[str, Any]]:
+    """A config as a recipe, which the real parser takes."""
+    path = tmp_path / name
+    path.write_text(text.lstrip("\n"))
+    made = check(convert(read_config(path, tool)[0]), DECLARED)
+    recipe = tmp_path / "made.toml"
+    recipe.write_text(to_toml(made, name))
+    read_steps(recipe, {"model": ["base"], "data": ["d.jsonl"]}, tmp_path / "out")
+    assert len(made.lines) == len({line.name for line in made.lines}), "every option once"
+    return made, tomllib.loads(recipe.read_text())
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "task", "wanted"),
+    [
+        (
+            "a.yml",
+            AXOLOTL,
+            "sft",
+            {
+                "model": "org/base",
+                "data": ["hf:org/chats", "./mine.jsonl"],
+                "pack.row_tokens": 4096,
+                "train.bins_per_step": 6,
+                "train.lr": 2e-4,
+                "train.optimizer": "adamw",
+                "train.epochs": 2,
+                "train.rank": 8,
+            },
+        ),
+        (
+            "b.yml",
+            AXOLOTL + "val_set_size: 0.1\ntrain_on_inputs: true\n",
+            "sft",
+            {
+                "tokenize.loss_scale": "all",
+                "tokenize-valid.split": "validation",
+                "tokenize-valid.val_ratio": 0.1,
+                "train.valid": "pack-valid",
+            },
+        ),
+        ("c.yml", AXOLOTL + "rl: dpo\nrl_beta: 0.2\n", "dpo", {"train.beta": 0.2, "train.scores": ["ref=score"]}),
+        ("d.yml", AXOLOTL + "rl: orpo\norpo_alpha: 0.3\n", "orpo", {"train.objective": "orpo", "train.beta": 0.3}),
+        ("a.yaml", FACTORY, "sft", {"data": ["data/chats.json#100"], "train.bins_per_step": 8, "train.epochs": 3}),
+        (
+            "b.yaml",
+            FACTORY.replace("stage: sft", "stage: dpo") + "pref_beta: 0.3\npref_loss: simpo\nsimpo_gamma: 0.7\n",
+            "simpo",
+            {"train.objective": "simpo", "train.beta": 0.3, "train.gamma": 0.7},
+        ),
+        (
+            "c.yaml",
+            FACTORY.replace("stage: sft", "stage: pt").replace("finetuning_type: lora", "finetuning_type: full"),
+            "pt",
+            {"train.tuner": "full", "tokenize.truncation": "split"},
+        ),
+        (
+            "d.yaml",
+            "model: org/base\npeft_config:\n  name: lora\n  r: 4\n  lora_alpha: 8\n"
+            "train_dataset: data/x.yaml\ncutoff_len: 64\n",
+            "sft",
+            {"train.tuner": "lora", "train.rank": 4, "train.alpha": 8},
+        ),
+        (
+            "a.sh",
+            SWIFT,
+            "sft",
+            {
+                "model": "ms:org/base",
+                "data": ["ms:org/chats#500", "mine.jsonl"],
+                "tokenize.system": "You are kind.",
+                "tokenize.model_name": "swift-robot",
+                "train.dtype": "bfloat16",
+            },
+        ),
+        (
+            "b.sh",
+            SWIFT.replace("swift sft", "swift rlhf --rlhf_type kto") + "",
+            "kto",
+            {"train.objective": "kto", "train.scores": ["ref=score"]},
+        ),
+        (
+            "c.sh",
+            "swift rlhf --rlhf_type grpo --model m --num_generations 6 --max_completion_length 99 --use_hf true \\\n"
+            "  --reward_funcs accuracy format --dataset 'o/d'\n",
+            "grpo",
+            {
+                "data": ["hf:o/d"],
+                "rollout.samples": 6,
+                "rollout.max_new_tokens": 99,
+                "reward.functions": ["math", "format"],
+                "prompts.for": "prompt",
+            },
+        ),
+        (
+            "d.sh",
+            "swift export --adapters out/ckpt --merge_lora true --quant_bits 4\n",
+            "export",
+            {"quantize.scheme": "w4a16"},
+        ),
+        ("e.yaml", TRL, "sft", {"train.tuner": "lora", "train.rank": 4, "tokenize.max_length": 1024}),
+        ("f.yaml", TRL + "beta: 0.5\nloss_type: [sigmoid, ipo]\n", "dpo", {"train.dpo.loss": "sigmoid,ipo"}),
+        ("g.yaml", TRL + "chat_template_path: t.jinja\ndesirable_weight: 2\n", "kto", {"tokenize.template": "t.jinja"}),
+    ],
+)
+def test_a_config_becomes_a_recipe(tmp_path: Path, name: str, text: str, task: str, wanted: dict[str, Any]) -> None:
+    made, recipe = imported(tmp_path, name, text)
+    assert made.task == task
+    for path, value in wanted.items():
+        section, _, option = path.partition(".")
+        found = recipe[section]
+        for part in option.split(".") if option else ():
+            found = found[part]
+        assert found == value, path
+    assert not made.count("unknown"), [line for line in made.lines if line.status == "unknown"]
+
+
+def test_what_is_not_carried_over_is_said_with_its_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "x.yml"
+    path.write_text(
+        "base_model: b\nsequence_len: 64\nload_in_4bit: true\nlora_rr: 3\nlearning_rate: high\nlisa_n_layers:\n"
+    )
+    assert run(["import", str(path), "--strict"]) == 1
+    out, err = capsys.readouterr()
+    assert f"{path}:3: load_in_4bit: training on a base in few bits (QLoRA) is not there" in err
+    assert f"{path}:4: lora_rr: no option of axolotl that is known here; did you mean lora_r?" in err
+    assert f"{path}:5: learning_rate:" in err and "lisa" not in err.replace("lisa_n_layers: needless", "")
+    assert "# not carried over: load_in_4bit = True" in out
+    assert "lr" not in tomllib.loads(out)["train"]
+
+
+def test_a_file_that_nobody_knows_is_refused(tmp_path: Path) -> None:
+    for name, text, words in (
+        ("x.yml", "a: 1\n", "cannot tell whose config this is"),
+        ("x.sh", "echo hello\n", "no command of ms-swift in it"),
+        ("y.yml", "", "no options in it"),
+    ):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(ConfigError, match=words):
+            read_config(tmp_path / name)
+    with pytest.raises(ConfigError, match="did you mean axolotl"):
+        run(["import", "x.yml", "--of", "axolotel"])
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_every_rule_leads_to_an_option_that_exists(tool: str) -> None:
+    known: set[str] = {"model", "data", "output"}
+    for name, stage in DECLARED.items():
+        for section in {name, "prompts" if name == "tokenize" else name}:
+            known |= {f"{section}.{port}" for port in stage.inputs}
+            base = options(stage.config)
+            known |= {f"{section}.{short}" for short in short_names(base)}
+            for path, option in base.items():
+                for picked in option.choice.table if option.choice else ():
+                    known |= {f"{section}.{short}" for short in short_names(options(stage.config, {path: picked}))}
+    lost = {rule.ours for rule in rules_of(tool).values() if rule.ours} - known
+    assert not lost
+    assert all(rule.ours or rule.note for rule in rules_of(tool).values())
+
+
+def test_texts_survive_toml(tmp_path: Path) -> None:
+    hostile = 'a "b" \\ \n[pack]\nrow_tokens = 1 \u2028 é'
+    text = f"base_model: b\nsequence_len: 64\nadapter: lora\ndatasets: [{{path: {json.dumps('./' + hostile)}}}]\n"
+    _, recipe = imported(tmp_path, "x.yml", text)
+    assert recipe["data"] == ["./" + hostile] and recipe["pack"]["row_tokens"] == 64
