@@ -136,12 +136,14 @@ def _encoder(folder: Path, config: "Tokenize | None" = None, template: Path | No
 
     from postmill.stages.tokenize.config import Tokenize
     from postmill.stages.tokenize.model import choose_templates, load_tokenizer
-    from postmill.stages.tokenize.run import make_encoder
+    from postmill.stages.tokenize.run import make_encoder, read_family
 
     model = load_tokenizer(folder)
     config = config or Tokenize()
     dated = msgspec.structs.replace(config, date=config.date or datetime.now(UTC).strftime("%Y-%m-%d"))
-    return make_encoder(dated, model, choose_templates(model, config.template_name, template), [])
+    family = read_family(folder, model)
+    chosen = choose_templates(model, config.template_name, template, family.template if family else None)
+    return make_encoder(dated, model, chosen, [], family)
 
 
 def _raw_rows(reference: str, args: Args, wanted: RowName | None, count: int) -> Iterator[Shown]:

@@ -18,6 +18,9 @@ TOKENIZER_FILES = (
     "added_tokens.json",
     "chat_template.jinja",
     "chat_template.json",
+    "processor_config.json",
+    "preprocessor_config.json",
+    "video_preprocessor_config.json",
 )
 EXTRA_TEMPLATES = "additional_chat_templates"
 ADAPTER_CONFIG = "adapter_config.json"
@@ -100,7 +103,7 @@ def vocab_size(path: Path) -> int | None:
 
 
 def tokenizer_digest(path: Path) -> str:
-    """Digest of what tokenizes: tokenizer, its config, its template. Weights and other files do not count."""
+    """Digest of what tokenizes: tokenizer, template, configs, the processor. Weights and other files do not count."""
     return digest_files(tokenizer_files(path))
 
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from postmill.io.arrays import to_numpy, validity
 from postmill.io.errors import BAD_DATA, MISMATCH, NO_INPUT, ArtifactError
 from postmill.io.manifest import INSIDE, SIDE_FILE, Artifact, load_artifact, recorded_paths
+from postmill.io.pictures import MEDIA, Picture, pictures_of
 from postmill.io.rollouts import ROLLOUTS
 from postmill.io.schemas import BINS_V1, TOKENS_V1
 from postmill.io.table import TableReader
@@ -85,6 +86,11 @@ class TokenRows:
     def __len__(self) -> int:
         return int(self._offsets[-1])
 
+    @property
+    def have_pictures(self) -> bool:
+        """Whether rows may have pictures."""
+        return any(MEDIA in table.schema.names for table, _ in self._places)
+
     def locate(self, rows: NDArray[np.int64]) -> list[tuple[_Batch, int]]:
         """Batch and index in it of each row. Raises IndexError beyond the last row, ArtifactError (65) on damage."""
         if rows.size and (rows.min() < 0 or rows.max() >= len(self)):
@@ -96,6 +102,24 @@ class TokenRows:
     def lay(self, rows: NDArray[np.int64]) -> Bin:
         """`rows` laid end to end. Raises IndexError beyond the last row."""
         return _lay(self.locate(rows), rows)
+
+    def pictures(self, rows: NDArray[np.int64]) -> list[list[Picture]]:
+        """The pictures of each of `rows`."""
+        return [pictures_of(batch.table, index) for batch, index in self.locate(rows)]
+
+    def answers(self, rows: NDArray[np.int64]) -> list[int]:
+        """How many tokens of each of `rows` come before its first answer; all of them, without one."""
+        found = []
+        for batch, index in self.locate(rows):
+            turns = batch.table.column("turns")
+            first, last = turns.offsets[index].as_py(), turns.offsets[index + 1].as_py()
+            start, end = (
+                to_numpy(turns.values.field(name))[first:last] for name in ("generated_start", "generated_end")
+            )
+            answered = start[end > start]
+            length = int(batch.id_offsets[index + 1] - batch.id_offsets[index])
+            found.append(int(answered[0]) if len(answered) else length)
+        return found
 
     def columns(self, rows: NDArray[np.int64], names: Sequence[str]) -> dict[str, NDArray[Any]]:
         """See `PackedReader.columns`."""

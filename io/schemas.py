@@ -53,6 +53,42 @@ TOKENS_V1: Final = pa.schema(
 )
 """One tokenized row. `side` is 0 for the chosen and 1 for the rejected half of `pair_id`."""
 
+MEDIA: Final = pa.struct(
+    [
+        pa.field("kind", pa.utf8(), nullable=False),
+        *(
+            pa.field(name, pa.int32(), nullable=False)
+            for name in (
+                "start",
+                "end",
+                "features",
+                "grid_t",
+                "grid_h",
+                "grid_w",
+                "patches",
+                "width",
+                "height",
+                "orientation",
+            )
+        ),
+        pa.field("format", pa.utf8(), nullable=False),
+        pa.field("digest", pa.binary(32), nullable=False),
+        pa.field("reference", pa.utf8()),
+        pa.field("folder", pa.utf8()),
+        pa.field("content", pa.large_binary()),
+    ]
+)
+"""A picture of a row. Its tokens are `[start, end)`, `features` of them stand for what the vision tower makes of it.
+
+The grid is in patches or tiles, `patches` is what the tower sees; sizes are those of the upright picture. `digest` is
+BLAKE3 of its bytes, which are in `content`, or in the file `reference`, relative to `folder` unless it is absolute."""
+
+
+def with_media(schema: pa.Schema) -> pa.Schema:
+    """`schema` with the pictures of each row, as tables made for a model that reads pictures have them."""
+    return schema.append(pa.field("media", pa.list_(pa.field("item", MEDIA, nullable=False)), nullable=False))
+
+
 PROMPTS_V1: Final = pa.schema([*TOKENS_V1, pa.field("messages", pa.utf8()), pa.field("tools", pa.utf8())])
 """One conversation that waits for an answer: ids end in the generation prompt, `turns` and `spans` are empty.
 `messages` and `tools` are canonical JSON, for environments and judges; `messages` is null where the prompt is text

@@ -238,6 +238,10 @@ class StreamReader:
         if schema is not None:
             check_schema(self._stream.schema, schema, place)
 
+    @property
+    def schema(self) -> pa.Schema:
+        return self._stream.schema
+
     def __iter__(self) -> Iterator[pa.RecordBatch]:
         seq = 0
         while True:

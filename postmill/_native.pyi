@@ -96,6 +96,8 @@ class ChatEncoder:
         purpose: str = "train",
         drop: list[str] = ...,
         agent_format: tuple[str, str] | None = None,
+        media: str | None = None,
+        media_roots: list[str] = ...,
     ) -> None: ...
     def encode_chunk(
         self,
@@ -107,6 +109,7 @@ class ChatEncoder:
         copy: int = 0,
         selection: list[int] | None = None,
         duplicates: list[int] = ...,
+        folder: str | None = None,
     ) -> tuple[Any, Any, dict[str, Any]]: ...
     def encode_chats(self, data: bytes, threads: int = 1, file: str = "chats") -> Any: ...
     def content_hashes(

@@ -17,7 +17,7 @@ from postmill.io.errors import BAD_DATA, INTERNAL, MISMATCH, USAGE, ArtifactErro
 from postmill.io.manifest import Manifest
 from postmill.io.packed import BINS, TOKENS, TokenRows, span_columns, token_tables
 from postmill.io.rewards import RewardsReader
-from postmill.io.schemas import BINS_V1, LEDGER_V1, TOKENS_V1
+from postmill.io.schemas import BINS_V1, LEDGER_V1, TOKENS_V1, with_media
 from postmill.io.table import StreamReader, TableReader
 from postmill.io.upstream import inside, keep_trailer
 from postmill.stages.pack.config import Pack
@@ -114,7 +114,8 @@ def _sources(made: Manifest) -> list[str]:
 def _receive(stream: StreamReader, out: Out) -> tuple[list[Table], dict[str, str], Survey]:
     """Copy a stream into a tokens artifact inside this one, with its ledger and manifest. Raises ArtifactError (76)."""
     folder = inside(out.dir)
-    writer = out.table(f"{folder.name}/{TOKENS}", TOKENS_V1)
+    has_media = "media" in stream.schema.names
+    writer = out.table(f"{folder.name}/{TOKENS}", with_media(TOKENS_V1) if has_media else TOKENS_V1)
     surveyor = Surveyor()
     for batch in stream:
         writer.write(batch, stream.digest)

@@ -8,7 +8,7 @@ Tensor letters: N heads, K key/value heads, T tokens of the bin, L tokens of a r
 
 import itertools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +18,15 @@ from postmill.io.errors import USAGE, ConfigError
 
 ROWS = "postmill_rows"
 VARLEN = "postmill_varlen"  # transformers takes every name with "flash" in it for one of its own
+
+
+class Blocks(NamedTuple):
+    """Which tokens of a row see each other both ways, as those of a picture do in some models."""
+
+    number_T: Tensor
+    """int64: tokens of a row with the same number, from 0; -1 for causal ones."""
+    over_window: bool
+    """Whether they see each other beyond a sliding window too."""
 
 
 def choose(wanted: str, device: torch.device, dtype: torch.dtype, *, deterministic: bool = True) -> str:
@@ -124,25 +133,26 @@ def rows_attention(  # noqa: PLR0917  # the interface's signature
     softcap: float | None = None,
     s_aux: Tensor | None = None,
     row_starts: tuple[int, ...] = (),
+    blocks: Blocks | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """Attention within rows, causal but in encoders. Row i is `row_starts[i]:row_starts[i + 1]`; without starts all is
     one row.
 
-    Returns [1, T, N, D], as the interface asks. Honours sliding windows and softcapping. Raises NotImplementedError for
-    attention sinks.
+    Returns [1, T, N, D], as the interface asks. Honours sliding windows, softcapping and `blocks`. Raises
+    NotImplementedError for attention sinks.
     """
     _refuse_sinks(s_aux)
     starts, causal = row_starts or (0, query_1NTD.shape[2]), _is_causal(module)
     pieces = []
     for start, end in itertools.pairwise(starts):
         q, k, v = (t[:, :, start:end] for t in (query_1NTD, key_1KTD, value_1KTD))
-        if softcap is not None:
-            pieces.append(
-                _softcapped(q, k, v, scaling=scaling, window=sliding_window, softcap=softcap, dropout=dropout)
-            )
-            continue
         mask_LL = _window(end - start, sliding_window, q.device, causal=causal)
+        if blocks is not None:
+            mask_LL = _with_blocks(blocks._replace(number_T=blocks.number_T[start:end]), sliding_window)
+        if softcap is not None:
+            pieces.append(_softcapped(q, k, v, mask_LL, scaling=scaling, softcap=softcap, dropout=dropout))
+            continue
         pieces.append(
             F.scaled_dot_product_attention(
                 q,
@@ -226,17 +236,30 @@ def _window(length: int, sliding_window: int | None, device: torch.device, *, ca
     return (distance_LL.abs() < sliding_window) & ((distance_LL >= 0) | (not causal))
 
 
+def _with_blocks(blocks: Blocks, window: int | None) -> Tensor:
+    """The mask of one row, whose numbers `blocks` has.
+
+    Source: Gemma 3's and PaliGemma's masks in transformers; in the former pictures too end at the window.
+    """
+    number_L = blocks.number_T
+    at = torch.arange(len(number_L), device=number_L.device)
+    distance_LL = at[:, None] - at[None, :]
+    causal_LL = distance_LL >= 0
+    block_LL = (number_L[:, None] == number_L[None, :]) & (number_L[:, None] >= 0)
+    near_LL = distance_LL < (len(number_L) if window is None else window)
+    return (causal_LL & near_LL) | block_LL if blocks.over_window else (causal_LL | block_LL) & near_LL
+
+
 def _softcapped(
-    q: Tensor, k: Tensor, v: Tensor, *, scaling: float | None, window: int | None, softcap: float, dropout: float
+    q: Tensor, k: Tensor, v: Tensor, mask_LL: Tensor | None, *, scaling: float | None, softcap: float, dropout: float
 ) -> Tensor:
     """Attention with scores capped by softcap * tanh(score / softcap), as in Gemma 2 (<https://arxiv.org/abs/2408.00118>)."""
     groups = q.shape[1] // k.shape[1]
     k, v = (t.repeat_interleave(groups, dim=1) for t in (k, v))
     scores_1NLL = q @ k.transpose(2, 3) * (q.shape[-1] ** -0.5 if scaling is None else scaling)
     scores_1NLL = softcap * torch.tanh(scores_1NLL / softcap)
-    length = q.shape[2]
-    mask_LL = _window(length, window, q.device)
     if mask_LL is None:
+        length = q.shape[2]
         mask_LL = torch.ones(length, length, dtype=torch.bool, device=q.device).tril()
     weights = scores_1NLL.masked_fill(~mask_LL, float("-inf")).float().softmax(-1).to(q.dtype)
     return F.dropout(weights, dropout) @ v

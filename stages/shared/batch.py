@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from postmill.io.packed import Bin
+from postmill.stages.shared.media.pixels import Media
 
 ALIGNMENT: dict[str, Literal["token", "row"]] = {
     "advantage": "row",
@@ -53,6 +54,8 @@ class Batch(NamedTuple):
     """int64: tokens that a points head reads; the last of each row."""
     columns: dict[str, Tensor]
     """Other columns by name: float32 [T] or [R], as `ALIGNMENT` says; `label_list` is [R, C]."""
+    media: Media | None = None
+    """The rows' pictures."""
 
     def to(self, device: torch.device) -> "Batch":
         """The same on `device`."""
@@ -61,7 +64,9 @@ class Batch(NamedTuple):
             return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
 
         tensors = {name: moved(value) for name, value in self._asdict().items()}
-        return self._replace(**tensors | {"columns": {name: moved(column) for name, column in self.columns.items()}})
+        columns = {name: moved(column) for name, column in self.columns.items()}
+        media = None if self.media is None else self.media.to(device)
+        return self._replace(**tensors | {"columns": columns, "media": media})
 
 
 class Groups(NamedTuple):

@@ -20,6 +20,8 @@ from postmill.stages.shared import classifier
 from postmill.stages.shared.batch import Batch
 from postmill.stages.shared.context import Context
 from postmill.stages.shared.heads import LM, Head
+from postmill.stages.shared.media.layout import features_of
+from postmill.stages.shared.media.pixels import Media
 from postmill.stages.shared.stats import Stat
 from postmill.stages.shared.vocab import is_slice, sliced_head, whole_head
 
@@ -253,15 +255,22 @@ class Forward(nn.Module):
         starts = torch.tensor(mine.row_starts, dtype=torch.int32, device=mine.input_ids_1T.device)
         longest = max(end - start for start, end in itertools.pairwise(mine.row_starts))
         inputs: dict[str, Any] = {"input_ids": mine.input_ids_1T}
+        positions, media = mine.position_ids_1T + self._first_position, batch.media
         if self.training and self._neftune_alpha:
             inputs = {"inputs_embeds": self._noisy_embeddings(batch)}
         if self._router_aux:
             inputs["output_router_logits"] = True
         dtype, device_type = self._compute_dtype, mine.input_ids_1T.device.type
         with torch.autocast(device_type, dtype, enabled=dtype == torch.bfloat16):
+            if media is not None:
+                decoder = self.model.base_model  # the decoder with the vision tower before it
+                inputs |= {} if media.blocks is None else {"blocks": media.blocks}
+                positions = positions if media.position_ids_31T is None else media.position_ids_31T
+                if media.which_N:
+                    inputs["mm_encoder_outputs"] = {"image": self._encoded(media)}
             found = decoder(
                 **inputs,
-                position_ids=mine.position_ids_1T + self._first_position,
+                position_ids=positions,
                 **self._no_cache,
                 cu_seq_lens_q=starts,
                 cu_seq_lens_k=starts,
@@ -271,6 +280,21 @@ class Forward(nn.Module):
             )
         hidden: Tensor = found.last_hidden_state
         return hidden[0], tuple(found.router_logits) if self._router_aux else ()
+
+    def _encoded(self, media: Media) -> Any:
+        """What the vision tower gives for each picture of the rows, each distinct one computed once.
+
+        The tower is called by itself: what keeps the rows of a bin apart is none of its business.
+        """
+        found = self.model.base_model.get_image_features(**media.inputs, return_dict=True)
+        pieces = features_of(found.pooler_output, media.features_N, media.which_N)
+        is_one = isinstance(found.pooler_output, Tensor)  # whose first two sizes models multiply to count features
+        found.pooler_output = torch.cat(pieces)[None] if is_one else pieces
+        if getattr(found, "deepstack_features", None) is not None:
+            found.deepstack_features = [
+                features_of(layer, media.features_N, media.which_N) for layer in found.deepstack_features
+            ]
+        return found
 
     def _noisy_embeddings(self, batch: Batch) -> Tensor:
         """Embeddings plus uniform noise of width alpha / sqrt(row length * H), <https://arxiv.org/abs/2310.05914>."""

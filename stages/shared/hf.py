@@ -57,7 +57,7 @@ def load_model(path: Path, dtype: Any, *, attention: str | None = None, head: He
     """
     transformers: Any = importlib.import_module("transformers")
     torch: Any = importlib.import_module("torch")
-    options: dict[str, Any] = {} if attention is None else {"attn_implementation": attention}
+    options: dict[str, Any] = {} if attention is None else {"attn_implementation": _for_decoder(path, attention)}
     kind = _class_of(transformers, path)
     if head.kind != "lm":
         kind = getattr(transformers, AUTO_CLASS[head.kind])
@@ -87,12 +87,27 @@ def load_model(path: Path, dtype: Any, *, attention: str | None = None, head: He
     return model.eval()
 
 
+def _towers(path: Path) -> list[str]:
+    """The parts of a model's config that are no text: `vision_config`, `audio_config`."""
+    config = load_json(path / "config.json")
+    parts = [name for name, value in config.items() if name.endswith("_config") and isinstance(value, dict)]
+    return [name for name in parts if name in ("vision_config", "audio_config")]
+
+
+def _for_decoder(path: Path, attention: str) -> str | dict[str, str]:
+    """`attention` for the decoder alone: a tower's attention is not causal, and knows nothing of rows."""
+    towers = dict.fromkeys(_towers(path), "sdpa")
+    return {"": attention, "text_config": attention, **towers} if towers else attention
+
+
 def _class_of(transformers: Any, path: Path) -> Any:
     """The class that config.json names, or the causal language model of its family: a bare decoder has no head."""
     named = (load_json(path / "config.json").get("architectures") or [""])[0]
     is_bare = named.endswith("Model") and not named.endswith("LMHeadModel")
     kind = None if is_bare else getattr(transformers, named, None)
-    return kind or transformers.AutoModelForCausalLM
+    # AutoModelForCausalLM refuses a model with a vision tower, or drops the tower
+    auto = transformers.AutoModelForMultimodalLM if _towers(path) else transformers.AutoModelForCausalLM
+    return kind or auto
 
 
 def build_empty(path: Path) -> Any:
@@ -129,3 +144,8 @@ def add_adapters(model: Any, adapters: dict[Path, float]) -> Any:
 def load_tokenizer(path: Path) -> Any:
     """The tokenizer in `path`, with its chat template."""
     return _transformers().AutoTokenizer.from_pretrained(path, local_files_only=True)
+
+
+def load_image_processor(path: Path) -> Any:
+    """What turns pictures into what the model in `path` reads of them."""
+    return _transformers().AutoImageProcessor.from_pretrained(path, local_files_only=True)

@@ -6,6 +6,7 @@ dictionaries and runs give their values. Bytes, durations and intervals have no 
 
 import functools
 import uuid
+from base64 import b64encode
 from collections.abc import Callable
 from typing import Any
 
@@ -23,6 +24,22 @@ class NoText(ValueError):
 def to_json_types(values: Any, path: str) -> Any:
     """`values` (an Arrow array) with every type in it one that `batch_to_lines` writes. Raises NoText."""
     return _converted(values, path)
+
+
+def bytes_as_text(values: Any) -> Any:
+    """Bytes at any depth of lists and structs as data URIs: how rows bring their pictures along."""
+    kind, types = values.type, pa.types
+    if types.is_binary(kind) or types.is_large_binary(kind):
+        found = values.to_pylist()
+        return pa.array([None if item is None else f"data:;base64,{b64encode(item).decode()}" for item in found])
+    if types.is_struct(kind):
+        made = [bytes_as_text(column) for column in values.flatten()]
+        fields = [pa.field(kind.field(i).name, column.type) for i, column in enumerate(made)]
+        return pa.StructArray.from_arrays(made, fields=fields, mask=values.is_null())
+    if types.is_list(kind) or types.is_large_list(kind):
+        make: Callable[..., Any] = pa.ListArray.from_arrays if types.is_list(kind) else pa.LargeListArray.from_arrays
+        return make(_offsets(values), bytes_as_text(values.values), mask=values.is_null())
+    return values
 
 
 _TEXTS = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)

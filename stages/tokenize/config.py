@@ -55,6 +55,9 @@ class Tokenize(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Columns to leave out, one at a time: those that cannot be read, or that the rows are better without."""
     columns: dict[str, str] = {}
     """Columns to rename first, one at a time (my_question=query) or as JSON."""
+    media_root: list[str] = []
+    """Folders whose pictures rows may name, one at a time, besides the folder of the data file. Relative paths are
+    looked for in them, too."""
     model_name: str | None = None
     """What {{NAME}} becomes in self-cognition data."""
     model_author: str | None = None

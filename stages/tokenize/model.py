@@ -91,7 +91,9 @@ class ChosenTemplates(msgspec.Struct, frozen=True):
         return digest_bytes("\0".join([self.default or "", self.with_tools or ""]).encode())
 
 
-def choose_templates(model: TokenizerFolder, name: str, file: Path | None) -> ChosenTemplates:
+def choose_templates(
+    model: TokenizerFolder, name: str, file: Path | None, fallback: str | None = None
+) -> ChosenTemplates:
     """`file` if given, else the template called `name`, else what transformers would take. Raises ConfigError (2)."""
     if file is not None:
         return ChosenTemplates(file.name, _text(file), None)
@@ -100,4 +102,4 @@ def choose_templates(model: TokenizerFolder, name: str, file: Path | None) -> Ch
             known = ", ".join(sorted(model.templates)) or "none"
             raise ConfigError(f"template_name: no chat template {name!r} in the model, it has {known}")
         return ChosenTemplates(name, model.templates[name], None)
-    return ChosenTemplates("chat template", model.templates.get("default"), model.templates.get("tool_use"))
+    return ChosenTemplates("chat template", model.templates.get("default", fallback), model.templates.get("tool_use"))

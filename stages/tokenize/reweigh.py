@@ -11,7 +11,7 @@ from postmill import _native
 from postmill.io.arrays import adopt, numbers, text
 from postmill.io.errors import MISMATCH, ArtifactError, ConfigError
 from postmill.io.manifest import Manifest
-from postmill.io.schemas import LEDGER_V1, TOKENS_V1
+from postmill.io.schemas import LEDGER_V1, TOKENS_V1, with_media
 from postmill.io.table import StreamReader, TableReader
 from postmill.io.upstream import inside, keep_trailer
 from postmill.stages.progress import Progress
@@ -61,7 +61,8 @@ def _check(cfg: Tokenize, made: Manifest, digests: dict[str, str], place: str) -
 
 
 def _weigh(encoder: _native.ChatEncoder, batches: TableReader | StreamReader, out: Out) -> Totals:
-    writer = out.table(TOKENS, TOKENS_V1)
+    has_media = "media" in batches.schema.names
+    writer = out.table(TOKENS, with_media(TOKENS_V1) if has_media else TOKENS_V1)
     totals = Totals()
     with refusals():
         weighed: Iterator[pa.RecordBatch] = in_order(lambda batch: adopt(encoder.reweight(batch)), batches, out.threads)

@@ -6,6 +6,7 @@ weighs their rows again and encodes nothing (`reweigh`).
 """
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -17,10 +18,11 @@ from postmill.io.digest import digest_bytes
 from postmill.io.errors import ConfigError
 from postmill.io.model_folder import tokenizer_digest
 from postmill.io.rollouts import PROMPTS
-from postmill.io.schemas import PROMPTS_V1, TOKENS_V1
+from postmill.io.schemas import PROMPTS_V1, TOKENS_V1, with_media
 from postmill.stages.progress import Meter, Progress
 from postmill.stages.protocol import Inputs, Out, Result
 from postmill.stages.shared.agent_formats.table import format_json
+from postmill.stages.shared.media.families.table import Family, find_family
 from postmill.stages.tokenize.config import Tokenize
 from postmill.stages.tokenize.model import ChosenTemplates, TokenizerFolder, choose_templates, load_tokenizer
 from postmill.stages.tokenize.notes import Notes, check_columns
@@ -38,10 +40,13 @@ def run(cfg: Tokenize, inputs: Inputs, out: Out) -> Result:
     assert folder is not None
     model = load_tokenizer(folder)
     template_files = [item.path for item in inputs["template"]]
-    templates = choose_templates(model, cfg.template_name, template_files[0] if template_files else None)
+    family = read_family(folder, model)
+    templates = choose_templates(
+        model, cfg.template_name, template_files[0] if template_files else None, family.template if family else None
+    )
     rules = [(item.name, item.path.read_text(encoding="utf-8")) for item in inputs["rules"] if item.path]
     with refusals():
-        encoder = make_encoder(cfg, model, templates, rules)
+        encoder = make_encoder(cfg, model, templates, rules, family)
     digests = {"tokenizer": tokenizer_digest(folder), "template": templates.digest()}
     if cfg.agent_format:
         digests["agent_format"] = digest_bytes(format_json(cfg.agent_format).encode())
@@ -54,12 +59,25 @@ def run(cfg: Tokenize, inputs: Inputs, out: Out) -> Result:
 
         metrics = reweigh(cfg, encoder, inputs["data"][0], digests, out)
     else:
-        metrics = _encode(cfg, encoder, [item.name for item in inputs["data"]], out)
+        metrics = _encode(cfg, encoder, [item.name for item in inputs["data"]], out, family is not None)
     return Result(metrics=metrics, digests=digests, versions={"engine": encoder.engine})
 
 
+def read_family(folder: Path, model: TokenizerFolder) -> Family | None:
+    """How the model's pictures are written; none, and a warning, where nobody here knows it."""
+    try:
+        return find_family(folder, model.special_texts)
+    except ConfigError as error:
+        Progress.warn("tokenize", f"{error}; rows with pictures will be refused")
+        return None
+
+
 def make_encoder(
-    cfg: Tokenize, model: TokenizerFolder, templates: ChosenTemplates, rules: list[tuple[str, str]]
+    cfg: Tokenize,
+    model: TokenizerFolder,
+    templates: ChosenTemplates,
+    rules: list[tuple[str, str]],
+    family: Family | None = None,
 ) -> _native.ChatEncoder:
     """The encoder for a config. Raises NativeError, and ConfigError for a rules file that was not given."""
     unread = set(_native.loss_scale_files(cfg.loss_scale)) - {name for name, _ in rules}
@@ -98,6 +116,8 @@ def make_encoder(
         purpose=cfg.for_,
         drop=cfg.drop,
         agent_format=(cfg.agent_format, format_json(cfg.agent_format)) if cfg.agent_format else None,
+        media=family.to_json() if family else None,
+        media_roots=cfg.media_root,
     )
     return encoder
 
@@ -126,7 +146,9 @@ def _say(totals: Totals, meter: Meter, share: float) -> None:
 Encoded = tuple[pa.RecordBatch, pa.RecordBatch, dict[str, Any]]
 
 
-def _encode(cfg: Tokenize, encoder: _native.ChatEncoder, references: list[str], out: Out) -> dict[str, Any]:
+def _encode(
+    cfg: Tokenize, encoder: _native.ChatEncoder, references: list[str], out: Out, has_media: bool
+) -> dict[str, Any]:
     from postmill.stages.tokenize.sources import Chunk, open_sources
 
     sources = open_sources(
@@ -140,6 +162,7 @@ def _encode(cfg: Tokenize, encoder: _native.ChatEncoder, references: list[str], 
         reading=Reading(columns=cfg.columns, drop=frozenset(cfg.drop), keep_cut=cfg.on_cut == "keep"),
     )
     names = [source.name for source in sources.sources]
+    folders = [str(source.path.parent) if source.path.is_file() else None for source in sources.sources]
 
     def encode(item: tuple[Chunk, list[int]]) -> Encoded:
         chunk, duplicates = item
@@ -152,6 +175,7 @@ def _encode(cfg: Tokenize, encoder: _native.ChatEncoder, references: list[str], 
             chunk.copy,
             chunk.selection,
             duplicates,
+            folders[chunk.source] if has_media else None,
         )
         return adopt(rows), adopt(ledger), counts | {"source": chunk.source}
 
@@ -173,7 +197,8 @@ def _encode(cfg: Tokenize, encoder: _native.ChatEncoder, references: list[str], 
     totals, meter = Totals(), Meter(1)
     notes = Notes(names)
     is_prompts = cfg.for_ == "prompt"
-    writer = out.table(PROMPTS, PROMPTS_V1) if is_prompts else out.table(TOKENS, TOKENS_V1)
+    schema = PROMPTS_V1 if is_prompts else TOKENS_V1
+    writer = out.table(PROMPTS if is_prompts else TOKENS, with_media(schema) if has_media else schema)
     with refusals():
         for rows, ledger, counts in in_order(encode, chunks, out.threads):
             if _is_rendered(rows):

@@ -9,11 +9,14 @@ import pyarrow as pa
 
 from postmill._native import batch_to_lines, is_column
 from postmill.io.errors import BAD_DATA, ArtifactError
-from postmill.stages.tokenize.arrow_values import NoText, to_json_types
+from postmill.stages.tokenize.arrow_values import NoText, bytes_as_text, to_json_types
 from postmill.stages.tokenize.reading import GET_AGAIN, CutFile, Reading, lower
 
 # Rows that are converted at a time; a chat of 100 kB makes 100 MB of text.
 BATCH_ROWS = 1024
+# The same for rows that bring pictures' bytes along, a megabyte each.
+PICTURE_ROWS = 64
+_PICTURES = ("images", "image")
 
 
 def read_parquet(path: Path, name: str, how: Reading) -> Iterator[bytes]:
@@ -23,7 +26,8 @@ def read_parquet(path: Path, name: str, how: Reading) -> Iterator[bytes]:
         check_names(file.schema_arrow, name)
         wanted = [column for column in file.schema_arrow.names if column not in how.drop]
         how.dropped |= how.drop & set(file.schema_arrow.names)
-        batches = file.iter_batches(batch_size=BATCH_ROWS, columns=wanted if how.drop else None)
+        step = _batch_rows(file.schema_arrow, how)
+        batches = file.iter_batches(batch_size=step, columns=wanted if how.drop else None)
         row = 0
         for batch in batches:
             how.at = (row + batch.num_rows) / file.metadata.num_rows
@@ -38,8 +42,9 @@ def read_arrow(path: Path, name: str, how: Reading) -> Iterator[bytes]:
         for batch in _ipc_batches(source, how):
             if row == 0:
                 check_names(batch.schema, name)
-            for start in range(0, batch.num_rows, BATCH_ROWS):
-                yield _batch_lines(batch.slice(start, BATCH_ROWS), name, row + start, how)
+            step = _batch_rows(batch.schema, how)
+            for start in range(0, batch.num_rows, step):
+                yield _batch_lines(batch.slice(start, step), name, row + start, how)
             row += batch.num_rows
 
 
@@ -105,6 +110,15 @@ def check_names(schema: pa.Schema, name: str) -> None:
         names(field.type, column)
 
 
+def _is_pictures(name: str, how: Reading) -> bool:
+    return how.columns.get(name, name).lower() in _PICTURES
+
+
+def _batch_rows(schema: pa.Schema, how: Reading) -> int:
+    brings = any(_is_pictures(field.name, how) and "binary" in str(field.type) for field in schema)
+    return PICTURE_ROWS if brings else BATCH_ROWS
+
+
 def _batch_lines(batch: pa.RecordBatch, name: str, first_row: int, how: Reading) -> bytes:
     """JSON Lines of a batch whose first row is row `first_row` of the file, counted from 0."""
     columns: dict[str, Any] = {}
@@ -114,6 +128,8 @@ def _batch_lines(batch: pa.RecordBatch, name: str, first_row: int, how: Reading)
             continue
         _check_column(column, f"{name}: column {field.name!r}", first_row)
         try:
+            if _is_pictures(field.name, how):
+                column = bytes_as_text(column)  # noqa: PLW2901  # the same values
             columns[field.name] = to_json_types(column, field.name)
         except NoText as fault:
             if is_column(how.columns.get(field.name, field.name)):

@@ -12,6 +12,7 @@ from postmill.io.partners import Partners
 from postmill.io.rewards import RewardsReader
 from postmill.stages.progress import Progress
 from postmill.stages.shared.batch import ALIGNMENT, Batch, Groups, as_padding, collate
+from postmill.stages.shared.media.pixels import Pixels
 from postmill.stages.train.labels import label_lists
 from postmill.stages.train.objectives.needs import Needs
 from postmill.stages.train.plan import SAMPLER, Data, TokenScores
@@ -26,9 +27,11 @@ class BatchSource:
         needs: Needs,
         scores: Mapping[str, TokenScores] | None = None,
         rewards: RewardsReader | None = None,
+        pixels: Pixels | None = None,
     ) -> None:
-        """scores: by the role of the model that gave them; `ref` is where the column `ref_logp` comes from."""
-        self.reader, self._needs, self.data = reader, needs, Data(reader, scores or {}, rewards)
+        """scores: by the role of the model that gave them; `ref` is where the column `ref_logp` comes from. pixels: for
+        rows with pictures."""
+        self.reader, self._needs, self.data = reader, needs, Data(reader, scores or {}, rewards, pixels)
         self.temperature = rewards.temperature if rewards is not None and needs.sampled else 1.0
         """At which log-probs are compared."""
         self._partners = Partners(reader.token_rows) if needs.partner_columns else None
@@ -70,7 +73,15 @@ class BatchSource:
             found = self._of_tokens(name, rows, lengths) if ALIGNMENT[name] == "token" else self._of_rows(name, rows)
             if found is not None:
                 columns[name] = found
-        return collate(bins, columns, self._groups(rows))
+        return self._with_media(collate(bins, columns, self._groups(rows)), rows)
+
+    def _with_media(self, batch: Batch, rows: NDArray[np.int64]) -> Batch:
+        """The batch with the pictures of its rows."""
+        if self.data.pixels is None:
+            return batch
+        tokens = self.reader.token_rows
+        media = self.data.pixels.media(tokens.pictures(rows), batch.row_starts, tokens.answers(rows))
+        return batch._replace(media=media)
 
     def _of_rows(self, name: str, rows: NDArray[np.int64]) -> NDArray[Any]:
         rewards = self.data.rewards

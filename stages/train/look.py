@@ -18,7 +18,7 @@ class Look:
 
     def __init__(self, cfg: Train, objective: Objective, data: Data, steps: Steps, device: torch.device) -> None:
         self._cfg, self._objective, self.steps, self._device = cfg, objective, steps, device
-        self._source = BatchSource(data.reader, objective.needs, data.scores, data.rewards)
+        self._source = BatchSource(data.reader, objective.needs, data.scores, data.rewards, data.pixels)
 
     def loss(self, net: Any, number: int) -> Tensor:
         """The loss of bin `number` of the run, by the normaliser of its step. Every rank looks at the same bins."""

@@ -24,6 +24,7 @@ from postmill.stages.protocol import Input, Out, Result
 from postmill.stages.shared import attention
 from postmill.stages.shared.forward import Forward, router_coefficient
 from postmill.stages.shared.hf import quiet_libraries
+from postmill.stages.shared.media.pixels import Pixels
 from postmill.stages.spec import LAST_BITS
 from postmill.stages.train import checkpoint, liger, model, save
 from postmill.stages.train.checkpoint import METRICS, Position
@@ -56,6 +57,7 @@ from postmill.stages.train.tuners.interface import Start, Tuner
 
 def train(cfg: Train, data: Data, valid: Data | None, base: Input, out: Out, *, start: Input | None = None) -> Result:
     """Take all steps, from the newest checkpoint on, and save. `start` is what the first one starts with. See `run`."""
+    data, valid = _with_pixels(cfg, base, data, valid)
     accelerator, layout = _launched(cfg)
     try:
         return _train(cfg, data, valid, base, out, start=start, accelerator=accelerator, layout=layout)
@@ -97,8 +99,10 @@ def _train(
     wrapped = layout.wrap(forward)
     check(forward, reader, dtype, device, loss_kernel=cfg.compute.loss_kernel)
     own = start_scores(data, objective.needs, wrapped, layout, found=found and found[0], num_steps=steps.total)
-    source = BatchSource(reader, objective.needs, {**data.scores, **own}, data.rewards)
-    valid_source = BatchSource(valid.reader, objective.needs, valid.scores) if valid else None
+    source = BatchSource(reader, objective.needs, {**data.scores, **own}, data.rewards, data.pixels)
+    valid_source = (
+        BatchSource(valid.reader, objective.needs, valid.scores, pixels=valid.pixels) if valid is not None else None
+    )
     parameters = model.trainable(net)
     learner = _learner(cfg, tuner, net, parameters, layout)
     checkpoint.restore_optimizer(begun, learner)
@@ -162,6 +166,18 @@ def _train(
         state=state,
         start=start,
     )
+
+
+def _with_pixels(cfg: Train, base: Input, data: Data, valid: Data | None) -> tuple[Data, Data | None]:
+    """The data with what makes pixels of their pictures, if rows can have any. Raises ConfigError (2)."""
+    readers = [given.reader for given in (data, valid) if given]
+    if not any(reader.token_rows.have_pictures for reader in readers):
+        return data, valid
+    if cfg.neftune_alpha:
+        raise ConfigError("--neftune-alpha: noise on rows with pictures is not supported; leave it out", USAGE)
+    assert base.path is not None
+    pixels = Pixels(base.path)
+    return data._replace(pixels=pixels), valid._replace(pixels=pixels) if valid else None
 
 
 def _launched(cfg: Train) -> tuple[Accelerator, Layout]:

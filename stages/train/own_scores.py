@@ -50,7 +50,7 @@ def start_scores(
         return {}
     if found:
         return {"old": OwnScores(data.reader, load_file(found.file(OWN))["old"].numpy())}
-    return {"old": compute_own_scores(forward, BatchSource(data.reader, _PLAIN, {}, data.rewards), layout)}
+    return {"old": compute_own_scores(forward, BatchSource(data.reader, _PLAIN, {}, data.rewards, data.pixels), layout)}
 
 
 def compute_own_scores(forward: Any, source: BatchSource, layout: Layout) -> OwnScores:

@@ -6,7 +6,7 @@ from its first micro-batch on, and neither accumulation nor the number of ranks 
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,9 @@ from postmill.stages.protocol import Input
 from postmill.stages.train.config import Train
 from postmill.stages.train.labels import check_labels
 from postmill.stages.train.objectives.needs import Needs
+
+if TYPE_CHECKING:
+    from postmill.stages.shared.media.pixels import Pixels  # which loads torch
 
 SAMPLER = "engine"
 """The role of what sampled the rows: its log-probs are in the rollouts themselves."""
@@ -39,6 +42,8 @@ class Data(NamedTuple):
     reader: PackedReader
     scores: Mapping[str, TokenScores] = {}
     rewards: RewardsReader | None = None
+    pixels: "Pixels | None" = None
+    """What makes pixels of rows' pictures."""
 
 
 Measure = Callable[[Data], NDArray[np.float64]]

@@ -4,6 +4,7 @@ pub mod encode;
 pub mod error;
 pub mod input;
 pub mod json;
+pub mod media;
 pub mod pack;
 pub mod rows;
 pub mod template;

@@ -7,10 +7,12 @@ use postmill_core::encode::conversation::{Encoder, Options, SpecialText, Templat
 use postmill_core::encode::pipeline::{self, Chunk, ReadOptions};
 use postmill_core::encode::seams::Segments;
 use postmill_core::encode::thinking::Thinking;
-use postmill_core::encode::tokens::tokens_schema;
+use postmill_core::encode::tokens::{tokens_schema, with_media};
 use postmill_core::encode::truncate::Truncation;
 use postmill_core::error::Error;
 use postmill_core::json;
+use postmill_core::media::Media;
+use postmill_core::media::source::Roots;
 use postmill_core::rows::{Purpose, RowOptions};
 use postmill_core::template::{Date, SpecialTexts, Template};
 use postmill_core::tokenizer::engine::Tokens;
@@ -170,7 +172,8 @@ impl ChatEncoder {
         template_name = "chat template", special_texts = vec![], date = None, loss_scale = "default", loss_rules = "spans", rule_files = vec![],
         segments = "whole", max_length = None, truncation = "drop", special_text = "keep", unwritten = "error", thinking = "template",
         system = None, template_kwargs = "{}", columns = vec![], model_name = None, model_author = None,
-        skip_bad_rows = false, max_line_bytes = 0, engine = "auto", purpose = "train", drop = vec![], agent_format = None
+        skip_bad_rows = false, max_line_bytes = 0, engine = "auto", purpose = "train", drop = vec![], agent_format = None,
+        media = None, media_roots = vec![]
     ))]
     #[allow(clippy::too_many_arguments)] // named in Python
     fn new(
@@ -204,6 +207,8 @@ impl ChatEncoder {
         purpose: &str,
         drop: Vec<String>,
         agent_format: Option<(String, String)>,
+        media: Option<&str>,
+        media_roots: Vec<String>,
     ) -> PyResult<Self> {
         let build = || {
             let spec = Spec::parse(loss_scale, semantics(loss_rules)?, &rule_files)?;
@@ -236,7 +241,11 @@ impl ChatEncoder {
             if escapes {
                 encoder = encoder.with_escape(Escape::new(tokenizer_json, &names)?)?;
             }
+            if let Some(family) = media {
+                encoder = encoder.with_media(Media::new(family, Roots::new(&media_roots))?)?;
+            }
             let rows = RowOptions {
+                media: media.is_some(),
                 purpose: self::purpose(purpose)?,
                 drop: drop.into_iter().map(Into::into).collect(),
                 columns: boxed(columns),
@@ -251,10 +260,11 @@ impl ChatEncoder {
     /// `encode_chunk(data, file, source, first_line, first_record, copy=0, selection=None, duplicates=[])
     /// -> (rows, ledger, counts)`.
     ///
+    /// `folder`: where the file lies; relative paths of pictures count from there.
     /// `data`: whole lines of JSON Lines, bytes-like. `selection`: ascending record numbers. `duplicates`: those
     /// of them that are left out. The batches export `__arrow_c_array__`; `counts` is a dict of
     /// sums, with `length_histogram` and `closing_ids`. Raises `NativeError`.
-    #[pyo3(signature = (data, file, source, first_line, first_record, copy = 0, selection = None, duplicates = vec![]))]
+    #[pyo3(signature = (data, file, source, first_line, first_record, copy = 0, selection = None, duplicates = vec![], folder = None))]
     #[allow(clippy::too_many_arguments)]
     fn encode_chunk<'py>(
         &self,
@@ -267,11 +277,21 @@ impl ChatEncoder {
         copy: u32,
         selection: Option<Vec<u64>>,
         duplicates: Vec<u64>,
+        folder: Option<&str>,
     ) -> PyResult<(PyRecordBatch, PyRecordBatch, Bound<'py, PyDict>)> {
         let data = bytes_of(data)?;
         let selection = selection.as_deref();
-        let chunk =
-            Chunk { data: &data, file, source, first_line, first_record, copy, selection, duplicates: &duplicates };
+        let chunk = Chunk {
+            data: &data,
+            file,
+            folder,
+            source,
+            first_line,
+            first_record,
+            copy,
+            selection,
+            duplicates: &duplicates,
+        };
         let encoded = py
             .detach(|| pipeline::encode_chunk(&self.encoder, &self.read, &chunk))
             .map_err(|error| to_python(py, &error))?;
@@ -297,7 +317,8 @@ impl ChatEncoder {
             .detach(|| pipeline::encode_lines(&self.encoder, &self.read, &data, file, threads))
             .map_err(|error| to_python(py, &error))?;
         let batches = made.into_iter().map(|encoded| encoded.rows).collect();
-        PyTable::try_new(batches, tokens_schema())
+        let schema = if self.encoder.reads_media() { with_media(&tokens_schema()) } else { tokens_schema() };
+        PyTable::try_new(batches, schema)
     }
 
     /// `content_hashes(data, source, first_line, first_record, copy=0, selection=None) -> [(record, hash)]`: numbers that
@@ -316,7 +337,7 @@ impl ChatEncoder {
     ) -> PyResult<Vec<(u64, Cow<'static, [u8]>)>> {
         let data = bytes_of(data)?;
         let selection = selection.as_deref();
-        let chunk = Chunk { data: &data, file: "", source, first_line, first_record, copy, selection, duplicates: &[] };
+        let chunk = Chunk { data: &data, source, first_line, first_record, copy, selection, ..Chunk::default() };
         let hashes = py.detach(|| pipeline::content_hashes(&self.read, &chunk));
         Ok(hashes.into_iter().map(|(number, hash)| (number, Cow::Owned(hash.to_be_bytes().to_vec()))).collect())
     }

@@ -4,6 +4,7 @@ use crate::encode::seams::{self, Segments, Source};
 use crate::encode::thinking::{self, Thinking};
 use crate::encode::truncate::{Truncation, clip_spans, clip_turns};
 use crate::error::{Error, RowError};
+use crate::media::{self, Media};
 use crate::template::{Date, Template};
 use crate::tokenizer::engine::{Engine, Places, Tokens, encode_parts};
 use crate::tokenizer::escape::{Escape, is_spelled_out};
@@ -81,6 +82,9 @@ pub struct Encoder {
     options: Options,
     special: Option<Regex>,
     escape: Option<Escape>,
+    media: Option<Media>,
+    /// The id of the family's features.
+    feature: i32,
 }
 
 /// The chat templates of a model.
@@ -104,6 +108,8 @@ pub struct Conversation {
     pub turns: Vec<TokenTurn>,
     /// Weights.
     pub spans: Vec<Span>,
+    /// Pictures.
+    pub media: Vec<media::Span>,
     /// Calls to the engine.
     pub encode_calls: usize,
     /// Length of the rendered text.
@@ -141,6 +147,8 @@ struct Ready<'a> {
     first_message: i32,
     /// What an agent format made of the messages; they are then in `messages`.
     written: Option<Written>,
+    /// The row's pictures.
+    items: Vec<media::Item>,
 }
 
 impl Ready<'_> {
@@ -156,6 +164,8 @@ pub struct Side<'a> {
     pub tools: Option<&'a Json>,
     /// The row's template arguments.
     pub kwargs: &'a [(Box<str>, Json)],
+    /// The folder of the data file, from where paths of pictures count.
+    pub folder: Option<&'a str>,
 }
 
 /// What became of a row at the length limit.
@@ -200,7 +210,7 @@ impl Encoder {
         }
         let texts: Vec<String> = vocabulary.specials.iter().map(|text| regex::escape(text)).collect();
         let special = if texts.is_empty() { None } else { Regex::new(&texts.join("|")).ok() };
-        Ok(Self { engine, vocabulary, templates, spec, options, special, escape: None })
+        Ok(Self { engine, vocabulary, templates, spec, options, special, escape: None, media: None, feature: -1 })
     }
 
     /// Encode special tokens in messages as text.
@@ -215,6 +225,28 @@ impl Encoder {
         }
         self.escape = Some(escape);
         Ok(self)
+    }
+
+    /// Read pictures.
+    ///
+    /// # Errors
+    /// `Error::Config` where the tokenizer does not know the family's token, as the engine.
+    pub fn with_media(mut self, media: Media) -> Result<Self, Error> {
+        let mut tokens = Tokens::default();
+        self.engine.encode(&media.family.feature, &mut tokens)?;
+        let family = &media.family;
+        let [feature] = tokens.ids[..] else {
+            let message = format!("{}: the tokenizer has no token {}", family.name, family.feature);
+            return Err(Error::Config { message: message.into() });
+        };
+        (self.media, self.feature) = (Some(media), feature);
+        Ok(self)
+    }
+
+    /// Whether pictures are read.
+    #[must_use]
+    pub fn reads_media(&self) -> bool {
+        self.media.is_some()
     }
 
     /// Tables of the vocabulary.
@@ -294,8 +326,7 @@ impl Encoder {
         out.reset(Form::Prompt);
         let ready = self.ready(messages, side, out)?;
         let Ready { template, messages, tools, kwargs, mark, .. } = &ready;
-        let Rendered { text, unwritten, .. } = if messages.last().is_some_and(|message| message.role == Role::Assistant)
-        {
+        let mut rendered = if messages.last().is_some_and(|message| message.role == Role::Assistant) {
             let mut rendered = template.render(messages, tools.as_deref(), kwargs, false)?;
             if let Some(turn) = rendered.turns.iter().find(|turn| turn.message + 1 == messages.len()) {
                 rendered.text.truncate(turn.closing);
@@ -304,13 +335,16 @@ impl Encoder {
         } else {
             template.render_prompt(messages, tools.as_deref(), kwargs)?
         };
-        self.check_written(template, &unwritten, ready.source(), out)?;
+        self.check_written(template, &rendered.unwritten, ready.source(), out)?;
+        let pictures = self.expand(&mut rendered, &ready.items)?;
+        let text = &rendered.text;
         out.encode_calls = match (&self.escape, mark) {
-            (Some(escape), Some(mark)) => self.encode_escaped(escape, *mark, &text, &[], &mut out.tokens)?,
-            _ => encode_parts(&*self.engine, &text, &[], &mut out.tokens)?,
+            (Some(escape), Some(mark)) => self.encode_escaped(escape, *mark, text, &[], &mut out.tokens)?,
+            _ => encode_parts(&*self.engine, text, &[], &mut out.tokens)?,
         };
         out.rendered_bytes = text.len();
-        self.refuse_doubled_bos(out)
+        self.refuse_doubled_bos(out)?;
+        self.unroll(&pictures, ready.items, out)
     }
 
     fn refuse_doubled_bos(&self, out: &Conversation) -> Result<(), Error> {
@@ -343,13 +377,18 @@ impl Encoder {
         }
         let ready = self.ready(messages, side, out)?;
         let (mark, source) = (ready.mark, ready.source());
-        let rendered = ready.template.render(&ready.messages, ready.tools.as_deref(), &ready.kwargs, false)?;
+        let mut rendered = ready.template.render(&ready.messages, ready.tools.as_deref(), &ready.kwargs, false)?;
         if rendered.text.len() > i32::MAX as usize {
             return Err(row_error("too_large", format!("the conversation renders to {} bytes", rendered.text.len())));
         }
         self.check_written(ready.template, &rendered.unwritten, source, out)?;
+        let pictures = self.expand(&mut rendered, &ready.items)?;
         let cuts = seams::cuts(self.options.segments, &rendered, source, &self.spec)?;
-        let places = if mark.is_none() && cuts.is_empty() { seams::places(&rendered, source) } else { None };
+        let places = if mark.is_none() && cuts.is_empty() && pictures.is_empty() {
+            seams::places(&rendered, source)
+        } else {
+            None
+        };
         let is_placed = places.is_some();
         out.encode_calls = match (&self.escape, mark, places) {
             (Some(escape), Some(mark), _) => {
@@ -366,6 +405,26 @@ impl Encoder {
         let Conversation { tokens, places, turns, .. } = out;
         let index_at = |at| if is_placed { places.index_at(at) } else { tokens.index_at(at) };
         out.straddles = seams::token_turns(&rendered, source, index_at, turns)?;
+        self.unroll(&pictures, ready.items, out)
+    }
+
+    fn expand(&self, rendered: &mut Rendered, items: &[media::Item]) -> Result<Vec<media::expand::Placed>, Error> {
+        match &self.media {
+            Some(media) if !items.is_empty() => Ok(media::expand::expand(&media.family, rendered, items)?),
+            _ => Ok(vec![]),
+        }
+    }
+
+    fn unroll(
+        &self,
+        placed: &[media::expand::Placed],
+        items: Vec<media::Item>,
+        out: &mut Conversation,
+    ) -> Result<(), Error> {
+        if !placed.is_empty() {
+            let Conversation { tokens, turns, .. } = out;
+            out.media = media::expand::unroll(placed, items, self.feature, tokens, turns)?;
+        }
         Ok(())
     }
 
@@ -391,6 +450,13 @@ impl Encoder {
             message: "the model has no chat template; give one with --chat-template".into(),
         })?;
         let first_message = -i32::from(self.add_system(&mut messages));
+        let items = match &self.media {
+            Some(media) => media.take(&mut messages, side.folder)?,
+            None => vec![],
+        };
+        if !items.is_empty() && agent.is_some() {
+            return Err(row_error("media", "an agent format writes no pictures; leave --agent-format out".to_owned()));
+        }
         thinking::apply(self.options.thinking, &mut messages, self.spec.base == Base::LastRound);
         for message in &messages {
             for (name, value) in &message.fields {
@@ -413,7 +479,7 @@ impl Encoder {
             written = Some(made);
         }
         let kwargs = merged(&self.options.template_kwargs, &row_kwargs);
-        Ok(Ready { template, messages, tools, kwargs, mark, first_message, written })
+        Ok(Ready { template, messages, tools, kwargs, mark, first_message, written, items })
     }
 
     /// Count what the template left out of the row. Thinking is left out by the rule of many templates; anything else is
@@ -506,6 +572,9 @@ impl Encoder {
             };
         }
         let is_cut = keep.len() < length;
+        if is_cut && !media::expand::keeps_all(&mut row.media, &keep) {
+            return Ok(Outcome::Dropped("media_cut"));
+        }
         // ms-swift's cut strings are weighed before they are cut; ours are weighed as they will be stored.
         let weigh_first = self.options.segments == Segments::MsSwift;
         if weigh_first {
@@ -542,7 +611,9 @@ impl Encoder {
             crate::weigh::sequence::push_span(&mut row.spans, 0, row.tokens.ids.len(), 1.0);
             return Ok(());
         }
-        weigh(&self.spec, &row.tokens.ids, &row.turns, &self.vocabulary, scratch, &mut row.spans)
+        weigh(&self.spec, &row.tokens.ids, &row.turns, &self.vocabulary, scratch, &mut row.spans)?;
+        media::expand::unweigh(&mut row.spans, &row.media.iter().map(|span| (span.start, span.end)));
+        Ok(())
     }
 
     fn look_alikes_in(&self, value: &Json, out: &mut Conversation) -> Result<(), Error> {
@@ -575,6 +646,7 @@ impl Conversation {
         self.tokens.clear();
         self.turns.clear();
         self.spans.clear();
+        self.media.clear();
         self.encode_calls = 0;
         self.rendered_bytes = 0;
         self.straddles = 0;

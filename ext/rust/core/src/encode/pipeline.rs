@@ -24,6 +24,8 @@ pub struct Chunk<'a> {
     pub data: &'a [u8],
     /// What errors call the file.
     pub file: &'a str,
+    /// The folder it lies in; none for what came through a pipe.
+    pub folder: Option<&'a str>,
     /// Ordinal of the source.
     pub source: i32,
     /// Number of the first line, from 1.
@@ -135,7 +137,7 @@ pub fn encode_chunk(encoder: &Encoder, read: &ReadOptions, chunk: &Chunk) -> Res
     let mut run = Run {
         encoder,
         chunk,
-        rows: TokensBuilder::for_bytes(chunk.data.len(), read.rows.purpose == Purpose::Prompt),
+        rows: TokensBuilder::for_bytes(chunk.data.len(), read.rows.purpose == Purpose::Prompt, encoder.reads_media()),
         purpose: read.rows.purpose,
         ledger: vec![],
         counts: Counts::default(),
@@ -319,7 +321,7 @@ impl Run<'_> {
     fn row(&mut self, row: Row, id: RowId, line: u64) -> Result<(), Error> {
         let Row { mut body, tools, template_kwargs, channel, label, margin, extra, unused } = row;
         self.counts.see_unused(unused);
-        let side = Side { tools: tools.as_ref(), kwargs: &template_kwargs };
+        let side = Side { tools: tools.as_ref(), kwargs: &template_kwargs, folder: self.chunk.folder };
         let is_prompt = self.purpose == Purpose::Prompt;
         let conversation = match &mut body {
             Body::Prompt(messages) => {
@@ -439,7 +441,8 @@ impl Run<'_> {
                 self.counts.closing_ids.insert(*id);
             }
         }
-        self.rows.push(meta, ids, &side.turns, &spans)
+        self.counts.add("pictures", side.media.len());
+        self.rows.push(meta, ids, &side.turns, &spans, &side.media)
     }
 }
 

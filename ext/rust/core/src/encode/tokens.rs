@@ -2,6 +2,8 @@
 //!
 //! The schema is `TOKENS_V1` of `docs/formats.md`; ids lie in one flat column, weights are run-length spans.
 use crate::error::Error;
+use crate::media;
+use crate::media::column;
 use crate::types::Role;
 use crate::weigh::sequence::{Span, TokenTurn, totals};
 use arrow_array::builder::{FixedSizeBinaryBuilder, StringBuilder};
@@ -65,7 +67,7 @@ fn span_fields() -> Fields {
     ])
 }
 
-fn item(data_type: DataType) -> FieldRef {
+pub(crate) fn item(data_type: DataType) -> FieldRef {
     Arc::new(Field::new("item", data_type, false))
 }
 
@@ -99,6 +101,13 @@ pub fn prompts_schema() -> SchemaRef {
     Arc::new(Schema::new(fields))
 }
 
+/// `schema` with the column of pictures.
+#[must_use]
+pub fn with_media(schema: &SchemaRef) -> SchemaRef {
+    let more = Arc::new(Field::new("media", DataType::List(item(DataType::Struct(column::fields()))), false));
+    Arc::new(Schema::new(schema.fields().iter().cloned().chain([more]).collect::<Vec<_>>()))
+}
+
 /// The columns of a ledger.
 #[must_use]
 pub fn ledger_schema() -> SchemaRef {
@@ -113,7 +122,7 @@ pub fn ledger_schema() -> SchemaRef {
     ]))
 }
 
-fn arrow(error: &ArrowError) -> Error {
+pub(crate) fn arrow(error: &ArrowError) -> Error {
     Error::Data { place: "tokens".into(), message: error.to_string().into() }
 }
 
@@ -166,7 +175,7 @@ impl Spans {
     }
 }
 
-fn offsets<T: arrow_array::OffsetSizeTrait>(mut offsets: Vec<T>) -> OffsetBuffer<T> {
+pub(crate) fn offsets<T: arrow_array::OffsetSizeTrait>(mut offsets: Vec<T>) -> OffsetBuffer<T> {
     if offsets.is_empty() {
         offsets.push(T::default());
     }
@@ -196,6 +205,8 @@ pub struct TokensBuilder {
     extra: StringBuilder,
     /// Messages and tools, in a table of prompts.
     prompts: Option<[StringBuilder; 2]>,
+    /// Pictures, where the model reads some.
+    media: Option<column::MediaColumn>,
 }
 
 impl Default for TokensBuilder {
@@ -220,16 +231,19 @@ impl Default for TokensBuilder {
             label: vec![],
             extra: StringBuilder::new(),
             prompts: None,
+            media: None,
         }
     }
 }
 
 impl TokensBuilder {
-    /// For the rows of about this many bytes of text; of a table of prompts, if they are some.
+    /// For the rows of about this many bytes of text; of a table of prompts, if they are some; with pictures, if the
+    /// model reads some.
     #[must_use]
-    pub fn for_bytes(bytes: usize, are_prompts: bool) -> Self {
+    pub fn for_bytes(bytes: usize, are_prompts: bool, has_media: bool) -> Self {
         let prompts = are_prompts.then(Default::default);
-        Self { ids: Vec::with_capacity(bytes / 4), prompts, ..Self::default() }
+        let media = has_media.then(Default::default);
+        Self { ids: Vec::with_capacity(bytes / 4), prompts, media, ..Self::default() }
     }
 
     /// Number of rows so far.
@@ -248,7 +262,14 @@ impl TokensBuilder {
     ///
     /// # Errors
     /// None in practice: identities are 16 bytes by their type.
-    pub fn push(&mut self, meta: &RowMeta, ids: &[i32], turns: &[TokenTurn], spans: &[Span]) -> Result<(), Error> {
+    pub fn push(
+        &mut self,
+        meta: &RowMeta,
+        ids: &[i32],
+        turns: &[TokenTurn],
+        spans: &[Span],
+        pictures: &[media::Span],
+    ) -> Result<(), Error> {
         self.row_id.append_value(meta.id).map_err(|error| arrow(&error))?;
         self.source.push(meta.source);
         self.line.push(meta.line);
@@ -276,6 +297,9 @@ impl TokensBuilder {
         self.margin.push(meta.margin);
         self.label.push(meta.label);
         self.extra.append_option(meta.extra);
+        if let Some(media) = &mut self.media {
+            media.push(pictures)?;
+        }
         if let Some([messages, tools]) = &mut self.prompts {
             messages.append_option(meta.messages);
             tools.append_option(meta.tools);
@@ -334,6 +358,10 @@ impl TokensBuilder {
         if let Some(mut prompts) = self.prompts {
             schema = prompts_schema();
             columns.extend(prompts.iter_mut().map(|column| Arc::new(column.finish()) as ArrayRef));
+        }
+        if let Some(media) = self.media {
+            schema = with_media(&schema);
+            columns.push(media.finish()?);
         }
         RecordBatch::try_new(schema, columns).map_err(|error| arrow(&error))
     }
@@ -401,7 +429,7 @@ fn child<'a, T: Array + 'static>(parent: &'a StructArray, name: &str) -> Result<
     parent.column_by_name(name).and_then(|column| column.as_any().downcast_ref()).ok_or_else(|| wrong_column(name))
 }
 
-fn wrong_column(name: &str) -> Error {
+pub(crate) fn wrong_column(name: &str) -> Error {
     let message = format!("column \"{name}\" is missing or of another type; run tokenize again");
     Error::Data { place: "tokens".into(), message: message.into() }
 }
@@ -495,10 +523,14 @@ impl<'a> TokensReader<'a> {
         &self,
         mut weigh: impl FnMut(&[i32], &[TokenTurn], &mut Vec<Span>) -> Result<(), Error>,
     ) -> Result<RecordBatch, Error> {
+        let pictures = column::Places::of_batch(self.batch)?;
         let (mut turns, mut spans, mut out) = (vec![], vec![], Spans::default());
         for row in 0..self.batch.num_rows() {
             self.turns(row, &mut turns)?;
             weigh(self.ids(row), &turns, &mut spans)?;
+            if let Some(pictures) = &pictures {
+                media::expand::unweigh(&mut spans, &pictures.of(row));
+            }
             out.push(&spans);
         }
         let mut columns = self.batch.columns().to_vec();
@@ -507,6 +539,8 @@ impl<'a> TokensReader<'a> {
             let index = schema.index_of(name).map_err(|error| arrow(&error))?;
             columns[index] = array;
         }
-        RecordBatch::try_new(tokens_schema(), columns).map_err(|error| arrow(&error))
+        let plain = tokens_schema();
+        let schema = if pictures.is_some() { with_media(&plain) } else { plain };
+        RecordBatch::try_new(schema, columns).map_err(|error| arrow(&error))
     }
 }

@@ -1,10 +1,11 @@
 //! Which column of a row is what.
 use crate::error::RowError;
 use crate::json;
+use crate::media;
 use crate::rows::messages::is_whole_conversation;
 use crate::rows::place::{Place, did_you_mean, listed, quoted};
 use crate::rows::{RowOptions, Source};
-use crate::types::Json;
+use crate::types::{Json, Message};
 
 /// What a column can be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,11 +23,12 @@ pub(super) enum Column {
     Channel,
     Tools,
     TemplateKwargs,
+    Images,
     Media,
 }
 
 impl Column {
-    const ALL: [Self; 14] = [
+    const ALL: [Self; 15] = [
         Self::Messages,
         Self::System,
         Self::Query,
@@ -40,6 +42,7 @@ impl Column {
         Self::Channel,
         Self::Tools,
         Self::TemplateKwargs,
+        Self::Images,
         Self::Media,
     ];
 
@@ -71,7 +74,8 @@ impl Column {
             Self::Channel => &["channel"],
             Self::Tools => &["tools"],
             Self::TemplateKwargs => &["chat_template_kwargs"],
-            Self::Media => &["images", "image", "videos", "video", "audios", "audio", "objects"],
+            Self::Images => &["images", "image"],
+            Self::Media => &["videos", "video", "audios", "audio", "objects"],
         }
     }
 
@@ -92,6 +96,22 @@ const PREFIXED: [&str; 5] = ["tools", "images", "videos", "audios", "objects"];
 /// Columns a row can do without, so that only their misspelt names give them away. Short names have too many neighbours.
 const GUARDED: [&str; 5] =
     ["system_prompt", "rejected_response", "rejected", "rejected_messages", "chat_template_kwargs"];
+
+/// The pictures of a row's column.
+#[derive(Debug, Default)]
+pub(super) struct Pictures {
+    name: Box<str>,
+    items: Vec<Json>,
+}
+
+impl Pictures {
+    /// Give them their places in a conversation.
+    pub(super) fn attach(&self, messages: &mut [Message]) -> Result<(), RowError> {
+        let place =
+            if self.items.is_empty() { "$".to_owned() } else { Place::Key(&Place::Root, &self.name).to_string() };
+        media::attach(messages, &self.items, &place)
+    }
+}
 
 /// The columns of a row that nobody has taken yet.
 pub(super) struct Columns {
@@ -246,8 +266,24 @@ impl Columns {
         Err(Place::Root.fault("no_answer", message))
     }
 
-    /// Media are not read yet, so a row that has some cannot be trained on as it was meant.
-    pub(super) fn refuse_media(&self) -> Result<(), RowError> {
+    /// The pictures of the row's column.
+    pub(super) fn take_pictures(&mut self) -> Result<Pictures, RowError> {
+        let Some((name, value)) = self.take(Column::Images)? else { return Ok(Pictures::default()) };
+        let items = match value {
+            Json::Array(items) => items,
+            Json::String(text) if text.is_empty() => vec![],
+            Json::String(text) if text.starts_with('[') => match json::parse_text(&text) {
+                Ok(Json::Array(items)) => items,
+                _ => vec![Json::String(text)],
+            },
+            other => vec![other],
+        };
+        Ok(Pictures { name, items: items.into_iter().filter(|item| *item != Json::Null).collect() })
+    }
+
+    /// Videos, sounds and boxes are not read yet, so a row that has some cannot be trained on as it was meant; nor can one
+    /// with pictures by a model that `reads_pictures` not.
+    pub(super) fn refuse_media(&self, reads_pictures: bool) -> Result<(), RowError> {
         for (name, value, column) in &self.members {
             let empty = match value {
                 Json::Null => true,
@@ -260,9 +296,13 @@ impl Columns {
                 continue;
             }
             let place = Place::Key(&Place::Root, name);
+            if *column == Some(Column::Images) && !reads_pictures {
+                let message = "the row has pictures and the model reads none; give one that does with -m, or leave the \
+                               column out with --drop";
+                return Err(place.fault("media", message.to_owned()));
+            }
             if *column == Some(Column::Media) {
-                let message =
-                    "images, videos, audios and objects are not supported yet; remove the column or these rows";
+                let message = "videos, audios and objects are not supported yet; remove the column or these rows";
                 return Err(place.fault("media", message.to_owned()));
             }
             let rest = ["rejected_", "positive_", "negative_"].iter().find_map(|prefix| name.strip_prefix(prefix));
@@ -330,7 +370,7 @@ impl Columns {
                 return Err(typo(&name, meant));
             }
             // An empty column of ours is spent, as are media columns, which are all empty here; anybody else's null is data.
-            if column.is_none() || (value != Json::Null && column != Some(Column::Media)) {
+            if column.is_none() || (value != Json::Null && !matches!(column, Some(Column::Media | Column::Images))) {
                 left.push((name, value));
             }
         }

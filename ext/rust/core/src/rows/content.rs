@@ -1,6 +1,7 @@
 //! The content of a message: a text, or a list of parts in OpenAI's or Anthropic's manner.
 use crate::error::RowError;
 use crate::json::{PythonStyle, python_dumps};
+use crate::media;
 use crate::rows::calls;
 use crate::rows::marks;
 use crate::rows::messages::Reader;
@@ -16,6 +17,8 @@ pub(super) struct Content {
     pub(super) pieces: Vec<usize>,
     /// What each text part says of training: `loss` and `loss_scale`.
     pub(super) marks: Vec<Option<(Option<Json>, Option<Json>)>>,
+    /// Pictures: before which byte of the text each stands, as a part of the content.
+    pub(super) media: Vec<(usize, Json)>,
     /// Anthropic's thinking blocks, joined.
     pub(super) reasoning: String,
     /// Tool calls in OpenAI's form.
@@ -27,8 +30,41 @@ pub(super) struct Content {
 }
 
 impl Content {
+    /// Lengths of the texts of a content that is a text.
+    pub(super) fn take_pieces(&mut self) -> Vec<usize> {
+        if self.media.is_empty() { std::mem::take(&mut self.pieces) } else { vec![] }
+    }
+
+    /// The content as the template sees it: a text, or parts where pictures are among them.
+    fn value(&mut self) -> Json {
+        let text = std::mem::take(&mut self.text);
+        if self.media.is_empty() {
+            return Json::String(text.into());
+        }
+        let mut ends = std::mem::take(&mut self.pieces);
+        let mut sum = 0;
+        for length in &mut ends {
+            sum += *length;
+            *length = sum;
+        }
+        ends.extend(self.media.iter().map(|(at, _)| *at).chain([text.len()]));
+        ends.sort_unstable();
+        let (mut parts, mut start) = (vec![], 0);
+        let mut pictures = std::mem::take(&mut self.media).into_iter().peekable();
+        for end in ends {
+            if end > start {
+                parts.push(media::text_part(&text[start..end]));
+                start = end;
+            }
+            while let Some((_, picture)) = pictures.next_if(|(at, _)| *at == start) {
+                parts.push(picture);
+            }
+        }
+        Json::Array(parts)
+    }
+
     /// The members the template sees.
-    pub(super) fn fields(self, role: Role, rest: Vec<(Box<str>, Json)>) -> Vec<(Box<str>, Json)> {
+    pub(super) fn fields(mut self, role: Role, rest: Vec<(Box<str>, Json)>) -> Vec<(Box<str>, Json)> {
         let name = match role {
             Role::System => "system",
             Role::User => "user",
@@ -37,7 +73,7 @@ impl Content {
         };
         let mut fields = Vec::with_capacity(2 + rest.len());
         fields.push(("role".into(), Json::String(name.into())));
-        fields.push(("content".into(), Json::String(self.text.into())));
+        fields.push(("content".into(), self.value()));
         if !self.reasoning.is_empty() && !rest.iter().any(|(key, _)| **key == *"reasoning_content") {
             fields.push(("reasoning_content".into(), Json::String(self.reasoning.into())));
         }
@@ -94,7 +130,7 @@ impl Reader<'_> {
                 return Err(place.fault("content", message.to_owned()));
             }
         }
-        content.only_results = !content.results.is_empty() && lengths.is_empty();
+        content.only_results = !content.results.is_empty() && lengths.is_empty() && content.media.is_empty();
         if lengths.len() > 1 {
             content.pieces = lengths;
         }
@@ -158,14 +194,31 @@ impl Reader<'_> {
                     Json::Null => Content::default(),
                     value => self.tool_content(value, &Place::Key(place, "content"))?,
                 };
+                if !answer.media.is_empty() {
+                    let message = "a picture in a tool_result block is not read; put it into a message of the user";
+                    return Err(place.fault("media", message.to_owned()));
+                }
                 let id = match take("tool_use_id") {
                     Json::String(id) => Some(id),
                     _ => None,
                 };
                 content.results.push((id, answer.text.into(), take("is_error") == Json::Bool(true)));
             }
+            "image" | "image_url" | "input_image" if self.options.media => {
+                // OpenAI's, Hugging Face's and Anthropic's names of where it is; none: in the column of the row
+                let keys = ["image_url", "image", "url", "path", "source", "value"];
+                let reference = keys.into_iter().map(&mut take).find(|value| *value != Json::Null);
+                content.media.push((content.text.len(), media::part(reference.unwrap_or_default())));
+            }
             "image" | "image_url" | "input_image" | "video" | "video_url" | "audio" | "audio_url" | "input_audio" => {
-                let message = format!("{part_type} parts are not supported yet; remove them or these rows");
+                let is_image = part_type.contains("image");
+                let message = if is_image {
+                    format!(
+                        "{part_type} parts need a model that reads pictures; give one with -m, or remove these rows"
+                    )
+                } else {
+                    format!("{part_type} parts are not supported yet; remove them or these rows")
+                };
                 return Err(place.fault("media", message));
             }
             _ => {

@@ -180,7 +180,11 @@ impl Reader<'_> {
         place: &Place,
     ) -> Result<(), RowError> {
         for (key, value) in std::mem::take(&mut raw.reasoning) {
-            let text = self.content(value, &Place::Key(place, &key))?.text;
+            let Content { text, media, .. } = self.content(value, &Place::Key(place, &key))?;
+            if !media.is_empty() {
+                let message = "reasoning is text; a picture in it is not read";
+                return Err(place.fault("media", message.to_owned()));
+            }
             raw.rest.push((key, Json::String(text.into())));
         }
         let (key, value) = raw.content.unwrap_or_else(|| ("content".into(), Json::Null));
@@ -234,7 +238,7 @@ impl Reader<'_> {
         if content.only_results {
             return Ok(());
         }
-        let pieces = std::mem::take(&mut content.pieces);
+        let pieces = content.take_pieces();
         let message = Message { role, fields: content.fields(role, raw.rest), loss, loss_scale, pieces };
         if speaker == Speaker::Call {
             return join_call(out, message, place);
@@ -252,7 +256,7 @@ impl Reader<'_> {
             let message = "tool blocks need a conversation; put them into messages";
             return Err(place.fault("content", message.to_owned()));
         }
-        let pieces = std::mem::take(&mut content.pieces);
+        let pieces = content.take_pieces();
         let fields = content.fields(role, Vec::new());
         Ok(Message { role, fields, loss: Vec::new(), loss_scale: Vec::new(), pieces })
     }

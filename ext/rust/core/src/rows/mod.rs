@@ -52,6 +52,8 @@ pub struct RowOptions {
     pub columns: Vec<(Box<str>, Box<str>)>,
     /// Columns to leave out.
     pub drop: Vec<Box<str>>,
+    /// Whether the model reads pictures.
+    pub media: bool,
     /// What `{{NAME}}` and `{{name}}` become.
     pub model_name: Option<Box<str>>,
     /// What `{{AUTHOR}}` and `{{author}}` become.
@@ -80,13 +82,14 @@ pub fn normalize(value: Json, options: &RowOptions) -> Result<Row, RowError> {
 
 fn read_row(members: Vec<(Box<str>, Json)>, options: &RowOptions) -> Result<Row, RowError> {
     let mut columns = Columns::new(members, options)?;
-    columns.refuse_media()?;
+    columns.refuse_media(options.media)?;
+    let pictures = columns.take_pictures()?;
     let reader = Reader { options };
     let system = read_system(&mut columns, &reader)?;
     let source = columns.conversation_source()?;
     let side = Side { system, reader: &reader };
     if options.purpose == Purpose::Prompt {
-        return prompt::read(columns, &side, source);
+        return prompt::read(columns, &side, source, &pictures);
     }
     let mut body = match source {
         Source::Messages => read_conversation(&mut columns, &side)?,
@@ -97,7 +100,9 @@ fn read_row(members: Vec<(Box<str>, Json)>, options: &RowOptions) -> Result<Row,
         return Err(Place::Root.fault("empty", "the row has no message and no text".to_owned()));
     }
     let mut rejected = read_rejected(&mut columns, &side, &body)?;
+    pictures.attach(&mut body.messages)?;
     if let Some(rejected) = &mut rejected {
+        pictures.attach(rejected)?;
         // what both sides begin with is the prompt
         let same = body.messages.iter().zip(rejected.iter()).take_while(|(one, other)| one == other).count();
         messages::not_trained(&mut body.messages[..same]);
@@ -272,7 +277,10 @@ fn read_rejected(columns: &mut Columns, side: &Side, body: &Conversation) -> Res
 
 /// The text of a conversation that only the assistant takes part in: pre-training text.
 fn as_text(body: &mut Conversation, has_tools: bool) -> Result<Option<Box<str>>, RowError> {
-    let only_text = |message: &Message| message.role == Role::Assistant && message.fields.len() == 2;
+    let only_text = |message: &Message| {
+        let is_text = matches!(message.fields.get(1), Some((_, Json::String(_))));
+        message.role == Role::Assistant && message.fields.len() == 2 && is_text
+    };
     if !body.messages.iter().all(only_text) || has_tools {
         return Ok(None);
     }

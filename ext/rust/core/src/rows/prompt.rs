@@ -1,6 +1,6 @@
 //! A row as a prompt: the conversation up to the answer that is due. What the row says of answers travels in `extra`.
 use crate::error::RowError;
-use crate::rows::columns::{Column, Columns};
+use crate::rows::columns::{Column, Columns, Pictures};
 use crate::rows::digest::messages_json;
 use crate::rows::place::Place;
 use crate::rows::{Side, Source, messages, read_channel, read_margin, read_template_kwargs, read_tools};
@@ -9,12 +9,15 @@ use crate::types::{Body, Json, Message, Role, Row};
 /// The column of `extra` that holds the answer of a conversation that came with one.
 const ANSWER: &str = "completion";
 
-pub(super) fn read(mut columns: Columns, side: &Side, source: Source) -> Result<Row, RowError> {
-    let body = match source {
+pub(super) fn read(mut columns: Columns, side: &Side, source: Source, pictures: &Pictures) -> Result<Row, RowError> {
+    let mut body = match source {
         Source::Messages => conversation(&mut columns, side)?,
         Source::Chosen => of_pair(&mut columns, side)?,
         Source::Query => query(&mut columns, side)?,
     };
+    if let Body::Prompt(messages) = &mut body {
+        pictures.attach(messages)?;
+    }
     let tools = read_tools(&mut columns)?;
     let template_kwargs = read_template_kwargs(&mut columns)?;
     if !template_kwargs.is_empty() {

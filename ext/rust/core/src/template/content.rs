@@ -67,11 +67,15 @@ impl Template {
                 Part::Content | Part::Thinking => {
                     for (name, value) in &mut messages[message].fields {
                         let is_reasoning = REASONING.contains(&&**name);
-                        if let Json::String(text) = value
-                            && (is_reasoning || &**name == "content")
-                            && is_reasoning == (kind == Part::Thinking)
-                        {
-                            *text = with_word(text, word, spot);
+                        if !(is_reasoning || &**name == "content") || is_reasoning != (kind == Part::Thinking) {
+                            continue;
+                        }
+                        match value {
+                            Json::String(text) => *text = with_word(text, word, spot),
+                            Json::Array(parts) => {
+                                texts_of(parts).for_each(|text| *text = with_word(text, word, spot));
+                            }
+                            _ => {}
                         }
                     }
                 }
@@ -114,6 +118,9 @@ fn wanted(row: &Row<'_>, written: &Written) -> Vec<Wanted> {
             match value {
                 Json::String(text) if text.trim().is_empty() => {}
                 Json::String(_) if &**name == "content" && words & SAID == 0 => want(index, Part::Content, false),
+                Json::Array(parts) if &**name == "content" && words & SAID == 0 && has_text(parts) => {
+                    want(index, Part::Content, false);
+                }
                 Json::String(_) if REASONING.contains(&&**name) && words & REASONED == 0 => has_reasoning = true,
                 Json::Array(calls) if &**name == "tool_calls" => {
                     for (at, call) in calls.iter().enumerate() {
@@ -135,6 +142,21 @@ fn wanted(row: &Row<'_>, written: &Written) -> Vec<Wanted> {
         (0..tools.len()).for_each(|at| want(0, Part::Tool(at), false));
     }
     wanted
+}
+
+/// The texts among the parts of a content, but for empty ones.
+fn texts_of(parts: &mut [Json]) -> impl Iterator<Item = &mut Box<str>> {
+    parts.iter_mut().filter_map(|part| match part {
+        Json::Object(members) => members.iter_mut().find_map(|(name, value)| match value {
+            Json::String(text) if &**name == "text" && !text.trim().is_empty() => Some(text),
+            _ => None,
+        }),
+        _ => None,
+    })
+}
+
+fn has_text(parts: &[Json]) -> bool {
+    parts.iter().any(|part| matches!(part.member("text"), Some(Json::String(text)) if !text.trim().is_empty()))
 }
 
 /// Where the name of a call or tool is.

@@ -1,0 +1,177 @@
+//! A picture's place in a rendering becomes its tokens.
+//!
+//! First the text: what the family writes around and between features stands with its neighbours when it is encoded, and
+//! a run of features is written once. Then the ids: each run is repeated. So a picture costs the same to encode whatever
+//! its size, and the ids are those of the whole text.
+use super::{Family, Item, Span};
+use crate::error::RowError;
+use crate::tokenizer::engine::Tokens;
+use crate::types::Rendered;
+use crate::weigh::sequence::{Span as Weight, TokenTurn};
+use std::fmt::Write;
+use std::ops::Range;
+
+/// A picture in the expanded text.
+#[derive(Debug)]
+pub struct Placed {
+    bytes: Range<usize>,
+    /// Features of each run.
+    runs: Vec<usize>,
+}
+
+fn fault(reason: &'static str, message: String) -> RowError {
+    RowError { reason, column: None, path: String::new(), message }
+}
+
+/// Write each picture's marks for its placeholder; turns stay where they were in the text.
+///
+/// # Errors
+/// [`RowError`] where the template did not write a placeholder for each picture.
+pub fn expand(family: &Family, rendered: &mut Rendered, items: &[Item]) -> Result<Vec<Placed>, RowError> {
+    let spots: Vec<usize> = rendered.text.match_indices(&*family.placeholder).map(|(at, _)| at).collect();
+    if spots.len() != items.len() {
+        let message = format!(
+            "the chat template writes {} times {} for {} pictures, so the model would not see them all; pass a \
+             --chat-template that writes one for each",
+            spots.len(),
+            family.placeholder,
+            items.len()
+        );
+        return Err(fault("unwritten", message));
+    }
+    let old = std::mem::take(&mut rendered.text);
+    let mut placed = Vec::with_capacity(items.len());
+    let mut moved = Vec::with_capacity(items.len());
+    let mut copied = 0;
+    for (&at, item) in spots.iter().zip(items) {
+        rendered.text.push_str(&old[copied..at]);
+        copied = at + family.placeholder.len();
+        let start = rendered.text.len();
+        let runs = write(family, item, &mut rendered.text);
+        placed.push(Placed { bytes: start..rendered.text.len(), runs });
+        moved.push((copied, rendered.text.len()));
+    }
+    rendered.text.push_str(&old[copied..]);
+    let new_place = |at: usize| {
+        let before = moved.partition_point(|(old, _)| *old <= at);
+        before.checked_sub(1).map_or(at, |last| moved[last].1 + (at - moved[last].0))
+    };
+    for turn in &mut rendered.turns {
+        turn.all = new_place(turn.all.start)..new_place(turn.all.end);
+        turn.generated = new_place(turn.generated.start)..new_place(turn.generated.end);
+        turn.closing = new_place(turn.closing);
+    }
+    Ok(placed)
+}
+
+/// What a picture is written as, each run of features as one; returns the runs' lengths.
+fn write(family: &Family, item: &Item, text: &mut String) -> Vec<usize> {
+    let plan = &item.plan;
+    text.push_str(&family.before);
+    let mut runs = vec![];
+    let mut run = |text: &mut String, features: usize| {
+        text.push_str(&family.feature);
+        runs.push(features);
+    };
+    if let Some(marks) = &family.tiles {
+        let [_, rows, columns] = plan.grid;
+        for row in 1..=rows {
+            for column in 1..=columns {
+                let mark = marks.tile.replace("{row}", &row.to_string()).replace("{column}", &column.to_string());
+                let _ = text.write_str(&mark);
+                run(text, plan.tile_features);
+            }
+            text.push_str(&marks.row_end);
+        }
+        text.push_str(if rows == 0 { &marks.alone } else { &marks.whole });
+        run(text, plan.tile_features);
+        text.push_str(&marks.end);
+    } else {
+        run(text, plan.features);
+    }
+    text.push_str(&family.after);
+    runs
+}
+
+/// Repeat each run of features in the ids, and move turns along. `feature`: the id that is repeated.
+///
+/// # Errors
+/// [`RowError`] where the tokenizer makes another number of features of the text than was written.
+pub fn unroll(
+    placed: &[Placed],
+    items: Vec<Item>,
+    feature: i32,
+    tokens: &mut Tokens,
+    turns: &mut [TokenTurn],
+) -> Result<Vec<Span>, RowError> {
+    let runs: Vec<usize> = placed.iter().flat_map(|one| one.runs.iter().copied()).collect();
+    let found = tokens.ids.iter().filter(|id| **id == feature).count();
+    if found != runs.len() {
+        let message = format!("{} runs of features were written, {found} are in the ids; report this row", runs.len());
+        return Err(fault("media_tokens", message));
+    }
+    let total = tokens.ids.len() + runs.iter().sum::<usize>();
+    let (mut ids, mut ends) = (Vec::with_capacity(total), Vec::with_capacity(total));
+    let mut starts = Vec::with_capacity(tokens.ids.len() + 1);
+    let mut runs = runs.into_iter();
+    for (&id, &end) in tokens.ids.iter().zip(&tokens.ends) {
+        starts.push(ids.len() as i32);
+        let times = if id == feature { runs.next().unwrap_or(1) } else { 1 };
+        ids.resize(ids.len() + times, id);
+        ends.resize(ends.len() + times, end);
+    }
+    starts.push(ids.len() as i32);
+    let new = |index: usize| starts[index.min(starts.len() - 1)];
+    let spans = placed.iter().zip(items).map(|(one, item)| {
+        let (start, end) = (tokens.index_at(one.bytes.start).0, tokens.index_at(one.bytes.end).0);
+        let features = one.runs.iter().sum::<usize>() as i32;
+        Span { start: new(start), end: new(end), features, item }
+    });
+    let spans = spans.collect();
+    (tokens.ids, tokens.ends) = (ids, ends);
+    for turn in turns {
+        for place in
+            [&mut turn.start, &mut turn.end, &mut turn.generated_start, &mut turn.generated_end, &mut turn.closing]
+        {
+            *place = new(*place as usize);
+        }
+    }
+    Ok(spans)
+}
+
+/// Nobody learns to write a picture: take its tokens out of the weights.
+pub fn unweigh(weights: &mut Vec<Weight>, pictures: &(impl Iterator<Item = (i32, i32)> + Clone)) {
+    if pictures.clone().next().is_none() {
+        return;
+    }
+    let mut out: Vec<Weight> = Vec::with_capacity(weights.len());
+    for weight in weights.drain(..) {
+        let mut start = weight.start;
+        for (low, high) in pictures.clone() {
+            if low < weight.end && high > start {
+                if low > start {
+                    out.push(Weight { start, end: low, ..weight });
+                }
+                start = high;
+            }
+        }
+        if start < weight.end {
+            out.push(Weight { start, ..weight });
+        }
+    }
+    *weights = out;
+}
+
+/// Whether a cut keeps every picture; a row that lost one is not what it was.
+#[must_use]
+pub fn keeps_all(spans: &mut [Span], keep: &Range<usize>) -> bool {
+    let (low, high) = (keep.start as i32, keep.end as i32);
+    if spans.iter().any(|span| span.start < low || span.end > high) {
+        return false;
+    }
+    for span in spans {
+        span.start -= low;
+        span.end -= low;
+    }
+    true
+}

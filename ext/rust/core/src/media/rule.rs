@@ -1,0 +1,269 @@
+//! How many tokens a picture becomes, from its height and width alone, exactly as each family's processor counts.
+//!
+//! Sizes are those of the upright picture. Rounding is Python's: half to even.
+use crate::error::RowError;
+use serde::Deserialize;
+
+/// A family's rule with its parameters.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Rule {
+    /// Every picture is brought to one size.
+    Fixed {
+        /// Features of a picture.
+        features: usize,
+        /// Patches that the vision tower sees.
+        patches: usize,
+    },
+    /// Sides are rounded to whole cells, and the area is brought between two bounds (Qwen-VL, GLM-V).
+    Smart {
+        /// Pixels of a patch's side.
+        patch: usize,
+        /// Patches of a cell's side; a cell is one feature.
+        merge: usize,
+        /// Least pixels.
+        min_pixels: usize,
+        /// Most pixels.
+        max_pixels: usize,
+        /// Frames that a still picture counts for in the bounds.
+        #[serde(default = "one")]
+        frames: usize,
+        /// Enlarge pictures with a side under a cell, instead of rounding up.
+        #[serde(default)]
+        enlarge: bool,
+    },
+    /// The grid of square tiles whose proportions fit best, and the whole picture (`InternVL`).
+    Canvas {
+        /// Pixels of a tile's side.
+        tile: usize,
+        /// Least tiles.
+        min_tiles: usize,
+        /// Most tiles.
+        max_tiles: usize,
+        /// Features of a tile.
+        features: usize,
+        /// Patches of a tile.
+        patches: usize,
+    },
+    /// The listed size that keeps most of the picture, without its padding, and the whole picture (LLaVA-NeXT).
+    Pinpoints {
+        /// Pixels of a tile's side.
+        side: usize,
+        /// Features of a tile's side.
+        cells: usize,
+        /// Sizes to choose from, height and width.
+        sizes: Vec<(usize, usize)>,
+        /// More features than so many tiles' are thinned out.
+        #[serde(default)]
+        most_tiles: Option<usize>,
+        /// Several pictures in a row are not cut into tiles.
+        #[serde(default)]
+        alone_only: bool,
+        /// Features of a picture beside its cells; may be less than 0.
+        #[serde(default)]
+        extra: isize,
+    },
+    /// Tiles of the picture enlarged to a longest edge, and the whole picture (Idefics3, `SmolVLM`).
+    Tiles {
+        /// Pixels of a tile's side.
+        tile: usize,
+        /// The longest edge before tiles are cut.
+        longest_edge: usize,
+        /// Features of a tile.
+        features: usize,
+        /// Patches of a tile.
+        patches: usize,
+        /// Whether tiles are cut at all.
+        split: bool,
+    },
+}
+
+fn one() -> usize {
+    1
+}
+
+/// What becomes of a picture.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Plan {
+    /// How many feature tokens it becomes.
+    pub features: usize,
+    /// Patches, or tiles, in time, height and width.
+    pub grid: [usize; 3],
+    /// Patches that the vision tower sees.
+    pub patches: usize,
+    /// Tokens of one tile, where each tile has marks of its own.
+    pub tile_features: usize,
+}
+
+impl Rule {
+    /// The plan of a picture among `number` of its row.
+    ///
+    /// # Errors
+    /// [`RowError`] for a size that the family's processor refuses.
+    pub fn plan(&self, height: usize, width: usize, number: usize) -> Result<Plan, RowError> {
+        Ok(match *self {
+            Self::Fixed { features, patches } => Plan { features, grid: [1, 1, 1], patches, tile_features: features },
+            Self::Smart { patch, merge, min_pixels, max_pixels, frames, enlarge } => {
+                let (h, w) = smart_size(height, width, patch * merge, [min_pixels, max_pixels], frames, enlarge)?;
+                let grid = [1, h / patch, w / patch];
+                let patches = grid[1] * grid[2];
+                let features = patches / (merge * merge);
+                Plan { features, grid, patches, tile_features: features }
+            }
+            Self::Canvas { tile, min_tiles, max_tiles, features, patches } => {
+                let (columns, rows) = canvas(height, width, tile, min_tiles, max_tiles);
+                let tiles = if columns * rows > 1 { columns * rows + 1 } else { 1 };
+                let grid = [tiles, rows, columns];
+                Plan { features: tiles * features, grid, patches: tiles * patches, tile_features: features }
+            }
+            Self::Pinpoints { side, cells, ref sizes, most_tiles, alone_only, extra } => {
+                if alone_only && number > 1 {
+                    let features = (cells * cells + 1).saturating_add_signed(extra);
+                    return Ok(Plan { features, grid: [1, 1, 1], patches: cells * cells, tile_features: features });
+                }
+                let (h, w) = best_size(height, width, sizes);
+                let features = unpadded(height, width, (h / side, w / side), cells, most_tiles);
+                let features = features.saturating_add_signed(extra);
+                let tiles = (h / side) * (w / side) + 1;
+                let patches = tiles * cells * cells;
+                Plan { features, grid: [tiles, h / side, w / side], patches, tile_features: cells * cells }
+            }
+            Self::Tiles { tile, longest_edge, features, patches, split } => {
+                let (rows, columns) = if split { tile_grid(height, width, tile, longest_edge) } else { (0, 0) };
+                let tiles = rows * columns + 1;
+                let grid = [tiles, rows, columns];
+                Plan { features: tiles * features, grid, patches: tiles * patches, tile_features: features }
+            }
+        })
+    }
+}
+
+fn rounded(value: f64) -> usize {
+    value.round_ties_even() as usize
+}
+
+/// Height and width as whole cells of `cell` pixels with an area between the bounds. Source: `smart_resize` of Qwen2-VL's
+/// image processor, and of GLM-4V's.
+fn smart_size(
+    height: usize,
+    width: usize,
+    cell: usize,
+    bounds: [usize; 2],
+    frames: usize,
+    enlarge: bool,
+) -> Result<(usize, usize), RowError> {
+    let (mut h, mut w) = (height as f64, width as f64);
+    let size = cell as f64;
+    if enlarge && (height < cell || width < cell) {
+        let scale = (size / h).max(size / w);
+        (h, w) = ((h * scale).floor(), (w * scale).floor());
+    }
+    if h.max(w) / h.min(w) > 200.0 {
+        let message = format!("the picture has {width} by {height} pixels; the family takes at most 200 to 1");
+        return Err(RowError { reason: "media_size", column: None, path: String::new(), message });
+    }
+    let [least, most] = bounds.map(|bound| bound as f64);
+    let t = frames as f64;
+    let (rows, columns) = (rounded(h / size) * cell, rounded(w / size) * cell);
+    let area = t * rows as f64 * columns as f64;
+    let cells = |value: f64, whole: fn(f64) -> f64| whole(value) as usize * cell;
+    Ok(if area > most {
+        let beta = (t * h * w / most).sqrt();
+        (cells(h / beta / size, f64::floor).max(cell), cells(w / beta / size, f64::floor).max(cell))
+    } else if area < least {
+        let beta = (least / (t * h * w)).sqrt();
+        (cells(h * beta / size, f64::ceil), cells(w * beta / size, f64::ceil))
+    } else {
+        (rows, columns)
+    })
+}
+
+/// Columns and rows of tiles. Source: `get_optimal_tiled_canvas` of GOT-OCR2's and `InternVL`'s image processor.
+fn canvas(height: usize, width: usize, tile: usize, least: usize, most: usize) -> (usize, usize) {
+    let mut grids: Vec<(usize, usize)> = (1..=most).flat_map(|a| (1..=most).map(move |b| (a, b))).collect();
+    grids.retain(|(a, b)| (least..=most).contains(&(a * b)));
+    grids.sort_by_key(|(a, b)| a * b); // stable, as Python's
+    let aspect = width as f64 / height as f64;
+    let (mut best, mut least_difference) = ((1, 1), f64::INFINITY);
+    for (a, b) in grids {
+        let difference = (aspect - a as f64 / b as f64).abs();
+        let is_large = (width * height) as f64 > 0.5 * (tile * tile * a * b) as f64;
+        if difference < least_difference {
+            (least_difference, best) = (difference, (a, b));
+        } else if difference.to_bits() == least_difference.to_bits() && is_large {
+            best = (a, b);
+        }
+    }
+    best
+}
+
+/// The size that keeps most pixels of the picture and wastes least. Source: `select_best_resolution` of transformers.
+fn best_size(height: usize, width: usize, sizes: &[(usize, usize)]) -> (usize, usize) {
+    let (mut best, mut most_kept, mut least_wasted) = ((0, 0), 0, usize::MAX);
+    for &(h, w) in sizes {
+        let scale = (w as f64 / width as f64).min(h as f64 / height as f64);
+        let (inner_w, inner_h) = ((width as f64 * scale) as usize, (height as f64 * scale) as usize);
+        let kept = (inner_w * inner_h).min(width * height);
+        let wasted = h * w - kept;
+        if kept > most_kept || kept == most_kept && wasted < least_wasted {
+            (best, most_kept, least_wasted) = ((h, w), kept, wasted);
+        }
+    }
+    best
+}
+
+/// Features of the tiles without those of padding, one more for each row's end, and those of the whole picture. Source:
+/// `_get_unpadded_features` of LLaVA-NeXT's processor, and of LLaVA-OneVision's.
+fn unpadded(
+    height: usize,
+    width: usize,
+    (tile_rows, tile_columns): (usize, usize),
+    cells: usize,
+    most_tiles: Option<usize>,
+) -> usize {
+    let (mut rows, mut columns) = (cells * tile_rows, cells * tile_columns);
+    let (h, w) = (height as f64, width as f64);
+    // Python's round(x, 7), then int()
+    let inner = |value: f64| ((value * 1e7).round_ties_even() / 1e7) as usize;
+    if w / h > columns as f64 / rows as f64 {
+        let new = inner(h * (columns as f64 / w));
+        rows -= (rows - new.min(rows)) / 2 * 2;
+    } else {
+        let new = inner(w * (rows as f64 / h));
+        columns -= (columns - new.min(columns)) / 2 * 2;
+    }
+    let whole = cells * cells;
+    let ratio = most_tiles.map_or(0.0, |most| ((rows * columns) as f64 / (most * whole) as f64).sqrt());
+    if ratio > 1.1 {
+        (rows, columns) = ((rows as f64 / ratio) as usize, (columns as f64 / ratio) as usize);
+    }
+    rows * columns + rows + whole
+}
+
+/// Rows and columns of tiles; none for a picture that is not cut. Source: Idefics3's image processor.
+fn tile_grid(height: usize, width: usize, tile: usize, longest: usize) -> (usize, usize) {
+    const MOST: usize = 4096;
+    let even = |side: usize| side + side % 2;
+    let aspect = width as f64 / height as f64;
+    let (h, w) = if width >= height {
+        (even((longest as f64 / aspect) as usize), longest)
+    } else {
+        (longest, even((longest as f64 * aspect) as usize))
+    };
+    let (mut h, mut w) = (h.max(1), w.max(1));
+    let aspect = w as f64 / h as f64;
+    if w >= h && w > MOST {
+        (h, w) = ((MOST as f64 / aspect) as usize, MOST);
+    } else if h > w && h > MOST {
+        (h, w) = (MOST, (MOST as f64 * aspect) as usize);
+    }
+    let (h, w) = (h.max(1), w.max(1));
+    let aspect = w as f64 / h as f64;
+    let whole = |side: usize| side.div_ceil(tile) * tile;
+    let (h, w) = if w >= h {
+        (whole((whole(w) as f64 / aspect) as usize), whole(w))
+    } else {
+        (whole(h), whole((whole(h) as f64 * aspect) as usize))
+    };
+    if h <= tile && w <= tile { (0, 0) } else { (h.div_ceil(tile), w.div_ceil(tile)) }
+}

@@ -1,0 +1,38 @@
+"""Qwen2-VL, Qwen2.5-VL, Qwen3-VL and what is built like them: sizes in whole cells, one token a cell."""
+
+from typing import Any
+
+from postmill.stages.shared.media.processor import Processor
+
+
+def family(processor: Processor) -> dict[str, Any]:
+    """Source: `smart_resize` in transformers' image_processing_qwen2_vl.py."""
+    token = processor.token("image_token", "<|image_pad|>")
+    video = processor.token("video_token", "<|video_pad|>")
+    size = processor.image.get("size") or {}
+    least = processor.image.get("min_pixels") or size.get("shortest_edge", 56 * 56)
+    most = processor.image.get("max_pixels") or size.get("longest_edge", 28 * 28 * 1280)
+    rule = {
+        "kind": "smart",
+        "patch": processor.number("patch_size", 14),
+        "merge": processor.number("merge_size", 2),
+        "min_pixels": least,
+        "max_pixels": most,
+    }
+    return {"placeholder": token, "feature": token, "marks": [video], "rule": rule}
+
+
+def glm4v(processor: Processor) -> dict[str, Any]:
+    """As Qwen's, with two frames in the bounds of a picture's area, and small pictures enlarged first."""
+    token = processor.token("image_token", "<|image|>")
+    size = processor.image.get("size") or {}
+    rule = {
+        "kind": "smart",
+        "patch": processor.number("patch_size", 14),
+        "merge": processor.number("merge_size", 2),
+        "min_pixels": size.get("shortest_edge", 112 * 112),
+        "max_pixels": size.get("longest_edge", 28 * 28 * 15000),
+        "frames": processor.number("temporal_patch_size", 2),
+        "enlarge": True,
+    }
+    return {"placeholder": token, "feature": token, "rule": rule}

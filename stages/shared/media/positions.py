@@ -1,0 +1,29 @@
+"""Positions of a row's tokens in three dimensions (m-rope), from where its pictures lie."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from postmill.io.pictures import Picture
+
+
+def mrope_positions(length: int, pictures: Sequence[Picture], merge: int) -> NDArray[np.int64]:
+    """Time, height and width of each token, [3, length].
+
+    Text counts on in all three. The features of a picture have its grid's places, counted from where it begins; text
+    goes on behind the longest side. merge: patches of a feature's side. Source: `get_rope_index` of Qwen2-VL's model,
+    <https://arxiv.org/abs/2409.12191>, section 2.1.
+    """
+    found = np.empty((3, length), np.int64)
+    place = at = 0
+    for picture in pictures:
+        found[:, at : picture.start] = place + np.arange(picture.start - at)
+        place += picture.start - at
+        frames, rows, columns = picture.grid[0], picture.grid[1] // merge, picture.grid[2] // merge
+        grid = np.stack(np.meshgrid(np.arange(frames), np.arange(rows), np.arange(columns), indexing="ij"))
+        found[:, picture.start : picture.end] = place + grid.reshape(3, -1)
+        place += max(rows, columns)
+        at = picture.end
+    found[:, at:] = place + np.arange(length - at)
+    return found
