@@ -5,7 +5,7 @@ import sys
 import typing
 from typing import Any
 
-from postmill.cli.help import COMMON, flag_name
+from postmill.cli.help import common_flags, flag_name
 from postmill.cli.tool import need, parse
 from postmill.io.errors import ConfigError
 from postmill.stages.options import bare, options, short_names
@@ -45,7 +45,11 @@ def _stages() -> dict[str, dict[str, Any]]:
             plain = bare(option.kind)
             words = typing.get_args(plain) if typing.get_origin(plain) is typing.Literal else ()
             flags[flag_name(word)] = list(option.choice.table) if option.choice else [str(value) for value in words]
-        table[name] = flags | {flag: [] for flag in COMMON} | {p.flag: [] for p in stage.inputs.values() if p.flag}
+        table[name] = (
+            flags
+            | {flag: [] for flag in common_flags(is_service=stage.is_service)}
+            | {p.flag: [] for p in stage.inputs.values() if p.flag}
+        )
     return table
 
 

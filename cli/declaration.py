@@ -99,6 +99,8 @@ class Declaration:
         self.name: str = source.value(said["name"]) if "name" in said else ""
         self.example: str = source.value(said["example"]) if "example" in said else ""
         self.first: tuple[str, ...] = source.value(said["first"]) if "first" in said else ()
+        output = said.get("output")
+        self.is_service = isinstance(output, ast.Constant) and output.value == ""
         self.summary = " ".join((ast.get_docstring(config_class, clean=False) or "").split())
         self.choices: dict[str, list[str]] = {}
         """Names that a choice can be, by its path."""

@@ -19,6 +19,12 @@ COMMON = {
     "--help": "this text; --help all shows every option (-h)",
 }
 """Flags that every stage has."""
+_OF_ARTIFACTS = ("--output", "--json", "--replace", "--force", "--max-dropped")
+
+
+def common_flags(*, is_service: bool) -> dict[str, str]:
+    """Flags that a stage has beside its own; a service makes no artifact."""
+    return {name: text for name, text in COMMON.items() if not is_service or name not in _OF_ARTIFACTS}
 
 
 def flag_name(field: str) -> str:
@@ -40,7 +46,7 @@ def stage_help(stage: Declaration, *, everything: bool = True) -> str:
     for name, port in flagged:
         words = f"{port['flag']} {name.upper()}"
         usage.append(words if port.get("required", True) else f"[{words}]")
-    usage += ["-o OUTPUT", "[options]", "[@ recipe.toml]"]
+    usage += [*([] if stage.is_service else ["-o OUTPUT"]), "[options]", "[@ recipe.toml]"]
     parts = [f"{stage.summary}\n\n", f"usage: {' '.join(usage)}\n"]
     if stage.example:
         parts.append("\nexample:\n" + textwrap.indent(textwrap.dedent(stage.example).strip(), "  ") + "\n")
@@ -66,7 +72,7 @@ def stage_help(stage: Declaration, *, everything: bool = True) -> str:
         name = flag_name(path)
         parts.append(f"  options of another {name[2:]}: postmill {stage.name} {name} NAME --help all\n")
     parts.append("\ncommon:\n")
-    parts += [f"  {name:<16}{text}\n" for name, text in COMMON.items()]
+    parts += [f"  {name:<16}{text}\n" for name, text in common_flags(is_service=stage.is_service).items()]
     return "".join(parts)
 
 

@@ -9,7 +9,7 @@ import msgspec
 
 from postmill.cli.chain import read_for_stage
 from postmill.cli.flags import Said, chosen_names, read_recipe, resolve
-from postmill.cli.help import COMMON, flag_name
+from postmill.cli.help import common_flags, flag_name
 from postmill.io.errors import ConfigError
 from postmill.stages.options import Option, bare, explain_unknown, options, short_names
 from postmill.stages.spec import Stage
@@ -55,7 +55,7 @@ def parse(stage: Stage, argv: list[str]) -> Call:
                 rest.insert(0, value)
             if name in by_flag:
                 call.inputs[by_flag[name]].append(_value(rest, name))
-            elif name in COMMON:
+            elif name in common_flags(is_service=stage.is_service):
                 call.common[name] = "" if name in _SWITCHES else _value(rest, name)
             else:
                 _config_flag(stage, known, name, rest, call.said)
@@ -96,7 +96,11 @@ def _config_flag(
     if path not in known and negated in known and bare(known[negated].kind) is bool:
         said.setdefault(negated, []).append(Said("false", name, True))
     elif path not in known:
-        flags = [flag_name(p) for p in known] + list(COMMON) + [p.flag for p in stage.inputs.values() if p.flag]
+        flags = (
+            [flag_name(p) for p in known]
+            + list(common_flags(is_service=stage.is_service))
+            + [p.flag for p in stage.inputs.values() if p.flag]
+        )
         why = explain_unknown(path, stage.name, stage.config, {option.path: option for option in known.values()})
         if why.startswith("no such option"):
             why = f"no such flag of {stage.name}{closest(name, flags)}"
@@ -135,6 +139,8 @@ def run(stage: Stage, argv: list[str]) -> int:
 
         go_offline()
     config = resolve(stage.config, call.said, stage.name)
+    if stage.is_service:
+        return _serve(stage, config, call)
     output = call.common.get("--output", "-" if stage.stream else "")
     if not output:
         raise ConfigError(f"{stage.name}: no output; pass -o DIR")
@@ -178,6 +184,18 @@ def run(stage: Stage, argv: list[str]) -> int:
     return 0
 
 
+def _serve(stage: Stage, config: Any, call: Call) -> int:
+    """Run a stage that makes no artifact, until it ends."""
+    if "--dry-run" in call.common:
+        return _dry_run(stage, config, call, None)
+    from postmill.stages.progress import Progress
+    from postmill.stages.runner import run_service
+
+    with Progress.install(quiet="--quiet" in call.common):
+        run_service(stage, config, call.inputs, threads=_number("--threads", call.common.get("--threads", "0")))
+    return 0
+
+
 def _dry_run(stage: Stage, config: Any, call: Call, target: Path | None) -> int:
     from postmill.stages.runner import find_inputs, name_work
 
@@ -189,7 +207,7 @@ def _dry_run(stage: Stage, config: Any, call: Call, target: Path | None) -> int:
         "stage": stage.name,
         "config": resolved,
         "inputs": entries,
-        "output": str(target) if target else "-",
+        "output": str(target) if target else "" if stage.is_service else "-",
         "kind": stage.kind(config),
         "key": key,
     }

@@ -199,6 +199,14 @@ def run_stage(stage: Stage, config: Any, given: dict[str, list[str]], output: Pa
     return Outcome(status="done", path=output, manifest=manifest, seconds=seconds)
 
 
+def run_service(stage: Stage, config: Any, given: dict[str, list[str]], *, threads: int = 0) -> None:
+    """Run a stage that makes no artifact. Raises what `find_inputs` and the stage raise."""
+    inputs = find_inputs(stage, given)
+    out = Out(stage, "", None, None, None)
+    out.threads = threads or len(os.sched_getaffinity(0))
+    importlib.import_module(f"{stage.package or f'postmill.stages.{stage.name}'}.run").run(config, inputs, out)
+
+
 def _done_before(
     stage: Stage, work: tuple[str, dict[str, Any], list[InputEntry]], output: Path, options: Options
 ) -> Artifact | None:

@@ -64,7 +64,7 @@ class Stage(msgspec.Struct, frozen=True, kw_only=True):
     config: type[Any]
     inputs: dict[str, Port]
     output: str | Callable[[Any], str]
-    """Kind of the artifact it makes, or a function from the config to it."""
+    """Kind of the artifact it makes, or a function from the config to it; empty for a service, which makes none."""
     stream: bool = False
     """Whether the output can be a stream on stdout."""
     example: str = ""
@@ -76,6 +76,11 @@ class Stage(msgspec.Struct, frozen=True, kw_only=True):
     """Package that holds `run.py`; unset for stages of ours, whose package follows from their name."""
     ranks: bool = False
     """Whether several processes of a launcher (torchrun, accelerate) may run it together; rank 0 writes."""
+
+    @property
+    def is_service(self) -> bool:
+        """Whether it runs until it is told to end, and makes no artifact."""
+        return self.output == ""
 
     def kind(self, config: Any) -> str:
         """Kind of the artifact that `config` makes."""

@@ -10,6 +10,7 @@ STAGES = {
     "merge": "an adapter into its model",
     "quantize": "a model's weights to few bits",
     "eval": "a model against questions",
+    "serve": "a model over HTTP, as OpenAI and Anthropic do",
 }
 """Stage -> what it does. A new stage is a folder under stages/ and a line here; a package of somebody else's adds one
 by an entry point of the group `postmill.stages`, `NAME = module:STAGE`."""

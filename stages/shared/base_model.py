@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from postmill.io.errors import MISMATCH, NO_INPUT, ArtifactError
+from postmill.io.errors import MISMATCH, NO_INPUT, USAGE, ArtifactError, ConfigError
 from postmill.io.json_file import load_json
 from postmill.io.model_folder import ADAPTER_CONFIG, TRAINING, model_digest
 from postmill.stages.protocol import Input, Inputs
@@ -24,6 +24,21 @@ def imply_base(inputs: Inputs) -> Inputs:
     for adapter in adapters:
         check_base(adapter, bases[0])
     return inputs | {"model": bases}
+
+
+def imply_served(inputs: Inputs) -> Inputs:
+    """Adapters by name belong to the model that is served, or to the base of the adapter that is.
+
+    Raises ConfigError (2) for a base beside a model; ArtifactError: 66, 78 as `imply_base`.
+    """
+    served = inputs["served"][0]
+    if served.kind == "adapter":
+        return imply_base(inputs)
+    if inputs.get("model"):
+        raise ConfigError(f"-m: {served.name} is a model, not an adapter, and has no base; leave -m out", USAGE)
+    for adapter in inputs.get("adapter", []):
+        check_base(adapter, served)
+    return inputs
 
 
 def trained_stop_ids(path: Path) -> list[int]:

@@ -58,6 +58,7 @@ class LocalEngine:
             versions=versions,
             can=frozenset(can),
             max_tokens=getattr(self._model.config.get_text_config(), "max_position_embeddings", None),
+            vocab_size=self._vocab,
             stop_ids=frozenset(all_stop_ids(folders)),
         )
 
@@ -77,6 +78,7 @@ class LocalEngine:
             model = add_adapters(model, dict.fromkeys(adapters, 1.0))
             adapters = []
         self._model = model.to(self._device)
+        self._vocab = int(self._model.get_input_embeddings().num_embeddings)
         digest = self._digest()
         self._prepare()
         for folder in adapters:
@@ -270,6 +272,10 @@ class LocalEngine:
             return "the prompt has no tokens"
         if request.adapter is not None and request.adapter not in self._adapters:
             return f"there is no adapter {request.adapter!r}"
+        named = {*sampling.bias, *(sampling.stop_ids if sampling.min_new_tokens else ())}
+        outside = [token for token in (max(request.prompt_ids), *named) if token >= self._vocab]
+        if outside or min(request.prompt_ids) < 0:
+            return f"token {(outside or [min(request.prompt_ids)])[0]} is outside the vocabulary of {self._vocab}"
         most, length = self.about.max_tokens, len(request.prompt_ids)
         if isinstance(self._rows, PagedRows):
             most = self._rows.num_tokens if most is None else min(most, self._rows.num_tokens)

@@ -130,6 +130,8 @@ class About(msgspec.Struct, frozen=True, kw_only=True):
     """Of: logp, raw_logp, prompt_logp, seed, adapters, load, shared_prefix, repeatable, steps, batch_invariant."""
     max_tokens: int | None
     """Longest prompt and answer together."""
+    vocab_size: int = 0
+    """Tokens that a prompt may have; 0 if that is not known."""
     stop_ids: frozenset[int]
     """Tokens that end an answer by the model's own configuration and training."""
 

@@ -25,8 +25,9 @@ class Speaker:
         return frozenset() if found is None else frozenset({found})
 
     @property
-    def has_template(self) -> bool:
-        return bool(self._tokenizer.chat_template)
+    def num_tokens(self) -> int:
+        """Tokens that the tokenizer knows."""
+        return len(self._tokenizer)
 
     def prompt_ids(self, messages: list[dict[str, Any]], **options: Any) -> list[int] | str:
         """The conversation up to where the answer begins, or why it cannot be had.

@@ -1,0 +1,176 @@
+"""POST /v1/messages and /v1/messages/count_tokens: Anthropic's words over the same chat."""
+
+import json
+import secrets
+from collections.abc import AsyncIterator
+from typing import Any
+
+import msgspec
+
+from postmill.stages.serve.conversation import read_messages, read_tools
+from postmill.stages.serve.errors import ApiError, invalid, unsupported
+from postmill.stages.serve.fields import Common, Messages
+from postmill.stages.serve.sampling import read_sampling
+from postmill.stages.serve.service import Ask, Service
+from postmill.stages.shared.engine.protocol import Reply
+
+
+def to_messages(body: Messages) -> list[dict[str, Any]]:
+    """The conversation as OpenAI's messages. Raises ApiError (400)."""
+    found: list[dict[str, Any]] = []
+    if body.system is not None:
+        found.append({"role": "system", "content": _text(body.system, "system")})
+    for number, message in enumerate(body.messages):
+        place, role = f"messages.{number}", message.get("role")
+        if role not in ("user", "assistant"):
+            raise ApiError(400, "invalid_messages", f"{place}.role: {role!r}: expected user or assistant.", place)
+        content = message.get("content")
+        blocks = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        if not isinstance(blocks, list) or not all(isinstance(block, dict) for block in blocks):
+            raise ApiError(400, "invalid_messages", f"{place}.content: expected text or a list of blocks.", place)
+        found += _assistant(blocks, place) if role == "assistant" else _user(blocks, place)
+    return found
+
+
+def _text(value: Any, place: str) -> str:
+    if isinstance(value, str):
+        return value
+    parts = [block.get("text") for block in value if isinstance(block, dict)] if isinstance(value, list) else [None]
+    if not all(isinstance(part, str) for part in parts) or len(parts) != len(value):
+        raise ApiError(400, "invalid_messages", f"{place}: expected text, or blocks of text.", place)
+    return "".join(str(part) for part in parts)
+
+
+def _assistant(blocks: list[dict[str, Any]], place: str) -> list[dict[str, Any]]:
+    message: dict[str, Any] = {"role": "assistant", "content": ""}
+    for block in blocks:
+        kind = block.get("type")
+        if kind == "text":
+            message["content"] += _text(block.get("text"), place)
+        elif kind == "thinking":
+            message["reasoning_content"] = message.get("reasoning_content", "") + _text(block.get("thinking"), place)
+        elif kind == "tool_use":
+            call = {"name": block.get("name"), "arguments": block.get("input", {})}
+            message.setdefault("tool_calls", []).append({"id": block.get("id"), "type": "function", "function": call})
+        elif kind != "redacted_thinking":
+            raise unsupported(place, f"{place}: a block of type {kind!r} is not served.")
+    return [message]
+
+
+def _user(blocks: list[dict[str, Any]], place: str) -> list[dict[str, Any]]:
+    """Results of tools come first, each as a message of its own."""
+    found: list[dict[str, Any]] = []
+    text: list[str] = []
+    for block in blocks:
+        kind = block.get("type")
+        if kind == "text":
+            text.append(_text(block.get("text"), place))
+        elif kind == "tool_result":
+            content = _text(block.get("content") or "", place)
+            failed = "Error: " if block.get("is_error") else ""
+            found.append({"role": "tool", "tool_call_id": block.get("tool_use_id"), "content": failed + content})
+        else:
+            raise unsupported(place, f"{place}: a block of type {kind!r} is not served.")
+    if text or not found:
+        found.append({"role": "user", "content": "".join(text)})
+    return found
+
+
+def to_tools(body: Messages) -> list[dict[str, Any]] | None:
+    """Tools as OpenAI's functions."""
+    if body.tool_choice is not None and body.tool_choice.get("type") not in ("auto", "none"):
+        raise unsupported("tool_choice", "tool_choice: only auto and none are served.")
+    functions = []
+    for number, tool in enumerate(body.tools or []):
+        if tool.get("type", "custom") != "custom":
+            raise unsupported(
+                f"tools.{number}", f"tools.{number}: {tool['type']!r}: only tools of the caller are served."
+            )
+        function = {"name": tool.get("name"), "parameters": tool.get("input_schema")}
+        if "description" in tool:
+            function["description"] = tool["description"]
+        functions.append({"type": "function", "function": function})
+    return functions or None
+
+
+async def prompt(service: Service, body: Messages) -> list[int]:
+    """Tokens of the conversation. Raises ApiError (400)."""
+    options: dict[str, Any] = {}
+    if body.thinking is not None:
+        options["enable_thinking"] = body.thinking.type == "enabled"
+    return await service.render(read_messages(to_messages(body)), tools=read_tools(to_tools(body)), **options)
+
+
+async def prepare(service: Service, body: Messages) -> Ask:
+    """The request in the engine's terms. Raises ApiError (400, 404)."""
+    model = service.model(body.model)
+    if body.max_tokens is None:
+        raise ApiError(400, "missing_required_parameter", "Missing required parameter: 'max_tokens'.", "max_tokens")
+    ids = await prompt(service, body)
+    stop = list(body.stop_sequences or [])
+    if any(not text.strip() for text in stop):
+        raise invalid("stop_sequences", "stop_sequences: each has to hold more than white space.")
+    common = Common(
+        model=body.model, temperature=body.temperature, top_p=body.top_p, top_k=body.top_k or None, stop=stop or None
+    )
+    return Ask(
+        id=f"msg_{secrets.token_hex(12)}",
+        model=model,
+        prompt_ids=ids,
+        sampling=read_sampling(service, common, ids, min(body.max_tokens, service.cfg.max_new_tokens), "messages"),
+        seeds=service.seeds(None, 1),
+    )
+
+
+def _stop_reason(reply: Reply) -> dict[str, str | None]:
+    if reply.stop is not None:
+        return {"stop_reason": "stop_sequence", "stop_sequence": reply.stop}
+    reason = "max_tokens" if reply.finish == "length" else "end_turn"
+    return {"stop_reason": reason, "stop_sequence": None}
+
+
+def _usage(ask: Ask, reply: Reply | None) -> dict[str, int]:
+    return {
+        "input_tokens": len(ask.prompt_ids),
+        "output_tokens": len(reply.ids) if reply else 0,
+        "cache_read_input_tokens": reply.cached_tokens if reply else 0,
+        "cache_creation_input_tokens": 0,
+    }
+
+
+def _message(ask: Ask, body: Messages, content: list[dict[str, Any]], reply: Reply | None) -> dict[str, Any]:
+    end = _stop_reason(reply) if reply else {"stop_reason": None, "stop_sequence": None}
+    head = {"id": ask.id, "type": "message", "role": "assistant", "model": body.model, "content": content}
+    return head | end | {"usage": _usage(ask, reply)}
+
+
+async def answer(service: Service, body: Messages, ask: Ask) -> dict[str, Any]:
+    """The whole answer."""
+    (found,) = await service.whole(ask)
+    return _message(ask, body, [{"type": "text", "text": found.text}], found.reply)
+
+
+async def stream(service: Service, body: Messages, ask: Ask) -> AsyncIterator[dict[str, Any]]:
+    """Events in Anthropic's order."""
+    yield {"type": "message_start", "message": _message(ask, body, [], None)}
+    yield {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}}
+    yield {"type": "ping"}
+    async for piece in service.answers(ask):
+        if piece.text:
+            delta = {"type": "text_delta", "text": piece.text}
+            yield {"type": "content_block_delta", "index": 0, "delta": delta}
+        if piece.reply is not None:
+            yield {"type": "content_block_stop", "index": 0}
+            usage = _usage(ask, piece.reply)
+            yield {"type": "message_delta", "delta": _stop_reason(piece.reply), "usage": usage}
+    yield {"type": "message_stop"}
+
+
+def event(data: dict[str, Any]) -> bytes:
+    """One event of a stream, with its name."""
+    return f"event: {data['type']}\ndata: ".encode() + msgspec.json.encode(data) + b"\n\n"
+
+
+def error_event(body: dict[str, Any]) -> bytes:
+    """An error after the stream has begun."""
+    return f"event: error\ndata: {json.dumps(body)}\n\n".encode()

@@ -1,0 +1,392 @@
+"""HTTP: which route is what, who may ask, and how answers and errors are written.
+
+Before anything else, the host that a request names and its key are looked at. So a route that does not exist asks for a
+key too. A client that goes away, in a stream or not, ends the work that was done for it.
+"""
+
+import asyncio
+import hmac
+import secrets
+import sys
+import time
+import traceback
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import msgspec
+from starlette.requests import ClientDisconnect, Request
+from starlette.types import Message, Receive, Scope, Send
+
+from postmill.stages.serve import anthropic, chat, completions
+from postmill.stages.serve.conversation import read_messages, read_tools
+from postmill.stages.serve.errors import ApiError, invalid
+from postmill.stages.serve.fields import Chat, Completion, Detokenize, Messages, Tokenize, parse
+from postmill.stages.serve.service import Named, Service
+
+_KEEP_ALIVE_S = 15.0
+_LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]")
+
+Handler = Callable[[Service, "Call"], Awaitable[Any]]
+
+
+class Stream:
+    """Events of an answer: `events` as they come, written by `write`, closed by `end`."""
+
+    def __init__(
+        self, events: AsyncIterator[dict[str, Any]], write: Callable[[dict[str, Any]], bytes], end: bytes
+    ) -> None:
+        self.events, self.write, self.end = events, write, end
+
+
+class Gone(Exception):
+    """The client has closed the connection."""
+
+
+def _openai_event(data: dict[str, Any]) -> bytes:
+    return b"data: " + msgspec.json.encode(data) + b"\n\n"
+
+
+# routes
+
+
+async def _health(service: Service, call: "Call") -> Any:
+    if service.worker.died.is_set():
+        raise ApiError(503, "engine_down", "The engine has failed.")
+    return {"status": "ok"}
+
+
+async def _ready(service: Service, call: "Call") -> Any:
+    service.check_open()
+    return {"status": "ok", "running": service.worker.num_running}
+
+
+async def _metrics(service: Service, call: "Call") -> Any:
+    return service.metrics.text(running=service.worker.num_running)
+
+
+def _card(service: Service, model: Named) -> dict[str, Any]:
+    return {
+        "id": model.name,
+        "object": "model",
+        "created": service.started,
+        "owned_by": "postmill",
+        "root": model.name if model.parent is None else model.parent,
+        "parent": model.parent,
+        "max_model_len": service.most_tokens,
+        "digest": model.digest,
+        "sampling": msgspec.to_builtins(service.defaults),
+    }
+
+
+async def _models(service: Service, call: "Call") -> Any:
+    return {"object": "list", "data": [_card(service, model) for model in service.models.values()]}
+
+
+async def _one_model(service: Service, call: "Call") -> Any:
+    return _card(service, service.model(call.name))
+
+
+async def _chat(service: Service, call: "Call") -> Any:
+    body = parse(await call.body(), Chat)
+    service.check_open()
+    ask = await chat.prepare(service, body)
+    if body.stream:
+        service.check_open(len(ask.seeds))
+        return Stream(chat.stream(service, body, ask), _openai_event, b"data: [DONE]\n\n")
+    return await chat.answer(service, body, ask)
+
+
+async def _completions(service: Service, call: "Call") -> Any:
+    body = parse(await call.body(), Completion)
+    service.check_open()
+    asks = await completions.prepare(service, body)
+    if body.stream:
+        service.check_open(len(asks[0].seeds))
+        return Stream(completions.stream(service, body, asks), _openai_event, b"data: [DONE]\n\n")
+    return await completions.answer(service, body, asks)
+
+
+async def _messages(service: Service, call: "Call") -> Any:
+    body = parse(await call.body(), Messages)
+    service.check_open()
+    ask = await anthropic.prepare(service, body)
+    if body.stream:
+        service.check_open()
+        return Stream(anthropic.stream(service, body, ask), anthropic.event, b"")
+    return await anthropic.answer(service, body, ask)
+
+
+async def _count_tokens(service: Service, call: "Call") -> Any:
+    body = parse(await call.body(), Messages)
+    service.model(body.model)
+    return {"input_tokens": len(await anthropic.prompt(service, body))}
+
+
+async def _tokenize(service: Service, call: "Call") -> Any:
+    body = parse(await call.body(), Tokenize)
+    if body.model is not None:
+        service.model(body.model)
+    if (body.prompt is None) == (body.messages is None):
+        raise invalid("prompt", "Give prompt or messages, one of them.")
+    if body.messages is not None:
+        ids = await service.render(
+            read_messages(body.messages),
+            tools=read_tools(body.tools),
+            **({"add_generation_prompt": body.add_generation_prompt} | (body.chat_template_kwargs or {})),
+        )
+    else:
+        ids = await service.encode(body.prompt or "", special=body.add_special_tokens)
+    names = [service.speaker.piece(token) for token in ids] if body.return_token_strs else None
+    return {"count": len(ids), "max_model_len": service.most_tokens, "tokens": ids, "token_strs": names}
+
+
+async def _detokenize(service: Service, call: "Call") -> Any:
+    body = parse(await call.body(), Detokenize)
+    wrong = [token for token in body.tokens if token >= service.vocab]
+    if wrong:
+        raise invalid("tokens", f"tokens: {wrong[0]} is outside the vocabulary of {service.vocab}.")
+    return {"prompt": service.speaker.decode(body.tokens, special=True)}
+
+
+async def _embeddings(service: Service, call: "Call") -> Any:
+    await call.body()
+    raise ApiError(400, "unsupported_parameter", "This model makes text, no embeddings.", "model")
+
+
+ROUTES: dict[str, dict[str, Handler]] = {
+    "/health": {"GET": _health},
+    "/healthz": {"GET": _health},
+    "/readyz": {"GET": _ready},
+    "/metrics": {"GET": _metrics},
+    "/v1/models": {"GET": _models},
+    "/v1/models/{name}": {"GET": _one_model},
+    "/v1/chat/completions": {"POST": _chat},
+    "/v1/completions": {"POST": _completions},
+    "/v1/embeddings": {"POST": _embeddings},
+    "/v1/messages": {"POST": _messages},
+    "/v1/messages/count_tokens": {"POST": _count_tokens},
+    "/tokenize": {"POST": _tokenize},
+    "/detokenize": {"POST": _detokenize},
+}
+"""All there is. Anything else is not found, once the key is right."""
+_OPEN = ("/health", "/healthz")
+
+
+def _find(path: str) -> tuple[str, str]:
+    """The route of a path and the name in it. Raises ApiError (404)."""
+    if path in ROUTES and "{" not in path:
+        return path, ""
+    if path.startswith("/v1/models/"):
+        return "/v1/models/{name}", path.removeprefix("/v1/models/")
+    raise ApiError(404, "route_not_found", f"There is no {path[:100]!r} here.")
+
+
+class App:
+    """The server as an ASGI application. `keys`: name -> key; empty asks for none."""
+
+    def __init__(self, service: Service, keys: dict[str, str]) -> None:
+        self.service, self._keys = service, keys
+        cfg = service.cfg
+        self._hosts = set(cfg.allow_host)
+        if not self._hosts and cfg.is_loopback:
+            self._hosts = set(_LOCAL_NAMES)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] != "http":
+            if scope["type"] == "lifespan":
+                await _lifespan(receive, send)
+            return
+        request = Request(scope, receive)
+        call = Call(self.service, request, send)
+        try:
+            self._check_host(request)
+            who = self._check_key(request)
+            route, name = _find(request.url.path)
+            call.route, call.name, call.key_name = route, name, who
+            methods = ROUTES[route]
+            if request.method not in methods:
+                allowed = ", ".join(methods)
+                raise ApiError(405, "method_not_allowed", f"{route} answers {allowed}.", headers={"allow": allowed})
+            await call.answer(methods[request.method])
+        except ApiError as error:
+            await call.refuse(error)
+        finally:
+            call.log()
+
+    def _check_host(self, request: Request) -> None:
+        """A page in a browser may reach this machine under a name of its own; such a name is not served."""
+        if not self._hosts:
+            return
+        host = request.headers.get("host", "")
+        name = host.rpartition(":")[0] if host.rpartition(":")[2].isdecimal() else host
+        if name.lower() not in self._hosts:
+            raise ApiError(403, "host_not_allowed", "The Host header names another server; see --allow-host.")
+
+    def _check_key(self, request: Request) -> str:
+        """The name of the key that was given. Raises ApiError (401)."""
+        if not self._keys or request.url.path in _OPEN:
+            return ""
+        scheme, _, given = request.headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer":
+            given = request.headers.get("x-api-key", "")
+        # all keys are compared, in a time that tells nothing
+        found = [name for name, key in self._keys.items() if hmac.compare_digest(key.encode(), given.strip().encode())]
+        if not found:
+            headers = {"www-authenticate": "Bearer"}
+            raise ApiError(401, "invalid_api_key", "The API key is missing or wrong.", headers=headers)
+        return found[0]
+
+
+async def _lifespan(receive: Receive, send: Send) -> None:
+    while True:
+        message = await receive()
+        await send({"type": f"{message['type']}.complete"})
+        if message["type"] == "lifespan.shutdown":
+            return
+
+
+class Call:
+    """One request being answered."""
+
+    def __init__(self, service: Service, request: Request, send: Send) -> None:
+        self._service, self._request, self._send = service, request, send
+        self.id = f"req_{secrets.token_hex(12)}"
+        self.route, self.name, self.key_name = "", "", ""
+        """The route, the name in its path, and whose key it is."""
+        self._status = 0
+        self._is_read = asyncio.Event()
+        self._started = time.monotonic()
+
+    @property
+    def _is_anthropic(self) -> bool:
+        return self._request.url.path.startswith("/v1/messages")
+
+    async def body(self) -> bytes:
+        """The body. Raises ApiError (413, 415)."""
+        headers = self._request.headers
+        kind = headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+        if kind != "application/json":
+            raise ApiError(415, "unsupported_media_type", f"The body is {kind[:60]!r}, expected application/json.")
+        if headers.get("content-encoding", "identity").lower() != "identity":
+            raise ApiError(415, "unsupported_media_type", "The body is compressed; send it as it is.")
+        most = self._service.cfg.max_body_bytes
+        fault = ApiError(
+            413, "request_too_large", f"The body is larger than {most} bytes.", headers={"connection": "close"}
+        )
+        length = headers.get("content-length", "0")
+        if length.isascii() and length.isdecimal() and (len(length) > 18 or int(length) > most):
+            raise fault
+        parts, size = [], 0
+        async for part in self._request.stream():
+            size += len(part)
+            if size > most:
+                raise fault
+            parts.append(part)
+        self._is_read.set()
+        return b"".join(parts)
+
+    async def answer(self, handler: Handler) -> None:
+        """Run a handler and write what it gives. Raises ApiError before anything is written."""
+        try:
+            if self._request.method != "POST":
+                self._is_read.set()
+            found = await self._unless_gone(handler(self._service, self))
+            if isinstance(found, Stream):
+                await self._unless_gone(self._write_stream(found))
+            elif isinstance(found, str):
+                await self._write(200, found.encode(), "text/plain; version=0.0.4; charset=utf-8", {})
+            else:
+                await self._write(200, msgspec.json.encode(found), "application/json", {})
+        except (Gone, ClientDisconnect):
+            self._status = self._status or 499
+        except ApiError:
+            raise
+        except Exception as error:
+            sys.stderr.write(f"serve: {self.id}\n{''.join(traceback.format_exception(error))}")
+            if self._status:
+                return
+            raise ApiError(500, "internal_error", f"A fault of the server; its log names {self.id}.") from error
+
+    async def refuse(self, error: ApiError) -> None:
+        """Write an error, unless an answer has begun."""
+        body = msgspec.json.encode(error.body(is_anthropic=self._is_anthropic, request_id=self.id))
+        if not self._status:
+            await self._write(error.status, body, "application/json", error.headers)
+
+    async def _unless_gone(self, work: Awaitable[Any]) -> Any:
+        """What `work` gives. Raises Gone, and ends the work, if the client leaves before."""
+        doing, leaving = asyncio.ensure_future(work), asyncio.ensure_future(self._gone())
+        try:
+            await asyncio.wait({doing, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            if doing.done():
+                return doing.result()
+            raise Gone
+        finally:
+            for task in (doing, leaving):
+                task.cancel()
+            await asyncio.gather(doing, leaving, return_exceptions=True)
+
+    async def _gone(self) -> None:
+        """Wait for the client to leave. Its body is read by the handler, so nothing is taken before that is over."""
+        await self._is_read.wait()
+        while True:
+            message: Message = await self._request.receive()
+            if message["type"] == "http.disconnect":
+                return
+
+    async def _write(self, status: int, body: bytes, kind: str, headers: dict[str, str]) -> None:
+        self._status = status
+        given = {"content-type": kind, "content-length": str(len(body)), "x-request-id": self.id} | headers
+        await self._send(_start(status, given))
+        await self._send({"type": "http.response.body", "body": body})
+
+    async def _write_stream(self, stream: Stream) -> None:
+        self._status = 200
+        headers = {"content-type": "text/event-stream", "cache-control": "no-cache", "x-request-id": self.id}
+        await self._send(_start(200, headers))
+        events = stream.events.__aiter__()
+        end = stream.end
+        try:
+            while True:
+                waiting = asyncio.ensure_future(events.__anext__())
+                while not (await asyncio.wait({waiting}, timeout=_KEEP_ALIVE_S))[0]:
+                    await self._push(b": keep-alive\n\n")
+                try:
+                    event = waiting.result()
+                except StopAsyncIteration:
+                    break
+                await self._push(stream.write(event))
+        except ApiError as error:
+            body = error.body(is_anthropic=self._is_anthropic, request_id=self.id)
+            await self._push(anthropic.error_event(body) if self._is_anthropic else _openai_event(body))
+            end = b""
+        except asyncio.CancelledError:
+            waiting.cancel()
+            await asyncio.gather(waiting, return_exceptions=True)
+            raise
+        finally:
+            await events.aclose()  # type: ignore[attr-defined]  # an async generator
+        await self._send({"type": "http.response.body", "body": end})
+
+    async def _push(self, data: bytes) -> None:
+        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+
+    def log(self) -> None:
+        """Count the request, and write its line."""
+        self._service.metrics.requests[self.route or "none", self._status] += 1
+        if self._service.cfg.log == "none" or self.route in _OPEN:
+            return
+        line = {
+            "id": self.id,
+            "key": self.key_name,
+            "route": self.route,
+            "status": self._status,
+            "seconds": round(time.monotonic() - self._started, 4),
+        }
+        sys.stderr.write(msgspec.json.encode(line).decode() + "\n")
+
+
+def _start(status: int, headers: dict[str, str]) -> Message:
+    pairs = [(name.encode(), value.encode()) for name, value in headers.items()]
+    return {"type": "http.response.start", "status": status, "headers": pairs}

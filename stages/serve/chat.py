@@ -1,0 +1,166 @@
+"""POST /v1/chat/completions."""
+
+import secrets
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import msgspec
+
+from postmill.stages.serve.conversation import read_messages, read_tools
+from postmill.stages.serve.errors import invalid, unsupported
+from postmill.stages.serve.fields import Chat
+from postmill.stages.serve.sampling import num_answers, read_sampling
+from postmill.stages.serve.service import Answer, Ask, Piece, Service
+from postmill.stages.shared.engine.protocol import Reply, Token
+
+
+async def prepare(service: Service, body: Chat) -> Ask:
+    """The request in the engine's terms. Raises ApiError (400, 404, 429, 503)."""
+    model = service.model(body.model)
+    _refuse(body)
+    messages, tools = read_messages(body.messages), read_tools(body.tools)
+    count = num_answers(service, body)
+    options = template_options(body)
+    ids = await service.render(messages, tools=tools, **options)
+    asked = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
+    if asked == 0:
+        raise invalid("max_tokens", "max_tokens: expected at least 1.")
+    sampling = read_sampling(service, body, ids, asked, "messages")
+    top = body.top_logprobs or 0
+    return Ask(
+        id=f"chatcmpl-{secrets.token_hex(12)}",
+        model=model,
+        prompt_ids=ids,
+        sampling=msgspec.structs.replace(sampling, top_logprobs=top),
+        seeds=service.seeds(body.seed, count),
+    )
+
+
+def _refuse(body: Chat) -> None:
+    """Raises ApiError (400) for what is asked and not done."""
+    if body.top_logprobs and not body.logprobs:
+        raise invalid("top_logprobs", "top_logprobs needs logprobs: true.")
+    if body.store:
+        raise unsupported("store", "store: nothing is kept here.")
+    kind = (body.response_format or {}).get("type", "text")
+    if kind != "text":
+        raise unsupported("response_format", f"response_format: {kind!r}: only text is served.")
+    if body.tool_choice is not None and body.tool_choice not in ("auto", "none"):
+        raise unsupported("tool_choice", "tool_choice: only auto and none are served.")
+    if body.stream_options is not None and not body.stream:
+        raise invalid("stream_options", "stream_options needs stream: true.")
+    if body.continue_final_message and body.add_generation_prompt:
+        raise invalid("continue_final_message", "continue_final_message and add_generation_prompt exclude each other.")
+
+
+def template_options(body: Chat) -> dict[str, Any]:
+    """What the template is given beside messages and tools."""
+    options: dict[str, Any] = dict(body.chat_template_kwargs or {})
+    for name in ("messages", "tools", "chat_template", "tokenize", "return_dict", "return_tensors"):
+        if name in options:
+            raise invalid("chat_template_kwargs", f"chat_template_kwargs: {name!r} is not a template's own.")
+    if body.reasoning_effort is not None:
+        options.setdefault("reasoning_effort", body.reasoning_effort)
+    if body.continue_final_message:
+        return options | {"add_generation_prompt": False, "continue_final_message": True}
+    return options | (
+        {} if body.add_generation_prompt is None else {"add_generation_prompt": body.add_generation_prompt}
+    )
+
+
+def usage(ask: Ask, replies: list[Reply]) -> dict[str, Any]:
+    """Tokens read and made."""
+    made = sum(len(reply.ids) for reply in replies)
+    return {
+        "prompt_tokens": len(ask.prompt_ids),
+        "completion_tokens": made,
+        "total_tokens": len(ask.prompt_ids) + made,
+        "prompt_tokens_details": {"cached_tokens": max((reply.cached_tokens for reply in replies), default=0)},
+    }
+
+
+def _logprob(service: Service, token_id: int, value: float | None) -> dict[str, Any]:
+    return {
+        "token": service.speaker.piece(token_id),
+        "logprob": value,
+        "bytes": service.speaker.token_bytes(token_id),
+    }
+
+
+def logprobs(service: Service, tokens: list[Token]) -> dict[str, Any]:
+    """OpenAI's log-probs of some tokens."""
+    content = [
+        _logprob(service, token.id, token.raw_logp)
+        | {"top_logprobs": [_logprob(service, other, value) for other, value in token.top]}
+        for token in tokens
+    ]
+    return {"content": content, "refusal": None}
+
+
+async def answer(service: Service, body: Chat, ask: Ask) -> dict[str, Any]:
+    """The whole answer."""
+    found = await service.whole(ask)
+    return {
+        "id": ask.id,
+        "object": "chat.completion",
+        "created": int(time.time()),
+        "model": body.model,
+        "system_fingerprint": service.fingerprint,
+        "choices": [_choice(service, body, index, each) for index, each in enumerate(found)],
+        "usage": usage(ask, [each.reply for each in found if each.reply is not None]),
+    }
+
+
+def _choice(service: Service, body: Chat, index: int, found: Answer) -> dict[str, Any]:
+    assert found.reply is not None
+    choice: dict[str, Any] = {
+        "index": index,
+        "message": {"role": "assistant", "content": found.text, "refusal": None},
+        "logprobs": logprobs(service, found.tokens) if body.logprobs else None,
+        "finish_reason": found.reply.finish,
+    }
+    return choice | ({"token_ids": found.reply.ids} if body.return_token_ids else {})
+
+
+async def stream(service: Service, body: Chat, ask: Ask) -> AsyncIterator[dict[str, Any]]:
+    """The answer in chunks."""
+    head = {
+        "id": ask.id,
+        "object": "chat.completion.chunk",
+        "created": int(time.time()),
+        "model": body.model,
+        "system_fingerprint": service.fingerprint,
+    }
+    wants_usage = body.stream_options is not None and body.stream_options.include_usage
+    tail: dict[str, Any] = {"usage": None} if wants_usage else {}
+
+    def chunk(index: int, delta: dict[str, Any], finish: str | None, tokens: list[Token]) -> dict[str, Any]:
+        choice = {
+            "index": index,
+            "delta": delta,
+            "logprobs": logprobs(service, tokens) if body.logprobs and tokens else None,
+            "finish_reason": finish,
+        }
+        return head | {"choices": [choice]} | tail
+
+    for index in range(len(ask.seeds)):
+        yield chunk(index, {"role": "assistant", "content": ""}, None, [])
+    replies: list[Reply] = []
+    held: list[list[Token]] = [[] for _ in ask.seeds]
+    async for piece in service.answers(ask):
+        _hold(held, piece)
+        if piece.text:
+            yield chunk(piece.index, {"content": piece.text}, None, held[piece.index])
+            held[piece.index] = []
+        if piece.reply is not None:
+            replies.append(piece.reply)
+            yield chunk(piece.index, {}, piece.reply.finish, held[piece.index])
+    if wants_usage:
+        yield head | {"choices": [], "usage": usage(ask, replies)}
+
+
+def _hold(held: list[list[Token]], piece: Piece) -> None:
+    """Tokens whose text still waits are told of with the next text."""
+    if piece.token is not None:
+        held[piece.index].append(piece.token)

@@ -1,0 +1,240 @@
+"""What all routes share: the models there are, prompts to ids, and answers as they come."""
+
+import asyncio
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import msgspec
+
+from postmill.io.digest import digest_bytes
+from postmill.stages.serve.config import Serve
+from postmill.stages.serve.errors import ApiError, draining, engine_down, invalid, overloaded, too_long
+from postmill.stages.serve.metrics import Metrics
+from postmill.stages.serve.worker import Worker
+from postmill.stages.shared.engine.protocol import About, Delta, Event, Reply, Request, Sampling, Token
+from postmill.stages.shared.engine.text import Speaker, TextStream
+
+
+class Named(msgspec.Struct, frozen=True, kw_only=True):
+    """A model that requests can name: the base, or an adapter over it."""
+
+    name: str
+    adapter: str | None
+    digest: str
+    parent: str | None = None
+
+
+class Defaults(msgspec.Struct, frozen=True, kw_only=True):
+    """Sampling where a request does not say: the model's own `generation_config.json`."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+
+
+class Ask(msgspec.Struct, frozen=True, kw_only=True):
+    """A request in the engine's terms: one prompt, answered once for each seed."""
+
+    id: str
+    model: Named
+    prompt_ids: list[int]
+    sampling: Sampling
+    seeds: list[int]
+    prompt_logprobs: int | None = None
+    param: str = "messages"
+    """Where the prompt stands in the request."""
+    keeps_special: bool = False
+    """Whether special tokens are shown in the text."""
+
+
+class Piece(msgspec.Struct, frozen=True, kw_only=True):
+    """What one step adds to one answer. With `reply` it is the last one."""
+
+    index: int
+    text: str
+    token: Token | None = None
+    """None for the token that ended the answer, and where only text was waiting."""
+    token_id: int | None = None
+    reply: Reply | None = None
+
+
+class Answer(msgspec.Struct, kw_only=True):
+    """One answer, whole."""
+
+    text: str = ""
+    tokens: list[Token] = []
+    reply: Reply | None = None
+
+    def add(self, piece: Piece) -> None:
+        """Take in what came."""
+        self.text += piece.text
+        if piece.token is not None:
+            self.tokens.append(piece.token)
+        if piece.reply is not None:
+            self.reply = piece.reply
+
+
+class Service:
+    """A running server, without HTTP."""
+
+    def __init__(  # noqa: PLR0917  every one of them is needed
+        self,
+        cfg: Serve,
+        about: About,
+        worker: Worker,
+        speaker: Speaker,
+        models: list[Named],
+        defaults: Defaults,
+    ) -> None:
+        self.cfg, self.about, self.worker, self.speaker, self.defaults = cfg, about, worker, speaker, defaults
+        self.models = {model.name: model for model in models}
+        self.vocab = about.vocab_size or speaker.num_tokens
+        self.metrics = Metrics()
+        self.started = int(time.time())
+        self.is_draining = False
+        self.fingerprint = "fp_" + digest_bytes(repr(sorted((m.name, m.digest) for m in models)).encode())[7:23]
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="text")
+
+    @property
+    def most_tokens(self) -> int:
+        """Longest prompt and answer together."""
+        return self.about.max_tokens or 1 << 20
+
+    def model(self, name: str) -> Named:
+        """Raises ApiError (404)."""
+        if name in self.models:
+            return self.models[name]
+        known = ", ".join(self.models)
+        raise ApiError(404, "model_not_found", f"The model {name!r} does not exist; there are {known}.", "model")
+
+    def check_open(self, count: int = 1) -> None:
+        """Raises ApiError (503, 429) where `count` more requests cannot be taken."""
+        if self.worker.died.is_set():
+            raise engine_down()
+        if self.is_draining:
+            raise draining()
+        if self.worker.num_running + count > self.cfg.max_running + self.cfg.max_waiting:
+            self.metrics.refused += 1
+            raise overloaded(self.worker.num_running // self.cfg.max_running)
+
+    async def in_thread(self, work: Callable[[], Any]) -> Any:
+        """The tokenizer and templates, one at a time, apart from the loop."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+    async def encode(self, text: str, *, special: bool) -> list[int]:
+        """Tokens of a text."""
+        ids: list[int] = await self.in_thread(lambda: self.speaker.ids(text, special=special))
+        return ids
+
+    async def render(self, messages: list[dict[str, Any]], **options: Any) -> list[int]:
+        """A conversation as the model's template writes it. Raises ApiError (400) for one that it refuses."""
+
+        def work() -> list[int] | str:
+            try:
+                return self.speaker.prompt_ids(messages, **options)
+            except Exception as error:  # a template is a program of somebody else's, and messages are too
+                return f"chat template: {type(error).__name__}: {error}"
+
+        found = await self.in_thread(work)
+        if isinstance(found, str):
+            raise ApiError(400, "invalid_messages", found, "messages")
+        ids: list[int] = found
+        return ids
+
+    def budget(self, prompt_ids: list[int], asked: int | None, param: str) -> int:
+        """How long an answer may be. Raises ApiError (400) where prompt and answer do not fit."""
+        room = self.most_tokens - len(prompt_ids)
+        if asked is not None and asked > self.cfg.max_new_tokens:
+            raise invalid(
+                "max_tokens", f"max_tokens {asked} is more than this server gives, {self.cfg.max_new_tokens}."
+            )
+        wanted = min(self.cfg.max_new_tokens, max(room, 1)) if asked is None else asked
+        if not prompt_ids:
+            raise invalid(param, "The prompt has no tokens.")
+        if wanted > room:
+            raise too_long(len(prompt_ids), wanted, self.most_tokens, param)
+        return wanted
+
+    def seeds(self, seed: int | None, count: int) -> list[int]:
+        """One for each answer."""
+        base = secrets.randbits(62) if seed is None else seed
+        return [int(digest_bytes(f"{base}:{n}".encode()).removeprefix("blake3:")[:15], 16) for n in range(count)]
+
+    async def answers(self, ask: Ask) -> AsyncIterator[Piece]:
+        """Tokens and text of all answers as they come. Whoever stops listening ends the work.
+
+        Raises ApiError: 400 for what the engine refuses, 503 if it fails, 504 at the time limit.
+        """
+        self.check_open(len(ask.seeds))
+        events: asyncio.Queue[Event] = asyncio.Queue()
+        keys = {f"{ask.id}-{index}": index for index in range(len(ask.seeds))}
+        streams = [TextStream(self._decoder(ask), ask.sampling.stop) for _ in ask.seeds]
+        counts = [0] * len(ask.seeds)
+        started, left = time.monotonic(), len(keys)
+        deadline = started + self.cfg.request_timeout_s
+        for (key, index), seed in zip(keys.items(), ask.seeds, strict=True):
+            request = Request(
+                key=key,
+                prompt_ids=ask.prompt_ids,
+                seed=seed,
+                adapter=ask.model.adapter,
+                prompt_logprobs=ask.prompt_logprobs if index == 0 else None,
+            )
+            self.worker.submit(request, ask.sampling, events)
+        self.metrics.prompt_tokens += len(ask.prompt_ids)
+        try:
+            while left:
+                event = await self._next(events, deadline)
+                index = keys[event.key]
+                if isinstance(event, Reply):
+                    left -= 1
+                    yield self._last(index, event, streams[index])
+                    continue
+                if sum(counts) == 0:
+                    self.metrics.first_token.add(time.monotonic() - started)
+                counts[index] += 1
+                self.metrics.generation_tokens += 1
+                yield self._piece(index, event, streams[index], ask.sampling, counts[index])
+            self.metrics.latency.add(time.monotonic() - started)
+        finally:
+            if left:
+                self.metrics.aborted += 1
+                self.worker.abort(list(keys))
+
+    def _decoder(self, ask: Ask) -> Callable[[list[int]], str]:
+        return lambda ids: self.speaker.decode(ids, special=ask.keeps_special)
+
+    @staticmethod
+    async def _next(events: asyncio.Queue[Event], deadline: float) -> Event:
+        try:
+            return await asyncio.wait_for(events.get(), deadline - time.monotonic())
+        except TimeoutError:
+            headers = {"x-should-retry": "false"}
+            raise ApiError(504, "generation_timeout", "The time for this request is over.", headers=headers) from None
+
+    @staticmethod
+    def _piece(index: int, event: Delta, stream: TextStream, sampling: Sampling, count: int) -> Piece:
+        token = event.token
+        if token.id in sampling.stop_ids and count >= sampling.min_new_tokens:
+            return Piece(index=index, text="", token_id=token.id)
+        return Piece(index=index, text=stream.push(token.id), token=token, token_id=token.id)
+
+    def _last(self, index: int, reply: Reply, stream: TextStream) -> Piece:
+        if reply.error is not None:
+            if reply.error.startswith("the engine failed"):
+                raise engine_down()
+            raise ApiError(400, "invalid_value", f"The engine refuses this request: {reply.error}.")
+        self.metrics.cached_tokens += reply.cached_tokens
+        return Piece(index=index, text=stream.finish(), reply=reply)
+
+    async def whole(self, ask: Ask) -> list[Answer]:
+        """All answers at once."""
+        found = [Answer() for _ in ask.seeds]
+        async for piece in self.answers(ask):
+            found[piece.index].add(piece)
+        return found
