@@ -29,7 +29,7 @@ def pack_rows(codes_NK: Tensor, bits: int, order: tuple[int, ...] = ()) -> Tenso
 def unpack_rows(words: Tensor, bits: int, num_columns: int, order: tuple[int, ...] = ()) -> Tensor:
     """The inverse: int8 [N, num_columns]."""
     per_word = 32 // bits
-    codes = words.to(torch.int64).unsqueeze(-1) >> (torch.arange(per_word) * bits)
+    codes = words.to(torch.int64).unsqueeze(-1) >> (torch.arange(per_word, device=words.device) * bits)
     codes &= (1 << bits) - 1
     if order:
         codes = codes[:, :, [order.index(place) for place in range(per_word)]]

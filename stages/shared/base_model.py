@@ -88,11 +88,24 @@ def _find_base(adapter: Input) -> Model:
     raise ArtifactError(f"{adapter.path}: {where}; pass the base with -m", NO_INPUT)
 
 
+def source_of(base: Input) -> str:
+    """Digest of the model that `base` was quantized from, "" if it is as it was trained."""
+    if base.artifact is None or base.artifact.manifest.stage != "quantize":
+        return ""
+    return next((entry.digest for entry in base.artifact.manifest.inputs if entry.port == "model"), "")
+
+
 def check_base(adapter: Input, base: Input) -> None:
-    """Raises ArtifactError (78) if the adapter's manifest names another base. Foreign adapters name none by digest."""
+    """Raises ArtifactError (78) if the adapter's manifest names another base. Foreign adapters name none by digest.
+
+    An adapter on a quantized model fits the model that was quantized, too.
+    """
     if adapter.artifact is None:
         return
     recorded = [entry.digest for entry in adapter.artifact.manifest.inputs if entry.port == "model"]
+    assert adapter.path is not None
+    if (adapter.path / TRAINING).is_file():
+        recorded += [load_json(adapter.path / TRAINING).get("base_source", "")]
     if recorded and base.digest not in recorded:
         raise ArtifactError(
             f"{adapter.path}: trained on the model {recorded[0][:23]}, but {base.path} is {base.digest[:23]};"

@@ -47,13 +47,15 @@ def quiet_libraries() -> Iterator[None]:
         logging.enable_progress_bar()
 
 
-def load_model(path: Path, dtype: Any, *, attention: str | None = None, head: Head = LM) -> Any:
+def load_model(path: Path, dtype: Any, *, attention: str | None = None, head: Head = LM, quant: str = "none") -> Any:
     """The model in `path` with the class its config names, or the one that `head` needs; weights as `dtype`, in
     evaluation mode on the CPU.
 
     dtype: a torch.dtype, or its name. attention: name of the implementation; transformers' own choice without it.
+    quant: nf4, fp4 or int8 quantizes plain weights while they load, by bitsandbytes.
     A classifier that is not there is drawn from torch's generator. Never runs code from the folder.
-    Raises ArtifactError (78) for a family that cannot compute attention that way, or a classifier of another size.
+    Raises ArtifactError (78) for a family that cannot compute attention that way, or a classifier of another size;
+    ConfigError (2) for quantized weights whose package is not installed.
     """
     transformers: Any = importlib.import_module("transformers")
     torch: Any = importlib.import_module("torch")
@@ -64,6 +66,18 @@ def load_model(path: Path, dtype: Any, *, attention: str | None = None, head: He
         options |= {} if head.kind == "pool" else {"num_labels": head.outputs}
         options |= {"problem_type": PROBLEM_TYPE[head.problem]} if head.problem else {}
     dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+    quantization = load_json(path / "config.json").get("quantization_config")
+    if quantization:
+        base: Any = importlib.import_module("postmill.stages.shared.quantized_base")
+        if base.is_ours(quantization) and head.kind == "lm":
+            empty = build_empty(path)
+            if attention is not None:
+                empty.set_attn_implementation(attention)
+            return base.load_packed(path, empty, dtype)
+        base.check_packages(path, quantization)
+    if quant != "none":
+        need("bitsandbytes", remedy=f"pip install 'postmill[qlora]', or leave --quant {quant} out")
+        options["quantization_config"] = _bitsandbytes(transformers, quant, dtype)
     with quiet_libraries():
         try:
             model = kind.from_pretrained(path, dtype=dtype, trust_remote_code=False, local_files_only=True, **options)
@@ -98,6 +112,15 @@ def _for_decoder(path: Path, attention: str) -> str | dict[str, str]:
     """`attention` for the decoder alone: a tower's attention is not causal, and knows nothing of rows."""
     towers = dict.fromkeys(_towers(path), "sdpa")
     return {"": attention, "text_config": attention, **towers} if towers else attention
+
+
+def _bitsandbytes(transformers: Any, quant: str, dtype: Any) -> Any:
+    if quant == "int8":
+        # columns of outliers are looked for in all rows of a bin at once, and rows must not see each other
+        return transformers.BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=0.0)
+    return transformers.BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type=quant, bnb_4bit_compute_dtype=dtype, bnb_4bit_use_double_quant=True
+    )
 
 
 def _class_of(transformers: Any, path: Path) -> Any:

@@ -39,6 +39,9 @@ class Compute(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     liger: Annotated[bool, LAST_BITS] = False
     """Compute norms, rotary embeddings and SwiGLU with Liger's kernels; for Llama, Mistral, Qwen2 and Qwen3 on a CUDA
     GPU. The numbers are the same but for rounding below float32."""
+    quant: Literal["none", "nf4", "fp4", "int8"] = "none"
+    """Quantize a plain base while it loads, under an adapter (QLoRA); needs bitsandbytes. A base that postmill quantize
+    made needs neither this nor a package."""
     loss_kernel: Annotated[Literal["auto", "reference", "cpp", "triton"], LAST_BITS] = "auto"
     """Backend of the fused cross-entropy."""
     gradient_checkpointing: Annotated[bool, LAST_BITS] = False

@@ -10,7 +10,7 @@ from postmill.io.json_file import write_json
 from postmill.io.model_folder import TRAINING
 from postmill.io.packed import PackedReader
 from postmill.stages.protocol import Input, Out, Result
-from postmill.stages.shared.base_model import trained_stop_ids
+from postmill.stages.shared.base_model import source_of, trained_stop_ids
 from postmill.stages.train import checkpoint, curve, model, save
 from postmill.stages.train.checkpoint import METRICS, TIMING
 from postmill.stages.train.config import Train
@@ -54,7 +54,9 @@ def finish(
     if is_model and stop_ids:
         save.write_stop_ids(out.dir, stop_ids)
     # an adapter's base does not say which head belongs to it
-    said = {} if head.kind == "lm" else {"head": head}
+    said: dict[str, Any] = {} if head.kind == "lm" else {"head": head}
+    source = source_of(base)
+    said |= {"base_source": source} if source else {}
     write_json(out.dir / TRAINING, {"base_digest": base.digest, "stop_ids": stop_ids} | said)
     (out.dir / METRICS).write_bytes(record.raw())
     (out.dir / TIMING).write_bytes(record.timing())

@@ -22,7 +22,7 @@ def loader(attention: str, cfg: Train) -> Callable[[Path, torch.dtype], Any]:
 
     def load(path: Path, dtype: torch.dtype) -> Any:
         torch.manual_seed(cfg.seed)
-        model = load_model(path, dtype, attention=attention, head=cfg.objective.needs.head)
+        model = load_model(path, dtype, attention=attention, head=cfg.objective.needs.head, quant=cfg.compute.quant)
         if getattr(model, "pooler", None) is not None:
             model.pooler.requires_grad_(False)  # nobody reads what it gives, and ranks wait for every gradient
         if cfg.compute.liger:

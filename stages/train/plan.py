@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from postmill.io.errors import BAD_DATA, MISMATCH, USAGE, ArtifactError, ConfigError
+from postmill.io.json_file import load_json
 from postmill.io.model_folder import tokenizer_digest, vocab_size
 from postmill.io.packed import PackedReader, token_tables
 from postmill.io.rewards import RewardsReader
@@ -208,6 +209,26 @@ def check_request(cfg: Train) -> None:
             f"{form}: the state of this optimizer cannot be split; use --optimizer adamw, sgd or lion",
             USAGE,
         )
+
+
+def check_quantized(cfg: Train, model: Input) -> None:
+    """Raise ConfigError (2) for training that would change the weights of a quantized base."""
+    assert model.path is not None
+    stored = load_json(model.path / "config.json").get("quantization_config")
+    tuner = type(cfg.tuner).__struct_config__.tag
+    if stored and cfg.compute.quant != "none":
+        raise ConfigError(f"--quant {cfg.compute.quant}: {model.path} is quantized already; leave it out", USAGE)
+    if not stored and cfg.compute.quant == "none":
+        return
+    what = f"--quant {cfg.compute.quant}" if not stored else f"{model.path} is quantized"
+    if cfg.tuner.makes == "model":
+        raise ConfigError(
+            f"{what}, and --tuner {tuner} trains the weights themselves; use --tuner lora, or the model before it was"
+            " quantized",
+            USAGE,
+        )
+    if getattr(cfg.tuner, "init", "default") in ("pissa", "olora", "corda", "lora-ga"):
+        raise ConfigError(f"{what}, and --lora.init {cfg.tuner.init} changes the weights; choose default or eva", USAGE)
 
 
 def check_objective(place: str, data: Data, needs: Needs) -> None:

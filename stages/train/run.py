@@ -13,7 +13,7 @@ from postmill.io.scores import ScoresReader
 from postmill.stages.protocol import Input, Inputs, Out, Result
 from postmill.stages.train.config import Train
 from postmill.stages.train.origin import check_start
-from postmill.stages.train.plan import Data, Steps, check_data, check_objective, check_request
+from postmill.stages.train.plan import Data, Steps, check_data, check_objective, check_quantized, check_request
 
 
 def run(cfg: Train, inputs: Inputs, out: Out) -> Result:
@@ -24,6 +24,7 @@ def run(cfg: Train, inputs: Inputs, out: Out) -> Result:
     out.stop.graceful = True
     check_request(cfg)
     model = inputs["model"][0]
+    check_quantized(cfg, model)
     start = inputs["from"][0] if inputs["from"] else None
     if start is not None:
         check_start(cfg, start, model)

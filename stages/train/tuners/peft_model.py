@@ -40,7 +40,7 @@ def attach(name: str, base: Any, config: Any, checkpoint: Path | None) -> Any:
     with quiet_libraries():
         try:
             model = get_peft_model(base, config)
-        except (ValueError, TypeError, ImportError) as error:
+        except (ValueError, TypeError, ImportError, AttributeError, NotImplementedError) as error:
             said = str(error).strip().split("\n", maxsplit=1)[0]
             raise ConfigError(f"--tuner {name}: peft says: {said}", USAGE) from error
         for parameter in model.parameters():

@@ -89,7 +89,5 @@ def split(names: list[str]) -> list[str]:
 
 def of_head(head: Head) -> dict[str, Any]:
     """What peft's config says of the head that the model has."""
-    return {
-        "task_type": PEFT_TASK[head.kind],
-        "exclude_modules": r".*\bpooler\b.*" if head.kind == "pool" else None,
-    }
+    pooler = {"exclude_modules": r".*\bpooler\b.*"} if head.kind == "pool" else {}
+    return {"task_type": PEFT_TASK[head.kind]} | pooler

@@ -1,0 +1,142 @@
+"""Adapters on quantized bases: the numbers of the codes, gradients through them, and the way back onto the source."""
+
+import json
+import shutil
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="training needs torch")
+peft = pytest.importorskip("peft")
+pytest.importorskip("postmill._native", reason="native module not built")
+
+import tiny_model  # noqa: E402
+from tuner_laws import config, load, loss_of, losses, trained  # noqa: E402
+
+from postmill.io.errors import ArtifactError, ConfigError  # noqa: E402
+from postmill.io.safetensors_file import open_weights  # noqa: E402
+from postmill.stages.merge.config import STAGE as MERGE  # noqa: E402
+from postmill.stages.merge.config import Merge  # noqa: E402
+from postmill.stages.options import make  # noqa: E402
+from postmill.stages.quantize.config import STAGE as QUANTIZE  # noqa: E402
+from postmill.stages.quantize.config import Quantize  # noqa: E402
+from postmill.stages.runner import Options, run_stage  # noqa: E402
+from postmill.stages.shared.hf import load_model  # noqa: E402
+from postmill.stages.shared.quantized_base import PackedLinear  # noqa: E402
+from postmill.stages.shared.quantized_weights import read_float32  # noqa: E402
+from postmill.stages.train.config import STAGE  # noqa: E402
+
+SCHEMES = {
+    "w4": {"scheme": "w4a16", "group_size": 32},
+    "w4 asymmetric hqq": {"scheme": "w4a16", "group_size": 32, "symmetric": False, "method": "hqq"},
+    "w8": {"scheme": "w8a16", "group_size": -1},
+}
+
+SHAPE = {"hidden_size": 64, "intermediate_size": 128}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A source model, what quantize makes of it, and data."""
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("bases")
+    source = tiny_model.write_model(folder / "source", **SHAPE)
+    for name, scheme in SCHEMES.items():
+        cfg = make(Quantize, parity="off", **scheme)
+        run_stage(QUANTIZE, cfg, {"model": [str(source)]}, folder / name, Options(threads=1))
+    tiny_model.write_packed(folder / "packed", source, tiny_model.make_rows(16, seed=3))
+    tiny_model.write_packed(folder / "valid", source, tiny_model.make_rows(4, seed=9))
+    return folder
+
+
+def with_base(world, tmp_path, name):
+    """A folder of links, as `given` wants it, with `name` as the base."""
+    folder = tmp_path / "world"
+    folder.mkdir()
+    for link, target in (("packed", "packed"), ("valid", "valid"), ("base", name)):
+        (folder / link).symlink_to(world / target)
+    return folder
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+def test_layers_compute_with_the_numbers_of_their_codes(world, name):
+    model, plain = load_model(world / name, "float32"), load_model(world / "source", "float32")
+    packed = {n: m for n, m in model.named_modules() if isinstance(m, PackedLinear)}
+    assert len(packed) == 14
+    with open_weights(world / name) as weights:
+        for module in packed:
+            plain.get_submodule(module).weight.data = read_float32(weights, f"{module}.weight")
+    ids = torch.arange(3, 20)[None]
+    inputs = model.get_input_embeddings()(ids).detach().requires_grad_()
+    logits, expected = model(inputs_embeds=inputs).logits, plain(inputs_embeds=inputs).logits
+    torch.testing.assert_close(logits, expected, rtol=1e-6, atol=1e-6)
+    (ours,), (theirs,) = (torch.autograd.grad(out.square().mean(), inputs) for out in (logits, expected))
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-7)
+    assert float((load_model(world / "source", "float32")(ids).logits - logits).abs().max()) > 1e-4
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+def test_an_adapter_trains_resumes_loads_and_merges_onto_the_source(world, tmp_path, name):
+    run = trained(with_base(world, tmp_path, name), config("lora", rank=4, dropout=0.1), tmp_path / "run")
+    first, last, valid = losses(run)
+    assert last < first
+    tuned = peft.PeftModel.from_pretrained(load_model(world / name, "float32"), str(run)).eval()
+    assert loss_of(tuned, world / "valid") == pytest.approx(valid, abs=2e-6)
+    parts = {"parts": [str(run)]}
+    with pytest.raises(ConfigError, match="its weights are quantized; pass the model before"):
+        run_stage(
+            MERGE, Merge(parity="off"), parts | {"model": [str(world / name)]}, tmp_path / "m", Options(threads=1)
+        )
+    run_stage(
+        MERGE, Merge(parity="off"), parts | {"model": [str(world / "source")]}, tmp_path / "m", Options(threads=1)
+    )
+    on_source = peft.PeftModel.from_pretrained(load(world / "source"), str(run)).eval()
+    assert loss_of(load(tmp_path / "m"), world / "valid") == pytest.approx(
+        loss_of(on_source, world / "valid"), abs=2e-5
+    )
+    other = tiny_model.write_model(tmp_path / "other", seed=5, **SHAPE)
+    with pytest.raises(ArtifactError, match="trained on the model"):
+        merge(run, other, tmp_path / "n")
+
+
+def merge(run, base, out):
+    run_stage(MERGE, Merge(parity="off"), {"parts": [str(run)], "model": [str(base)]}, out, Options(threads=1))
+
+
+@pytest.mark.parametrize(
+    ("tuner", "options", "message"),
+    [
+        ("full", {}, "is quantized, and --tuner full trains the weights themselves"),
+        ("lora", {"init": "pissa"}, "is quantized, and --lora.init pissa changes the weights"),
+        ("lora", {"quant": "nf4"}, "--quant nf4: .* is quantized already"),
+    ],
+)
+def test_what_would_change_the_base_is_refused(world, tmp_path, tuner, options, message):
+    folder = with_base(world, tmp_path, "w4")
+    ports = {"packed": [str(folder / "packed")], "model": [str(folder / "base")]}
+    with pytest.raises(ConfigError, match=message) as error:
+        run_stage(STAGE, config(tuner, **options), ports, tmp_path / "run", Options(threads=1))
+    assert error.value.code == 2
+
+
+@pytest.mark.parametrize(("method", "package"), [("aqlm", "aqlm"), ("hqq", "hqq"), ("sparse", "not known here")])
+def test_a_package_that_is_missing_is_named(world, tmp_path, method, package):
+    shutil.copytree(world / "source", tmp_path / "other")
+    config_json = json.loads((tmp_path / "other" / "config.json").read_text())
+    config_json["quantization_config"] = {"quant_method": method}
+    (tmp_path / "other" / "config.json").write_text(json.dumps(config_json))
+    with pytest.raises(ConfigError, match=f"quantized by .*{package}"):
+        load_model(tmp_path / "other", "float32")
+
+
+@pytest.mark.parametrize("quant", ["nf4", "int8"])
+def test_bitsandbytes_quantizes_while_it_loads(world, tmp_path, quant):
+    pytest.importorskip("bitsandbytes", reason="pip install bitsandbytes")
+    cfg = config("lora", rank=4, quant=quant)
+    run = trained(with_base(world, tmp_path, "source"), cfg, tmp_path / "run")
+    first, last, valid = losses(run)
+    assert last < first
+    tuned = peft.PeftModel.from_pretrained(load_model(world / "source", "float32", quant=quant), str(run)).eval()
+    assert loss_of(tuned, world / "valid") == pytest.approx(valid, abs=1e-4)
+    assert (
+        abs(loss_of(peft.PeftModel.from_pretrained(load(world / "source"), str(run)), world / "valid") - valid) > 1e-4
+    )
