@@ -14,6 +14,7 @@ TOOLS = {
     "get": "a model from Hugging Face or ModelScope",
     "chat": "talk with a model",
     "show": "what is trained on, coloured by weight, at every stage",
+    "view": "an artifact or a run as one HTML page",
     "verify": "check an artifact against its manifest",
     "inspect": "what an artifact is",
     "lineage": "every ancestor of an artifact",

@@ -12,6 +12,7 @@ import pytest
 import tiny_model
 import tiny_tokenizer
 
+from postmill.cli import view
 from postmill.cli.chain import RECIPES, read_steps
 from postmill.cli.recipe import run, summary
 from postmill.cli.schema import recipe_schema
@@ -98,6 +99,7 @@ def test_the_recipe_runs(here: Path, name: str) -> None:
     if NEEDS[name] == "adapter":
         data = str(run_recipe("sft", here / "for-quantize", "chats.jsonl")["train"])
     made = run_recipe(name, here / name, data)
+    assert view.run([str(here / name), "-o", str(here / f"{name}.html")]) == 0
     for section, folder in made.items():
         load_artifact(folder)
         assert section in folder.name
