@@ -22,6 +22,7 @@ TOOLS = {
     "diff": "the first stage and option in which two artifacts differ",
     "ledger": "what became of a row",
     "schema": "JSON Schema of a stage's options",
+    "estimate": "memory, disk and time of a run of train, before it is started",
     "launch": "several processes of a stage on this machine",
     "doctor": "what this machine and installation can do",
     "completion": "shell completion",
