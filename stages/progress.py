@@ -120,7 +120,9 @@ class Meter:
 
 
 def duration(seconds: float) -> str:
-    """`15 s`, `3 min`, `2 h 5 min`, `4 days 3 h`."""
+    """`0.4 s`, `15 s`, `3 min`, `2 h 5 min`, `4 days 3 h`."""
+    if seconds < 1:
+        return f"{seconds:.1f} s"
     if seconds < 90:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)

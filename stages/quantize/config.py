@@ -28,6 +28,15 @@ class Gate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     fewer, 0.5 in models of less than a billion weights."""
 
 
+class Calibration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which of --rows methods look at: those of the smallest row ids, whole or cut."""
+
+    calibration_tokens: Annotated[int, Meta(ge=2)] = 65536
+    """Tokens looked at, at most."""
+    calibration_length: Annotated[int, Meta(ge=2)] = 512
+    """Tokens of one row, at most."""
+
+
 class Quantize(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Store a model's weights in few bits, layer by layer, and check what that does to its answers."""
 
@@ -42,6 +51,7 @@ class Quantize(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     rule: list[str] = []
     """REGEX=SCHEME for layers whose name matches, or REGEX=keep to leave them as they are; the last that matches wins.
     The head, embeddings, norms and everything outside the layers stay as they are, unless a rule names them."""
+    calibration: Calibration = Calibration()
     gate: Gate = Gate()
 
 
@@ -51,13 +61,19 @@ STAGE = Stage(
     config=Quantize,
     inputs={
         "model": Port(kinds=("model",), help="the model: a folder, or owner/name on Hugging Face"),
+        "rows": Port(
+            kinds=("tokens",),
+            flag="--rows",
+            required=False,
+            help="tokens that methods which look at data (gptq) are calibrated on",
+        ),
         "held_out": Port(
             kinds=("tokens",),
             flag="--gate",
             required=False,
-            help="tokens to compare source and result on, instead of own prompts",
+            help="tokens to compare source and result on, instead of rows that calibration left or own prompts",
         ),
     },
     output="model",
-    example="postmill quantize tuned/ -o tuned-w4/ --gate held-out/",
+    example="postmill quantize tuned/ -o tuned-w4/ --method gptq --rows tokens/",
 )

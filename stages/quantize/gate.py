@@ -6,15 +6,15 @@ Perplexity alone ranks methods wrongly (it may even fall), so agreement and KL d
 """
 
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from postmill.io.errors import FAILED, StageError
-from postmill.kernels.quantize.grid import round_activations
 from postmill.stages.progress import Progress
+from postmill.stages.quantize.activations import rounded_activations
 from postmill.stages.quantize.config import Gate
 from postmill.stages.quantize.layers import Read, Row, StreamedModel
 from postmill.stages.quantize.plan import Plan
@@ -113,15 +113,8 @@ def _through(
 ) -> list[Tensor]:
     """Hidden states of all rows after one layer; with a plan, activations are rounded where it says so."""
     layer = model.load_layer(index, read)
-    with ExitStack() as hooks:
-        for name, module in layer.named_modules():
-            target = plan.targets.get(f"{model.prefix}.{index}.{name}") if plan else None
-            if target and target.activations:
-                floating = target.form.floating
-                handle = module.register_forward_pre_hook(
-                    lambda _, given, floating=floating: (round_activations(given[0], floating), *given[1:])
-                )
-                hooks.callback(handle.remove)
+    prefix = f"{model.prefix}.{index}."
+    with rounded_activations(plan, prefix, layer) if plan else nullcontext():
         after = list(pool.map(lambda pair: model.through(index, *pair), zip(rows, hidden, strict=True)))
     model.unload_layer(index)
     return after

@@ -4,6 +4,7 @@ The plan is made from names and shapes; then each shard of the source is written
 and scales, everything else copied inside the kernel. Memory holds a weight or two, never a model.
 """
 
+import shutil
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +14,8 @@ from typing import Any
 
 import msgspec
 
-from postmill.io.errors import USAGE, ConfigError
+from postmill.io.digest import digest_json
+from postmill.io.errors import USAGE, ArtifactError, ConfigError
 from postmill.io.json_file import load_json
 from postmill.io.model_folder import tokenizer_digest
 from postmill.io.safetensors_file import INDEX, SafetensorsWriter, Weights, open_weights, shard_index
@@ -31,6 +33,7 @@ def run(cfg: Quantize, inputs: Inputs, out: Out) -> Result:
     versions = need("torch", "transformers", "accelerate", remedy="pip install 'postmill[quantize]'")
     import torch
 
+    from postmill.stages.quantize.calibrate import calibrate
     from postmill.stages.quantize.formats.compressed_tensors import quantization_config
     from postmill.stages.quantize.layers import StreamedModel
     from postmill.stages.quantize.plan import make_plan
@@ -51,15 +54,45 @@ def run(cfg: Quantize, inputs: Inputs, out: Out) -> Result:
             raise ConfigError(
                 "--method hqq moves zero points, and symmetric steps have none; pass --no-symmetric", USAGE
             )
-        metrics = _write_weights(cfg, plan, weights, out)
+        started = time.monotonic()
+        seen = _calibration_rows(cfg, inputs, model.folder)
+        chosen = calibrate(cfg, plan, list(seen.values()), out, model=model, weights=weights) if seen else None
+        metrics = _write_weights(cfg, plan, weights, out, chosen=chosen)
+        if seen:
+            metrics["calibration"] = {
+                "rows": len(seen),
+                "tokens": sum(len(ids) for ids in seen.values()),
+                "digest": digest_json(sorted(row_id.hex() for row_id in seen)),
+            }
+            out.after_commit = lambda: shutil.rmtree(out.work, ignore_errors=True)
         write_sidecars(source, out.dir, quantization_config(plan))
         seconds = {"quantize": time.monotonic() - started}
         if cfg.gate.parity == "on":
             started = time.monotonic()
-            metrics["parity"] = _gate(cfg, inputs, out, plan=plan, model=model, weights=weights)
+            metrics["parity"] = _gate(cfg, inputs, out, plan=plan, model=model, weights=weights, seen=seen)
             seconds["gate"] = time.monotonic() - started
-    digests = {"tokenizer": tokenizer_digest(out.dir)} if (out.dir / "tokenizer.json").is_file() else {}
+    tokenizer = _tokenizer(out.dir)
+    digests = {"tokenizer": tokenizer} if tokenizer else {}
     return Result(metrics=metrics, digests=digests, versions=versions, seconds=seconds)
+
+
+def _calibration_rows(cfg: Quantize, inputs: Inputs, model: Path) -> dict[bytes, list[int]]:
+    """Ids by row_id that the method looks at. Raises ConfigError (2) for rows without use and a method without rows."""
+    from postmill.stages.quantize.rows import choose_rows
+
+    given, name = inputs.get("rows", []), cfg.method.__struct_config__.tag
+    if not cfg.method.needs_rows:
+        if given:
+            raise ConfigError(f"--rows: --method {name} looks at no data; leave it out, or pass --method gptq", USAGE)
+        return {}
+    if not given:
+        raise ConfigError(f"--method {name} needs --rows: a tokens artifact to be calibrated on", USAGE)
+    how = cfg.calibration
+    return choose_rows(given[0], how.calibration_tokens, how.calibration_length, _tokenizer(model))
+
+
+def _tokenizer(model: Path) -> str | None:
+    return tokenizer_digest(model) if (model / "tokenizer.json").is_file() else None
 
 
 def _check_names(expected: list[str], weights: Weights, source: Path) -> None:
@@ -73,8 +106,8 @@ def _check_names(expected: list[str], weights: Weights, source: Path) -> None:
         )
 
 
-def _write_weights(cfg: Quantize, plan: Plan, weights: Weights, out: Out) -> dict[str, Any]:
-    """Write every shard, and their index if there are several. Returns the metrics."""
+def _write_weights(cfg: Quantize, plan: Plan, weights: Weights, out: Out, *, chosen: Any) -> dict[str, Any]:
+    """Write every shard, and their index if there are several. `chosen`: see `Chosen`. Returns the metrics."""
     from postmill.stages.quantize.formats.compressed_tensors import layout
 
     written: dict[str, list[tuple[str, int]]] = {}
@@ -95,7 +128,9 @@ def _write_weights(cfg: Quantize, plan: Plan, weights: Weights, out: Out) -> dic
                 for name in file.tensors:
                     if name.removesuffix(".weight") not in modules or not name.endswith(".weight"):
                         writer.copy(name, file, name)
-                clipped += sum(_encode_all(cfg, plan, weights, modules=modules, writer=writer, pool=pool))
+                clipped += sum(
+                    _encode_all(cfg, plan, weights, modules=modules, writer=writer, pool=pool, chosen=chosen)
+                )
     if len(written) > 1:
         (out.dir / INDEX).write_bytes(shard_index(written))
     num_quantized = sum(rows * columns for rows, columns in plan.shapes.values())
@@ -118,6 +153,7 @@ def _encode_all(
     modules: list[str],
     writer: SafetensorsWriter,
     pool: ThreadPoolExecutor,
+    chosen: Any,
 ) -> Iterator[int]:
     """Quantize and write the weights of `modules`; yields how many numbers of each were clipped."""
     import torch
@@ -127,6 +163,11 @@ def _encode_all(
     from postmill.stages.shared.quantized_weights import TORCH_DTYPES, read_float32
 
     def one(module: str) -> int:
+        if chosen and module in chosen:
+            parts, clipped = chosen.read(module)
+            for name, tensor in parts.items():
+                writer.write(name, _bytes(tensor))
+            return int(clipped)
         target = plan.targets[module]
         with torch.inference_mode():
             weight = read_float32(weights, f"{module}.weight")
@@ -149,18 +190,32 @@ def _bytes(tensor: Any) -> memoryview:
     return memoryview(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
 
 
-def _gate(cfg: Quantize, inputs: Inputs, out: Out, *, plan: Plan, model: Any, weights: Weights) -> dict[str, Any]:
+def _gate(
+    cfg: Quantize,
+    inputs: Inputs,
+    out: Out,
+    *,
+    plan: Plan,
+    model: Any,
+    weights: Weights,
+    seen: dict[bytes, list[int]],
+) -> dict[str, Any]:
     """Compare source and result as read back from disk; the report is written into the artifact and returned."""
     from postmill.stages.quantize.gate import LONGEST_ROW, compare, judge, limits_of
     from postmill.stages.quantize.layers import StreamedModel
     from postmill.stages.quantize.rows import choose_rows
     from postmill.stages.shared.quantized_weights import read_float32
 
-    given = inputs.get("held_out", [])
-    tokenizer = tokenizer_digest(model.folder) if (model.folder / "tokenizer.json").is_file() else None
-    if given:
-        rows = list(choose_rows(given[0], cfg.gate.parity_tokens, LONGEST_ROW, tokenizer).values())
-    else:
+    chosen: dict[bytes, list[int]] = {}
+    if given := inputs["held_out"] or inputs["rows"]:
+        try:
+            chosen = choose_rows(given[0], cfg.gate.parity_tokens, LONGEST_ROW, _tokenizer(model.folder), seen)
+        except ArtifactError:
+            if inputs["held_out"]:
+                raise
+            # calibration has taken all rows
+    rows = list(chosen.values())
+    if not rows:
         rows = [ids[: cfg.gate.parity_tokens] for ids in prompt_ids(model.folder) if len(ids) > 1]
     outside = any(not name.startswith(f"{model.prefix}.") for name in plan.targets)
     with open_weights(out.dir) as result:
@@ -173,8 +228,8 @@ def _gate(cfg: Quantize, inputs: Inputs, out: Out, *, plan: Plan, model: Any, we
             rows=rows,
             threads=out.threads,
         )
-    limits = limits_of(cfg.gate, plan, model.num_parameters, judge_ppl=bool(given))
-    report = {"source": "rows" if given else "prompts"} | report | {"limits": limits._asdict()}
+    limits = limits_of(cfg.gate, plan, model.num_parameters, judge_ppl=bool(chosen))
+    report = {"source": "rows" if chosen else "prompts"} | report | {"limits": limits._asdict()}
     (out.dir / REPORT).write_bytes(msgspec.json.format(msgspec.json.encode(report)) + b"\n")
     judge(report, limits)
     return report

@@ -28,7 +28,7 @@ def test_a_meter_tells_share_rate_and_time_left(clock: list[float]) -> None:
     assert meter.of(410, "rows") == "33%, 410 of 1,210 rows, 50 rows/s, 16 s left"
     assert meter.of(1210, "rows") == "100%, 1,210 of 1,210 rows, 150 rows/s"
     clock[0] += 1000
-    assert meter.of(1209, "layers").endswith("1.2 layers/s, 1 s left")
+    assert meter.of(1209, "layers").endswith("1.2 layers/s, 0.8 s left")
 
 
 def test_the_end_of_a_stage_in_a_line() -> None:

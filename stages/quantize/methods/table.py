@@ -7,6 +7,7 @@ METHODS = Choice(
     table={
         "rtn": "postmill.stages.quantize.methods.rtn:Rtn",
         "hqq": "postmill.stages.quantize.methods.hqq:Hqq",
+        "gptq": "postmill.stages.quantize.methods.gptq:Gptq",
     },
 )
 """How a weight's codes are chosen. A method is a struct of options with `needs_rows` and `encode`."""

@@ -18,6 +18,8 @@ from postmill.io.errors import ArtifactError, ConfigError, StageError  # noqa: E
 from postmill.io.model_folder import tokenizer_digest  # noqa: E402
 from postmill.io.safetensors_file import open_weights  # noqa: E402
 from postmill.stages.options import make  # noqa: E402
+from postmill.stages.protocol import Stop  # noqa: E402
+from postmill.stages.quantize import calibrate  # noqa: E402
 from postmill.stages.quantize.config import STAGE, Quantize  # noqa: E402
 from postmill.stages.quantize.gate import compare, judge, limits_of  # noqa: E402
 from postmill.stages.quantize.layers import StreamedModel  # noqa: E402
@@ -43,9 +45,13 @@ def held_out(tmp_path_factory: pytest.TempPathFactory, base: Path) -> Path:
     return token_tables.write_tokens(path, rows, {"tokenizer": tokenizer_digest(base)})
 
 
-def quantize(base: Path, out: Path, rows: Path | None = None, threads: int = 2, **options: Any) -> dict[str, Any]:
-    """Run the stage. Returns the metrics."""
-    given = {"model": [str(base)]} | ({"held_out": [str(rows)]} if rows else {})
+def quantize(
+    base: Path, out: Path, rows: Path | None = None, threads: int = 2, seen: Path | None = None, **options: Any
+) -> dict[str, Any]:
+    """Run the stage: `rows` for the gate, `seen` for calibration. Returns the metrics."""
+    given = (
+        {"model": [str(base)]} | ({"held_out": [str(rows)]} if rows else {}) | ({"rows": [str(seen)]} if seen else {})
+    )
     config = make(Quantize, **({"group_size": 32} | LOOSE | options))
     return run_stage(STAGE, config, given, out, Options(threads=threads)).manifest.metrics
 
@@ -122,6 +128,59 @@ def test_one_thread_and_four_write_the_same_bytes(base: Path, held_out: Path, tm
     assert one == four
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "run.json"}
+
+
+def test_gptq_is_nearer_than_rounding_and_its_gate_sees_other_rows(base: Path, held_out: Path, tmp_path: Path) -> None:
+    how: dict[str, Any] = {"scheme": "w4a16", "symmetric": False, "group_size": 32}
+    rounded = quantize(base, tmp_path / "rtn", held_out, **how)["parity"]
+    found = quantize(base, tmp_path / "gptq", held_out, seen=held_out, method="gptq", calibration_tokens=400, **how)
+    assert found["calibration"]["rows"] > 3
+    assert 390 < found["calibration"]["tokens"] <= 400
+    assert found["parity"]["source"] == "rows"
+    whole = quantize(base, tmp_path / "same", held_out, method="rtn", parity_tokens=10**6, **how)["parity"]
+    assert 0 < found["parity"]["num_tokens"] <= whole["num_tokens"] - found["calibration"]["tokens"]
+    assert found["parity"]["kl_mean"] < 0.8 * rounded["kl_mean"]
+    # without --gate, the rows that calibration left are compared
+    same = quantize(base, tmp_path / "own", seen=held_out, method="gptq", calibration_tokens=400, **how)
+    assert same["parity"] == found["parity"]
+    for order in ("static", "none"):
+        w8 = quantize(base, tmp_path / order, seen=held_out, method="gptq", scheme="w8a8", order=order)["parity"]
+        assert w8["source"] == "prompts"  # calibration has taken all rows
+        assert w8["kl_mean"] < rounded["kl_mean"]
+
+
+def test_gptq_stopped_at_any_layer_ends_with_the_same_bytes(base: Path, held_out: Path, tmp_path: Path) -> None:
+    """For one thread and four; stopped after the first layer, and killed while the second is being written."""
+    how: dict[str, Any] = {"seen": held_out, "method": "gptq", "calibration_tokens": 300, "parity": "off"}
+    for threads in (1, 4):
+        quantize(base, tmp_path / str(threads), None, threads, **how)
+    assert contents(tmp_path / "1") == contents(tmp_path / "4")
+    asked = iter([False, True])
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(StageError, match="1 of 2 layers are done"):
+        patch.setattr(Stop, "requested", property(lambda _: next(asked)))
+        patch.setattr(Stop, "signal", 15, raising=False)
+        patch.setattr(Stop, "stopped", lambda _, saved: StageError(saved, 75))
+        quantize(base, tmp_path / "stopped", **how)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(calibrate, "save_file", _killed)
+        quantize(base, tmp_path / "stopped", **how)
+    assert (tmp_path / "stopped.checkpoints").is_dir()
+    quantize(base, tmp_path / "stopped", **how)
+    assert contents(tmp_path / "stopped") == contents(tmp_path / "1")
+    assert not (tmp_path / "stopped.checkpoints").exists()
+
+
+def _killed(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def test_rows_that_nothing_looks_at_are_refused(base: Path, held_out: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--rows: --method rtn looks at no data; leave it out, or pass --method gptq"):
+        quantize(base, tmp_path / "q", seen=held_out)
+
+
 def test_shards_stay_shards(base: Path, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
@@ -143,6 +202,7 @@ def test_shards_stay_shards(base: Path, tmp_path: Path) -> None:
         ({"rule": ["lm_head=w8a16"]}, "lm_head: shares its weight with the embedding"),
         ({"rule": ["layers=keep"]}, "no linear layer is left"),
         ({"method": "hqq"}, "--no-symmetric"),
+        ({"method": "gptq"}, "--method gptq needs --rows"),
     ],
     ids=str,
 )

@@ -1,0 +1,207 @@
+"""Weights chosen by what goes through them: layer after layer, each fed by the quantized layers before it.
+
+A layer is loaded, the rows go through it to learn the second moment of every linear layer's inputs, its weights get
+their codes, and the rows go through it once more as it will be. Then its codes and the hidden states are on disk: a
+run that is stopped goes on with the next layer, to the same bytes. Memory holds one layer and its moments.
+"""
+
+import itertools
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from postmill.io.safetensors_file import Weights
+from postmill.kernels.quantize.grid import count_clipped, decode
+from postmill.stages.progress import Meter, Progress
+from postmill.stages.protocol import Out
+from postmill.stages.quantize.activations import rounded_activations
+from postmill.stages.quantize.config import Quantize
+from postmill.stages.quantize.formats.compressed_tensors import tensors
+from postmill.stages.quantize.layers import Row, StreamedModel
+from postmill.stages.quantize.plan import Plan
+from postmill.stages.shared.quantized_weights import TORCH_DTYPES, read_float32
+
+
+class Chosen:
+    """Tensors of the layers that were calibrated, as they will be stored, in files by layer."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._file_of: dict[str, Path] = {}
+        for path in sorted(folder.glob("layer-*.safetensors")):
+            with safe_open(path, "pt") as file:
+                self._file_of |= dict.fromkeys(file.metadata(), path)
+
+    def __contains__(self, module: str) -> bool:
+        return module in self._file_of
+
+    def read(self, module: str) -> tuple[dict[str, Tensor], int]:
+        """The tensors of a module, and how many of its weights lie outside their grid."""
+        with safe_open(self._file_of[module], "pt") as file:
+            names = file.keys()
+            parts = {name: file.get_tensor(name) for name in names if name.rpartition(".")[0] == module}
+            return parts, int(file.metadata()[module])
+
+
+class States:
+    """Hidden states of all rows before one layer: a file of float32 [tokens, D]."""
+
+    def __init__(self, folder: Path, layer: int, lengths: list[int], width: int) -> None:
+        self.path = folder / f"states-{layer:04d}.f32"
+        self._bounds = [0, *itertools.accumulate(lengths)]
+        mode: Any = "r+" if self.path.exists() else "w+"
+        self._map = np.memmap(self.path, np.float32, mode, shape=(self._bounds[-1], width))
+
+    def __getitem__(self, row: int) -> Tensor:
+        return torch.from_numpy(np.array(self._map[self._bounds[row] : self._bounds[row + 1]]))[None]
+
+    def put(self, row: int, states_1TD: Tensor) -> None:
+        self._map[self._bounds[row] : self._bounds[row + 1]] = states_1TD[0].numpy()
+
+    def flush(self) -> None:
+        self._map.flush()
+
+
+class _Layers:
+    """The model's layers, one after another, with the rows that go through them."""
+
+    def __init__(self, cfg: Quantize, plan: Plan, model: StreamedModel, weights: Weights, threads: int) -> None:
+        self.cfg, self.plan, self.model, self.weights, self.threads = cfg, plan, model, weights, threads
+        self.calls: list[Row] = []
+        self.pool = ThreadPoolExecutor(threads)
+
+    def read(self, name: str) -> Tensor:
+        """A tensor of the source, float32."""
+        return read_float32(self.weights, name)
+
+    def begin(self, rows: list[list[int]]) -> list[Tensor]:
+        """Hidden states [1, T, D] of all rows before the first layer."""
+        self.model.load_ends(self.read)
+        begun = [self.model.start(ids) for ids in rows]
+        self.model.unload_ends()
+        self.calls = [row for row, _ in begun]
+        return [hidden for _, hidden in begun]
+
+    def choose(self, index: int, states: States) -> tuple[dict[str, Tensor], dict[str, int]]:
+        """The stored tensors of a layer's targets, and how many weights of each are clipped.
+
+        The layer, which is loaded, gets the weights that they mean.
+        """
+        layer, prefix = self.model.layers[index], f"{self.model.prefix}.{index}."
+        modules: dict[str, nn.Linear] = {
+            name: module
+            for name, module in layer.named_modules()
+            if isinstance(module, nn.Linear) and f"{prefix}{name}" in self.plan.targets
+        }
+        moments = self._moments(index, modules, states)
+
+        def solve(name: str) -> tuple[dict[str, Tensor], int]:
+            target = self.plan.targets[f"{prefix}{name}"]
+            dtype = TORCH_DTYPES[self.weights.entry(f"{prefix}{name}.weight").dtype]
+            with torch.inference_mode():
+                weight = modules[name].weight
+                encoded = self.cfg.method.encode(weight, target.form, dtype, moments[name])
+                clipped = count_clipped(encoded, weight, target.form)
+            modules[name].weight = nn.Parameter(decode(encoded), requires_grad=False)
+            return tensors(f"{prefix}{name}", target, encoded), clipped
+
+        stored: dict[str, Tensor] = {}
+        clipped: dict[str, int] = {}
+        for name, (parts, count) in zip(modules, self.pool.map(solve, modules), strict=True):
+            stored |= {key: tensor.contiguous() for key, tensor in parts.items()}
+            clipped[f"{prefix}{name}"] = count
+        return stored, clipped
+
+    def _moments(self, index: int, modules: dict[str, nn.Linear], states: States) -> dict[str, Tensor]:
+        """Sum of x x^T over the inputs of each module [K, K]; modules that are fed the same have one."""
+        here = threading.local()
+        sums: dict[str, Tensor] = {}
+        leader: dict[str, str] = {}
+
+        def look(row: int) -> dict[str, Tensor]:
+            here.seen = {}
+            self.model.through(index, self.calls[row], states[row])
+            seen: dict[str, Tensor] = here.seen
+            return seen
+
+        def add(name: str, found: list[dict[str, Tensor]]) -> None:
+            with torch.inference_mode():
+                for seen in found:  # in the order of rows: equal bits for any number of threads
+                    flat = seen[name].reshape(-1, seen[name].shape[-1])
+                    sums[name].addmm_(flat.T, flat)
+
+        with ExitStack() as hooks:
+            for name, module in modules.items():
+                handle = module.register_forward_pre_hook(
+                    lambda _, given, name=name: here.seen.__setitem__(name, given[0])
+                )
+                hooks.callback(handle.remove)
+            for start in range(0, len(self.calls), self.threads):
+                found = list(self.pool.map(look, range(start, min(start + self.threads, len(self.calls)))))
+                if not leader:
+                    leader = _leaders(found[0])
+                    widths = {name: found[0][name].shape[-1] for name in leader.values()}
+                    sums |= {name: torch.zeros(width, width) for name, width in widths.items()}
+                for waited in [self.pool.submit(add, name, found) for name in sums]:
+                    waited.result()
+        return {name: sums[first] for name, first in leader.items()}
+
+    def go_on(self, index: int, before: States, after: States) -> None:
+        """Take all rows through a layer, which is loaded."""
+
+        def through(row: int) -> Tensor:
+            return self.model.through(index, self.calls[row], before[row])
+
+        with rounded_activations(self.plan, f"{self.model.prefix}.{index}.", self.model.layers[index]):
+            for row, hidden in enumerate(self.pool.map(through, range(len(self.calls)))):
+                after.put(row, hidden)
+        after.flush()
+
+
+def _leaders(seen: dict[str, Tensor]) -> dict[str, str]:
+    """For each module the first that was given the very same tensor."""
+    first: dict[int, str] = {}
+    return {name: first.setdefault(id(tensor), name) for name, tensor in seen.items()}
+
+
+def calibrate(
+    cfg: Quantize, plan: Plan, rows: list[list[int]], out: Out, *, model: StreamedModel, weights: Weights
+) -> Chosen:
+    """Choose the codes of every target inside the layers. Raises StageError (75) when stopped, whole layers kept."""
+    out.stop.graceful = True
+    folder = out.work / out.key.rpartition(":")[2][:16]
+    folder.mkdir(parents=True, exist_ok=True)
+    layers = _Layers(cfg, plan, model, weights, out.threads)
+    begun = layers.begin(rows)
+    lengths, width = [len(ids) for ids in rows], begun[0].shape[-1]
+    paths = [folder / f"layer-{index:04d}.safetensors" for index in range(len(model.layers))]
+    first = next((index for index, path in enumerate(paths) if not path.is_file()), len(paths))
+    if first == 0:
+        states = States(folder, 0, lengths, width)
+        for row, hidden in enumerate(begun):
+            states.put(row, hidden)
+    del begun
+    meter = Meter(len(paths), first)
+    with layers.pool:
+        for index in range(first, len(paths)):
+            if out.stop.requested:
+                raise out.stop.stopped(f"{index} of {len(paths)} layers are done")
+            before, after = (States(folder, number, lengths, width) for number in (index, index + 1))
+            model.load_layer(index, layers.read)
+            chosen, clipped = layers.choose(index, before)
+            layers.go_on(index, before, after)
+            model.unload_layer(index)
+            new = paths[index].with_suffix(".new")
+            save_file(chosen, new, {module: str(count) for module, count in clipped.items()})
+            new.replace(paths[index])
+            before.path.unlink()
+            Progress.say("quantize", meter.of(index + 1, "layers"))
+    return Chosen(folder)
