@@ -85,18 +85,23 @@ def _built_in() -> str:
     return ", ".join(_names()) or "none"
 
 
-def read_steps(path: Path, settings: dict[str, list[str]], output: Path | None) -> list[Step]:
+def read_steps(
+    path: Path, settings: dict[str, list[str]], output: Path | None, *, besides: tuple[str, ...] = ()
+) -> list[Step]:
     """The steps of a recipe, with `settings` (`section.option` or a name at the top -> values) over what it says.
 
-    Raises ConfigError (2) naming every fault with its place in the file, before anything runs.
+    besides: sections that are no stages, for whoever runs the steps. Raises ConfigError (2) naming every fault with its
+    place in the file, before anything runs.
     """
     root = parse_recipe(path)
-    sections = [name for name, value in root.items() if isinstance(value, dict)]
+    sections = [name for name, value in root.items() if isinstance(value, dict) and name not in besides]
     wires = _wires(path, root, settings)
     folder = output or (Path(wires["output"][0]) if "output" in wires else None)
     if folder is None:
         raise ConfigError(f"{path}: no folder for outputs; pass -o DIR")
-    _check_settings(settings, sections)
+    _check_settings(settings, [*sections, *besides])
+    if "loop" in root and "loop" not in besides:
+        raise ConfigError(f"{path}: [loop]: its rounds are run by `postmill loop {path}`")
     steps: list[Step] = []
     faults: list[str] = []
     for name in sections:

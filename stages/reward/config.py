@@ -33,7 +33,7 @@ class Reward(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     min_gap: Annotated[float, Meta(ge=0)] = 1e-6
     """Smallest difference of rewards that makes a pair."""
     threshold: float = 0.5
-    """Reward from which on a sample is good, for `labels` and `sft`."""
+    """Reward from which on a sample is good, for `labels`, `sft` and the pass_at of the metrics."""
     best: Annotated[int, Meta(ge=1)] = 1
     """Samples of a prompt that `sft` takes at most, the best first."""
     solution: str = "solution"
@@ -67,7 +67,7 @@ def output_kind(cfg: Any) -> str:
 
 STAGE = Stage(
     name="reward",
-    version=1,
+    version=2,
     config=Reward,
     inputs={
         "rollouts": Port(kinds=("rollouts",), help="rollouts artifacts, scored as one", many=True),

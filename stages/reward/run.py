@@ -4,6 +4,7 @@ No engine is touched: rewards are a function of stored rollouts, so another rewa
 and scores of functions that did not change are copied from an earlier run.
 """
 
+import math
 import statistics
 from collections.abc import Mapping
 from typing import Any
@@ -52,7 +53,7 @@ def run(cfg: Reward, inputs: Inputs, out: Out) -> Result:
         emit.write_rewards(table, out)
     else:
         emit.write_tokens(cfg, table, rows, artifacts, out)
-    metrics = _metrics(table, rows, functions, weights, answers) | {"emit": kind}
+    metrics = _metrics(table, rows, functions, weights, answers, threshold=cfg.threshold) | {"emit": kind}
     sources = [name for artifact in artifacts for name in artifact.manifest.metrics.get("sources", [])]
     return Result(metrics=metrics | {"sources": sources}, digests=dict(artifacts[0].manifest.digests))
 
@@ -233,6 +234,8 @@ def _metrics(
     functions: list[Input],
     weights: list[float],
     answers: list[list[Answer]],
+    *,
+    threshold: float,
 ) -> dict[str, Any]:
     """What the manifest says of the rewards: by function, by kind of group, and the mean."""
     by_function = []
@@ -252,10 +255,31 @@ def _metrics(
     finishes = [row["finish"] for row in rows]
     kind_of = {line.prompt_id: line.group_kind for line in table}
     rewards = [line.reward for line in table if line.reward is not None]
+    good: dict[bytes, list[bool]] = {}
+    for line in table:
+        if line.reward is not None:
+            good.setdefault(line.prompt_id, []).append(line.reward >= threshold)
     return {
         "functions": by_function,
         "groups": {kind: list(kind_of.values()).count(kind) for kind in sorted(set(kind_of.values()))},
         "reward_mean": statistics.fmean(rewards) if rewards else None,
+        "pass_at": pass_at(list(good.values())),
         "prompts": len(kind_of),
         "finish": {finish: finishes.count(finish) for finish in sorted(set(finishes))},
     }
+
+
+def pass_at(groups: list[list[bool]]) -> dict[str, float]:
+    """Chance that the best of k samples of a prompt is good, mean over prompts, for k = 1, 2, 4, ... that all have.
+
+    groups: by prompt, whether each sample is good. Unbiased: 1 - C(n - c, k) / C(n, k) for c good ones of n, from
+    Evaluating Large Language Models Trained on Code, <https://arxiv.org/abs/2107.03374>.
+    """
+    fewest = min(map(len, groups), default=0)
+    found = {}
+    k = 1
+    while k <= fewest:
+        missed = [math.comb(len(group) - sum(group), k) / math.comb(len(group), k) for group in groups]
+        found[str(k)] = 1 - statistics.fmean(missed)
+        k *= 2
+    return found

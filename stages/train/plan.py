@@ -129,8 +129,9 @@ class Step(NamedTuple):
 
     def micro_batches(self, rank: int, micro_bins: int) -> list[NDArray[np.int64]]:
         """The bins of `rank`, in blocks. Every rank has the same number of blocks; a block of -1 only is padding."""
-        mine = self.bins[rank]
-        return [mine[at : at + micro_bins] for at in range(0, len(mine), micro_bins)]
+        starts = range(0, self.bins.shape[1], micro_bins)
+        some = [at for at in starts if (self.bins[:, at : at + micro_bins] >= 0).any()]
+        return [self.bins[rank, at : at + micro_bins] for at in some]
 
 
 class Steps:

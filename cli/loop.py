@@ -1,0 +1,155 @@
+"""`postmill loop RECIPE`: sample, reward, pack, train, and again with the new weights."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+from postmill.cli.chain import Step, find_recipe, read_steps
+from postmill.cli.flags import Said, parse_recipe, resolve
+from postmill.cli.run import settings_of
+from postmill.cli.tool import parse
+from postmill.io.errors import ConfigError
+
+USAGE = """
+Sample answers, reward them and train on them, round after round, each with the weights of the one before.
+
+usage: postmill loop RECIPE [DATA...] [-m MODEL] -o FOLDER [options]
+
+  postmill loop grpo questions.jsonl -m HuggingFaceTB/SmolLM2-135M-Instruct -o out/
+  postmill loop grpo.toml -o out/ --rounds 200 --set train.lr=1e-4
+  postmill status out/
+
+A recipe is one of `postmill run` with a section [loop]. Sections before the first rollout are run once; from that to
+the train after it is a round; sections that [loop] names in `measure` are run now and then; the others at the end.
+
+  -o FOLDER        where outputs go: FOLDER/rounds/00012/rollout, .../reward, .../pack, .../train
+  -m MODEL         the model, for every stage that needs one
+  --rounds N       rounds in all, whatever the recipe says
+  --set KEY=VALUE  set an option of a section (train.lr=2e-4, loop.prompts=32), or model, data
+  --threads N      threads of a stage (default: all cores)
+  --dry-run        print the commands of the first round; do nothing
+  --quiet          no progress (-q)
+
+The same command goes on where it was stopped or killed, to the same bytes. It prints the folder of the last weights.
+"""
+_SHORT = {"-o": "--output", "-m": "--model", "-q": "--quiet"}
+
+
+class Loop(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The section [loop] of a recipe."""
+
+    rounds: Annotated[int, Meta(ge=1)] = 100
+    """Rounds in all."""
+    prompts: Annotated[int, Meta(ge=1)] = 16
+    """Prompts of a round, in the order of their table and from its start again at the end."""
+    updates: Annotated[int, Meta(ge=1)] = 1
+    """Updates from the samples of a round, for each of train's epochs (1 unless the recipe says more)."""
+    warmup: Annotated[int, Meta(ge=0)] = 0
+    """Rounds over which the learning rate rises to that of train."""
+    measure: list[str] = []
+    """Sections to run on the newest weights before the first round, every `measure_every` rounds, and at the end."""
+    measure_every: Annotated[int, Meta(ge=1)] = 25
+    """See `measure`."""
+    keep: Annotated[int, Meta(ge=2)] = 2
+    """Newest weights to keep, with their optimizer's state; samples and rewards of all rounds stay."""
+    seed: Annotated[int, Meta(ge=0, lt=2**62)] = 0
+    """Decides the seeds of every round."""
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """The sections of a recipe by what the loop does with them."""
+
+    loop: Loop
+    before: list[Step]
+    rounds: list[Step]
+    measures: list[Step]
+    after: list[Step]
+    folder: Path
+
+
+def run(argv: list[str]) -> int:
+    """Run all rounds. Returns 0; errors are raised with their exit code, 75 after a signal."""
+    rest, settings = settings_of(argv)
+    valued = ("--output", "--model", "--rounds", "--threads")
+    args = parse([_SHORT.get(word, word) for word in rest], USAGE, switches=("--dry-run", "--quiet"), valued=valued)
+    if args is None:
+        return 0
+    if not args.words:
+        raise ConfigError("usage: postmill loop RECIPE [DATA...] [-m MODEL] -o FOLDER [options]")
+    if args.words[1:]:
+        settings["data"] = args.words[1:]
+    if args.has("--model"):
+        settings["model"] = [args.options["--model"]]
+    if args.has("--rounds"):
+        settings["loop.rounds"] = [args.options["--rounds"]]
+    output = Path(args.options["--output"]) if args.has("--output") else None
+    plan = read_plan(find_recipe(args.words[0]), settings, output)
+    if args.has("--dry-run"):
+        sys.stdout.write("".join(f"{step.command}\n" for step in [*plan.before, *plan.rounds, *plan.after]))
+        return 0
+    threads = args.options.get("--threads", "0")
+    if not threads.isdecimal():
+        raise ConfigError(f"--threads {threads}: expected a number from 0 up")
+    from postmill.cli.rounds import Rounds
+    from postmill.stages.progress import Progress
+
+    with Progress.install(quiet=args.has("--quiet")):
+        last = Rounds(plan, threads=int(threads)).run()
+    sys.stdout.write(f"{last}\n")
+    return 0
+
+
+def read_plan(path: Path, settings: dict[str, list[str]], output: Path | None) -> Plan:
+    """The sections of a recipe. Raises ConfigError (2) for a recipe that makes no rounds."""
+    said = _said_of_loop(path, settings)
+    loop: Loop = resolve(Loop, said, f"{path}: loop")
+    steps = read_steps(path, settings, output, besides=("loop",))
+    names = [step.name for step in steps]
+    for name in loop.measure:
+        if name not in names:
+            raise ConfigError(f"{path}: [loop] measure: {name}: no such section; there are {', '.join(names)}")
+    kinds = [step.stage.name if step.name not in loop.measure else "" for step in steps]
+    if "rollout" not in kinds or "train" not in kinds[kinds.index("rollout") :]:
+        raise ConfigError(f"{path}: a loop needs a section of rollout and one of train after it")
+    first = kinds.index("rollout")
+    end = kinds.index("train", first) + 1
+    inside = steps[first:end]
+    if [step.stage.name for step in inside] != ["rollout", "reward", "pack", "train"]:
+        found = ", ".join(step.name for step in inside)
+        raise ConfigError(f"{path}: a round is rollout, reward, pack and train; between its ends stand {found}")
+    _check_train(path, inside[3])
+    return Plan(
+        loop=loop,
+        before=[step for step in steps[:first] if step.name not in loop.measure],
+        rounds=inside,
+        measures=[step for step in steps if step.name in loop.measure],
+        after=[step for step in steps[end:] if step.name not in loop.measure],
+        folder=inside[0].output.parent,
+    )
+
+
+def _said_of_loop(path: Path, settings: dict[str, list[str]]) -> dict[str, list[Said]]:
+    section: Any = parse_recipe(path).get("loop")
+    if not isinstance(section, dict):
+        raise ConfigError(f"{path}: no section [loop]; run it with `postmill run`, or add one: [loop] rounds = 100")
+    said = {key: [Said(value, f"{path}: loop.{key}", False)] for key, value in section.items()}
+    for key, values in settings.items():
+        head, _, option = key.partition(".")
+        if head == "loop":
+            said[option.replace("-", "_")] = [Said(value, f"--set {key}", True) for value in values]
+    return said
+
+
+def _check_train(path: Path, step: Step) -> None:
+    """Raises ConfigError (2) for options of train that the rounds decide."""
+    for flag, why in {
+        "--schedule": "a round is a few steps; the rate is constant, and [loop] warmup lets it rise",
+        "--steps": "say it as [loop] rounds and updates",
+        "--bins-per-step": "say it as [loop] updates",
+        "--batch.bins-per-step": "say it as [loop] updates",
+    }.items():
+        if flag in step.options and step.options[step.options.index(flag) + 1] != "constant":
+            raise ConfigError(f"{path}: {step.name}: {flag[2:]}: cannot be said in a loop: {why}")

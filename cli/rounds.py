@@ -1,0 +1,284 @@
+"""The rounds of a loop, in one process: each stage is run as on the command line, and makes its artifact.
+
+There is no state but artifacts. A round is done when its weights are there; one that was broken off is begun again, and
+what is up to date in it is not made again. So a loop that is killed at any moment ends with the bytes of one that never
+was. Strictly on-policy: a round samples with the weights of the round before, and its train refuses others.
+"""
+
+import contextlib
+import gc
+import os
+import platform
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from postmill.cli.chain import Step
+from postmill.cli.loop import Plan
+from postmill.io.commit import remove_artifact
+from postmill.io.digest import digest_bytes
+from postmill.io.errors import MISMATCH, StageError
+from postmill.io.json_file import write_json
+from postmill.io.manifest import MANIFEST, Artifact, load_artifact
+from postmill.io.rewards import RewardsReader
+from postmill.stages.options import changed
+from postmill.stages.progress import Progress
+from postmill.stages.runner import Options, run_stage
+
+METRICS, TIMING, STATUS = "metrics.jsonl", "timing.jsonl", "status.json"
+_OF_TRAIN = ("loss", "grad_norm", "lr", "nats", "entropy", "ratio", "clipped", "mismatch", "mismatch_dropped", "kl")
+
+
+class Rounds:
+    """Runs a plan."""
+
+    def __init__(self, plan: Plan, *, threads: int) -> None:
+        self._plan, self._options = plan, Options(threads=threads)
+        self._folder, self._round = plan.folder, 0
+        self._seconds: dict[str, float] = {}
+        self._engine = ("", "")
+        """What the last round was sampled with: digests of its weights' files, and of what the engine then held."""
+
+    def run(self) -> Path:
+        """All rounds that are not done. Returns the folder of what was made last."""
+        plan = self._plan
+        with self._status():
+            for step in plan.before:
+                self._stage(step)
+            start = self._next_round()
+            lines = self._lines(start)
+            for number in range(start, plan.loop.rounds):
+                self._round, self._seconds = number, {}
+                measured = self._measure(number) if number % plan.loop.measure_every == 0 else {}
+                lines.append(self._one(number) | measured)
+                self._write(lines)
+                self._prune(number)
+            lines[-1] |= self._measure(plan.loop.rounds)
+            self._write(lines)
+            last = self._weights(plan.loop.rounds) or Path()
+            for step in plan.after:
+                self._stage(self._placed(step, {str(plan.rounds[3].output): str(last)}, step.output))
+                last = step.output
+        return last
+
+    def _one(self, number: int) -> dict[str, Any]:
+        """A round; returns its line of the record."""
+        rollout, reward, pack, train = self._plan.rounds
+        loop, folder = self._plan.loop, self._place(number)
+        here = {str(step.output): str(folder / step.name) for step in self._plan.rounds}
+        weights, seed = self._weights(number), _seed(loop.seed, number)
+        sampled = self._stage(
+            self._placed(
+                rollout,
+                here,
+                folder / rollout.name,
+                weights=weights,
+                prompts_from=number * loop.prompts,
+                prompts_count=loop.prompts,
+                seed=seed,
+            )
+        )
+        self._check_engine(sampled, weights)
+        rewarded = self._stage(self._placed(reward, here, folder / reward.name))
+        line = {"step": number + 1} | _of_samples(sampled) | _of_rewards(rewarded)
+        live = ~np.isnan(RewardsReader([rewarded.path], [sampled]).advantage)
+        if not live.any():
+            Progress.say("loop", f"round {number + 1}: no sample has an advantage, so there is no update", always=True)
+            write_json(folder / "skipped.json", {"reason": "no_advantage"})
+            return line | {"skipped": True}
+        packed = self._stage(self._placed(pack, here, folder / pack.name))
+        trained = self._stage(
+            self._placed(
+                train,
+                here,
+                folder / train.name,
+                weights=weights,
+                seed=seed,
+                keep_state=True,
+                save_every=0,
+                schedule="constant",
+                epochs=train.config.epochs if "--epochs" in train.options else 1,
+                bins_per_step=-(-int(packed.manifest.metrics["bins"]) // loop.updates),
+                lr=train.config.peak_lr * min(1.0, (number + 1) / max(loop.warmup, 1)),
+            )
+        )
+        line |= _of_training(trained)
+        seconds = sum(self._seconds.values())
+        Progress.say("loop", f"round {number + 1}/{loop.rounds}: {_text(line)}, {seconds:.1f} s", always=True)
+        return line
+
+    def _measure(self, number: int) -> dict[str, Any]:
+        """Run the sections of `measure` on the weights before round `number`."""
+        weights, folder = self._weights(number), self._folder / "measured" / f"{number:05d}"
+        here = {str(step.output): str(folder / step.name) for step in self._plan.measures}
+        found: dict[str, Any] = {}
+        for step in self._plan.measures:
+            made = self._stage(self._placed(step, here, folder / step.name, weights=weights))
+            metrics = made.manifest.metrics
+            if made.manifest.kind == "rewards":
+                found[step.name] = metrics["reward_mean"]
+                found |= {f"{step.name}.pass_at_{k}": value for k, value in metrics["pass_at"].items() if k != "1"}
+            elif made.manifest.kind == "rollouts":
+                found |= {f"{step.name}.length": metrics["mean_length"], f"{step.name}.nats": -metrics["mean_logp"]}
+        if found:
+            said = ", ".join(f"{name} {value:.4g}" for name, value in found.items() if value is not None)
+            Progress.say("loop", f"before round {number + 1}: {said}", always=True)
+        return found
+
+    def _placed(
+        self, step: Step, here: dict[str, str], output: Path, *, weights: Path | None = None, **options: Any
+    ) -> Step:
+        """A section with this round's inputs, output, weights and options."""
+        inputs = {port: [_moved(text, here) for text in texts] for port, texts in step.inputs.items()}
+        if weights is not None:
+            port = {"rollout": "policy", "train": "from"}.get(step.stage.name)
+            if port:
+                inputs[port] = [str(weights)]
+        config = changed(step.config, **options) if options else step.config
+        return msgspec.structs.replace(step, inputs=inputs, output=output, config=config)
+
+    def _stage(self, step: Step) -> Artifact:
+        """Make what the step makes, unless it is there."""
+        self._say_status(step.name)
+        started = time.monotonic()
+        step.output.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            run_stage(step.stage, step.config, step.inputs, step.output, self._options)
+        except Exception as error:
+            error.args = (f"{step.name}: {error}", *error.args[1:])
+            raise
+        finally:
+            if step.stage.name in ("rollout", "train"):
+                gc.collect()  # a model that is no longer used goes before the next one is loaded
+        self._seconds[step.name] = round(time.monotonic() - started, 2)
+        return load_artifact(step.output)
+
+    def _check_engine(self, sampled: Artifact, weights: Path | None) -> None:
+        """Raise StageError (78) if other weights left the same tensors in the engine: it did not load them."""
+        [held] = sampled.manifest.metrics["weights"]
+        files = load_artifact(weights).manifest.files if weights else []
+        wanted = " ".join(file.digest for file in files if file.path.endswith(".safetensors") and "/" not in file.path)
+        if held == self._engine[1] and wanted != self._engine[0]:
+            raise StageError(
+                f"{sampled.path}: the engine held the tensors {held[:23]} of the round before, not those of {weights};"
+                " its samples are not of these weights",
+                MISMATCH,
+            )
+        self._engine = (wanted, held)
+
+    def _place(self, number: int) -> Path:
+        return self._folder / "rounds" / f"{number:05d}"
+
+    def _weights(self, number: int) -> Path | None:
+        """The weights that round `number` begins with; None where it is those of the recipe."""
+        for before in range(number - 1, -1, -1):
+            path = self._place(before) / self._plan.rounds[3].name
+            if (path / MANIFEST).is_file():
+                return path
+        return None
+
+    def _next_round(self) -> int:
+        """The last round that is done, which is looked at again: it may be of other options."""
+        number = 0
+        while number < self._plan.loop.rounds and self._is_done(number):
+            number += 1
+        return max(0, number - 1)
+
+    def _is_done(self, number: int) -> bool:
+        place = self._place(number)
+        return (place / "done").is_file() or (place / self._plan.rounds[3].name / MANIFEST).is_file()
+
+    def _lines(self, start: int) -> list[dict[str, Any]]:
+        """What the record has of the rounds before `start`."""
+        path = self._folder / METRICS
+        lines = [msgspec.json.decode(line) for line in path.read_bytes().splitlines()] if path.is_file() else []
+        return [line for line in lines if line["step"] <= start]
+
+    def _write(self, lines: list[dict[str, Any]]) -> None:
+        _replace(self._folder / METRICS, b"".join(msgspec.json.encode(line) + b"\n" for line in lines))
+        with (self._folder / TIMING).open("ab") as file:
+            file.write(msgspec.json.encode({"step": self._round + 1, "seconds": self._seconds}) + b"\n")
+
+    def _prune(self, number: int) -> None:
+        """Mark the round as done, and remove weights that no round needs."""
+        (self._place(number) / "done").touch()
+        name = self._plan.rounds[3].name
+        kept = [path for n in range(number, -1, -1) if ((path := self._place(n) / name) / MANIFEST).is_file()]
+        for path in kept[self._plan.loop.keep :]:
+            remove_artifact(path)
+            shutil.rmtree(path.parent / f"{name}.checkpoints", ignore_errors=True)
+
+    @contextlib.contextmanager
+    def _status(self) -> Iterator[None]:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        state = "failed"
+        try:
+            yield
+            state = "done"
+        except StageError as error:
+            state = "stopped" if error.code == 75 else "failed"
+            raise
+        finally:
+            self._say_status("", state)
+
+    def _say_status(self, stage: str, state: str = "running") -> None:
+        status = {
+            "version": 1,
+            "state": state,
+            "pid": os.getpid(),
+            "host": platform.node(),
+            "round": self._round,
+            "rounds": self._plan.loop.rounds,
+            "stage": stage,
+            "since": time.time(),
+        }
+        _replace(self._folder / STATUS, msgspec.json.encode(status) + b"\n")
+
+
+def _moved(text: str, here: dict[str, str]) -> str:
+    """An input that names what a section of the recipe makes, as what it makes in this round."""
+    label, equals, path = text.rpartition("=")
+    return f"{label}{equals}{here.get(path, path)}"
+
+
+def _replace(path: Path, content: bytes) -> None:
+    beside = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    beside.write_bytes(content)
+    beside.replace(path)
+
+
+def _seed(seed: int, number: int) -> int:
+    return int(digest_bytes(f"loop:{seed}:{number}".encode())[7:22], 16)
+
+
+def _of_samples(made: Artifact) -> dict[str, Any]:
+    metrics = made.manifest.metrics
+    finish = metrics["finish"]
+    return {
+        "length": metrics["mean_length"],
+        "sampled_tokens": metrics["sampled_tokens"],
+        "cut": finish.get("length", 0) / max(metrics["samples"], 1),
+        "weights": metrics["weights"],
+    }
+
+
+def _of_rewards(made: Artifact) -> dict[str, Any]:
+    metrics = made.manifest.metrics
+    mixed = metrics["groups"].get("mixed", 0) / max(metrics["prompts"], 1)
+    passed = {f"pass_at_{k}": value for k, value in metrics["pass_at"].items()}
+    return {"reward": metrics["reward_mean"], "mixed": mixed} | passed
+
+
+def _of_training(made: Artifact) -> dict[str, Any]:
+    lines = [msgspec.json.decode(line) for line in made.file(METRICS).read_bytes().splitlines()]
+    return {name: lines[-1][name] for name in _OF_TRAIN if name in lines[-1]}
+
+
+def _text(line: dict[str, Any]) -> str:
+    shown = ("reward", "mixed", "nats", "length", "mismatch", "grad_norm")
+    return ", ".join(f"{name} {line[name]:.4g}" for name in shown if line.get(name) is not None)
