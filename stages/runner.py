@@ -8,6 +8,7 @@ import importlib
 import os
 import platform
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -261,7 +262,10 @@ def _signals(out: Out) -> Iterator[None]:
             raise Interrupted(number)
         out.stop.signal = number
 
-    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    # in another thread of somebody's program, signals are that program's business
+    is_ours = threading.current_thread() is threading.main_thread()
+    numbers = (signal.SIGTERM, signal.SIGINT) if is_ours else ()
+    before = {number: signal.signal(number, handle) for number in numbers}
     try:
         yield
     finally:
