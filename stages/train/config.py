@@ -62,11 +62,13 @@ class Parallel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Ranks that each hold a slice of every matrix (tensor parallelism); best on one machine."""
     cp: Annotated[int, Meta(ge=1), LAST_BITS] = 1
     """Ranks that each compute a slice of every bin's tokens (context parallelism), for very long rows."""
+    ep: Annotated[int, Meta(ge=1), LAST_BITS] = 1
+    """Of the ranks that share tokens, those that the experts of a mixture are dealt to (expert parallelism)."""
 
     @property
     def cuts_model(self) -> bool:
         """Whether a rank has less than the whole model or less than whole bins."""
-        return self.shard != "none" or self.tp > 1 or self.cp > 1
+        return self.shard != "none" or max(self.tp, self.cp, self.ep) > 1
 
 
 class Checkpoints(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -204,10 +204,11 @@ def check_request(cfg: Train) -> None:
             " or full, or --shard fsdp",
             USAGE,
         )
-    if (cfg.parallel.shard != "none" or cfg.parallel.tp > 1) and not cfg.optimizer.shards:
-        form = f"--shard {cfg.parallel.shard}" if cfg.parallel.shard != "none" else f"--tp {cfg.parallel.tp}"
+    form = cfg.parallel
+    if (form.shard != "none" or max(form.tp, form.ep) > 1) and not cfg.optimizer.shards:
+        said = f"--shard {form.shard}" if form.shard != "none" else f"--tp {form.tp} --ep {form.ep}"
         raise ConfigError(
-            f"{form}: the state of this optimizer cannot be split; use --optimizer adamw, sgd or lion",
+            f"{said}: the state of this optimizer cannot be split; use --optimizer adamw, sgd or lion",
             USAGE,
         )
 

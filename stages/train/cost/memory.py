@@ -122,7 +122,10 @@ def rank_parts(cfg: Train, shape: Shape, setting: Setting) -> list[Part]:
 def _state(cfg: Train, shape: Shape, setting: Setting) -> list[Part]:
     """What is there from the first step to the last."""
     shards, _ = shards_of(cfg.parallel, setting)
-    here = shards * cfg.parallel.tp
+    here = float(shards * cfg.parallel.tp)
+    if cfg.parallel.ep > 1:  # experts are dealt, and not sharded beyond that
+        experts = shape.layers * shape.experts * 3 * shape.hidden * shape.inner / shape.weights
+        here = 1 / ((1 - experts) / here + experts / cfg.parallel.ep)
     trained = trained_weights(cfg, shape)
     full = tag(cfg.tuner) == "full"
     frozen = 0 if full else shape.weights * setting.compute_bytes(cfg)

@@ -21,6 +21,8 @@ class Grid(NamedTuple):
     tensor: int
     copies: int
     """Groups that hold the model once: all data and context ranks without sharding, one with fsdp."""
+    expert: int = 1
+    """Data and context ranks that the experts are dealt to."""
 
     @property
     def shards(self) -> int:
@@ -39,10 +41,13 @@ def grid(form: Parallel, num_ranks: int, *, ranks_here: int) -> Grid:
         )
     data = num_ranks // of_one
     around = data * form.cp
+    if form.ep > 1 and (form.tp > 1 or around % form.ep):
+        why = "with --tp experts are cut as other matrices are" if form.tp > 1 else f"{around} ranks share the tokens"
+        raise ConfigError(f"--ep {form.ep}: {why}; leave it out, or take ranks that it divides", USAGE)
     if form.shard == "none":
-        return Grid(data, form.cp, form.tp, around)
+        return Grid(data, form.cp, form.tp, around, form.ep)
     if form.shard == "fsdp":
-        return Grid(data, form.cp, form.tp, 1)
+        return Grid(data, form.cp, form.tp, 1, form.ep)
     share = form.shard_ranks or max(1, ranks_here // form.tp)
     if around % share:
         raise ConfigError(
@@ -50,7 +55,7 @@ def grid(form: Parallel, num_ranks: int, *, ranks_here: int) -> Grid:
             " --shard-ranks",
             USAGE,
         )
-    return Grid(data, form.cp, form.tp, around // share)
+    return Grid(data, form.cp, form.tp, around // share, form.ep)
 
 
 class Meshes(NamedTuple):
@@ -59,6 +64,8 @@ class Meshes(NamedTuple):
     grid: Grid
     weights: DeviceMesh
     tokens: DeviceMesh
+    experts: DeviceMesh | None
+    """(replicas, expert), where experts are dealt."""
 
 
 def make(found: Grid, device_type: str) -> Meshes:
@@ -69,4 +76,9 @@ def make(found: Grid, device_type: str) -> Meshes:
     tokens = init_device_mesh(
         device_type, (found.data, found.context, found.tensor), mesh_dim_names=("data", "context", "tensor")
     )
-    return Meshes(found, weights, tokens)
+    experts = None
+    if found.expert > 1:
+        around = found.data * found.context
+        names = ("replicas", "expert")
+        experts = init_device_mesh(device_type, (around // found.expert, found.expert), mesh_dim_names=names)
+    return Meshes(found, weights, tokens, experts)

@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor
 from postmill.stages.shared.context import Context
 from postmill.stages.shared.forward import Forward
 from postmill.stages.train.config import Parallel
-from postmill.stages.train.parallel import fsdp, mesh, tensor
+from postmill.stages.train.parallel import expert, fsdp, mesh, tensor
 
 _BUCKET_BYTES = 64 << 20
 
@@ -35,12 +35,12 @@ class Meshed:
         self._accelerator = accelerator
         self._trained: list[nn.Parameter] = []
         self._summed: list[nn.Parameter] = []
+        self._dealt: list[nn.Parameter] = []
         self.device = accelerator.device
         self.num_data, self.data_rank = found.data, self._meshes.tokens.get_local_rank("data")
-        self.name = ", ".join(
-            [form.shard if form.shard != "hsdp" else f"hsdp {found.shards}"]
-            + [f"{word} {size}" for word, size in (("tp", found.tensor), ("cp", found.context)) if size > 1]
-        )
+        sizes = {"tp": found.tensor, "cp": found.context, "ep": found.expert}
+        shard = form.shard if form.shard != "hsdp" else f"hsdp {found.shards}"
+        self.name = ", ".join([shard, *(f"{word} {size}" for word, size in sizes.items() if size > 1)])
 
     def wrap(self, forward: Forward) -> nn.Module:
         """`forward`, its parameters replaced by this rank's parts."""
@@ -49,14 +49,20 @@ class Meshed:
         if self._meshes.grid.tensor > 1:
             summed = {id(p) for p in tensor.split(forward.model, weights["tensor"])}
         names = {name for name, parameter in forward.named_parameters() if id(parameter) in summed}
+        if self._meshes.experts is not None:
+            self._dealt = expert.split(forward.model, self._meshes.experts["expert"], weights["tensor"])
         if self._meshes.grid.context > 1:
             forward.share_tokens(Context(tokens.get_group("context")))
         if self._in_shards:
-            fsdp.shard(forward, weights["shard"] if self._meshes.grid.copies == 1 else weights["copies", "shard"])
+            around = weights["shard"] if self._meshes.grid.copies == 1 else weights["copies", "shard"]
+            fsdp.shard(forward, around, set(self._dealt))
         forward.to(self.device)
         # by name, for sharding makes other parameters of them
         trained = {name: parameter for name, parameter in forward.named_parameters() if parameter.requires_grad}
-        self._trained, self._summed = list(trained.values()), [trained[name] for name in trained if name in names]
+        dealt = {id(parameter) for parameter in self._dealt}
+        self._dealt = [parameter for parameter in trained.values() if id(parameter) in dealt]
+        self._trained = [parameter for parameter in trained.values() if id(parameter) not in dealt]
+        self._summed = [trained[name] for name in trained if name in names]
         return forward
 
     def group(self, optimizer: torch.optim.Optimizer) -> None:
@@ -83,6 +89,11 @@ class Meshed:
             _sum_gradients(self._summed, self._meshes.weights.get_group("tensor"))
         if not self._in_shards and grid.copies > 1:
             _sum_gradients(self._trained, self._meshes.weights.get_group("copies"))
+        if self._dealt and self._meshes.experts is not None:
+            _sum_gradients(self._dealt, self._meshes.experts.get_group("replicas"))
+            for parameter in self._dealt if self._in_shards else ():  # they are not averaged as the others are
+                assert parameter.grad is not None
+                _local(parameter.grad).div_(grid.data * grid.context)
 
     def backward(self, loss: Tensor) -> None:
         """FSDP averages what we want to be a sum."""

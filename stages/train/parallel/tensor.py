@@ -54,7 +54,7 @@ def split(model: Any, mesh: DeviceMesh) -> list[nn.Parameter]:
     tied = head is not None and head.weight is embedding.weight
     summed: list[nn.Parameter] = []
     for name, module in list(model.named_modules()):
-        own = _generic(name)
+        own = generic_name(name)
         style = plan.get(own)
         if hasattr(module, "lora_A") and style is not None:
             _split_adapter(name, module, style, mesh)
@@ -65,7 +65,7 @@ def split(model: Any, mesh: DeviceMesh) -> list[nn.Parameter]:
     return [parameter for parameter in summed if parameter.requires_grad]
 
 
-def _generic(name: str) -> str:
+def generic_name(name: str) -> str:
     """A module's name as plans spell it: numbers are `*`, and peft's wrappers are not there."""
     return re.sub(r"\.\d+(?=\.|$)", ".*", _WRAPPERS.sub("", name))
 
@@ -83,7 +83,7 @@ def _split_module(
             kind = ALL_PARALLEL_STYLES[of_parameter]
             kind.validate_param(module, name, mesh, parameter_name=f"{own}.{name}")
             kind.shard_param(module, name, mesh)
-            _own_storage(module, name)
+            own_storage(module, name)
     if style is not None:
         ALL_PARALLEL_STYLES[style].install_forward(module, mesh)
     return []
@@ -101,16 +101,17 @@ def _split_adapter(name: str, module: Any, style: str, mesh: DeviceMesh) -> None
         _split_module(adapter, "", style, {}, mesh)
 
 
-def _own_storage(module: nn.Module, name: str) -> None:
-    """Let a slice own its memory: one that is a view keeps the whole matrix alive."""
+def own_storage(module: nn.Module, name: str) -> nn.Parameter:
+    """Let a slice own its memory: one that is a view keeps the whole matrix alive. Returns what is there now."""
     from torch.distributed.tensor import DTensor
 
     parameter = module._parameters[name]
+    assert parameter is not None
     if not isinstance(parameter, DTensor):
-        return
+        return parameter
     local: Tensor = parameter.to_local().detach()
     if local.untyped_storage().nbytes() <= local.nbytes:
-        return
+        return parameter
     own = DTensor.from_local(
         local.clone(memory_format=torch.contiguous_format),
         parameter.device_mesh,
@@ -119,4 +120,6 @@ def _own_storage(module: nn.Module, name: str) -> None:
         shape=parameter.shape,
         stride=parameter.stride(),
     )
-    module._parameters[name] = nn.Parameter(own, requires_grad=parameter.requires_grad)
+    found = nn.Parameter(own, requires_grad=parameter.requires_grad)
+    module._parameters[name] = found
+    return found

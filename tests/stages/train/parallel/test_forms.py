@@ -93,6 +93,10 @@ ALL = [
     ("qwen3-tied", 4, {"cp": 2, "shard": "fsdp"}),
     ("qwen3", 4, {"shard": "hsdp", "shard_ranks": 2}),
     ("qwen3-moe", 4, {"tp": 2, "cp": 2, "shard": "fsdp"}),
+    ("qwen3-moe", 2, {"ep": 2}),
+    ("qwen3-moe", 4, {"ep": 2}),
+    ("qwen3-moe", 4, {"ep": 2, "shard": "fsdp"}),
+    ("qwen3-moe", 4, {"ep": 4, "cp": 2}),
 ]
 """cp 3: heads do not divide, so keys are gathered; cp 4: two key heads on four ranks."""
 
@@ -146,6 +150,8 @@ def test_a_stopped_run_goes_on_to_the_same_bytes_and_in_another_form(world, tmp_
     [
         ({"tp": 3}, 4, "4 ranks are not a multiple of 3"),
         ({"shard": "hsdp", "shard_ranks": 3}, 4, "groups of 3 do not divide"),
+        ({"ep": 3}, 4, "4 ranks share the tokens"),
+        ({"ep": 2, "tp": 2}, 4, "experts are cut as other matrices are"),
     ],
 )
 def test_ranks_that_cannot_be_dealt_are_refused(form, ranks, says):
@@ -155,8 +161,8 @@ def test_ranks_that_cannot_be_dealt_are_refused(form, ranks, says):
 
 def test_ranks_are_dealt_neighbours_first():
     """Tensor parallelism has the nearest ranks; a copy of sharded weights lies on one machine."""
-    assert grid(Parallel(tp=2, cp=2), 8, ranks_here=4) == (2, 2, 2, 4)
-    assert grid(Parallel(shard="hsdp"), 16, ranks_here=8) == (16, 1, 1, 2)
+    assert grid(Parallel(tp=2, cp=2), 8, ranks_here=4) == (2, 2, 2, 4, 1)
+    assert grid(Parallel(shard="hsdp"), 16, ranks_here=8) == (16, 1, 1, 2, 1)
     assert grid(Parallel(shard="hsdp", tp=2), 16, ranks_here=8).shards == 4
 
 
