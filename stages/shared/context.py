@@ -73,6 +73,20 @@ class Context:
         summed: Tensor = _Sum.apply(loss, self._group)  # type: ignore[no-untyped-call]
         return summed
 
+    def shared(self, hidden_TH: Tensor) -> Tensor:
+        """What goes into a head that all ranks compute alike; `counted` takes what comes out.
+
+        Between the two a gradient is one part of `size`: weights there have the same one on every rank, which are
+        summed afterwards. Before, it is whole again.
+        """
+        scaled: Tensor = _ScaleGradient.apply(hidden_TH, float(self.size))  # type: ignore[no-untyped-call]
+        return scaled
+
+    def counted(self, values: Tensor) -> Tensor:
+        """See `shared`."""
+        scaled: Tensor = _ScaleGradient.apply(values, 1 / self.size)  # type: ignore[no-untyped-call]
+        return scaled
+
     def _attention(self, inner: Callable[..., tuple[Tensor, None]]) -> Callable[..., tuple[Tensor, None]]:
         def attend(  # noqa: PLR0917  # the interface's signature
             module: torch.nn.Module,
@@ -211,6 +225,19 @@ class _Sum(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return gradient, None
+
+
+class _ScaleGradient(torch.autograd.Function):
+    """The same value, and `factor` times its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, factor: float) -> Tensor:
+        ctx.factor = factor
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient * ctx.factor, None
 
 
 def _size(group: dist.ProcessGroup) -> int:

@@ -154,18 +154,13 @@ class Forward(nn.Module):
         if context is not None:
             router_logits = tuple(context.gather(logits.flatten(0, -2), num_tokens) for logits in router_logits)
             if self.head.kind != "lm":  # it is small, and looks anywhere
-                hidden_TH = context.gather(hidden_TH, num_tokens)
+                hidden_TH = context.shared(context.gather(hidden_TH, num_tokens))
         balance = None
         if router_logits and self.training:
             text = self.model.config.get_text_config()
             balance = self._router_aux * ask.router_share * router_balance(router_logits, text.num_experts_per_tok)
-        if self.head.kind == "sequence":
-            return Outputs(values_NC=classifier.sequence_values(self.model, hidden_TH, batch), router=balance)
-        if self.head.kind == "token":
-            assert ask.points_N is not None
-            return Outputs(values_NC=classifier.token_values(self.model, hidden_TH[ask.points_N]), router=balance)
-        if self.head.kind == "pool":
-            return Outputs(pooled_RH=classifier.pooled(hidden_TH, batch, self.head.pooling), router=balance)
+        if self.head.kind != "lm":
+            return self._of_rows(hidden_TH, batch, ask)._replace(router=balance)
         if context is None:
             found = self._lm_head(hidden_TH, batch, ask)
         else:
@@ -179,6 +174,19 @@ class Forward(nn.Module):
             found.collision_T,
             router=balance,
         )
+
+    def _of_rows(self, hidden_TH: Tensor, batch: Batch, ask: Ask) -> Outputs:
+        """What a head other than the language model's says of the hidden states of the whole batch."""
+        if self.head.kind == "sequence":
+            found = classifier.sequence_values(self.model, hidden_TH, batch)
+        elif self.head.kind == "token":
+            assert ask.points_N is not None
+            found = classifier.token_values(self.model, hidden_TH[ask.points_N])
+        else:
+            found = classifier.pooled(hidden_TH, batch, self.head.pooling)
+        if self._context is not None:
+            found = self._context.counted(found)
+        return Outputs(pooled_RH=found) if self.head.kind == "pool" else Outputs(values_NC=found)
 
     def own_logits(self, ids_1T: Tensor) -> Tensor:
         """What the model itself says of one row, to compare with: [1, T, V], [1, C] or [1, T, C] of a classifier; the

@@ -1,0 +1,80 @@
+"""Objectives of pairs and classifiers under each form: they see whole bins, whatever part a rank computes."""
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="training needs torch")
+pytest.importorskip("transformers")
+pytest.importorskip("postmill._native", reason="native module not built")
+
+import json  # noqa: E402
+
+import tiny_model  # noqa: E402
+from forks import fork_ranks, wait_code  # noqa: E402
+
+from postmill.stages.options import changed, make  # noqa: E402
+from postmill.stages.runner import Options, run_stage  # noqa: E402
+from postmill.stages.score.config import STAGE as SCORE  # noqa: E402
+from postmill.stages.score.config import Score  # noqa: E402
+from postmill.stages.train.config import STAGE, Train  # noqa: E402
+from postmill.stages.train.objectives.dpo_options import Dpo  # noqa: E402
+
+OBJECTIVES = {
+    "dpo": make(Train, objective=Dpo(), tuner="full"),
+    "aot": make(Train, objective=Dpo(loss="aot"), tuner="full"),  # looks at all pairs of the step
+    "weighted": make(Train, objective=Dpo(weighting=True), tuner="full"),
+    "rm": make(Train, objective="rm", tuner="full"),
+    "lora": make(Train, objective=Dpo(), tuner="lora"),
+}
+FORMS = {"tp": {"tp": 2}, "cp": {"cp": 2}, "cp and shards": {"cp": 2, "shard": "fsdp"}}
+QUICK = {("aot", "cp"), ("rm", "cp")}
+
+
+def pairs(num_pairs):
+    """Chosen and rejected rows."""
+    rows = tiny_model.make_rows(2 * num_pairs, longest=16)
+    for number, row in enumerate(rows):
+        row |= {"pair_id": (number // 2).to_bytes(16, "big"), "side": number % 2, "margin": 0.5}
+    return rows
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("objectives")
+    base = tiny_model.write_model(folder / "base", pad_token_id=0)
+    tiny_model.write_packed(folder / "packed", base, pairs(12), row_tokens=47)
+    given = {"rows": [str(folder / "packed")], "model": [str(base)]}
+    run_stage(SCORE, Score(), given, folder / "scores", Options())
+    return folder
+
+
+def run(world, name, target, form):
+    cfg = changed(OBJECTIVES[name], bins_per_step=4, steps=3, lr=1e-2, eps=1e-5)
+    given = {"packed": [str(world / "packed")], "model": [str(world / "base")], "valid": [str(world / "packed")]}
+    if name != "rm":
+        given["scores"] = [f"ref={world / 'scores'}", f"valid.ref={world / 'scores'}"]
+    if form:
+        pids = fork_ranks([changed(cfg, **form)] * 2, given, target)
+        assert [wait_code(pid) for pid in pids] == [0, 0]
+    elif not target.exists():
+        run_stage(STAGE, cfg, given, target, Options(threads=1))
+    return [json.loads(line) for line in (target / "metrics.jsonl").read_text().splitlines()]
+
+
+CASES = [
+    pytest.param(name, form, id=f"{name}-{form}", marks=[] if (name, form) in QUICK else pytest.mark.slow)
+    for name in OBJECTIVES
+    for form in FORMS
+]
+
+
+@pytest.mark.parametrize(("name", "form"), CASES)
+def test_the_same_is_learned(world, tmp_path, name, form):
+    one = run(world, name, world / f"one-{name}", {})
+    two = run(world, name, tmp_path / "two", FORMS[form])
+    for x, y in zip(one, two, strict=True):
+        assert x.keys() == y.keys()
+        # with the reference it starts from, rewards are 0 but for rounding, and so is which of two is larger
+        for key, value in x.items() if name == "rm" else ((k, v) for k, v in x.items() if k != "reward_accuracy"):
+            assert y[key] == pytest.approx(value, rel=1e-4, abs=1e-5), key
+    assert two[0]["grad_norm"] == pytest.approx(one[0]["grad_norm"], rel=1e-5)
