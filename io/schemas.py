@@ -51,7 +51,8 @@ TOKENS_V1: Final = pa.schema(
         pa.field("extra", pa.utf8()),
     ]
 )
-"""One tokenized row. `side` is 0 for the chosen and 1 for the rejected half of `pair_id`."""
+"""One tokenized row. `side` is 0 for the chosen and 1 for the rejected half of `pair_id`. In a group of texts it is 0
+for the query, 1 for a text that does not fit it, 2 for one that does."""
 
 MEDIA: Final = pa.struct(
     [

@@ -221,12 +221,14 @@ def _group_starts(joined: NDArray[np.bool_]) -> NDArray[np.int64]:
 
 
 def _check_pairs(joined: NDArray[np.bool_], sides: NDArray[np.int8], tables: list[Table]) -> None:
-    """Raises ArtifactError (65) for a row with a side whose other side does not stand next to it."""
+    """Raises ArtifactError (65) for half a pair whose other half does not stand next to it. What has a text that fits
+    a query (2) is no pair."""
     paired = sides >= 0
     if not paired.any():
         return
     starts = _group_starts(joined)[:-1]
-    whole = np.logical_or.reduceat(sides == 0, starts) & np.logical_or.reduceat(sides == 1, starts)
+    there = [np.logical_or.reduceat(sides == side, starts) for side in (0, 1, 2)]
+    whole = (there[0] & there[1]) | there[2]
     broken = np.flatnonzero(~whole & np.logical_or.reduceat(paired, starts))
     if len(broken):
         place = _place(tables, int(starts[broken[0]]))

@@ -115,6 +115,16 @@ def router_coefficient(config: Any, wanted: float | None) -> float:
     return float(text.router_aux_loss_coef) if getattr(text, "output_router_logits", False) else 0.0
 
 
+def token_types(ids_1T: Tensor, row_starts: tuple[int, ...]) -> Tensor:
+    """[1, T]: BERT's types, 1 for the second text of a row: what follows the first token like the one it ends in."""
+    starts = torch.tensor(row_starts, device=ids_1T.device)
+    row_T = torch.repeat_interleave(torch.arange(len(starts) - 1, device=ids_1T.device), starts.diff())
+    is_border_T = (ids_1T[0] == ids_1T[0][starts[1:] - 1][row_T]).long()
+    passed_T = is_border_T.cumsum(0) - is_border_T
+    before_R = passed_T[starts[:-1]]
+    return (passed_T > before_R[row_T]).long()[None]
+
+
 class Forward(nn.Module):
     """A model with its head, on a `Batch`."""
 
@@ -138,6 +148,7 @@ class Forward(nn.Module):
         self._router_aux = router_aux
         config: Any = self.model.config
         self._first_position = config.pad_token_id + 1 if config.model_type in _POSITIONS_AFTER_PAD else 0
+        self._has_types = getattr(config, "type_vocab_size", 0) == 2
         # encoders have no cache, and some do not know the word
         self._no_cache = {"use_cache": False} if hasattr(config, "use_cache") else {}
         self._context: Context | None = None
@@ -191,7 +202,8 @@ class Forward(nn.Module):
     def own_logits(self, ids_1T: Tensor) -> Tensor:
         """What the model itself says of one row, to compare with: [1, T, V], [1, C] or [1, T, C] of a classifier; the
         hidden states, [1, T, H], without a head."""
-        found = self.model(input_ids=ids_1T, **self._no_cache)
+        types = {"token_type_ids": token_types(ids_1T, (0, ids_1T.shape[1]))} if self._has_types else {}
+        found = self.model(input_ids=ids_1T, **types, **self._no_cache)
         logits: Tensor = found.last_hidden_state if self.head.kind == "pool" else found.logits
         return logits
 
@@ -266,6 +278,8 @@ class Forward(nn.Module):
         positions, media = mine.position_ids_1T + self._first_position, batch.media
         if self.training and self._neftune_alpha:
             inputs = {"inputs_embeds": self._noisy_embeddings(batch)}
+        if self._has_types:
+            inputs["token_type_ids"] = token_types(batch.input_ids_1T, batch.row_starts)
         if self._router_aux:
             inputs["output_router_logits"] = True
         dtype, device_type = self._compute_dtype, mine.input_ids_1T.device.type

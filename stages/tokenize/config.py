@@ -12,9 +12,10 @@ from postmill.stages.spec import SAME_BYTES, Port, Stage
 class Tokenize(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Turn raw rows into token ids with a weight for every token, exactly as the model's chat template has it."""
 
-    for_: Literal["train", "prompt"] = "train"
+    for_: Literal["train", "prompt", "embed", "rank"] = "train"
     """`train`: tokens to learn from. `prompt`: prompts for rollout, which end where an answer is due; the answers that
-    rows have travel along for rewards."""
+    rows have travel along for rewards. `embed`: a query, a text that fits it and texts that do not, each a row of its
+    own, as the tokenizer itself encodes texts; `rank`: the query together with each of its texts."""
     loss_scale: str = "default"
     """What is trained on, and how much: a base (`default`: every assistant turn; `last_round`: those after the last
     user or tool message; `all`: every token), then `+` and strategies whose weights multiply: ignore_empty_think,
@@ -92,8 +93,10 @@ class Tokenize(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             raise ValueError(f"truncation {self.truncation} needs max_length")
         if self.for_ == "prompt" and self.truncation in ("right", "split"):
             raise ValueError(f"truncation {self.truncation} would cut off where the answer is due; use drop or left")
-        if self.for_ == "prompt" and self.segments != "whole":
-            raise ValueError("segments: a prompt is encoded whole, as generation reads it; drop the option")
+        if self.for_ != "train" and self.segments != "whole":
+            raise ValueError(f"segments: with for {self.for_} a text is encoded whole; drop the option")
+        if self.for_ in ("embed", "rank") and self.truncation in ("left", "split"):
+            raise ValueError(f"truncation {self.truncation}: with for {self.for_} use drop or right")
         if self.split == "validation" and self.val_ratio == 0:
             raise ValueError("split validation needs a val_ratio above 0")
 

@@ -11,6 +11,7 @@ from postmill.io.model_folder import TRAINING
 from postmill.io.packed import PackedReader
 from postmill.stages.protocol import Input, Out, Result
 from postmill.stages.shared.base_model import source_of, trained_stop_ids
+from postmill.stages.shared.sentence_transformers import write_sentence_transformers
 from postmill.stages.train import checkpoint, curve, model, save
 from postmill.stages.train.checkpoint import METRICS, TIMING
 from postmill.stages.train.config import Train
@@ -58,6 +59,8 @@ def finish(
     source = source_of(base)
     said |= {"base_source": source} if source else {}
     write_json(out.dir / TRAINING, {"base_digest": base.digest, "stop_ids": stop_ids} | said)
+    if head.kind == "pool":
+        write_sentence_transformers(out.dir, base.path, head.pooling, net.config.get_text_config().hidden_size)
     (out.dir / METRICS).write_bytes(record.raw())
     (out.dir / TIMING).write_bytes(record.timing())
     curve.write_curve(out.dir, record.lines)

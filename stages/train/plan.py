@@ -19,6 +19,7 @@ from postmill.io.rewards import RewardsReader
 from postmill.io.scores import ScoresReader
 from postmill.stages.protocol import Input
 from postmill.stages.train.config import Train
+from postmill.stages.train.groups import check_groups
 from postmill.stages.train.labels import check_labels
 from postmill.stages.train.objectives.needs import Needs
 
@@ -74,6 +75,10 @@ def _labelled(data: Data, rows: NDArray[np.int64]) -> NDArray[np.float64]:
     return np.asarray(~np.isnan(data.reader.columns(rows, ["label"])["label"]), np.float64)
 
 
+def _positives(data: Data, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+    return np.asarray(data.reader.columns(rows, ["side"])["side"] == 2, np.float64)
+
+
 def _trained_tokens(data: Data, rows: NDArray[np.int64]) -> NDArray[np.float64]:
     tokens: NDArray[np.int32] = data.reader.columns(rows, ["trained_tokens"])["trained_tokens"]
     return tokens.astype(np.float64)
@@ -101,6 +106,7 @@ MEASURES: dict[str, Measure] = {
     "groups": _of_rows(_first_of_group),
     "chosen_tokens": _of_rows(_chosen_tokens),
     "labelled": _of_rows(_labelled),
+    "positives": _of_rows(_positives),
     "sampled": _of_rows(_sampled),
     "live": _of_rows(_live),
     "live_groups": _of_rows(_live_groups),
@@ -259,6 +265,8 @@ def check_objective(place: str, data: Data, needs: Needs) -> None:
             scores.check(data.reader)
     if needs.group == "pair":
         _check_pairs(place, data.reader)
+    if needs.group == "list":
+        check_groups(place, data.reader, needs)
     if needs.head.problem is not None:
         check_labels(data.reader, data.reader.layout()[0], needs.head)
 

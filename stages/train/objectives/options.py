@@ -47,6 +47,8 @@ OBJECTIVES = Choice(
         "kto": "postmill.stages.train.objectives.kto_options:Kto",
         "rm": "postmill.stages.train.objectives.rm_options:Rm",
         "seq_cls": "postmill.stages.train.objectives.seq_cls_options:SeqCls",
+        "embedding": "postmill.stages.train.objectives.embedding_options:Embedding",
+        "reranker": "postmill.stages.train.objectives.reranker_options:Reranker",
         "rl": "postmill.stages.train.objectives.rl_options:Rl",
     },
 )

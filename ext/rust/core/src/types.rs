@@ -72,6 +72,19 @@ pub enum Body {
     Text(Box<str>),
     /// A conversation that waits for an answer.
     Prompt(Vec<Message>),
+    /// Texts to compare.
+    Group(Vec<Text>),
+}
+
+/// One text of a group, as the tokenizer itself encodes a text or a pair of texts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Text {
+    /// Place in the group: 0 the query, 1 what does not fit it, 2 what does.
+    pub side: i8,
+    /// The text.
+    pub first: Box<str>,
+    /// What follows it behind a separator.
+    pub second: Option<Box<str>>,
 }
 
 /// One row after every format and alias has been resolved.

@@ -92,7 +92,9 @@ fn purpose(name: &str) -> Result<Purpose, Error> {
     match name {
         "train" => Ok(Purpose::Train),
         "prompt" => Ok(Purpose::Prompt),
-        other => unknown("for", other, "train, prompt"),
+        "embed" => Ok(Purpose::Embed),
+        "rank" => Ok(Purpose::Rank),
+        other => unknown("for", other, "train, prompt, embed, rank"),
     }
 }
 

@@ -9,7 +9,7 @@ use crate::template::{Date, Template};
 use crate::tokenizer::engine::{Engine, Places, Tokens, encode_parts};
 use crate::tokenizer::escape::{Escape, is_spelled_out};
 use crate::tokenizer::vocabulary::Vocabulary;
-use crate::types::{self, Json, Message, Part, Rendered, Role};
+use crate::types::{self, Json, Message, Part, Rendered, Role, Text};
 use crate::weigh::sequence::{Scratch, Span, TokenTurn, totals, weigh};
 use crate::weigh::{Base, Semantics, Spec};
 use regex::Regex;
@@ -281,12 +281,54 @@ impl Encoder {
     pub fn text(&self, text: &str, out: &mut Conversation) -> Result<(), Error> {
         out.reset(Form::Text);
         self.encode_text(text, out)?;
-        if let Some(eos) = self.vocabulary.eos
-            && out.tokens.ids.last() != Some(&eos)
-        {
-            out.tokens.ids.push(eos);
-            out.tokens.ends.push(text.len() as u32);
+        let end = self.vocabulary.eos.map_or_else(|| self.vocabulary.frame.behind.clone(), |eos| vec![eos]);
+        if !out.tokens.ids.ends_with(&end) {
+            out.tokens.ends.extend(end.iter().map(|_| text.len() as u32));
+            out.tokens.ids.extend(end);
         }
+        Ok(())
+    }
+
+    /// Encode a text, or two, as the tokenizer itself does, with its special tokens around them and nothing else. A
+    /// tokenizer that puts nothing between two texts gets a newline there. Too long a text is cut before the frame is put
+    /// around it, where rows are cut at all.
+    ///
+    /// # Errors
+    /// As the engine.
+    pub fn framed(&self, text: &Text, out: &mut Conversation) -> Result<(), Error> {
+        let frame = &self.vocabulary.frame;
+        let room = self
+            .options
+            .max_length
+            .filter(|_| self.options.truncation == Truncation::Right)
+            .map(|limit| limit.saturating_sub(frame.before.len() + frame.behind.len()));
+        let mut ids = vec![];
+        let (mut calls, mut look_alikes) = (0, 0);
+        let mut encode = |text: &str, out: &mut Conversation| {
+            out.reset(Form::Text);
+            self.look_alikes(text, out)?;
+            look_alikes += out.look_alikes;
+            self.engine.encode(text, &mut out.tokens)?;
+            calls += 1;
+            Ok::<_, Error>(std::mem::take(&mut out.tokens.ids))
+        };
+        match &text.second {
+            None => ids.extend(encode(&text.first, out)?),
+            Some(second) if frame.between.is_empty() => {
+                ids.extend(encode(&format!("{}\n{second}", text.first), out)?);
+            }
+            Some(second) => {
+                ids.extend(encode(&text.first, out)?);
+                ids.extend(&frame.between);
+                ids.extend(encode(second, out)?);
+            }
+        }
+        ids.truncate(room.unwrap_or(usize::MAX));
+        out.reset(Form::Text);
+        out.tokens.ids.extend(frame.before.iter().copied().chain(ids).chain(frame.behind.iter().copied()));
+        out.tokens.ends.resize(out.tokens.ids.len(), 0);
+        (out.encode_calls, out.look_alikes) = (calls, look_alikes);
+        out.rendered_bytes = text.first.len() + text.second.as_deref().map_or(0, str::len);
         Ok(())
     }
 

@@ -143,7 +143,7 @@ pub fn encode_chunk(encoder: &Encoder, read: &ReadOptions, chunk: &Chunk) -> Res
         counts: Counts::default(),
         scratch: Scratch::default(),
         buffer: vec![],
-        sides: [Conversation::default(), Conversation::default()],
+        sides: vec![Conversation::default(), Conversation::default()],
     };
     let endings = for_each_record(read, chunk, |record, line, number| run.record(record, line, number, read))?;
     if chunk.copy == 0 {
@@ -244,7 +244,7 @@ struct Run<'a> {
     counts: Counts,
     scratch: Scratch,
     buffer: Vec<u8>,
-    sides: [Conversation; 2],
+    sides: Vec<Conversation>,
 }
 
 impl Run<'_> {
@@ -332,16 +332,28 @@ impl Run<'_> {
         };
         let tools_text = tools.as_ref().filter(|_| is_prompt).map(to_canonical);
         let mut sides = std::mem::take(&mut self.sides);
+        let mut places: Vec<i8> = vec![];
         let used = match body {
             Body::Text(text) if is_prompt => self.encoder.text_prompt(&text, &mut sides[0]).map(|()| 1),
             Body::Text(text) => self.encoder.text(&text, &mut sides[0]).map(|()| 1),
             Body::Prompt(messages) => self.encoder.prompt(messages, side, &mut sides[0]).map(|()| 1),
             Body::Chat(messages) => self.encoder.chat(messages, side, &mut sides[0]).map(|()| 1),
-            Body::Pair(chosen, rejected) => self
-                .encoder
-                .chat(chosen, side, &mut sides[0])
-                .and_then(|()| self.encoder.chat(rejected, side, &mut sides[1]))
-                .map(|()| 2),
+            Body::Pair(chosen, rejected) => {
+                places = vec![0, 1];
+                self.encoder
+                    .chat(chosen, side, &mut sides[0])
+                    .and_then(|()| self.encoder.chat(rejected, side, &mut sides[1]))
+                    .map(|()| 2)
+            }
+            Body::Group(texts) => {
+                places = texts.iter().map(|text| text.side).collect();
+                sides.resize_with(texts.len().max(sides.len()), Conversation::default);
+                texts
+                    .iter()
+                    .zip(&mut sides)
+                    .try_for_each(|(text, out)| self.encoder.framed(text, out))
+                    .map(|()| texts.len())
+            }
         };
         let meta = RowMeta {
             id,
@@ -355,13 +367,13 @@ impl Run<'_> {
             messages: conversation.as_deref(),
             tools: tools_text.as_deref(),
         };
-        let result = used.and_then(|used| self.commit(&mut sides[..used], &meta, line));
+        let result = used.and_then(|used| self.commit(&mut sides[..used], &places, &meta, line));
         self.sides = sides;
         result
     }
 
-    /// Add the sides of a record (one, or two of a pair), or drop them together.
-    fn commit(&mut self, sides: &mut [Conversation], meta: &RowMeta, line: u64) -> Result<(), Error> {
+    /// Add the sides of a record (one, or all of a pair or group with their `places` in it), or drop them together.
+    fn commit(&mut self, sides: &mut [Conversation], places: &[i8], meta: &RowMeta, line: u64) -> Result<(), Error> {
         let mut before = 0;
         let mut look_alikes = 0;
         for side in sides.iter() {
@@ -399,9 +411,8 @@ impl Run<'_> {
             self.counts.add("masked_turns", masked);
             self.note(meta.id, line, "masked", "cut_turn", (before, after));
         }
-        let is_pair = sides.len() == 2;
         for (index, side) in sides.iter().enumerate() {
-            let pair = is_pair.then_some((meta.id, index as i8));
+            let pair = places.get(index).map(|place| (meta.id, *place));
             let id = if index == 0 { meta.id } else { self.part_id(meta.id, index as u32) };
             self.counts.add("straddles", side.straddles);
             self.push(&RowMeta { id, pair, ..*meta }, side, 0..side.tokens.ids.len())?;

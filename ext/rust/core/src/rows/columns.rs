@@ -181,6 +181,34 @@ impl Columns {
         self.members.iter().position(|(other, value, _)| other.eq_ignore_ascii_case(name) && *value != Json::Null)
     }
 
+    /// The one column that has one of these names. Null is as good as absent.
+    pub(super) fn take_one_of(&mut self, names: &[&str]) -> Result<Option<(Box<str>, Json)>, RowError> {
+        let is_one = |name: &str| names.iter().any(|other| other.eq_ignore_ascii_case(name));
+        let found: Vec<usize> = (0..self.members.len())
+            .filter(|index| is_one(&self.members[*index].0) && self.members[*index].1 != Json::Null)
+            .collect();
+        match found[..] {
+            [] => Ok(None),
+            [index] => Ok(Some(self.take_at(index))),
+            _ => {
+                let all: Vec<&str> = found.iter().map(|index| &*self.members[*index].0).collect();
+                let message = format!(
+                    "{} could each be the {}; leave out all but one with --drop COLUMN",
+                    all.join(", "),
+                    names[0]
+                );
+                Err(Place::Root.fault("ambiguous_column", message))
+            }
+        }
+    }
+
+    /// Columns called `prefix` and a number, as they stand.
+    pub(super) fn numbered(&self, prefix: &str) -> Vec<Box<str>> {
+        let is_number = |rest: &str| !rest.is_empty() && rest.bytes().all(|byte| byte.is_ascii_digit());
+        let names = self.members.iter().map(|(name, _, _)| name);
+        names.filter(|name| name.strip_prefix(prefix).is_some_and(is_number)).cloned().collect()
+    }
+
     /// Whether the row has a column of this name.
     pub(super) fn has(&self, name: &str) -> bool {
         self.members.iter().any(|(other, _, _)| **other == *name)

@@ -22,6 +22,14 @@ pub fn content_hash(row: &Row) -> u128 {
             hash.mark(b'Q');
             hash.messages(messages);
         }
+        Body::Group(texts) => {
+            hash.count(b'G', texts.len());
+            for text in texts {
+                hash.bytes(b's', &text.side.to_le_bytes());
+                hash.bytes(b'1', text.first.as_bytes());
+                hash.bytes(b'2', text.second.as_deref().unwrap_or_default().as_bytes());
+            }
+        }
     }
     match &row.tools {
         Some(tools) => hash.value(tools),
@@ -105,6 +113,16 @@ pub fn to_json(row: &Row) -> Json {
             add("rejected_messages", messages_json(rejected));
         }
         Body::Text(text) => add("text", Json::String(text.clone())),
+        Body::Group(texts) => {
+            let text = |value: &str| Json::String(value.into());
+            let texts = texts.iter().map(|one| {
+                let second = one.second.as_deref().map(text);
+                Json::Array(
+                    [Json::Number(one.side.to_string().into()), text(&one.first)].into_iter().chain(second).collect(),
+                )
+            });
+            add("texts", Json::Array(texts.collect()));
+        }
     }
     if let Some(tools) = &row.tools {
         add("tools", tools.clone());

@@ -17,6 +17,7 @@ mod calls;
 mod columns;
 mod content;
 mod digest;
+mod group;
 mod marks;
 mod messages;
 mod place;
@@ -41,6 +42,10 @@ pub enum Purpose {
     Train,
     /// To be answered: the conversation ends where an answer is due.
     Prompt,
+    /// To be embedded: a query, a text that fits it, texts that do not.
+    Embed,
+    /// To be ranked: the query with each of its texts.
+    Rank,
 }
 
 /// What the command line says about reading rows.
@@ -85,6 +90,9 @@ fn read_row(members: Vec<(Box<str>, Json)>, options: &RowOptions) -> Result<Row,
     columns.refuse_media(options.media)?;
     let pictures = columns.take_pictures()?;
     let reader = Reader { options };
+    if matches!(options.purpose, Purpose::Embed | Purpose::Rank) {
+        return group::read(columns, &reader, options.purpose);
+    }
     let system = read_system(&mut columns, &reader)?;
     let source = columns.conversation_source()?;
     let side = Side { system, reader: &reader };

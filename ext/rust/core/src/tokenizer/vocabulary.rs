@@ -32,12 +32,41 @@ pub struct Vocabulary {
     pub specials: Vec<Box<str>>,
     /// Texts of every added token.
     pub added_texts: Vec<Box<str>>,
-    /// Ids the tokenizer itself puts before a text.
+    /// Ids that stand before a text to learn from: those of the tokenizer, but for an end of sequence.
     pub text_prefix: Vec<i32>,
+    /// What the tokenizer itself puts around texts.
+    pub frame: Frame,
     /// Beginning of sequence.
     pub bos: Option<i32>,
     /// End of sequence.
     pub eos: Option<i32>,
+}
+
+/// Ids that a tokenizer puts before a text, between two texts, and behind the last.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Frame {
+    /// Before the first.
+    pub before: Vec<i32>,
+    /// Between two.
+    pub between: Vec<i32>,
+    /// Behind the last.
+    pub behind: Vec<i32>,
+}
+
+impl Frame {
+    /// From what the tokenizer made of a text, of nothing, and of two texts.
+    fn seen(text: &[u32], framed: &[u32], pair: &[u32]) -> Self {
+        let ids = |ids: &[u32]| ids.iter().map(|id| *id as i32).collect::<Vec<_>>();
+        let start = framed.windows(text.len().max(1)).position(|window| window == text).unwrap_or(framed.len());
+        let end = (start + text.len()).min(framed.len());
+        let (before, behind) = (ids(&framed[..start]), ids(&framed[end..]));
+        let both = before.len() + behind.len() + 2 * text.len();
+        let between = pair.len().checked_sub(both).map_or(vec![], |length| {
+            let from = before.len() + text.len();
+            pair.get(from..from + length).map_or(vec![], ids)
+        });
+        Self { before, between, behind }
+    }
 }
 
 /// Names from the tokenizer's configuration.
@@ -150,21 +179,25 @@ impl Vocabulary {
         tokenizer.with_padding(None);
         // with no parameters this cannot fail
         let _ = tokenizer.with_truncation(None);
-        let around = tokenizer.encode("", true).map_or(vec![], |encoding| encoding.get_ids().to_vec());
+        let encoded = |input: tokenizers::EncodeInput, special| {
+            tokenizer.encode(input, special).map_or(vec![], |encoding| encoding.get_ids().to_vec())
+        };
+        let framed = [encoded("a".into(), false), encoded("a".into(), true), encoded(("a", "a").into(), true)];
+        let frame = Frame::seen(&framed[0], &framed[1], &framed[2]);
         let readable = byte_level || metaspace || byte_fallback;
-        Self::new(surfaces, &added, &around, ends, (dummy_space(layout, byte_level), readable))
+        Self::new(surfaces, &added, frame, ends, (dummy_space(layout, byte_level), readable))
     }
 
-    /// `added` by id; `around`: what the tokenizer puts around a text; `ends`: ids of beginning and end of sequence.
+    /// `added` by id; `frame`: what the tokenizer puts around texts; `ends`: ids of beginning and end of sequence.
     fn new(
         surfaces: Surfaces,
         added: &[(u32, &str, bool)],
-        around: &[u32],
+        frame: Frame,
         ends: (Option<u32>, Option<u32>),
         (dummy, readable): (DummySpace, bool),
     ) -> Self {
         let (bos, eos) = (ends.0.map(|id| id as i32), ends.1.map(|id| id as i32));
-        let mut text_prefix: Vec<i32> = around.iter().map(|id| *id as i32).collect();
+        let mut text_prefix = frame.before.clone();
         if text_prefix.last().copied() == eos {
             text_prefix.pop();
         }
@@ -178,6 +211,7 @@ impl Vocabulary {
             specials: added.iter().filter(|token| token.2).map(|token| token.1.into()).collect(),
             added_texts: added.iter().map(|token| token.1.into()).collect(),
             text_prefix,
+            frame,
             bos,
             eos,
         }

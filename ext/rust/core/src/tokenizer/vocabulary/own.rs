@@ -1,5 +1,5 @@
 //! The same tables from our own engine, without the crate's tokenizer, which takes ten times as long to build.
-use super::{DummySpace, Surfaces, TokenNames, Vocabulary, append_surface, byte_level_table};
+use super::{DummySpace, Frame, Surfaces, TokenNames, Vocabulary, append_surface, byte_level_table};
 use crate::tokenizer::bpe::{Bpe, Rest};
 use serde_json::Value;
 
@@ -15,7 +15,7 @@ pub fn vocabulary(bpe: &Bpe, rest: &Rest, names: &TokenNames) -> Option<Vocabula
     if !decodes_bytes(rest.decoder.as_ref()?) {
         return None;
     }
-    let around = rest.post_processor.as_ref().map_or(Some(vec![]), around)?;
+    let frame = rest.post_processor.as_ref().map_or(Some(Frame::default()), frame)?;
     let mut added: Vec<_> = rest.added.iter().map(|(id, content, special)| (*id, &**content, *special)).collect();
     added.sort_unstable();
     let mut others: Vec<_> = rest.others.iter().map(|(name, id)| (*id, &**name)).collect();
@@ -38,7 +38,7 @@ pub fn vocabulary(bpe: &Bpe, rest: &Rest, names: &TokenNames) -> Option<Vocabula
     let id_of = |name: &Option<String>| name.as_deref().and_then(|name| id_of(bpe, rest, name));
     let ends = (id_of(&names.bos), id_of(&names.eos));
     // A tokenizer whose normaliser or pre-tokenizer adds a space is none of ours.
-    Some(Vocabulary::new(surfaces, &added, &around, ends, (DummySpace::Never, true)))
+    Some(Vocabulary::new(surfaces, &added, frame, ends, (DummySpace::Never, true)))
 }
 
 fn kind(part: &Value) -> &str {
@@ -51,29 +51,40 @@ fn decodes_bytes(decoder: &Value) -> bool {
     kind(decoder) == "ByteLevel" || parts.is_some_and(|parts| parts.iter().any(decodes_bytes))
 }
 
-/// The ids that a post-processor puts around a text; none where it is not known for certain.
-fn around(part: &Value) -> Option<Vec<u32>> {
+/// The ids that a post-processor puts around texts; none where it is not known for certain.
+fn frame(part: &Value) -> Option<Frame> {
     let list = |name: &str| part.get(name).and_then(Value::as_array);
     match kind(part) {
-        "ByteLevel" => Some(vec![]),
+        "ByteLevel" => Some(Frame::default()),
         "Sequence" => {
-            let parts: Option<Vec<_>> = list("processors")?.iter().map(around).collect();
-            let mut adding = parts?.into_iter().filter(|ids| !ids.is_empty());
-            let ids = adding.next().unwrap_or_default();
-            adding.next().is_none().then_some(ids)
+            let parts: Option<Vec<_>> = list("processors")?.iter().map(frame).collect();
+            let mut adding = parts?.into_iter().filter(|frame| *frame != Frame::default());
+            let found = adding.next().unwrap_or_default();
+            adding.next().is_none().then_some(found)
         }
         "TemplateProcessing" => {
             let specials = part.get("special_tokens")?;
-            let mut ids = vec![];
-            for piece in list("single")? {
-                if let Some(special) = piece.get("SpecialToken") {
+            let ids_of = |pieces: &[Value]| {
+                let mut ids = vec![];
+                for special in pieces.iter().filter_map(|piece| piece.get("SpecialToken")) {
                     let known = specials.get(special.get("id")?.as_str()?)?.get("ids")?.as_array()?;
                     for id in known {
-                        ids.push(u32::try_from(id.as_u64()?).ok()?);
+                        ids.push(i32::try_from(id.as_u64()?).ok()?);
                     }
                 }
-            }
-            Some(ids)
+                Some(ids)
+            };
+            let is_text = |piece: &Value| piece.get("Sequence").is_some();
+            let single = list("single")?;
+            let at = single.iter().position(is_text)?;
+            let pair = list("pair").map_or(&[][..], Vec::as_slice);
+            let first = pair.iter().position(is_text);
+            let second = pair.iter().rposition(is_text);
+            let between = match (first, second) {
+                (Some(first), Some(second)) if first < second => ids_of(&pair[first..second])?,
+                _ => vec![],
+            };
+            Some(Frame { before: ids_of(&single[..at])?, between, behind: ids_of(&single[at..])? })
         }
         _ => None,
     }
