@@ -31,6 +31,7 @@ class Call(msgspec.Struct):
 def parse(stage: Stage, argv: list[str]) -> Call:
     """Split argv into inputs, config and common flags. Raises ConfigError (2) at the first word it cannot place."""
     call = Call({name: [] for name in stage.inputs}, {}, {})
+    argv = _files_named(stage, argv)
     known = _known_options(stage, argv)
     by_flag = {port.flag: name for name, port in stage.inputs.items() if port.flag}
     positional = [name for name, port in stage.inputs.items() if not port.flag]
@@ -63,6 +64,25 @@ def parse(stage: Stage, argv: list[str]) -> Call:
             words.append(word)
     _place(stage, positional, words, call, of_recipes)
     return call
+
+
+def _files_named(stage: Stage, argv: list[str]) -> list[str]:
+    """`--objective file.py:function` as the name that stands for it, and the file for its port."""
+    out: list[str] = []
+    choices = {flag_name(path): option.choice for path, option in options(stage.config).items() if option.choice}
+    rest = list(argv)
+    while rest:
+        word = rest.pop(0)
+        name, has_value, value = word.partition("=")
+        choice = choices.get(name)
+        if choice is None or not choice.files or not (has_value or rest):
+            out.append(word)
+            continue
+        value = value if has_value else rest.pop(0)
+        is_file = ".py:" in value
+        out += [name, choice.files if is_file else value]
+        out += [stage.inputs[choice.files_port].flag, value] if is_file else []
+    return out
 
 
 def _value(rest: list[str], name: str) -> str:

@@ -219,12 +219,15 @@ SCORES_V1: Final = pa.schema(
         pa.field("entropy", pa.list_(pa.field("item", pa.float32(), nullable=False))),
         pa.field("collision", pa.list_(pa.field("item", pa.float32(), nullable=False))),
         pa.field("values", pa.list_(pa.field("item", pa.float32(), nullable=False))),
+        pa.field("top_ids", pa.list_(pa.field("item", pa.int32(), nullable=False))),
+        pa.field("top_logp", pa.list_(pa.field("item", pa.float32(), nullable=False))),
     ]
 )
 """What a model says of a row of tokens: `logp[i]` is the log-probability of token `start + i`, given all before it.
 
 `entropy` and `collision` (log of the sum of squared probabilities) are of the same tokens, null where not asked for.
 `values` is what a model with another head says of the row (reward, classes, embedding); `logp` is empty then.
+`top_ids` and `top_logp` are the K likeliest successors of each prediction, token after token; K is in the config.
 Rows are those of the token tables that were scored, in their order.
 """
 

@@ -61,6 +61,23 @@ class ScoresReader:
             pieces.append(piece)
         return np.concatenate(pieces)
 
+    def top(self, rows: NDArray[np.int64], lengths: NDArray[np.int64], name: str) -> NDArray[np.float32]:
+        """[T, K] column `top_ids` or `top_logp` by token, rows end to end; NaN where a token has no score, or id 0.
+
+        Raises ArtifactError (78) if it was not asked for when scoring.
+        """
+        count = int(self.artifact.manifest.config.get("top_k", 0))
+        if not count:
+            raise ArtifactError(f"{self.artifact.path}: has no likeliest tokens; score again with --top-k 64", MISMATCH)
+        found = np.full((int(lengths.sum()), count), 0 if name == "top_ids" else np.nan, np.float32)
+        batches = np.searchsorted(self._offsets, rows, side="right") - 1
+        borders = np.cumsum([0, *lengths.tolist()])
+        for row, number, border in zip(rows.tolist(), batches.tolist(), borders.tolist(), strict=False):
+            values, start = self._row(self._table.batch(number), row - int(self._offsets[number]), name)
+            piece = values.reshape(-1, count)
+            found[border + start : border + start + len(piece)] = piece
+        return found
+
     def values(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """[rows, C]: what a head of the whole row said: a reward, classes, an embedding.
 

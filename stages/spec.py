@@ -31,6 +31,10 @@ class Choice(msgspec.Struct, frozen=True):
     """Entry points that add names: `postmill.tuners`."""
     table: dict[str, str]
     """Name -> `module:struct`. Importing the module must not load torch."""
+    files: str = ""
+    """The name that `file.py:function` stands for, and"""
+    files_port: str = ""
+    """the port that gets the file."""
 
 
 class Port(msgspec.Struct, frozen=True, kw_only=True):

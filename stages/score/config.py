@@ -28,6 +28,8 @@ class Score(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Write the entropy of each prediction, too."""
     collision: bool = False
     """Write the logarithm of the summed squares of its probabilities, too (for WPO)."""
+    top_k: Annotated[int, Meta(ge=0, le=1024)] = 0
+    """Write the so many likeliest successors of each token and their log-probs, too: what distillation learns from."""
     temperature: Annotated[float, Meta(gt=0)] = 1.0
     """Divide logits by this first, as sampling at that temperature does."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"

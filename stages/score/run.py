@@ -36,6 +36,7 @@ from postmill.stages.shared.stats import Stat
 
 PART_ROWS = 4096
 _COLUMNS: tuple[Stat, ...] = ("logp", "entropy", "collision")
+TOP = ("top_ids", "top_logp")
 
 
 def run(cfg: Score, inputs: Inputs, out: Out) -> Result:
@@ -151,7 +152,8 @@ def _bins(lengths: NDArray[np.int64], bin_tokens: int) -> Iterator[NDArray[np.in
 def _score(cfg: Score, forward: Forward, rows: TokenRows, part: NDArray[np.int64]) -> pa.RecordBatch:
     """The rows of `part` as SCORES_V1."""
     wanted = [name for name in _COLUMNS if name == "logp" or getattr(cfg, name)]
-    found: dict[str, list[NDArray[np.float32]]] = {name: [np.empty(0, np.float32)] * len(part) for name in wanted}
+    columns = [*wanted, *(TOP if cfg.top_k else ())]
+    found: dict[str, list[NDArray[np.float32]]] = {name: [np.empty(0, np.float32)] * len(part) for name in columns}
     first = np.zeros(len(part), np.int32)
     lengths = rows.columns(part, ["length"])["length"].astype(np.int64)
     device = next(forward.parameters()).device
@@ -169,12 +171,12 @@ def _score(cfg: Score, forward: Forward, rows: TokenRows, part: NDArray[np.int64
         # what is scored is what a batch calls its mask, and that is made of weights
         batch = collate([laid._replace(weights=scored)]).to(device)
         with torch.no_grad():
-            outputs = forward(batch, Ask(stats=frozenset(wanted), temperature=cfg.temperature))
-        for name in wanted:
-            values = getattr(outputs, f"{name}_T").float().cpu().numpy()
+            outputs = forward(batch, Ask(frozenset(wanted), temperature=cfg.temperature, num_top=cfg.top_k))
+        for name in columns:
+            values = getattr(outputs, f"{name}_TK" if name in TOP else f"{name}_T").float().cpu().numpy()
             for border, place, (a, b) in zip(laid.cu_seqlens.tolist(), places.tolist(), spans, strict=False):
                 # what is said of a token stands at the token before it
-                found[name][place] = values[border + a - 1 : border + b - 1] if b > a else values[:0]
+                found[name][place] = values[border + a - 1 : border + b - 1].ravel() if b > a else values[:0].ravel()
                 first[place] = a
         if not all(np.isfinite(found[name][place]).all() for name in wanted for place in places.tolist()):
             raise StageError(f"rows {part[places].tolist()[:4]}: log-probs are not finite; check the model", FAILED)
@@ -217,13 +219,15 @@ def _batch(
         "row_id": from_numpy(row_id, SCORES_V1.field("row_id").type),
         "start": from_numpy(first, pa.int32()),
     }
-    for name in (*_COLUMNS, "values"):
+    for name in (*_COLUMNS, "values", *TOP):
         kind = SCORES_V1.field(name).type
         if name not in found:
             columns[name] = pa.nulls(len(first), kind)
             continue
         offsets = np.cumsum([0, *map(len, found[name])], dtype=np.int32)
-        columns[name] = list_of(offsets, from_numpy(np.concatenate(found[name]), pa.float32()), kind)
+        values = np.concatenate(found[name])
+        item = kind.value_type
+        columns[name] = list_of(offsets, from_numpy(values.astype(item.to_pandas_dtype()), item), kind)
     return pa.RecordBatch.from_arrays([columns[name] for name in SCORES_V1.names], schema=SCORES_V1)
 
 

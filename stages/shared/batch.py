@@ -25,6 +25,10 @@ ALIGNMENT: dict[str, Literal["token", "row"]] = {
     "margin": "row",
     "old_logp": "token",
     "ref_logp": "token",
+    "ref_top_ids": "token",
+    "ref_top_logp": "token",
+    "teacher_top_ids": "token",
+    "teacher_top_logp": "token",
 }
 """What an entry of `Batch.columns` is about, by name."""
 
@@ -53,7 +57,8 @@ class Batch(NamedTuple):
     points_N: Tensor
     """int64: tokens that a points head reads; the last of each row."""
     columns: dict[str, Tensor]
-    """Other columns by name: float32 [T] or [R], as `ALIGNMENT` says; `label_list` is [R, C]."""
+    """Other columns by name: float32 [T] or [R], as `ALIGNMENT` says; `label_list` is [R, C], and a model's likeliest
+    tokens are [T, K]."""
     media: Media | None = None
     """The rows' pictures."""
 
@@ -120,4 +125,4 @@ def as_padding(batch: Batch) -> Batch:
 
 def _shift(values: NDArray[Any]) -> NDArray[Any]:
     """What is stored by token, by the token before it."""
-    return np.append(values[1:], np.zeros(1, values.dtype))
+    return np.concatenate([values[1:], np.zeros_like(values[:1])])

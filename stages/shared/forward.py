@@ -16,7 +16,7 @@ from postmill.kernels.loss_scale_ce.api import Backend, loss_scale_ce
 from postmill.kernels.loss_scale_ce.probe import Deviation, probe
 from postmill.kernels.loss_scale_ce.terms import LossOutput
 from postmill.kernels.loss_scale_ce.vocab_parallel import loss_scale_ce_vocab_parallel
-from postmill.stages.shared import classifier
+from postmill.stages.shared import classifier, top
 from postmill.stages.shared.batch import Batch
 from postmill.stages.shared.context import Context
 from postmill.stages.shared.heads import LM, Head
@@ -47,6 +47,10 @@ class Ask(NamedTuple):
     """The fused loss. Alone, without `stats`, it is the cheap path."""
     temperature: float = 1.0
     """What the logits are divided by, after the soft cap."""
+    top_ids_TK: Tensor | None = None
+    """int64 [T, K]: entries of the vocabulary whose log-probs are wanted; `stats` has lse then."""
+    num_top: int = 0
+    """How many of each token's likeliest successors are wanted, without gradients."""
     points_N: Tensor | None = None
     """int64: tokens that a token head reads."""
     router_share: float = 0.0
@@ -67,6 +71,10 @@ class Outputs(NamedTuple):
     lse_T: Tensor | None = None
     collision_T: Tensor | None = None
     """log sum_v p_v^2."""
+    top_logp_TK: Tensor | None = None
+    """float32: of the entries that were asked for, or of the likeliest ones."""
+    top_ids_TK: Tensor | None = None
+    """int64: which the likeliest ones are."""
     values_NC: Tensor | None = None
     """float32: what a classifier says of each row, or of each token that was asked for."""
     pooled_RH: Tensor | None = None
@@ -176,6 +184,7 @@ class Forward(nn.Module):
             found = self._lm_head(hidden_TH, batch, ask)
         else:
             found = _joined(context, self._lm_head(hidden_TH, context.part(batch), _part_of(ask, context)), num_tokens)
+        top_logp_TK, top_ids_TK = self._top(hidden_TH, batch, ask, found.lse_T)
         return Outputs(
             found.loss if ask.linear else None,
             found.logp_T,
@@ -183,6 +192,8 @@ class Forward(nn.Module):
             found.correct_T,
             found.lse_T,
             found.collision_T,
+            top_logp_TK,
+            top_ids_TK,
             router=balance,
         )
 
@@ -250,6 +261,24 @@ class Forward(nn.Module):
             return loss_scale_ce_vocab_parallel(**sliced_head(head), **options)
         return loss_scale_ce(**whole_head(head), **options, return_collision="collision" in stats)
 
+    def _top(
+        self, hidden_TH: Tensor, batch: Batch, ask: Ask, lse_T: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Log-probs of some entries of the vocabulary at scored tokens, and which the likeliest are."""
+        if ask.top_ids_TK is None and not ask.num_top:
+            return None, None
+        if self._context is not None:
+            hidden_TH = self._context.gather(hidden_TH, len(batch.mask_T))
+        at_N = batch.mask_T.nonzero().squeeze(-1)
+        head = top.HeadOf(**self._head_of(hidden_TH[at_N]))
+        if ask.top_ids_TK is not None:
+            assert lse_T is not None
+            logp_NK = top.of_entries(head, ask.top_ids_TK[at_N], lse_T[at_N], ask.temperature)
+            return logp_NK.new_zeros(ask.top_ids_TK.shape).index_copy(0, at_N, logp_NK), None
+        logp_NK, ids_NK = top.likeliest(head, ask.num_top, ask.temperature)
+        empty_TK = logp_NK.new_zeros(len(hidden_TH), ask.num_top)
+        return empty_TK.index_copy(0, at_N, logp_NK), empty_TK.long().index_copy(0, at_N, ids_NK)
+
     def _head_of(self, hidden_TH: Tensor) -> dict[str, Any]:
         """What the loss kernel is given of the head."""
         head, dtype = self.model.get_output_embeddings(), self._compute_dtype
@@ -279,7 +308,8 @@ class Forward(nn.Module):
         if self.training and self._neftune_alpha:
             inputs = {"inputs_embeds": self._noisy_embeddings(batch)}
         if self._has_types:
-            inputs["token_type_ids"] = token_types(batch.input_ids_1T, batch.row_starts)
+            types_1T = token_types(batch.input_ids_1T, batch.row_starts)
+            inputs["token_type_ids"] = types_1T if self._context is None else self._context.slice(types_1T, 1)
         if self._router_aux:
             inputs["output_router_logits"] = True
         dtype, device_type = self._compute_dtype, mine.input_ids_1T.device.type

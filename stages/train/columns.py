@@ -10,12 +10,13 @@ from numpy.typing import NDArray
 from postmill.io.packed import Bin, PackedReader
 from postmill.io.partners import Partners
 from postmill.io.rewards import RewardsReader
+from postmill.io.scores import ScoresReader
 from postmill.stages.progress import Progress
 from postmill.stages.shared.batch import ALIGNMENT, Batch, Groups, as_padding, collate
 from postmill.stages.shared.media.pixels import Pixels
 from postmill.stages.train.labels import label_lists
 from postmill.stages.train.objectives.needs import Needs
-from postmill.stages.train.plan import SAMPLER, Data, TokenScores
+from postmill.stages.train.plan import SAMPLER, TOP, Data, TokenScores
 
 
 class BatchSource:
@@ -32,7 +33,7 @@ class BatchSource:
         """scores: by the role of the model that gave them; `ref` is where the column `ref_logp` comes from. pixels: for
         rows with pictures."""
         self.reader, self._needs, self.data = reader, needs, Data(reader, scores or {}, rewards, pixels)
-        self.temperature = rewards.temperature if rewards is not None and needs.sampled else 1.0
+        self.temperature = rewards.temperature if rewards is not None and needs.sampled else needs.temperature
         """At which log-probs are compared."""
         self._partners = Partners(reader.token_rows) if needs.partner_columns else None
 
@@ -102,6 +103,10 @@ class BatchSource:
             return self.data.rewards.logp(rows, lengths)
         if role not in self.data.scores and name in self._needs.own:
             return None
+        if kind in TOP:
+            given = self.data.scores[role]
+            assert isinstance(given, ScoresReader)
+            return given.top(rows, lengths, kind)
         return self.data.scores[role].tokens(rows, lengths, kind)
 
     def _groups(self, rows: NDArray[np.int64]) -> Groups | None:

@@ -175,6 +175,13 @@ STAGE = Stage(
         "valid": Port(
             kinds=("packed",), flag="--valid", help="a packed artifact to measure the loss on", required=False
         ),
+        "own_loss": Port(
+            kinds=("function",),
+            flag="--own-loss",
+            required=False,
+            resolver="postmill.stages.train.own_file:resolve",
+            help="the function of --objective own; --objective file.py:function says both",
+        ),
         "scores": Port(
             kinds=("scores",),
             flag="--scores",

@@ -8,6 +8,7 @@ so the state of a run is its weights, AdamW's moments and a step number.
 import math
 import os
 import platform
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,8 @@ from postmill.stages.train.config import Train
 from postmill.stages.train.finish import finish
 from postmill.stages.train.look import Look
 from postmill.stages.train.mismatch import check_mismatch
+from postmill.stages.train.objectives.interface import Objective
+from postmill.stages.train.objectives.own import build_objective
 from postmill.stages.train.optimizer import (
     Learner,
     averaged,
@@ -55,12 +58,24 @@ from postmill.stages.train.tied import share_gradient
 from postmill.stages.train.tuners.interface import Start, Tuner
 
 
-def train(cfg: Train, data: Data, valid: Data | None, base: Input, out: Out, *, start: Input | None = None) -> Result:
+def train(
+    cfg: Train,
+    data: Data,
+    valid: Data | None,
+    base: Input,
+    out: Out,
+    *,
+    start: Input | None = None,
+    own_loss: Sequence[Input] = (),
+) -> Result:
     """Take all steps, from the newest checkpoint on, and save. `start` is what the first one starts with. See `run`."""
+    objective = build_objective(cfg.objective, own_loss)
     data, valid = _with_pixels(cfg, base, data, valid)
     accelerator, layout = _launched(cfg)
     try:
-        return _train(cfg, data, valid, base, out, start=start, accelerator=accelerator, layout=layout)
+        return _train(
+            cfg, data, valid, base, out, start=start, objective=objective, accelerator=accelerator, layout=layout
+        )
     finally:
         layout.close()
 
@@ -73,6 +88,7 @@ def _train(
     out: Out,
     *,
     start: Input | None,
+    objective: Objective,
     accelerator: Accelerator,
     layout: Layout,
 ) -> Result:
@@ -85,7 +101,6 @@ def _train(
     dtype = model.compute_dtype(cfg, device)
     tuner = cfg.tuner.build()
     begun = found[0].path if found else start.path if start else None
-    objective = cfg.objective.build()
     look = Look(cfg, objective, data, steps, device)
     net = _load(cfg, tuner, base, accelerator, dtype=dtype, begun=begun, look=look)
     forward = Forward(

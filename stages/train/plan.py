@@ -26,6 +26,8 @@ from postmill.stages.train.objectives.needs import Needs
 if TYPE_CHECKING:
     from postmill.stages.shared.media.pixels import Pixels  # which loads torch
 
+TOP = ("top_ids", "top_logp")
+"""What a model's likeliest tokens are called in scores."""
 SAMPLER = "engine"
 """The role of what sampled the rows: its log-probs are in the rollouts themselves."""
 
@@ -250,6 +252,20 @@ def check_objective(place: str, data: Data, needs: Needs) -> None:
         )
     for name in (*needs.columns, *needs.partner_columns):
         role, _, kind = name.partition("_")
+        if kind in TOP and role not in data.scores:
+            raise ConfigError(
+                f"{place}: the objective needs the likeliest tokens of the model it calls {role}; make them with"
+                f" `postmill score --top-k 64` and pass --scores {role}=DIR",
+                USAGE,
+            )
+        scored = data.scores.get(role) if kind in TOP else None
+        if isinstance(scored, ScoresReader) and scored.artifact.manifest.config["temperature"] != needs.temperature:
+            raise ConfigError(
+                f"{place}: the likeliest tokens of {role} are of temperature"
+                f" {scored.artifact.manifest.config['temperature']:g}, the objective's is {needs.temperature:g}; score"
+                " and train with the same",
+                USAGE,
+            )
         if kind == "logp" and name not in needs.own and role != SAMPLER and role not in data.scores:
             what = "prompts with other rows' answers" if name in needs.partner_columns else f"the model it calls {role}"
             flags = "postmill score --partners" if name in needs.partner_columns else "postmill score"

@@ -12,6 +12,7 @@ from postmill.io.rewards import RewardsReader
 from postmill.io.scores import ScoresReader
 from postmill.stages.protocol import Input, Inputs, Out, Result
 from postmill.stages.train.config import Train
+from postmill.stages.train.objectives.own_options import Own
 from postmill.stages.train.origin import check_start
 from postmill.stages.train.plan import Data, Steps, check_data, check_objective, check_quantized, check_request
 
@@ -23,6 +24,8 @@ def run(cfg: Train, inputs: Inputs, out: Out) -> Result:
     # a signal while the model loads is heard before the first step
     out.stop.graceful = True
     check_request(cfg)
+    if isinstance(cfg.objective, Own) != bool(inputs["own_loss"]):
+        raise ConfigError("--objective own and its function go together; write --objective file.py:function", USAGE)
     model = inputs["model"][0]
     check_quantized(cfg, model)
     start = inputs["from"][0] if inputs["from"] else None
@@ -37,7 +40,7 @@ def run(cfg: Train, inputs: Inputs, out: Out) -> Result:
 
     from postmill.stages.train.loop import train
 
-    return train(cfg, data, valid, model, out, start=start)
+    return train(cfg, data, valid, model, out, start=start, own_loss=inputs["own_loss"])
 
 
 def _open(

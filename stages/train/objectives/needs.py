@@ -26,6 +26,8 @@ class Needs(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Rows are samples with rewards. Log-probs are at the temperature of the sampling."""
     compares_sampler: bool = False
     """Log-probs of the sampler decide what is learned, so they have to be those of its choices."""
+    temperature: float = 1.0
+    """What logits are divided by in the model whose likeliest tokens are compared with."""
     partner_columns: tuple[str, ...] = ()
     """Where given, the first pass of `step_constants` sees prompts with other rows' answers (`io/partners.py`), with
     these columns."""

@@ -34,12 +34,16 @@ class Sft(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
 
 OBJECTIVES = Choice(
     group="postmill.objectives",
+    files="own",
+    files_port="own_loss",
     table={
         "sft": "postmill.stages.train.objectives.options:Sft",
         "pretrain": "postmill.stages.train.objectives.pretrain_options:Pretrain",
         "dft": "postmill.stages.train.objectives.dft_options:Dft",
         "eaft": "postmill.stages.train.objectives.adaptive_options:Eaft",
         "focal": "postmill.stages.train.objectives.adaptive_options:Focal",
+        "gkd": "postmill.stages.train.objectives.gkd_options:Gkd",
+        "asft": "postmill.stages.train.objectives.gkd_options:Asft",
         "dpo": "postmill.stages.train.objectives.dpo_options:Dpo",
         "cpo": "postmill.stages.train.objectives.cpo_options:Cpo",
         "simpo": "postmill.stages.train.objectives.simpo_options:Simpo",
@@ -49,6 +53,7 @@ OBJECTIVES = Choice(
         "seq_cls": "postmill.stages.train.objectives.seq_cls_options:SeqCls",
         "embedding": "postmill.stages.train.objectives.embedding_options:Embedding",
         "reranker": "postmill.stages.train.objectives.reranker_options:Reranker",
+        "own": "postmill.stages.train.objectives.own_options:Own",
         "rl": "postmill.stages.train.objectives.rl_options:Rl",
     },
 )
