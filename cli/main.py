@@ -11,6 +11,7 @@ TOOLS = {
     "run": "a chain of stages from one recipe",
     "loop": "rounds of sampling, rewards and training",
     "status": "where a loop is",
+    "lossdiff": "every policy loss on the same samples, with its gradient at each token",
     "recipe": "recipes to start from, read from other tools, written for other programs",
     "again": "a command until it is done: for programs that know only success and failure",
     "get": "a model from Hugging Face or ModelScope",

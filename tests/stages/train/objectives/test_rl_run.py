@@ -333,3 +333,31 @@ def test_an_engine_that_is_not_the_model_is_found_in_the_first_step(world, monke
         train(world, "no", cfg)
     assert caught.value.code == 78
     train(world, "told", make(Train, objective=Rl(max_mismatch=0), bins_per_step=99, epochs=1))
+
+
+def test_lossdiff_computes_what_train_does(world, capsys):
+    """At the start every ratio is 1, so losses differ by shares only; away from it they are those of a step."""
+    from postmill.cli import lossdiff
+
+    rows = [world / "rollouts", world / "rewards"]
+    assert lossdiff.run([*map(str, rows), "--rows", "2"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("sample ") == 2
+    assert {"grpo", "dr_grpo", "fipo"} <= {line.split()[0] for line in shown.splitlines() if line}
+    assert lossdiff.run([*map(str, rows), "--losses", "dapo,grpo,reinforce", "--json"]) == 0
+    losses = json.loads(capsys.readouterr().out)["losses"]
+    assert list(losses) == ["dapo", "grpo", "reinforce"]
+    np.testing.assert_allclose(losses["dapo"]["gradient"], losses["reinforce"]["gradient"], atol=1e-9)
+    moved(world).save_pretrained(world / "moved")
+    cfg = Score(temperature=TEMPERATURE)
+    now = make_artifact(SCORE, cfg, world / "now", rows=[world / "rollouts"], model=[world / "moved"])
+    start = make_artifact(SCORE, cfg, world / "then", rows=[world / "rollouts"], model=[world / "base"])
+    assert lossdiff.run([*map(str, rows), "--new", str(now), "--old", str(start), "--json"]) == 0
+    losses = json.loads(capsys.readouterr().out)["losses"]
+    for name in ("dapo", "grpo", "gspo"):
+        got, _, _ = gradient_of(world, PRESETS[name])
+        assert losses[name]["loss"] == pytest.approx(float(got.loss), rel=1e-4, abs=1e-6)
+    with pytest.raises(ArtifactError, match="scores of other rows than"):
+        lossdiff.run([*map(str, rows), "--new", str(world / "ref")])
+    with pytest.raises(ConfigError, match="no such loss; there are grpo"):
+        lossdiff.run([*map(str, rows), "--losses", "gppo"])
