@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from postmill.cli.loop import Loop
 from postmill.cli.tool import need, parse
 from postmill.io.errors import ConfigError
 from postmill.stages.options import json_schema
@@ -44,7 +45,7 @@ def recipe_schema(declared: dict[str, Stage]) -> dict[str, Any]:
 
     A section of another name says its stage; it is checked as a section of that stage is.
     """
-    parts = {name: _section(stage) for name, stage in declared.items()}
+    parts = {name: _section(stage) for name, stage in declared.items()} | {"loop": json_schema(Loop)}
     at_the_top = {
         "model": _TEXTS | {"description": "The model, for every section that needs one: a folder, or owner/name."},
         "data": _TEXTS | {"description": "The data, for every section that needs some."},
@@ -56,7 +57,7 @@ def recipe_schema(declared: dict[str, Stage]) -> dict[str, Any]:
     return {
         "type": "object",
         "title": "A recipe of postmill",
-        "properties": at_the_top | {name: {"$ref": f"#/$defs/{name}"} for name in declared},
+        "properties": at_the_top | {name: {"$ref": f"#/$defs/{name}"} for name in parts},
         "additionalProperties": {
             "type": "object",
             "required": ["stage"],

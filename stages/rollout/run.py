@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from postmill.io.digest import digest_bytes
-from postmill.io.errors import BAD_DATA, MISMATCH, ArtifactError, StageError
+from postmill.io.errors import BAD_DATA, MISMATCH, USAGE, ArtifactError, ConfigError, StageError
 from postmill.io.manifest import Artifact
 from postmill.io.model_folder import tokenizer_digest
 from postmill.io.rollouts import PROMPTS, ROLLOUTS
@@ -85,12 +85,18 @@ def _check_tokenizer(prompts: Artifact, folders: list[Path]) -> None:
 
 
 def _read_prompts(cfg: Rollout, artifact: Artifact) -> list[dict[str, Any]]:
-    """The prompts of this run, in order. Raises ArtifactError (65) if there are none."""
+    """The prompts of this run, in order. Raises ArtifactError (65) if there are none, ConfigError (2) if too few."""
     rows: list[dict[str, Any]] = []
     for batch in TableReader(artifact.file(PROMPTS), PROMPTS_V1):
         rows += batch.select(_COLUMNS).to_pylist()
     if not rows:
         raise ArtifactError(f"{artifact.path}: no prompts", BAD_DATA)
+    if cfg.prompts_count > len(rows):
+        raise ConfigError(
+            f"--prompts-count {cfg.prompts_count}: {artifact.path} has {len(rows)} prompts, and one that is asked twice"
+            " gets the same answers; take fewer, or add prompts",
+            USAGE,
+        )
     if not cfg.prompts_count:
         return rows[cfg.prompts_from :]
     return [rows[(cfg.prompts_from + number) % len(rows)] for number in range(cfg.prompts_count)]

@@ -66,7 +66,8 @@ def world(tmp_path_factory):
 
 
 def run(world, name, *argv, recipe="loop.toml"):
-    words = [world / recipe, world / "asks.jsonl", "-m", world / "base", "-o", world / name, "--threads", "1", "-q"]
+    place = world / recipe if recipe.endswith(".toml") else recipe
+    words = [place, world / "asks.jsonl", "-m", world / "base", "-o", world / name, "--threads", "1", "-q"]
     assert loop.run([str(word) for word in (*words, *argv)]) == 0
     return world / name
 
@@ -226,6 +227,19 @@ functions = "{folder}/mine.py:letters"
     assert found[0]["pass_at_16"] >= found[0]["pass_at_1"] == pytest.approx(found[0]["reward"])
 
 
+def test_the_recipe_that_comes_with_the_package_runs_to_its_merged_model(world):
+    small = {
+        "rollout.max_new_tokens": "3",
+        "reward.functions": f"{world / 'mine.py'}:letters",
+        "train.rank": "4",
+        "merge.parity": "off",
+    }
+    words = [word for key, value in small.items() for word in ("--set", f"{key}={value}")]
+    made = run(world, "grpo", "--rounds", "2", "--set", "loop.prompts=4", *words, recipe="grpo")
+    assert load_artifact(made / "merge").manifest.kind == "model"
+    assert len(lines(made)) == 2
+
+
 def test_rounds_without_an_advantage_change_nothing(world):
     (world / "same.py").write_text("def letters(row):\n    return 1.0\n")
     text = RECIPE.format(folder=world, more="").replace("mine.py", "same.py")
@@ -249,12 +263,13 @@ def test_recipes_that_make_no_rounds_are_refused(world):
         ),
         ("lr = 0.05", 'lr = 0.05\nschedule = "cosine"', "schedule: cannot be said in a loop"),
         ("rounds = 3", "round = 3", "round"),
+        ("prompts = 3", "prompts = 9", "has 5 prompts, and one that is asked twice"),
         ("rounds = 3", 'measure = ["greedy"]', r"\[loop\] measure: greedy: no such section"),
     ):
         text(old, new)
         with pytest.raises(ConfigError, match=why):
             run(world, "no", recipe="bad.toml")
-    assert not (world / "no").exists()
+    assert not (world / "no" / "rounds" / "00000" / "rollout").exists()
 
 
 def test_status_tells_a_halted_process(world):

@@ -93,7 +93,11 @@ def run_recipe(name: str, output: Path, data: str) -> dict[str, Path]:
     return {step.name: step.output for step in steps}
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in RECIPES.glob("*.toml")))
+CHAINS = sorted(path.stem for path in RECIPES.glob("*.toml") if "[loop]" not in path.read_text())
+"""Recipes of `postmill run`; those of `postmill loop` run in test_loop.py."""
+
+
+@pytest.mark.parametrize("name", CHAINS)
 def test_the_recipe_runs(here: Path, name: str) -> None:
     data = f"{NEEDS[name]}.jsonl"
     if NEEDS[name] == "adapter":
@@ -112,7 +116,8 @@ def test_the_recipe_runs(here: Path, name: str) -> None:
 def test_a_recipe_says_what_it_is_how_to_run_it_and_what_it_costs(path: Path) -> None:
     head = path.read_text().partition("\n\n")[0]
     assert head.startswith(f"# {summary(path)}")
-    assert f"postmill run {path.stem} " in head and " -o " in head
+    command = "run" if path.stem in CHAINS else "loop"
+    assert f"postmill {command} {path.stem} " in head and " -o " in head
     assert re.search(r"^# Cost \((estimated|measured)", head, re.M)
     assert all(len(line) <= 132 for line in head.splitlines())
 
