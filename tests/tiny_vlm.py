@@ -143,6 +143,8 @@ def write_model(folder: Path, name: str, seed: int = 0) -> Any:
     made.save_pretrained(folder)
     torch.manual_seed(seed)
     model = AutoModelForMultimodalLM.from_config(config(name, made)).float()
+    if name == "gemma3":  # whose projector starts as zeros
+        torch.nn.init.normal_(model.model.multi_modal_projector.mm_input_projection_weight, std=0.2)
     model.save_pretrained(folder)
     return made
 

@@ -339,12 +339,12 @@ class Forward(nn.Module):
         The tower is called by itself: what keeps the rows of a bin apart is none of its business.
         """
         found = self.model.base_model.get_image_features(**media.inputs, return_dict=True)
-        pieces = features_of(found.pooler_output, media.features_N, media.which_N)
+        pieces = features_of(found.pooler_output, media.lengths_D, media.which_N)
         is_one = isinstance(found.pooler_output, Tensor)  # whose first two sizes models multiply to count features
         found.pooler_output = torch.cat(pieces)[None] if is_one else pieces
         if getattr(found, "deepstack_features", None) is not None:
             found.deepstack_features = [
-                features_of(layer, media.features_N, media.which_N) for layer in found.deepstack_features
+                features_of(layer, media.lengths_D, media.which_N) for layer in found.deepstack_features
             ]
         return found
 

@@ -81,7 +81,9 @@ class BatchSource:
         if self.data.pixels is None:
             return batch
         tokens = self.reader.token_rows
-        media = self.data.pixels.media(tokens.pictures(rows), batch.row_starts, tokens.answers(rows))
+        media = self.data.pixels.media(
+            tokens.pictures(rows), batch.input_ids_1T[0], batch.row_starts, tokens.answers(rows)
+        )
         return batch._replace(media=media)
 
     def _of_rows(self, name: str, rows: NDArray[np.int64]) -> NDArray[Any]:

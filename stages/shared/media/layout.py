@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from postmill.io.errors import INTERNAL, StageError
 from postmill.io.json_file import load_json
 from postmill.io.pictures import Picture
 from postmill.stages.shared.attention import Blocks
@@ -18,6 +19,8 @@ _PREFIX_MODELS = ("paligemma",)
 """The whole prompt is seen both ways."""
 _BLOCK_MODELS = ("gemma3",)
 """The features of a picture see each other."""
+_COUNTING_MODELS = ("llava_onevision",)
+"""Pictures that are alone in their row are cut into tiles, others not."""
 _UNUSED = ("num_patches", "num_crops", "rows", "cols")
 """What processors make for themselves and models do not take."""
 
@@ -29,6 +32,10 @@ class RowsLayout(msgspec.Struct, frozen=True):
     """Patches of a feature's side, for m-rope; 0 for models that count tokens."""
     both_ways: str
     """`prompt`, `picture` or nothing."""
+    feature: int
+    """The token that stands for a feature."""
+    counts_rows: bool
+    """Whether the tower is told which pictures are alone in their row."""
 
     @classmethod
     def of(cls, folder: Path) -> "RowsLayout":
@@ -39,7 +46,8 @@ class RowsLayout(msgspec.Struct, frozen=True):
         merge = (config.get("vision_config") or {}).get("spatial_merge_size", 2) if "mrope_section" in rope else 0
         kind = str(config.get("model_type"))
         both = "prompt" if kind in _PREFIX_MODELS else "picture" if kind in _BLOCK_MODELS else ""
-        return cls(merge, both)
+        feature = config.get("image_token_id", config.get("image_token_index", -1))
+        return cls(merge, both, int(feature), kind in _COUNTING_MODELS)
 
     def tower_inputs(self, made: dict[str, Tensor]) -> dict[str, Tensor]:
         """Of what the processor makes, that which the model takes."""
@@ -53,43 +61,54 @@ class RowsLayout(msgspec.Struct, frozen=True):
         rows = [mrope_positions(int(n), row, self.merge) for n, row in zip(lengths, pictures, strict=True)]
         return torch.from_numpy(np.concatenate(rows, axis=1))[:, None]
 
+    def tower_order(self, pictures: list[Picture]) -> list[Picture]:
+        """The pictures as the tower is given them; one may be given twice."""
+        if not self.counts_rows:
+            return pictures
+        others = [picture for picture in pictures if picture.grid[0] == 1]
+        # a single one would be taken for one that is alone in its row
+        others = others * 2 if len(others) == 1 else others
+        return [picture for picture in pictures if picture.grid[0] != 1] + others
+
+    def tower_more(self, pictures: list[Picture]) -> dict[str, Tensor]:
+        """What the tower is given besides: how many pictures are in one row each."""
+        if not self.counts_rows or not pictures:
+            return {}
+        num_alone = sum(picture.grid[0] != 1 for picture in pictures)
+        rest = len(pictures) - num_alone
+        return {"batch_num_images": torch.tensor([1] * num_alone + ([rest] if rest else []))}
+
     def blocks(
-        self, pictures: Sequence[Sequence[Picture]], starts: Sequence[int], answers: Sequence[int]
+        self, pictures: Sequence[Sequence[Picture]], ids_T: Tensor, starts: Sequence[int], answers: Sequence[int]
     ) -> Blocks | None:
         """What sees each other both ways; None for models where nothing does."""
         if not self.both_ways:
             return None
-        found = torch.full((starts[-1],), -1)
+        found_T = torch.full((starts[-1],), -1)
         number = 0
         for row, start, answer in zip(pictures, starts, answers, strict=False):
             if self.both_ways == "prompt":
-                found[start : start + answer] = number
+                found_T[start : start + answer] = number
                 number += 1
                 continue
             for picture in row:
-                found[start + picture.start : start + picture.end] = number
+                span = slice(start + picture.start, start + picture.end)
+                found_T[span] = torch.where(ids_T[span] == self.feature, number, -1)
                 number += 1
-        return Blocks(found, self.both_ways == "prompt")
+        return Blocks(found_T, self.both_ways == "prompt")
 
 
-def features_of(pooled: Any, features: Sequence[int], which: Sequence[int]) -> list[Tensor]:
-    """The features of each picture of the rows, [F, H], from what the tower gave for each distinct one.
+def features_of(pooled: Any, media_lengths: Sequence[int], which: Sequence[int]) -> list[Tensor]:
+    """The features of each picture of the rows, [F, H], from what the tower gave for each one it read.
 
-    pooled: a tensor for each picture, or one of all of them. Raises ValueError where a picture has another number of
-    features than tokens.
+    pooled: a tensor for each of the tower's pictures, or one of all of them. media_lengths: features of each. which:
+    the tower's picture of each picture of the rows. Raises StageError (70) where the tower gives another number.
     """
-    lengths = [0] * (max(which) + 1)
-    for index, length in zip(which, features, strict=True):
-        lengths[index] = length
-    if isinstance(pooled, Tensor):
-        flat = pooled.reshape(-1, pooled.shape[-1])
-        if len(flat) != sum(lengths):
-            raise ValueError(f"the tower gives {len(flat)} features, the pictures have {sum(lengths)} tokens")
-        found = list(torch.split(flat, lengths))
-    else:
-        flat = torch.cat([piece.reshape(-1, piece.shape[-1]) for piece in pooled])
-        sizes = [piece.shape[:-1].numel() for piece in pooled]
-        if (len(pooled) == len(lengths) and sizes != lengths) or len(flat) != sum(lengths):
-            raise ValueError(f"the tower gives {sizes} features, the pictures have {lengths} tokens")
-        found = list(torch.split(flat, lengths))
+    pieces = [pooled] if isinstance(pooled, Tensor) else list(pooled)
+    sizes = [piece.shape[:-1].numel() for piece in pieces]
+    lengths = list(media_lengths)
+    if sizes != lengths if len(sizes) == len(lengths) else sum(sizes) != sum(lengths):
+        raise StageError(f"the tower gives {sizes} features, the pictures have {lengths} tokens; report this", INTERNAL)
+    flat = torch.cat([piece.reshape(-1, piece.shape[-1]) for piece in pieces])
+    found = torch.split(flat, lengths)
     return [found[index] for index in which]

@@ -28,6 +28,8 @@ class Media(NamedTuple):
 
     inputs: dict[str, Tensor]
     """What the tower reads: each picture once."""
+    lengths_D: tuple[int, ...]
+    """Features of each picture that the tower reads."""
     features_N: tuple[int, ...]
     """Features of each of the N pictures of the rows, in their order."""
     which_N: tuple[int, ...]
@@ -58,25 +60,32 @@ class Pixels:
         self._bytes, self._most = 0, cache_bytes
 
     def media(
-        self, pictures: Sequence[Sequence[Picture]], starts: Sequence[int], answers: Sequence[int]
+        self,
+        pictures: Sequence[Sequence[Picture]],
+        ids_T: Tensor,
+        starts: Sequence[int],
+        answers: Sequence[int],
     ) -> Media | None:
-        """Of rows laid end to end, each with its pictures; None where there are none.
+        """Of rows laid end to end, each with its pictures; None where the model needs to know of none.
 
         starts: where each row starts, and the end. answers: how many of each row's tokens come before its first answer.
         Raises ArtifactError (65, 66) for a picture that is not what was counted.
         """
         flat = [picture for row in pictures for picture in row]
-        if not flat:
+        if not flat and self.layout.both_ways != "prompt":
             return None
-        distinct = {picture.digest: picture for picture in flat}
-        order = {digest: index for index, digest in enumerate(distinct)}
-        inputs = join([self._tensors(picture) for picture in distinct.values()])
+        # the same picture may be cut into tiles in one row and not in another
+        distinct = {(picture.digest, picture.features): picture for picture in flat}
+        seen = self.layout.tower_order(list(distinct.values()))
+        order = {(picture.digest, picture.features): index for index, picture in enumerate(seen)}
+        inputs = join([self._tensors(picture) for picture in seen]) if seen else {}
         return Media(
-            inputs=inputs,
+            inputs=inputs | self.layout.tower_more(seen),
+            lengths_D=tuple(picture.features for picture in seen),
             features_N=tuple(picture.features for picture in flat),
-            which_N=tuple(order[picture.digest] for picture in flat),
-            position_ids_31T=self.layout.positions(pictures, starts),
-            blocks=self.layout.blocks(pictures, starts, answers),
+            which_N=tuple(order[picture.digest, picture.features] for picture in flat),
+            position_ids_31T=self.layout.positions(pictures, starts) if flat else None,
+            blocks=self.layout.blocks(pictures, ids_T, starts, answers),
         )
 
     def _tensors(self, picture: Picture) -> dict[str, Tensor]:

@@ -21,7 +21,8 @@ class Full(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     makes: ClassVar[str] = "model"
 
     freeze: list[str] = []
-    """Parameters that are not trained: regular expressions, found anywhere in their names (embed_tokens, norm)."""
+    """Parameters that are not trained: regular expressions, found anywhere in their names (embed_tokens, norm). Of a
+    model that reads pictures also its parts: vision, projector, language."""
     unfreeze: list[str] = []
     """Parameters that are trained whatever --freeze says. Alone: nothing else is trained."""
 
@@ -46,22 +47,25 @@ def load_whole(given: "Start") -> Any:
 
 def choose_trained(model: Any, freeze: list[str], unfreeze: list[str]) -> None:
     """Freeze what the lists say. Raises ConfigError (2) for an expression that fits no parameter or is none."""
+    from postmill.stages.shared.media.groups import group_of
+
     if not freeze and not unfreeze:
         return
-    names = [name for name, _ in model.named_parameters()]
-    frozen, kept = _fitting("freeze", freeze, names), _fitting("unfreeze", unfreeze, names)
+    names, parts = [name for name, _ in model.named_parameters()], group_of(model)
+    frozen, kept = _fitting("freeze", freeze, names, parts), _fitting("unfreeze", unfreeze, names, parts)
     for name, parameter in model.named_parameters():
         rests = name in frozen if freeze else True
         parameter.requires_grad_(parameter.requires_grad and (not rests or name in kept))
 
 
-def _fitting(option: str, expressions: list[str], names: list[str]) -> set[str]:
+def _fitting(option: str, expressions: list[str], names: list[str], parts: dict[str, str]) -> set[str]:
     import re
 
     found: set[str] = set()
     for text in expressions:
         try:
-            hits = [name for name in names if re.search(text, name)]
+            is_part = text in parts.values()
+            hits = [name for name in names if (parts[name] == text if is_part else re.search(text, name))]
         except re.error as error:
             raise ConfigError(f"--full.{option} {text}: no regular expression ({error})", USAGE) from None
         if not hits:

@@ -6,15 +6,22 @@ from torch import nn
 
 from postmill.io.errors import USAGE, ConfigError
 from postmill.stages.shared.heads import CLASSIFIERS, PEFT_TASK, Head
+from postmill.stages.shared.media.groups import GROUPS as PARTS
+from postmill.stages.shared.media.groups import group_of
 
 
 def find_targets(base: Any, wanted: list[str], tuner: str) -> list[str]:
     """Last parts of the names of the modules that get an adapter, sorted.
 
-    all-linear is every linear layer but the head, all-norm every norm, all-embedding the embedding of the input.
+    all-linear is every linear layer but the head, all-norm every norm, all-embedding the embedding of the input. Of a
+    model that reads pictures these are the decoder's, by their whole names: a tower's layers have the same last parts.
+    Its parts (vision, projector, language) are their linear layers.
     Raises ConfigError (2) for a name that no module has, or for the head: its adapter would hide from the fused loss.
     """
     targets = split(wanted)
+    parts = group_of(base)
+    if parts and not set(targets).isdisjoint({*PARTS, *GROUPS}):
+        return sorted({name for word in targets for name in _of_part(base, word, parts, tuner)})
     if len(targets) == 1 and targets[0] in GROUPS:
         return sorted(GROUPS[targets[0]](base))
     heads = _heads(base)
@@ -30,7 +37,28 @@ def find_targets(base: Any, wanted: list[str], tuner: str) -> list[str]:
                 f" --{tuner}.modules-to-save {target}",
                 USAGE,
             )
+    if parts:  # in the decoder, where a last part names many modules
+        ends = tuple(f".{target}" for target in targets)
+        hits = [name for name in names if name.endswith(ends) and parts[name] == "language"]
+        return sorted({*hits, *(target for target in targets if target in names)})
     return sorted(set(targets))
+
+
+def _of_part(base: Any, word: str, parts: dict[str, str], tuner: str) -> list[str]:
+    """Whole names of what a word for modules means in a model that reads pictures."""
+    from transformers.pytorch_utils import Conv1D
+
+    if word not in PARTS and word not in GROUPS:
+        known = ", ".join([*PARTS, *GROUPS])
+        raise ConfigError(f"--{tuner}.targets {word}: names cannot stand beside one of {known}; give either", USAGE)
+    part, heads = (word if word in PARTS else "language"), _heads(base)
+    kinds = (nn.Linear, Conv1D)
+    if word in PARTS or word == "all-linear":
+        found = [name for name, m in base.named_modules() if isinstance(m, kinds) and m not in heads]
+    else:
+        ends = GROUPS[word](base)
+        found = [name for name, _ in base.named_modules() if _last(name) in ends]
+    return [name for name in found if parts[name] == part]
 
 
 def _linear(base: Any) -> set[str]:

@@ -1,0 +1,204 @@
+"""Rows with pictures in training: packed they are what they are alone, and the whole model is what transformers has."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny_vlm
+import torch
+
+from postmill.io.packed import PackedReader
+from postmill.stages.shared import attention, hf
+from postmill.stages.shared.batch import Batch, collate
+from postmill.stages.shared.forward import Ask, Forward
+from postmill.stages.shared.media.pixels import Pixels
+
+pytest.importorskip("torchvision")
+pytest.importorskip("num2words")
+LOGP = Ask(stats=frozenset({"logp"}))
+TOLERANCE = 1e-5
+"""Of log-probabilities around 10 in float32: one part in a million."""
+
+
+class Case:
+    """A tiny model, its rows, and both ways to see them."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.name, self.folder = name, folder / "model"
+        self.processor = tiny_vlm.write_model(self.folder, name)
+        data = tiny_vlm.write_rows(folder / "data", pictures=1 if name == "paligemma" else 2)
+        self.packed = tiny_vlm.write_packed(folder / "packed", self.folder, data)
+        self.reader = PackedReader(self.packed)
+        kernel = attention.choose("per-row", torch.device("cpu"), torch.float32)
+        self.net = hf.load_model(self.folder, torch.float32, attention=kernel)
+        self.forward = Forward(self.net, compute_dtype=torch.float32, backend="reference").eval()
+        self.pixels = Pixels(self.folder)
+
+    def batch(self, rows: list[int]) -> Batch:
+        """Rows laid end to end, every token scored."""
+        tokens, ordinals = self.reader.token_rows, np.array(rows)
+        laid = tokens.lay(ordinals)
+        weights = np.ones_like(laid.weights)
+        weights[laid.cu_seqlens[:-1]] = 0
+        batch = collate([laid._replace(weights=weights)])
+        media = self.pixels.media(
+            tokens.pictures(ordinals), batch.input_ids_1T[0], batch.row_starts, tokens.answers(ordinals)
+        )
+        return batch._replace(media=media)
+
+    def logp(self, batch: Batch) -> list[torch.Tensor]:
+        """Log-probabilities of each row's tokens but the first."""
+        with torch.no_grad():
+            found = self.forward(batch, LOGP).logp_T
+        lengths = np.diff(batch.row_starts).tolist()
+        return [piece[:-1] for piece in found.split(lengths)]
+
+
+@pytest.fixture(scope="module", params=tiny_vlm.MODELS)
+def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
+    return Case(tmp_path_factory.mktemp(request.param), request.param)
+
+
+def own_logp(case: Case, row: int, **more: Any) -> torch.Tensor:
+    """A row as transformers computes it: ids and pixels by the processor, attention by torch."""
+    from PIL import Image
+    from transformers import AutoModelForMultimodalLM
+
+    net = AutoModelForMultimodalLM.from_pretrained(case.folder, dtype=torch.float32).eval()
+    rows = np.array([row])
+    ids = torch.from_numpy(case.reader.token_rows.lay(rows).input_ids.astype(np.int64))[None]
+    pictures = case.reader.token_rows.pictures(rows)[0]
+    inputs: dict[str, Any] = {}
+    if pictures:
+        images = [Image.open(picture.place).convert("RGB") for picture in pictures]
+        nested = [images] if case.name in ("idefics3", "smolvlm") else images
+        inputs = dict(case.processor.image_processor(images=nested, return_tensors="pt"))
+        for name in ("num_patches", "num_crops", "rows", "cols"):
+            inputs.pop(name, None)
+        if case.name == "llava_onevision":
+            inputs["batch_num_images"] = torch.tensor([len(pictures)])
+    tok = case.processor.tokenizer
+    feature = tok.image_token_id if case.name == "gemma3" else case.processor.image_token_id
+    pads = (ids == feature).long()
+    if case.name in ("qwen2_5_vl", "qwen3_vl") and pictures:
+        inputs["mm_token_type_ids"] = pads
+    if case.name == "gemma3":
+        inputs["token_type_ids"] = pads
+    if case.name == "paligemma":
+        answer = case.reader.token_rows.answers(rows)[0]
+        inputs["token_type_ids"] = (torch.arange(ids.shape[1]) >= answer).long()[None]
+    with torch.no_grad():
+        logits = net(input_ids=ids, use_cache=False, **inputs, **more).logits[0]
+    return logits[:-1].log_softmax(-1).gather(-1, ids[0, 1:, None]).squeeze(-1)
+
+
+def largest(ours: list[torch.Tensor], others: list[torch.Tensor]) -> float:
+    return max(float((a - b).abs().max()) for a, b in zip(ours, others, strict=True))
+
+
+def test_rows_are_what_transformers_makes_of_them(case: Case) -> None:
+    rows = list(range(case.reader.num_rows))
+    alone = [case.logp(case.batch([row]))[0] for row in rows]
+    assert largest(alone, [own_logp(case, row) for row in rows]) < TOLERANCE
+
+
+def test_packed_rows_are_what_they_are_alone(case: Case) -> None:
+    rows = list(range(case.reader.num_rows))
+    alone = [case.logp(case.batch([row]))[0] for row in rows]
+    for order in (rows, rows[::-1]):
+        assert largest(case.logp(case.batch(order)), [alone[row] for row in order]) < TOLERANCE
+
+
+def test_the_comparison_would_see_a_fault(case: Case) -> None:
+    """Two pictures exchanged, positions that go on, blocks left out: each changes log-probabilities by 1e-3 or more."""
+    rows = [row for row in range(case.reader.num_rows) if case.reader.token_rows.pictures(np.array([row]))[0]]
+    batch = case.batch(rows)
+    right = case.logp(batch)
+    media = batch.media
+    assert media is not None
+    swapped = list(media.which_N)
+    first, second = next(
+        (a, b) for a in range(len(swapped)) for b in range(a) if media.features_N[a] == media.features_N[b]
+    )
+    swapped[first], swapped[second] = swapped[second], swapped[first]
+    wrong = [media._replace(which_N=tuple(swapped))]
+    if media.position_ids_31T is not None:
+        wrong.append(media._replace(position_ids_31T=batch.position_ids_1T.expand(3, 1, -1)))
+    if media.blocks is not None:
+        wrong.append(media._replace(blocks=None))
+    for one in wrong:
+        assert largest(case.logp(batch._replace(media=one)), right) > 1e-3
+    merged = batch._replace(row_starts=(0, batch.row_starts[-1]))
+    with torch.no_grad():
+        leaked = case.forward(merged, LOGP).logp_T
+    lengths = np.diff(batch.row_starts).tolist()
+    assert largest([piece[:-1] for piece in leaked.split(lengths)][1:], right[1:]) > 1e-3
+
+
+def test_a_picture_that_occurs_twice_is_seen_once(case: Case) -> None:
+    batch, one = case.batch([0, 0, 0]), case.batch([0])
+    assert batch.media is not None and one.media is not None
+    assert {n: t.shape for n, t in batch.media.inputs.items()} == {n: t.shape for n, t in one.media.inputs.items()}
+    assert largest(case.logp(batch), case.logp(one) * 3) < TOLERANCE
+
+
+def trained(case: Case, folder: Path, valid: bool = False, **options: Any) -> Path:
+    from postmill.stages.options import make
+    from postmill.stages.runner import Options, run_stage
+    from postmill.stages.train.config import STAGE, Train
+
+    given = {"packed": [str(case.packed)], "model": [str(case.folder)]}
+    cfg = make(Train, **({"steps": 2, "bins_per_step": 1, "lr": 1e-2, "warmup": 0.0} | options))
+    run_stage(STAGE, cfg, given | ({"valid": [str(case.packed)]} if valid else {}), folder, Options())
+    return folder
+
+
+def logits(folder: Path, case: Case) -> torch.Tensor:
+    """Of the first row, by transformers alone."""
+    copy = Case.__new__(Case)
+    copy.__dict__ = case.__dict__ | {"folder": folder}
+    return own_logp(copy, 0)
+
+
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    from transformers import AutoModelForMultimodalLM
+
+    return AutoModelForMultimodalLM.from_pretrained(folder, dtype=torch.float32).state_dict()
+
+
+@pytest.mark.parametrize("part", ["vision", "projector", "language"])
+def test_a_part_can_be_frozen(case: Case, part: str, tmp_path: Path) -> None:
+    """The saved model loads in transformers under its own names, and what was frozen is as it was."""
+    from postmill.stages.shared.media.groups import group_of
+
+    if case.name not in ("qwen2_5_vl", "qwen3_vl", "llava", "gemma3"):
+        pytest.skip("four layouts of names are enough")
+    out = trained(case, tmp_path / "run", tuner="full", freeze=[part], valid=part == "vision")
+    before, after = weights_of(case.folder), weights_of(out)
+    parts = group_of(case.net)
+    assert before.keys() == after.keys()
+    changed = {parts[name] for name in before if name in parts and not torch.equal(before[name], after[name])}
+    assert changed == {"vision", "projector", "language"} - {part}
+
+
+def test_an_adapter_merges_into_a_model_that_loads(case: Case, tmp_path: Path) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForMultimodalLM
+
+    from postmill.stages.merge.config import STAGE, Merge
+    from postmill.stages.runner import Options, run_stage
+
+    if case.name not in ("qwen2_5_vl", "llava", "gemma3", "smolvlm"):
+        pytest.skip("four layouts of names are enough")
+    targets = ["vision", "language"] if case.name == "llava" else ["all-linear"]
+    adapter = trained(case, tmp_path / "adapter", tuner="lora", rank=4, targets=targets)
+    merged = tmp_path / "merged"
+    run_stage(STAGE, Merge(), {"parts": [str(adapter)], "model": [str(case.folder)]}, merged, Options())
+    base = AutoModelForMultimodalLM.from_pretrained(case.folder, dtype=torch.float32)
+    peft = PeftModel.from_pretrained(base, str(adapter)).merge_and_unload().state_dict()
+    ours = weights_of(merged)
+    assert ours.keys() == peft.keys()
+    assert max(float((ours[name] - peft[name]).abs().max()) for name in ours) < 1e-6
+    untouched = weights_of(case.folder)
+    assert any(not torch.equal(ours[name], untouched[name]) for name in ours)
