@@ -3,9 +3,12 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 from blake3 import blake3
+from numpy.typing import NDArray
 
+from postmill.io.arrays import to_numpy
 from postmill.io.errors import BAD_DATA, NO_INPUT, ArtifactError
 
 MEDIA = "media"
@@ -59,6 +62,17 @@ def pictures_of(batch: pa.RecordBatch, row: int) -> list[Picture]:
     column = batch.column(MEDIA)
     first, last = column.offsets[row].as_py(), column.offsets[row + 1].as_py()
     return [_picture(item) for item in column.values.slice(first, last - first).to_pylist()]
+
+
+def patches_of(batch: pa.RecordBatch) -> NDArray[np.int64]:
+    """Patches of all pictures of each row of tokens."""
+    if MEDIA not in batch.schema.names:
+        return np.zeros(batch.num_rows, np.int64)
+    column = batch.column(MEDIA)
+    sums = np.append(0, np.cumsum(to_numpy(column.values.field("patches")), dtype=np.int64))
+    offsets = to_numpy(column.offsets)
+    found: NDArray[np.int64] = sums[offsets[1:]] - sums[offsets[:-1]]
+    return found
 
 
 def _picture(item: dict[str, Any]) -> Picture:

@@ -23,6 +23,8 @@ class Pack(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     hidden_size: Annotated[int, Meta(ge=1)] = 4096
     """Hidden size of the model. A bin costs its tokens + sum(row length^2) / (6 * hidden_size), by which ranks are
     balanced."""
+    patch_cost: Annotated[float, Meta(ge=0)] = 0.25
+    """What a patch of a picture costs a bin, beside a token that costs 1."""
     ranks: Annotated[int, Meta(ge=1)] = 1
     """Report how evenly the bins of each step divide over this many ranks. Does not change the plan."""
     bins_per_rank: Annotated[int, Meta(ge=1)] = 1

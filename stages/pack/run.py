@@ -16,6 +16,7 @@ from postmill.io.arrays import from_numpy, list_of, text, to_numpy, validity
 from postmill.io.errors import BAD_DATA, INTERNAL, MISMATCH, USAGE, ArtifactError, ConfigError, StageError
 from postmill.io.manifest import Manifest
 from postmill.io.packed import BINS, TOKENS, TokenRows, span_columns, token_tables
+from postmill.io.pictures import patches_of
 from postmill.io.rewards import RewardsReader
 from postmill.io.schemas import BINS_V1, LEDGER_V1, TOKENS_V1, with_media
 from postmill.io.table import StreamReader, TableReader
@@ -36,6 +37,8 @@ class Survey(NamedTuple):
     """Whether the row belongs to the same pair as the row before it."""
     reasons: NDArray[np.uint8]
     """Index into `_REASONS` of why the row is dropped, 0 if it is kept."""
+    patches: NDArray[np.int64]
+    """Patches of its pictures."""
 
 
 class Table(NamedTuple):
@@ -167,6 +170,7 @@ class Surveyor:
         self._joined: list[NDArray[np.bool_]] = [np.empty(0, np.bool_)]
         self._sides: list[NDArray[np.int8]] = [np.empty(0, np.int8)]
         self._reasons: list[NDArray[np.uint8]] = [np.empty(0, np.uint8)]
+        self._patches: list[NDArray[np.int64]] = [np.empty(0, np.int64)]
         self._last_pair: bytes | None = None
         self._num_rows = 0
         self._fault: tuple[int, str] | None = None
@@ -182,6 +186,7 @@ class Surveyor:
         reason = np.where((trained == 0) & ~validity(batch.column("label")), _UNTRAINED, 0).astype(np.uint8)
         reason[length == 0] = _EMPTY
         self._lengths.append(length)
+        self._patches.append(patches_of(batch))
         self._reasons.append(reason)
         flags, self._last_pair = _join(batch, self._last_pair)
         self._joined.append(flags)
@@ -193,7 +198,12 @@ class Surveyor:
         if self._fault:
             row, what = self._fault
             raise ArtifactError(f"{_place(tables, row)} {what}; tokenize again", BAD_DATA)
-        survey = Survey(np.concatenate(self._lengths), np.concatenate(self._joined), np.concatenate(self._reasons))
+        survey = Survey(
+            np.concatenate(self._lengths),
+            np.concatenate(self._joined),
+            np.concatenate(self._reasons),
+            np.concatenate(self._patches),
+        )
         _check_pairs(survey.joined, np.concatenate(self._sides), tables)
         _spread(survey)
         return survey
@@ -364,6 +374,7 @@ def _chunk(cfg: Pack, bins: Bins, survey: Survey, chunk: NDArray[np.uint32]) -> 
     bin_lengths = np.diff(bin_ends, prepend=0)
     starts = ends - lengths - np.repeat(bin_ends - bin_lengths, num_rows)
     squares = np.add.reduceat(lengths.astype(np.float64) ** 2, offsets[:-1])
+    patches = np.add.reduceat(survey.patches[rows], offsets[:-1])
     types = {field.name: field.type for field in BINS_V1}
     list_offsets = offsets.astype(np.int32)
     plain = {
@@ -371,7 +382,7 @@ def _chunk(cfg: Pack, bins: Bins, survey: Survey, chunk: NDArray[np.uint32]) -> 
         "trained_tokens": bins.trained_tokens[chunk],
         "weight_sum": bins.weight_sum[chunk],
         "num_rows": num_rows.astype(np.int32),
-        "cost": bin_lengths + squares / (6 * cfg.hidden_size),
+        "cost": bin_lengths + squares / (6 * cfg.hidden_size) + patches * cfg.patch_cost,
     }
     return {name: from_numpy(values, types[name]) for name, values in plain.items()} | {
         "rows": list_of(list_offsets, from_numpy(rows.astype(np.int64), pa.int64()), types["rows"]),

@@ -16,6 +16,7 @@ from postmill.io.digest import digest_bytes
 from postmill.io.errors import BAD_DATA, MISMATCH, USAGE, ArtifactError, ConfigError, StageError
 from postmill.io.manifest import Artifact
 from postmill.io.model_folder import tokenizer_digest
+from postmill.io.pictures import patches_of
 from postmill.io.rollouts import PROMPTS, ROLLOUTS
 from postmill.io.schemas import PROMPTS_V1, ROLLOUTS_V1
 from postmill.io.table import TableReader
@@ -89,6 +90,8 @@ def _read_prompts(cfg: Rollout, artifact: Artifact) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for batch in TableReader(artifact.file(PROMPTS), PROMPTS_V1):
         rows += batch.select(_COLUMNS).to_pylist()
+        if patches_of(batch).any():
+            raise ConfigError(f"{artifact.path}: prompts with pictures cannot be asked yet; leave them out", USAGE)
     if not rows:
         raise ArtifactError(f"{artifact.path}: no prompts", BAD_DATA)
     if cfg.prompts_count > len(rows):

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch.nn.functional import normalize
 
 from postmill.io.arrays import from_numpy, list_of, to_numpy
-from postmill.io.errors import BAD_DATA, FAILED, MISMATCH, ArtifactError, StageError
+from postmill.io.errors import BAD_DATA, FAILED, MISMATCH, USAGE, ArtifactError, ConfigError, StageError
 from postmill.io.json_file import load_json
 from postmill.io.manifest import Artifact
 from postmill.io.packed import PackedReader, TokenRows, token_tables
@@ -31,6 +31,7 @@ from postmill.stages.shared import attention, hf
 from postmill.stages.shared.batch import collate
 from postmill.stages.shared.forward import Ask, Forward
 from postmill.stages.shared.heads import Head
+from postmill.stages.shared.media.pixels import Pixels
 from postmill.stages.shared.saved_head import find_head
 from postmill.stages.shared.stats import Stat
 
@@ -52,6 +53,7 @@ def run(cfg: Score, inputs: Inputs, out: Out) -> Result:
     starts = range(0, len(rows), PART_ROWS)
     paths = [folder / f"part-{start // PART_ROWS:06d}.arrow" for start in starts]
     forward: Forward | None = None
+    pixels: Pixels | None = None
     ready = min(len(rows), PART_ROWS * sum(path.is_file() for path in paths))
     meter = Meter(len(rows), ready)
     for start, path in zip(starts, paths, strict=True):
@@ -61,8 +63,11 @@ def run(cfg: Score, inputs: Inputs, out: Out) -> Result:
             continue
         forward = forward or _load(cfg, inputs, out)
         part = np.arange(start, min(start + PART_ROWS, len(rows)))
-        score = _score if forward.head.kind == "lm" else _values
-        _write_part(path, score(cfg, forward, rows, part))
+        if forward.head.kind == "lm":
+            pixels = pixels or _pixels(cfg, rows, model)
+            _write_part(path, _score(cfg, forward, rows, part, pixels))
+        else:
+            _write_part(path, _values(cfg, forward, rows, part))
         Progress.say("score", meter.of(min(start + PART_ROWS, len(rows)), "rows"))
     table = out.table(SCORES, SCORES_V1)
     total, count = 0.0, 0
@@ -86,6 +91,16 @@ def _rows(given: Input) -> tuple[Artifact, TokenRows]:
         assert given.path is not None
         return given.artifact, PackedReader(given.path).token_rows
     return given.artifact, TokenRows(token_tables(given.artifact))
+
+
+def _pixels(cfg: Score, rows: TokenRows, model: Input) -> Pixels | None:
+    """What makes pixels of the rows' pictures; None if they can have none. Raises ConfigError (2)."""
+    if not rows.have_pictures:
+        return None
+    if cfg.partners:
+        raise ConfigError("--partners: rows with pictures have no partners yet; leave it out", USAGE)
+    assert model.path is not None
+    return Pixels(model.path)
 
 
 def _check_lengths(rows: TokenRows, model: Input) -> None:
@@ -149,7 +164,9 @@ def _bins(lengths: NDArray[np.int64], bin_tokens: int) -> Iterator[NDArray[np.in
     yield order[first:]
 
 
-def _score(cfg: Score, forward: Forward, rows: TokenRows, part: NDArray[np.int64]) -> pa.RecordBatch:
+def _score(
+    cfg: Score, forward: Forward, rows: TokenRows, part: NDArray[np.int64], pixels: Pixels | None = None
+) -> pa.RecordBatch:
     """The rows of `part` as SCORES_V1."""
     wanted = [name for name in _COLUMNS if name == "logp" or getattr(cfg, name)]
     columns = [*wanted, *(TOP if cfg.top_k else ())]
@@ -169,7 +186,10 @@ def _score(cfg: Score, forward: Forward, rows: TokenRows, part: NDArray[np.int64
         for border, (a, b) in zip(laid.cu_seqlens.tolist(), spans, strict=False):
             scored[border + a : border + b] = 1.0
         # what is scored is what a batch calls its mask, and that is made of weights
-        batch = collate([laid._replace(weights=scored)]).to(device)
+        batch = collate([laid._replace(weights=scored)])
+        if pixels is not None:
+            batch = batch._replace(media=pixels.of_rows(rows, part[places], batch))
+        batch = batch.to(device)
         with torch.no_grad():
             outputs = forward(batch, Ask(frozenset(wanted), temperature=cfg.temperature, num_top=cfg.top_k))
         for name in columns:

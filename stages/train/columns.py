@@ -80,11 +80,7 @@ class BatchSource:
         """The batch with the pictures of its rows."""
         if self.data.pixels is None:
             return batch
-        tokens = self.reader.token_rows
-        media = self.data.pixels.media(
-            tokens.pictures(rows), batch.input_ids_1T[0], batch.row_starts, tokens.answers(rows)
-        )
-        return batch._replace(media=media)
+        return batch._replace(media=self.data.pixels.of_rows(self.reader.token_rows, rows, batch))
 
     def _of_rows(self, name: str, rows: NDArray[np.int64]) -> NDArray[Any]:
         rewards = self.data.rewards

@@ -190,6 +190,10 @@ def _with_pixels(cfg: Train, base: Input, data: Data, valid: Data | None) -> tup
         return data, valid
     if cfg.neftune_alpha:
         raise ConfigError("--neftune-alpha: noise on rows with pictures is not supported; leave it out", USAGE)
+    if cfg.parallel.cp > 1:
+        raise ConfigError("--cp: rows with pictures are computed by one rank each; leave it out", USAGE)
+    if cfg.objective.needs.partner_columns or cfg.objective.needs.head.kind != "lm":
+        raise ConfigError("--objective: it cannot see pictures yet; pack rows without them", USAGE)
     assert base.path is not None
     pixels = Pixels(base.path)
     return data._replace(pixels=pixels), valid._replace(pixels=pixels) if valid else None

@@ -10,11 +10,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
 from postmill.io.errors import BAD_DATA, ArtifactError
+from postmill.io.packed import TokenRows
 from postmill.io.pictures import Picture
 from postmill.stages.shared import hf
 from postmill.stages.shared.attention import Blocks
@@ -58,6 +61,10 @@ class Pixels:
         self.layout = RowsLayout.of(folder)
         self._made: OrderedDict[bytes, dict[str, Tensor]] = OrderedDict()
         self._bytes, self._most = 0, cache_bytes
+
+    def of_rows(self, tokens: TokenRows, rows: NDArray[np.int64], batch: Any) -> Media | None:
+        """Of the `rows` of token tables that `batch` lays end to end, see `media`."""
+        return self.media(tokens.pictures(rows), batch.input_ids_1T[0], batch.row_starts, tokens.answers(rows))
 
     def media(
         self,

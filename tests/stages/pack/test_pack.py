@@ -312,7 +312,9 @@ def test_done_before_and_another_option(tmp_path):
 
 def test_proof_finds_a_row_lost_doubled_or_cut(tmp_path):
     """The check that runs in production, against plans spoiled on purpose."""
-    survey = stage.Survey(np.array([3, 4, 5], np.uint32), np.zeros(3, np.bool_), np.zeros(3, np.uint8))
+    survey = stage.Survey(
+        np.array([3, 4, 5], np.uint32), np.zeros(3, np.bool_), np.zeros(3, np.uint8), np.zeros(3, np.int64)
+    )
 
     class Out:
         dir = tmp_path

@@ -202,3 +202,33 @@ def test_an_adapter_merges_into_a_model_that_loads(case: Case, tmp_path: Path) -
     assert max(float((ours[name] - peft[name]).abs().max()) for name in ours) < 1e-6
     untouched = weights_of(case.folder)
     assert any(not torch.equal(ours[name], untouched[name]) for name in ours)
+
+
+def test_score_sees_the_pictures(case: Case, tmp_path: Path) -> None:
+    from postmill.io.schemas import SCORES_V1
+    from postmill.io.table import TableReader
+    from postmill.stages.runner import Options, run_stage
+    from postmill.stages.score.config import STAGE, Score
+
+    if case.name not in ("qwen3_vl", "paligemma"):
+        pytest.skip("two are enough")
+    out = tmp_path / "scores"
+    given = {"rows": [str(case.packed)], "model": [str(case.folder)]}
+    run_stage(STAGE, Score(where="all", loss_kernel="reference"), given, out, Options())
+    scores = [row for batch in TableReader(out / "scores.arrow", SCORES_V1) for row in batch.to_pylist()]
+    assert len(scores) == case.reader.num_rows
+    for row, score in enumerate(scores):
+        [alone] = case.logp(case.batch([row]))
+        assert largest([torch.tensor(score["logp"])], [alone]) < TOLERANCE
+
+
+def test_a_bin_costs_what_its_pictures_cost(case: Case) -> None:
+    if case.name != "qwen2_5_vl":
+        pytest.skip("one is enough")
+    rows, starts = case.reader.layout()
+    patches = [sum(picture.patches for picture in row) for row in case.reader.token_rows.pictures(rows)]
+    lengths = case.reader.columns(rows, ["length"])["length"].astype(float)
+    config = case.reader.artifact.manifest.config
+    expected = lengths + lengths**2 / (6 * config["hidden_size"]) + config["patch_cost"] * np.array(patches)
+    assert np.allclose(np.add.reduceat(expected, starts[:-1]), case.reader.plan.cost)
+    assert sum(patches) > 0
