@@ -12,10 +12,14 @@ from postmill.io.errors import BAD_DATA, ConfigError, StageError
 USAGE = """
 Talk with a model: a line of yours, then an answer, and so on until the end of input. Answers go to stdout.
 
-usage: postmill chat MODEL [-m BASE] [--system TEXT] [--max-new-tokens N] [--temperature T] [--top-p P] [--seed N]
+usage: postmill chat MODEL [-m BASE] [options]
+       postmill chat --url URL [--url-model NAME] [--key-file FILE] [options]
 
   MODEL              a model or an adapter: a folder, or owner/name on Hugging Face
   -m                 the adapter's base; by default the one it came from
+  --url              ask a server that speaks OpenAI's API, in place of MODEL
+  --url-model        name of the model there (default: the first that it lists)
+  --key-file         file whose first line is the key for the server
   --system           system prompt
   --max-new-tokens   longest answer, in tokens (default: 512)
   --temperature      0 takes the likeliest token each time (default: 0)
@@ -25,7 +29,17 @@ usage: postmill chat MODEL [-m BASE] [--system TEXT] [--max-new-tokens N] [--tem
 A line `/new` begins another talk, `/undo` takes back the last question and its answer. An answer is printed when it is
 whole.
 """
-_VALUED = ("-m", "--system", "--max-new-tokens", "--temperature", "--top-p", "--seed")
+_VALUED = (
+    "-m",
+    "--url",
+    "--url-model",
+    "--key-file",
+    "--system",
+    "--max-new-tokens",
+    "--temperature",
+    "--top-p",
+    "--seed",
+)
 
 Message = dict[str, Any]
 
@@ -69,22 +83,19 @@ def read_options(args: Args) -> Options:
 
 
 class Talk:
-    """A conversation with a loaded model."""
+    """A conversation with a model: one that is loaded here, or one of a server, which writes its prompts itself."""
 
-    def __init__(self, folders: list[Any], options: Options) -> None:
-        from postmill.stages.shared.engine.local import LocalEngine
+    def __init__(self, engine: Any, speaker: Any | None, options: Options) -> None:
         from postmill.stages.shared.engine.protocol import Sampling
-        from postmill.stages.shared.engine.text import Speaker
 
-        self._engine = LocalEngine(folders, threads=_threads())
-        self._speaker = Speaker(folders)
+        self._engine, self._speaker = engine, speaker
         self._seed = options.seed
         self._opening: list[Message] = [{"role": "system", "content": options.system}] if options.system else []
         self._sampling = Sampling(
             max_new_tokens=options.max_new_tokens,
             temperature=options.temperature,
             top_p=options.top_p,
-            stop_ids=self._engine.about.stop_ids or self._speaker.eos_ids,
+            stop_ids=engine.about.stop_ids or (speaker.eos_ids if speaker is not None else frozenset()),
         )
         self.messages = list(self._opening)
 
@@ -102,14 +113,20 @@ class Talk:
         from postmill.stages.shared.engine.protocol import Request
 
         asked: list[Message] = [*self.messages, {"role": "user", "content": question}]
-        prompt = self._speaker.prompt_ids(asked)
+        prompt = [] if self._speaker is None else self._speaker.prompt_ids(asked)
         if isinstance(prompt, str):
             raise StageError(prompt, BAD_DATA)
+        messages = asked if self._speaker is None else None
         seed = int(digest_bytes(f"{self._seed}:{len(asked)}".encode()).removeprefix("blake3:")[:15], 16)
-        reply = self._engine.answer([Request(key="chat", prompt_ids=prompt, seed=seed)], self._sampling)[0]
+        reply = self._engine.answer(
+            [Request(key="chat", prompt_ids=prompt, seed=seed, messages=messages)], self._sampling
+        )[0]
         if reply.error is not None:
             raise StageError(f"{reply.error}; begin anew with /new, or lower --max-new-tokens", BAD_DATA)
-        text = self._speaker.text(reply.ids, is_stopped=reply.finish == "stop")
+        if self._speaker is None:
+            text = str(reply.text)
+        else:
+            text = self._speaker.text(reply.ids, is_stopped=reply.finish == "stop")
         self.messages = [*asked, {"role": "assistant", "content": text}]
         return text
 
@@ -139,14 +156,35 @@ def _folders(args: Args) -> list[Any]:
     return [item.path for item in (*found["model"], tested)]
 
 
+def _engine(args: Args) -> tuple[Any, Any]:
+    """What answers, and the tokenizer if it is needed here. Raises ConfigError (2), StageError (69) for a server."""
+    if args.has("--url"):
+        from postmill.stages.shared.engine.endpoint import Endpoint
+        from postmill.stages.shared.engine.url import UrlEngine
+
+        if args.has("-m"):
+            raise ConfigError("-m: a server has its own base; leave -m or --url out")
+        url, model, key_file = (args.options.get(flag, "") for flag in ("--url", "--url-model", "--key-file"))
+        try:
+            endpoint = Endpoint(url=url, url_model=model, key_file=key_file)
+        except ValueError as error:
+            raise ConfigError(f"--url: {error}") from None
+        return UrlEngine(endpoint, concurrency=1), None
+    from postmill.stages.shared.engine.local import LocalEngine
+    from postmill.stages.shared.engine.text import Speaker
+
+    folders = _folders(args)
+    return LocalEngine(folders, threads=_threads()), Speaker(folders)
+
+
 def run(argv: list[str]) -> int:
     """Raises ConfigError (2), ArtifactError (66, 77, 78), and StageError (65) for a question that cannot be asked."""
     args = parse(argv, USAGE, valued=_VALUED)
     if args is None:
         return 0
-    need(args, 1, 1, USAGE)
+    need(args, *((0, 0) if args.has("--url") else (1, 1)), USAGE)
     options = read_options(args)
-    talk = Talk(_folders(args), options)
+    talk = Talk(*_engine(args), options)
     try:
         return _converse(talk, is_terminal=sys.stdin.isatty())
     except KeyboardInterrupt:

@@ -15,6 +15,8 @@ from torch import Tensor
 
 PANEL = 32
 """Outputs that lie side by side."""
+_SMALL = 1 << 18
+"""Multiply-adds that one thread does in some 10 us."""
 
 
 def native() -> ModuleType | None:
@@ -25,6 +27,11 @@ def native() -> ModuleType | None:
         return None
     module: ModuleType = _C
     return module if hasattr(module, "packed_linear") else None
+
+
+def num_threads(operations: int) -> int:
+    """How many threads a kernel uses: waking a second one costs more than a small product."""
+    return torch.get_num_threads() if operations > _SMALL else 1
 
 
 class PackedWeight:
@@ -60,7 +67,7 @@ def packed_linear(x_MK: Tensor, weight: PackedWeight, *, most_level: int = 4) ->
         weight.num_outputs,
         weight.depth,
         weight.panels.dtype == torch.bfloat16,
-        torch.get_num_threads(),
+        num_threads(len(x_MK) * weight.num_outputs * weight.depth),
         most_level,
     )
     return y_MN

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from postmill.kernels.packed_linear import native
+from postmill.kernels.packed_linear import native, num_threads
 
 PAGE = 16
 """Positions of a page."""
@@ -57,7 +57,7 @@ def paged_attention(
         dim,
         scale,
         softcap,
-        torch.get_num_threads(),
+        num_threads(int(places.length_T.sum()) * num_heads * dim),
         4,
     )
     return out_THD

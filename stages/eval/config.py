@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from postmill.stages.shared.engine.endpoint import Endpoint
 from postmill.stages.spec import SAME_BYTES, Port, Stage
 
 Rule = Literal["exact", "contains", "contains_all", "regex", "choice"]
@@ -35,6 +36,8 @@ class Eval(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """What to compute in: auto is float32 on a CPU and bfloat16 on a GPU."""
     score: Rule = "contains"
     """How to compare an answer where the question does not say."""
+    endpoint: Endpoint = Endpoint()
+    """A server to ask in place of a model here; it renders the conversation itself."""
     max_errors: Annotated[float, Meta(ge=0, le=1), SAME_BYTES] = 0.0
     """Fail if more than this share of questions could not be asked; a wrong answer is no error."""
     min_accuracy: Annotated[float, Meta(ge=0, le=1), SAME_BYTES] = 0.0
@@ -48,7 +51,9 @@ STAGE = Stage(
     version=2,
     config=Eval,
     inputs={
-        "tested": Port(kinds=_TESTED, help="a model, an adapter, or an eval artifact whose answers to score again"),
+        "tested": Port(
+            kinds=_TESTED, required=False, help="a model, an adapter, or an eval artifact whose answers to score again"
+        ),
         "ask": Port(kinds=("file",), flag="--ask", required=False, help="questions, one JSON object a line"),
         "before": Port(kinds=_TESTED, flag="--before", required=False, help="what to compare with, like the base"),
         "model": Port(

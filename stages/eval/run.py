@@ -1,12 +1,13 @@
 """Ask, record, score: answers and scores are tables of their own, so that scoring can be done again without asking."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from postmill.io.digest import digest_bytes
-from postmill.io.errors import BAD_DATA, FAILED, MISMATCH, ArtifactError, StageError
+from postmill.io.errors import BAD_DATA, FAILED, MISMATCH, ArtifactError, ConfigError, StageError
 from postmill.io.schemas import EVAL_ITEMS_V1, EVAL_SCORES_V1
 from postmill.io.table import TableReader, TableWriter
 from postmill.stages.eval.answers import Answer
@@ -20,6 +21,7 @@ from postmill.stages.shared.engine.ask import ask_all
 from postmill.stages.shared.engine.local import LocalEngine
 from postmill.stages.shared.engine.protocol import Request, Sampling
 from postmill.stages.shared.engine.text import Speaker
+from postmill.stages.shared.engine.url import UrlEngine
 
 ITEMS, SCORES, REPORT = "items.arrow", "scores.arrow", "report.md"
 
@@ -31,6 +33,11 @@ def run(cfg: Eval, inputs: Inputs, out: Out) -> Result:
     versions: dict[str, str] = {}
     out.stop.graceful = True
     sides: dict[str, Side] = {}
+    digests: dict[str, str] = {}
+    if bool(inputs["tested"]) == bool(cfg.endpoint.url):
+        raise ConfigError("eval: give a model, an adapter or an eval artifact, or --url, one of them")
+    if cfg.endpoint.url:
+        sides["tested"], digests["weights"] = _ask_url(cfg, questions, out)
     for port, prefix in (("before", "before_"), ("tested", "")):
         for tested in inputs[port]:
             sides[port], used = _side(cfg, questions, tested, base, out, prefix)
@@ -48,7 +55,7 @@ def run(cfg: Eval, inputs: Inputs, out: Out) -> Result:
         _journal_path(out, name).unlink(missing_ok=True)
     if out.work.is_dir() and not any(out.work.iterdir()):
         out.work.rmdir()
-    return Result(metrics=metrics, versions=versions)
+    return Result(metrics=metrics, versions=versions, digests=digests)
 
 
 def _gate(cfg: Eval, metrics: dict[str, Any], side: Side) -> None:
@@ -81,6 +88,29 @@ def _side(  # noqa: PLR0917  every one of them is needed, and named at the one c
     side = Side(replies, {q.item_id: score(q, replies[q.item_id].output) for q in questions})
     _write(out, prefix, questions, side)
     return side, versions
+
+
+def _ask_url(cfg: Eval, questions: list[Question], out: Out) -> tuple[Side, str]:
+    """Answers of a server, which renders the conversation by its own template; and what it says its weights are."""
+    engine = UrlEngine(cfg.endpoint, concurrency=cfg.batch_size)
+    sampling = Sampling(
+        max_new_tokens=cfg.max_new_tokens, temperature=cfg.temperature, top_k=cfg.top_k, top_p=cfg.top_p
+    )
+    requests = [
+        Request(key=question.item_id, prompt_ids=[], seed=_seed(cfg, question), messages=question.messages)
+        for question in questions
+    ]
+    found = ask_all(engine, requests, sampling, out=out, name=_journal_path(out, "").name, what="answers")
+    answers = {
+        key: Answer(item_id=key, error=reply.error)
+        if reply.error is not None
+        else Answer(item_id=key, output=reply.text, finish_reason=reply.finish)
+        for key, reply in found.items()
+    }
+    side = Side(answers, {q.item_id: score(q, answers[q.item_id].output) for q in questions})
+    _write(out, "", questions, side)
+    Progress.show(f"eval: {json.dumps(engine.usage)}")
+    return side, engine.loaded.digest
 
 
 def _journal_path(out: Out, prefix: str) -> Path:

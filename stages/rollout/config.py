@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from postmill.stages.shared.engine.endpoint import Endpoint
 from postmill.stages.spec import SAME_BYTES, Port, Stage
 
 
@@ -34,6 +35,8 @@ class Rollout(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Samples generated at a time."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """What to compute in: auto is float32 on a CPU and bfloat16 on a GPU."""
+    endpoint: Endpoint = Endpoint()
+    """A server to ask in place of the model here, whose tokenizer is used; it has to give back token ids."""
     max_errors: Annotated[float, Meta(ge=0, le=1), SAME_BYTES] = 0.0
     """Fail if more than this share of samples could not be made."""
 

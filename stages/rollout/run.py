@@ -22,10 +22,12 @@ from postmill.io.schemas import PROMPTS_V1, ROLLOUTS_V1
 from postmill.io.table import TableReader
 from postmill.stages.protocol import Inputs, Out, Result
 from postmill.stages.rollout.config import Rollout
+from postmill.stages.shared.base_model import all_stop_ids
 from postmill.stages.shared.engine.ask import ask_all
 from postmill.stages.shared.engine.local import LocalEngine
 from postmill.stages.shared.engine.protocol import Engine, Reply, Request, Sampling
 from postmill.stages.shared.engine.text import Speaker
+from postmill.stages.shared.engine.url import UrlEngine
 
 _COLUMNS = ["row_id", "source", "line", "input_ids", "channel", "extra", "messages"]
 _KEPT = ("tokenizer", "template")
@@ -46,7 +48,11 @@ def run(cfg: Rollout, inputs: Inputs, out: Out) -> Result:
     _check_tokenizer(artifact, folders)
     prompts = _read_prompts(cfg, artifact)
 
-    engine = LocalEngine(folders, dtype=cfg.dtype, batch_size=cfg.batch_size, threads=out.threads)
+    engine: Engine
+    if cfg.endpoint.url:
+        engine = UrlEngine(cfg.endpoint, concurrency=cfg.batch_size)
+    else:
+        engine = LocalEngine(folders, dtype=cfg.dtype, batch_size=cfg.batch_size, threads=out.threads)
     speaker = Speaker(folders)
     sampling = Sampling(
         max_new_tokens=cfg.max_new_tokens,
@@ -54,7 +60,7 @@ def run(cfg: Rollout, inputs: Inputs, out: Out) -> Result:
         top_k=cfg.top_k,
         top_p=cfg.top_p,
         min_p=cfg.min_p,
-        stop_ids=engine.about.stop_ids or speaker.eos_ids,
+        stop_ids=engine.about.stop_ids or frozenset(all_stop_ids(folders)) or speaker.eos_ids,
     )
     requests = [_request(cfg, prompt, sample) for prompt in prompts for sample in range(cfg.samples)]
     replies = ask_all(engine, requests, sampling, out=out, name=_JOURNAL, what="samples")

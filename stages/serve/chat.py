@@ -120,7 +120,17 @@ def _choice(service: Service, body: Chat, index: int, found: Answer) -> dict[str
         "logprobs": logprobs(service, found.tokens) if body.logprobs else None,
         "finish_reason": found.reply.finish,
     }
-    return choice | ({"token_ids": found.reply.ids} if body.return_token_ids else {})
+    return choice | (exact(found.reply) if body.return_token_ids else {})
+
+
+def exact(reply: Reply) -> dict[str, Any]:
+    """What learning from an answer needs: its ids, and the three log-probs of each."""
+    return {
+        "token_ids": reply.ids,
+        "token_logps": reply.logp,
+        "token_sampled_logps": reply.sampled_logp,
+        "token_raw_logps": reply.raw_logp,
+    }
 
 
 async def stream(service: Service, body: Chat, ask: Ask) -> AsyncIterator[dict[str, Any]]:

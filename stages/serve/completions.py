@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from postmill.stages.serve.chat import usage
+from postmill.stages.serve.chat import exact, usage
 from postmill.stages.serve.errors import invalid, unsupported
 from postmill.stages.serve.fields import Completion
 from postmill.stages.serve.sampling import num_answers, read_sampling
@@ -119,7 +119,7 @@ def _choice(  # noqa: PLR0917  every one of them is needed
         "logprobs": None if body.logprobs is None else legacy_logprobs(service, tokens),
         "finish_reason": found.reply.finish,
     }
-    return choice | ({"token_ids": found.reply.ids} if body.return_token_ids else {})
+    return choice | (exact(found.reply) if body.return_token_ids else {})
 
 
 def legacy_logprobs(service: Service, tokens: list[Token], offset: int = 0) -> dict[str, Any]:

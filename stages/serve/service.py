@@ -161,9 +161,10 @@ class Service:
         return wanted
 
     def seeds(self, seed: int | None, count: int) -> list[int]:
-        """One for each answer."""
+        """One for each answer. The first has the request's own, so that it is what the engine says to that seed."""
         base = secrets.randbits(62) if seed is None else seed
-        return [int(digest_bytes(f"{base}:{n}".encode()).removeprefix("blake3:")[:15], 16) for n in range(count)]
+        others = [int(digest_bytes(f"{base}:{n}".encode()).removeprefix("blake3:")[:15], 16) for n in range(1, count)]
+        return [base & (2**63 - 1), *others]
 
     async def answers(self, ask: Ask) -> AsyncIterator[Piece]:
         """Tokens and text of all answers as they come. Whoever stops listening ends the work.

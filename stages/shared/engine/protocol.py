@@ -8,7 +8,7 @@ imitated.
 
 from collections.abc import Collection
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import msgspec
 
@@ -63,6 +63,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     can `batch_invariant`, else up to rounding."""
     adapter: str | None = None
     """Name of an adapter that was added; None is the weights that were loaded."""
+    messages: list[dict[str, Any]] | None = None
+    """The conversation, for an engine that is reached by `text`, whose server writes the prompt; it has no ids then."""
     prompt_logprobs: int | None = None
     """Report log-probs of the prompt's tokens, and this many likeliest ones at each place."""
 
@@ -106,6 +108,8 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True):
     """The prompt's tokens, where `Request.prompt_logprobs` asks for them; the first one has no log-prob."""
     cached_tokens: int = 0
     """Tokens of the prompt that were read before, for another request."""
+    text: str | None = None
+    """The answer of an engine that is reached by `text`; it has no ids then."""
     error: str | None = None
 
 
@@ -127,7 +131,8 @@ class About(msgspec.Struct, frozen=True, kw_only=True):
     kind: str
     versions: dict[str, str]
     can: frozenset[str]
-    """Of: logp, raw_logp, prompt_logp, seed, adapters, load, shared_prefix, repeatable, steps, batch_invariant."""
+    """Of: logp, raw_logp, prompt_logp, seed, adapters, load, shared_prefix, repeatable, steps, batch_invariant,
+    text."""
     max_tokens: int | None
     """Longest prompt and answer together."""
     vocab_size: int = 0
