@@ -30,6 +30,7 @@ def main(packed: str, model: str, output: str, steps: int = 10) -> Trainer:
         save_strategy="no",
     )
     net = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    net.config.use_cache = False  # with a cache, transformers does not look where rows begin, and they see each other
     bins = postmill.open(packed).dataset()
     trainer = Trainer(net, arguments, train_dataset=bins, data_collator=collate)
     trainer.train()

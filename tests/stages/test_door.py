@@ -146,10 +146,11 @@ def test_a_loop_of_ones_own_and_trainer_see_the_loss_that_train_sees(world: Path
     example = runpy.run_path(str(EXAMPLES / "hf_trainer.py"))
     batch = example["collate"]([postmill.open(world / "packed").dataset()[0]])
     net = transformers.AutoModelForCausalLM.from_pretrained(world / "base")
-    assert float(net(**batch).loss) == pytest.approx(ours, rel=1e-5)
+    assert float(net(**batch, use_cache=False).loss) == pytest.approx(ours, rel=1e-5)
+    assert float(net(**batch).loss) != pytest.approx(ours, rel=1e-3), "why the example turns the cache off"
     done = example["main"](str(world / "packed"), str(world / "base"), str(world / "hf"), 3)
     logged = [entry["loss"] for entry in done.state.log_history if "loss" in entry]
-    assert len(logged) == 3 and all(np.isfinite(logged))
+    assert len(logged) == 3 and all(np.isfinite(logged)) and not done.model.config.use_cache
 
 
 def test_trl_takes_the_tokens_as_they_are(world: Path) -> None:
