@@ -60,8 +60,21 @@ def _ours(rule: Rule) -> str:
     return f"`{section} {port.flag or option.upper() if port else flag_name(option)}`"
 
 
+def contents() -> str:
+    """A line a page: where it is, and its first sentence."""
+    lines = []
+    for path in sorted(DOCS.glob("*.md")):
+        text = path.read_text(encoding="utf-8")
+        title = text.partition("\n")[0].removeprefix("# ")
+        first = next((part for part in text.split("\n\n")[1:] if part[0].isalpha() or re.match("`[^`]", part)), "")
+        about = re.split(r"(?<=[.:]) ", " ".join(first.split()))[0].rstrip(":")
+        lines.append(f"- [{title}](docs/{path.name}): {about}")
+    return "\n".join(lines) + "\n"
+
+
 PAGES: dict[str, Callable[[], str]] = {
     "recipes.md": recipes,
+    "../llms.txt": contents,
     **{f"coming-from-{tool}.md": partial(options_of, tool) for tool in TOOLS},
 }
 """Page -> what makes its generated part."""

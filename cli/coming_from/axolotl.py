@@ -49,9 +49,7 @@ OWN: list[Rule] = [
     carry("optimizer", "train.optimizer", "its kind: paged and 8-bit forms have no counterpart", convert=optimizer),
     carry("lr_scheduler", "train.schedule", values=SCHEDULES),
     carry("cosine_min_lr_ratio", "train.min_lr"),
-    carry(
-        "adapter", "train.tuner", values={"qlora": "lora", "": "full"}, note="qlora becomes lora on an unquantized base"
-    ),
+    carry("adapter", "train.tuner", values={"qlora": "lora", "": "full"}, note="qlora is lora with train --quant nf4"),
     carry("peft_use_rslora", "train.rslora", convert=yes(True)),
     missing("chat_template", "the model's own is rendered; another one: tokenize --chat-template FILE"),
     carry("train_on_inputs", "tokenize.loss_scale", convert=yes("all")),
@@ -119,7 +117,6 @@ OWN: list[Rule] = [
         "flash_optimum device_map debug test_value ddp_timeout",
         "run the same command again; how a trainer works inside",
     ),
-    needless("load_in_8bit", "only true would need a base in few bits"),
     missing(
         "gptq gptq_groupsize gptq_model_v1 gptq_disable_exllama model_quantization_config "
         "model_quantization_config_kwargs quantize_moe_experts qat use_onebitllms nvfp4_merge_aware "

@@ -120,9 +120,15 @@ PEFT: list[Rule] = [
     carry("lora_target_parameters target_parameters", "train.parameters", convert=texts),
     needless("lora_bias lora_fan_in_fan_out peft_layers_to_transform", "adapters have no bias; layers are found"),
     missing("pissa_iter pissa_convert", "PiSSA is exact and always saved as plain LoRA"),
-    missing(
-        "load_in_4bit load_in_8bit quantization_bit quantization_method quantization_type double_quantization"
-        " bnb_4bit_quant_type bnb_4bit_use_double_quant bnb_4bit_compute_dtype use_bnb_nested_quant bnb_config_kwargs",
-        "training on a base in few bits (QLoRA) is not there",
+    carry(
+        "load_in_4bit", "train.quant", "needs bitsandbytes; or a base that postmill quantize made", convert=yes("nf4")
+    ),
+    carry("load_in_8bit", "train.quant", convert=yes("int8")),
+    carry("quantization_bit", "train.quant", values={"4": "nf4", "8": "int8", 4: "nf4", 8: "int8"}),
+    carry("quantization_type bnb_4bit_quant_type", "train.quant"),
+    needless(
+        "quantization_method double_quantization bnb_4bit_use_double_quant bnb_4bit_compute_dtype"
+        " use_bnb_nested_quant bnb_config_kwargs quantization_device_map",
+        "as bitsandbytes has it by default",
     ),
 ]

@@ -105,7 +105,9 @@ OWN: list[Rule] = [
     needless(
         "export_quantization_bit export_quantization_dataset", "quantize is a stage of its own: postmill run quantize"
     ),
-    missing("quant_config quantization_device_map", "training on a base in few bits (QLoRA) is not there"),
+    carry(
+        "quant_config", "train.quant", "nf4, through bitsandbytes", convert=lambda value, _: "nf4" if value else None
+    ),
     missing(
         "use_kt kt_config kt_cpu_activation kt_weight_path kt_non_expert_weight_path", "KTransformers is not there"
     ),

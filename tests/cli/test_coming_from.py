@@ -119,6 +119,7 @@ def imported(tmp_path: Path, name: str, text: str, tool: str = "") -> tuple[Impo
             },
         ),
         ("c.yml", AXOLOTL + "rl: dpo\nrl_beta: 0.2\n", "dpo", {"train.beta": 0.2, "train.scores": ["ref=score"]}),
+        ("q.yml", AXOLOTL + "load_in_4bit: true\n", "sft", {"train.quant": "nf4"}),
         ("d.yml", AXOLOTL + "rl: orpo\norpo_alpha: 0.3\n", "orpo", {"train.objective": "orpo", "train.beta": 0.3}),
         ("a.yaml", FACTORY, "sft", {"data": ["data/chats.json#100"], "train.bins_per_step": 8, "train.epochs": 3}),
         (
@@ -197,14 +198,14 @@ def test_a_config_becomes_a_recipe(tmp_path: Path, name: str, text: str, task: s
 def test_what_is_not_carried_over_is_said_with_its_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "x.yml"
     path.write_text(
-        "base_model: b\nsequence_len: 64\nload_in_4bit: true\nlora_rr: 3\nlearning_rate: high\nlisa_n_layers:\n"
+        "base_model: b\nsequence_len: 64\nlisa_step_interval: 2\nlora_rr: 3\nlearning_rate: high\nlisa_n_layers:\n"
     )
     assert run(["import", str(path), "--strict"]) == 1
     out, err = capsys.readouterr()
-    assert f"{path}:3: load_in_4bit: training on a base in few bits (QLoRA) is not there" in err
+    assert f"{path}:3: lisa_step_interval: not there; tuners are adapters, or all weights" in err
     assert f"{path}:4: lora_rr: no option of axolotl that is known here; did you mean lora_r?" in err
-    assert f"{path}:5: learning_rate:" in err and "lisa" not in err.replace("lisa_n_layers: needless", "")
-    assert "# not carried over: load_in_4bit = True" in out
+    assert f"{path}:5: learning_rate:" in err and "lisa_n_layers: needless; off here too" in err
+    assert "# not carried over: lisa_step_interval = 2" in out
     assert "lr" not in tomllib.loads(out)["train"]
 
 
