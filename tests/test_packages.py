@@ -56,7 +56,8 @@ def test_the_images_name_extras_that_exist() -> None:
 
 @pytest.mark.slow
 def test_the_sdist_makes_a_wheel_with_every_file(tmp_path: Path) -> None:
-    uv = [str(Path(sys.executable).with_name("uv")), "build", "-q", "--no-build-isolation", "-o", str(tmp_path)]
+    uv = [str(Path(sys.executable).with_name("uv")), "build", "-q", "--no-build-isolation"]
+    uv += ["--python", sys.executable, "-o", str(tmp_path)]
     subprocess.run([*uv, "--sdist", str(ROOT)], check=True, cwd=tmp_path)
     [sdist] = tmp_path.glob("*.tar.gz")
     subprocess.run(["tar", "xzf", str(sdist)], check=True, cwd=tmp_path)
