@@ -7,9 +7,11 @@ from typing import Any
 
 import msgspec
 
+from postmill.io.digest import digest_bytes
 from postmill.stages.serve.conversation import read_messages, read_tools
 from postmill.stages.serve.errors import ApiError, invalid, unsupported
 from postmill.stages.serve.fields import Common, Messages
+from postmill.stages.serve.parser import Part
 from postmill.stages.serve.sampling import read_sampling
 from postmill.stages.serve.service import Ask, Service
 from postmill.stages.shared.engine.protocol import Reply
@@ -107,6 +109,8 @@ async def prepare(service: Service, body: Messages) -> Ask:
     if body.max_tokens is None:
         raise ApiError(400, "missing_required_parameter", "Missing required parameter: 'max_tokens'.", "max_tokens")
     ids = await prompt(service, body)
+    tools = to_tools(body)
+    calls = tools and (body.tool_choice or {}).get("type") != "none"
     stop = list(body.stop_sequences or [])
     if any(not text.strip() for text in stop):
         raise invalid("stop_sequences", "stop_sequences: each has to hold more than white space.")
@@ -119,6 +123,10 @@ async def prepare(service: Service, body: Messages) -> Ask:
         prompt_ids=ids,
         sampling=read_sampling(service, common, ids, min(body.max_tokens, service.cfg.max_new_tokens), "messages"),
         seeds=service.seeds(None, 1),
+        tools=tools,
+        agent_format=service.agent_format if calls else "",
+        reasons=service.reasons,
+        is_reasoning=service.is_reasoning(ids),
     )
 
 
@@ -147,22 +155,84 @@ def _message(ask: Ask, body: Messages, content: list[dict[str, Any]], reply: Rep
 async def answer(service: Service, body: Messages, ask: Ask) -> dict[str, Any]:
     """The whole answer."""
     (found,) = await service.whole(ask)
-    return _message(ask, body, [{"type": "text", "text": found.text}], found.reply)
+    parser = ask.parser()
+    blocks: list[dict[str, Any]] = []
+    for part in [*parser.push(found.text), *parser.finish()]:
+        kind, text = _kind(part)
+        if part.call is not None:
+            blocks.append(_tool_use(ask, len(blocks), part.call) | {"input": part.call["arguments"]})
+        elif blocks and blocks[-1]["type"] == kind:
+            blocks[-1][kind] += text
+        else:
+            blocks.append({"type": kind, kind: text} | ({"signature": ""} if kind == "thinking" else {}))
+    message = _message(ask, body, blocks or [{"type": "text", "text": ""}], found.reply)
+    return message | ({"stop_reason": "tool_use"} if any(block["type"] == "tool_use" for block in blocks) else {})
+
+
+def _kind(part: Part) -> tuple[str, str]:
+    """The type of the block that a part belongs to, which is also the name of its text; and the text."""
+    return ("thinking", part.reasoning) if part.reasoning else ("text", part.content)
+
+
+def _tool_use(ask: Ask, index: int, call: dict[str, Any]) -> dict[str, Any]:
+    name = digest_bytes(f"{ask.id}:{index}".encode())[7:31]
+    return {"type": "tool_use", "id": f"toolu_{name}", "name": call["name"], "input": {}}
+
+
+class Blocks:
+    """The blocks of a stream: each is opened, filled and closed before the next."""
+
+    def __init__(self, ask: Ask) -> None:
+        self._ask = ask
+        self._index, self._kind = -1, ""
+        self.has_called = False
+
+    def add(self, part: Part) -> list[dict[str, Any]]:
+        """Events for a part."""
+        if part.call is not None:
+            self.has_called = True
+            events = [*self.close(), *self._open("tool_use", _tool_use(self._ask, self._index + 1, part.call))]
+            text = json.dumps(part.call["arguments"], ensure_ascii=False)
+            return [*events, self._delta("input_json_delta", "partial_json", text), *self.close()]
+        kind, text = _kind(part)
+        events = []
+        if kind != self._kind:
+            block = {"type": kind, kind: ""} | ({"signature": ""} if kind == "thinking" else {})
+            events = [*self.close(), *self._open(kind, block)]
+        return [*events, self._delta(f"{kind}_delta", kind, text)]
+
+    def _open(self, kind: str, block: dict[str, Any]) -> list[dict[str, Any]]:
+        self._index, self._kind = self._index + 1, kind
+        return [{"type": "content_block_start", "index": self._index, "content_block": block}]
+
+    def _delta(self, kind: str, name: str, text: str) -> dict[str, Any]:
+        return {"type": "content_block_delta", "index": self._index, "delta": {"type": kind, name: text}}
+
+    def close(self) -> list[dict[str, Any]]:
+        """End the block that is open."""
+        if not self._kind:
+            return []
+        self._kind = ""
+        return [{"type": "content_block_stop", "index": self._index}]
 
 
 async def stream(service: Service, body: Messages, ask: Ask) -> AsyncIterator[dict[str, Any]]:
     """Events in Anthropic's order."""
     yield {"type": "message_start", "message": _message(ask, body, [], None)}
-    yield {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}}
     yield {"type": "ping"}
+    parser, blocks = ask.parser(), Blocks(ask)
     async for piece in service.answers(ask):
-        if piece.text:
-            delta = {"type": "text_delta", "text": piece.text}
-            yield {"type": "content_block_delta", "index": 0, "delta": delta}
+        parts = parser.push(piece.text)
         if piece.reply is not None:
-            yield {"type": "content_block_stop", "index": 0}
-            usage = _usage(ask, piece.reply)
-            yield {"type": "message_delta", "delta": _stop_reason(piece.reply), "usage": usage}
+            parts += parser.finish()
+        for part in parts:
+            for found in blocks.add(part):
+                yield found
+        if piece.reply is not None:
+            for found in blocks.close():
+                yield found
+            end = _stop_reason(piece.reply) | ({"stop_reason": "tool_use"} if blocks.has_called else {})
+            yield {"type": "message_delta", "delta": end, "usage": _usage(ask, piece.reply)}
     yield {"type": "message_stop"}
 
 

@@ -10,6 +10,7 @@ import msgspec
 from postmill.stages.serve.conversation import read_messages, read_tools
 from postmill.stages.serve.errors import invalid, unsupported
 from postmill.stages.serve.fields import Chat
+from postmill.stages.serve.parser import Part
 from postmill.stages.serve.sampling import num_answers, read_sampling
 from postmill.stages.serve.service import Answer, Ask, Piece, Service
 from postmill.stages.shared.engine.protocol import Reply, Token
@@ -34,6 +35,10 @@ async def prepare(service: Service, body: Chat) -> Ask:
         prompt_ids=ids,
         sampling=msgspec.structs.replace(sampling, top_logprobs=top),
         seeds=service.seeds(body.seed, count),
+        tools=tools,
+        agent_format=service.agent_format if tools and body.tool_choice != "none" else "",
+        reasons=service.reasons,
+        is_reasoning=service.is_reasoning(ids),
     )
 
 
@@ -107,18 +112,31 @@ async def answer(service: Service, body: Chat, ask: Ask) -> dict[str, Any]:
         "created": int(time.time()),
         "model": body.model,
         "system_fingerprint": service.fingerprint,
-        "choices": [_choice(service, body, index, each) for index, each in enumerate(found)],
+        "choices": [_choice(service, body, ask, index, each) for index, each in enumerate(found)],
         "usage": usage(ask, [each.reply for each in found if each.reply is not None]),
     }
 
 
-def _choice(service: Service, body: Chat, index: int, found: Answer) -> dict[str, Any]:
+def _choice(service: Service, body: Chat, ask: Ask, index: int, found: Answer) -> dict[str, Any]:
     assert found.reply is not None
+    parser = ask.parser()
+    parts = [*parser.push(found.text), *parser.finish()]
+    content = "".join(part.content for part in parts)
+    thought = "".join(part.reasoning for part in parts)
+    calls = [part.call for part in parts if part.call is not None]
+    message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
+    if thought:
+        # both names: clients know one or the other
+        message |= {"reasoning_content": thought, "reasoning": thought}
+    if calls:
+        message["tool_calls"] = [ask.call(index, number, call) for number, call in enumerate(calls)]
+    if not content and (calls or thought):
+        message["content"] = None
     choice: dict[str, Any] = {
         "index": index,
-        "message": {"role": "assistant", "content": found.text, "refusal": None},
+        "message": message,
         "logprobs": logprobs(service, found.tokens) if body.logprobs else None,
-        "finish_reason": found.reply.finish,
+        "finish_reason": "tool_calls" if calls else found.reply.finish,
     }
     return choice | (exact(found.reply) if body.return_token_ids else {})
 
@@ -158,16 +176,32 @@ async def stream(service: Service, body: Chat, ask: Ask) -> AsyncIterator[dict[s
         yield chunk(index, {"role": "assistant", "content": ""}, None, [])
     replies: list[Reply] = []
     held: list[list[Token]] = [[] for _ in ask.seeds]
+    parsers = [ask.parser() for _ in ask.seeds]
+    num_calls = [0] * len(ask.seeds)
     async for piece in service.answers(ask):
+        index = piece.index
         _hold(held, piece)
-        if piece.text:
-            yield chunk(piece.index, {"content": piece.text}, None, held[piece.index])
-            held[piece.index] = []
+        parts = parsers[index].push(piece.text)
+        if piece.reply is not None:
+            parts += parsers[index].finish()
+        for part in parts:
+            delta = _delta(ask, index, num_calls[index], part)
+            num_calls[index] += part.call is not None
+            yield chunk(index, delta, None, held[index])
+            held[index] = []
         if piece.reply is not None:
             replies.append(piece.reply)
-            yield chunk(piece.index, {}, piece.reply.finish, held[piece.index])
+            yield chunk(index, {}, "tool_calls" if num_calls[index] else piece.reply.finish, held[index])
     if wants_usage:
         yield head | {"choices": [], "usage": usage(ask, replies)}
+
+
+def _delta(ask: Ask, index: int, number: int, part: Part) -> dict[str, Any]:
+    if part.call is not None:
+        return {"tool_calls": [{"index": number} | ask.call(index, number, part.call)]}
+    if part.reasoning:
+        return {"reasoning_content": part.reasoning, "reasoning": part.reasoning}
+    return {"content": part.content}
 
 
 def _hold(held: list[list[Token]], piece: Piece) -> None:

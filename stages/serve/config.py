@@ -43,6 +43,9 @@ class Serve(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """After SIGTERM, running requests have this many seconds to finish."""
     cache_tokens: Annotated[int, Meta(ge=0)] = 0
     """Room for keys and values, in tokens; 0 is what a quarter of free memory holds."""
+    tool_format: str = "auto"
+    """Agent format that finds tool calls in answers, as `tokenize --agent-format` names them; `off` leaves them in the
+    text, `auto` goes by the model's chat template."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """What to compute in: auto is float32 on a CPU and bfloat16 on a GPU."""
     log: Literal["none", "access"] = "access"

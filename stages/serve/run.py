@@ -19,9 +19,11 @@ from postmill.stages.protocol import Inputs, Out
 from postmill.stages.serve.config import Serve
 from postmill.stages.serve.service import Defaults, Named, Service
 from postmill.stages.serve.worker import Worker
+from postmill.stages.shared.agent_formats.table import FORMATS
 from postmill.stages.shared.engine.local import LocalEngine
 from postmill.stages.shared.engine.text import Speaker
 from postmill.stages.shared.hf import need
+from postmill.stages.tables import closest
 
 
 def run(cfg: Serve, inputs: Inputs, out: Out) -> None:
@@ -31,6 +33,8 @@ def run(cfg: Serve, inputs: Inputs, out: Out) -> None:
     many; StageError: (69) where the address is taken, (1) if the engine fails.
     """
     need("starlette", "uvicorn", remedy="pip install 'postmill[serve]'")
+    if cfg.tool_format not in ("auto", "off", *FORMATS):
+        raise ConfigError(f"--tool-format {cfg.tool_format}: no such format{closest(cfg.tool_format, list(FORMATS))}")
     keys = read_keys(Path(cfg.key_file)) if cfg.key_file else {}
     listener = listen(cfg)
     with contextlib.closing(listener):

@@ -1,6 +1,7 @@
 """What all routes share: the models there are, prompts to ids, and answers as they come."""
 
 import asyncio
+import json
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable
@@ -13,6 +14,7 @@ from postmill.io.digest import digest_bytes
 from postmill.stages.serve.config import Serve
 from postmill.stages.serve.errors import ApiError, draining, engine_down, invalid, overloaded, too_long
 from postmill.stages.serve.metrics import Metrics
+from postmill.stages.serve.parser import THINK, Parser, guess_format
 from postmill.stages.serve.worker import Worker
 from postmill.stages.shared.engine.protocol import About, Delta, Event, Reply, Request, Sampling, Token
 from postmill.stages.shared.engine.text import Speaker, TextStream
@@ -48,8 +50,30 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
     prompt_logprobs: int | None = None
     param: str = "messages"
     """Where the prompt stands in the request."""
-    keeps_special: bool = False
-    """Whether special tokens are shown in the text."""
+    tools: list[dict[str, Any]] | None = None
+    agent_format: str = ""
+    """Finds calls in the text; empty where none are looked for."""
+    reasons: bool = False
+    """Whether reasoning is told apart."""
+    is_reasoning: bool = False
+    """Whether the prompt ends inside reasoning."""
+
+    @property
+    def keeps_special(self) -> bool:
+        """Whether special tokens are shown in the text: some formats write calls with them."""
+        return bool(self.agent_format)
+
+    def parser(self) -> Parser:
+        """For one answer."""
+        return Parser(
+            agent_format=self.agent_format, tools=self.tools, reasons=self.reasons, is_reasoning=self.is_reasoning
+        )
+
+    def call(self, index: int, number: int, call: dict[str, Any]) -> dict[str, Any]:
+        """A call as OpenAI writes it; its id follows from the request, the answer and its place."""
+        name = digest_bytes(f"{self.id}:{index}:{number}".encode())[7:31]
+        function = {"name": call["name"], "arguments": json.dumps(call["arguments"], ensure_ascii=False)}
+        return {"id": f"call_{name}", "type": "function", "function": function}
 
 
 class Piece(msgspec.Struct, frozen=True, kw_only=True):
@@ -94,6 +118,9 @@ class Service:
         self.cfg, self.about, self.worker, self.speaker, self.defaults = cfg, about, worker, speaker, defaults
         self.models = {model.name: model for model in models}
         self.vocab = about.vocab_size or speaker.num_tokens
+        guessed = guess_format(speaker.template) if cfg.tool_format == "auto" else cfg.tool_format
+        self.agent_format = "" if cfg.tool_format == "off" else guessed
+        self.reasons = THINK[1] in speaker.template
         self.metrics = Metrics()
         self.started = int(time.time())
         self.is_draining = False
@@ -145,6 +172,10 @@ class Service:
             raise ApiError(400, "invalid_messages", found, "messages")
         ids: list[int] = found
         return ids
+
+    def is_reasoning(self, prompt_ids: list[int]) -> bool:
+        """Whether the template has opened reasoning at the end of the prompt."""
+        return self.reasons and self.speaker.decode(prompt_ids[-8:], special=True).rstrip().endswith(THINK[0])
 
     def budget(self, prompt_ids: list[int], asked: int | None, param: str) -> int:
         """How long an answer may be. Raises ApiError (400) where prompt and answer do not fit."""

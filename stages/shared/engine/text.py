@@ -25,6 +25,12 @@ class Speaker:
         return frozenset() if found is None else frozenset({found})
 
     @property
+    def template(self) -> str:
+        """The chat template's source; empty if there is none."""
+        found = self._tokenizer.chat_template
+        return found if isinstance(found, str) else ""
+
+    @property
     def num_tokens(self) -> int:
         """Tokens that the tokenizer knows."""
         return len(self._tokenizer)

@@ -340,3 +340,67 @@ def test_who_comes_when_the_queue_is_full_is_told_when_to_come_again(folder):
         refused = post(small, "/v1/completions", body)
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "draining")
         thread.join()
+
+
+def test_calls_and_reasoning_reach_both_clients(tmp_path_factory):
+    """A model whose bias makes it write one text: what it thinks, and a call."""
+    import torch
+
+    written = '<think>hm</think>so <tool_call>{"name":"find","arguments":{"x":1}}</tool_call>'
+    folder = write_chat_model(
+        tmp_path_factory.mktemp("calls") / "base",
+        template="{{ messages[0].content }}{# <think></think><tool_call> #}",
+    )
+    with serving(folder) as found:
+        ids = found.service.speaker.ids(written, special=False)
+        found.service.worker._engine._rows = Scripted(ids, torch)
+        client = openai.OpenAI(base_url=f"{found.url}/v1", api_key="none", max_retries=0)
+        tools = [{"type": "function", "function": {"name": "find", "parameters": {"type": "object"}}}]
+        options = {"model": "base", "messages": ASK, "tools": tools, "temperature": 0, "max_tokens": len(ids)}
+        whole = client.chat.completions.create(**options).choices[0]
+        assert (whole.message.content, whole.message.reasoning_content) == ("so ", "hm")
+        assert whole.finish_reason == "tool_calls"
+        (call,) = whole.message.tool_calls
+        assert (call.function.name, call.function.arguments) == ("find", '{"x": 1}')
+        chunks = [chunk.choices[0] for chunk in client.chat.completions.create(**options, stream=True)]
+        assert "".join(chunk.delta.content or "" for chunk in chunks) == "so "
+        assert "".join(getattr(chunk.delta, "reasoning", None) or "" for chunk in chunks) == "hm"
+        streamed = [call for chunk in chunks for call in chunk.delta.tool_calls or []]
+        assert [(c.index, c.function.name, c.function.arguments) for c in streamed] == [(0, "find", '{"x": 1}')]
+        assert chunks[-1].finish_reason == "tool_calls"
+        claude = anthropic.Anthropic(base_url=found.url, api_key="none", max_retries=0)
+        asked = {"model": "base", "messages": ASK, "max_tokens": len(ids), "extra_body": GREEDY}
+        asked["tools"] = [{"name": "find", "input_schema": {"type": "object"}}]
+        message = claude.messages.create(**asked)
+        assert [block.type for block in message.content] == ["thinking", "text", "tool_use"]
+        assert (message.content[2].name, message.content[2].input, message.stop_reason) == (
+            "find",
+            {"x": 1},
+            "tool_use",
+        )
+        with claude.messages.stream(**asked) as stream:
+            final = stream.get_final_message()
+        assert [block.type for block in final.content] == ["thinking", "text", "tool_use"]
+        assert final.content[2].input == {"x": 1}
+        assert final.stop_reason == "tool_use"
+
+
+class Scripted:
+    """In place of a model's rows: logits that have one token at each place."""
+
+    def __init__(self, ids, torch):
+        self._ids, self._torch, self._lives = ids, torch, []
+
+    def add(self, live):
+        self._lives.append(live)
+
+    def remove(self, live):
+        self._lives.remove(live)
+
+    def step(self):
+        from postmill.stages.shared.engine.paged import Ready
+
+        logits = self._torch.zeros(len(self._lives), 256)
+        for row, live in enumerate(self._lives):
+            logits[row, self._ids[len(live.answer)]] = 9.0
+        return Ready(list(self._lives), logits, [])
