@@ -61,7 +61,7 @@ def save(
     own: dict[str, Tensor],
     metrics: bytes,
     base: str,
-    valid_loss: float | None,
+    quality: float | None,
 ) -> Path:
     """Commit a checkpoint of whole tensors.
 
@@ -90,7 +90,7 @@ def save(
             config=out.config,
             inputs=out.inputs,
             files=list_files(staging.path),
-            metrics={"step": position.step} | ({} if valid_loss is None else {"valid_loss": valid_loss}),
+            metrics={"step": position.step} | ({} if quality is None else {"quality": quality}),
         )
         staging.commit(manifest, replace=True)
     return path
@@ -133,7 +133,7 @@ def restore_optimizer(folder: Path | None, learner: Learner) -> None:
 
 
 def rotate(out: Out, keep_last: int, keep_best: int) -> None:
-    """Remove all but the newest `keep_last` whole checkpoints and the `keep_best` with the lowest validation loss.
+    """Remove all but the newest `keep_last` whole checkpoints and the `keep_best` with the best validations.
 
     Damaged ones are left for people to look at.
     """
@@ -145,8 +145,8 @@ def rotate(out: Out, keep_last: int, keep_best: int) -> None:
             continue
     whole.sort(key=lambda a: -int(a.manifest.metrics["step"]))
     kept = {a.path for a in whole[:keep_last]}
-    measured = [a for a in whole if "valid_loss" in a.manifest.metrics]
-    measured.sort(key=lambda a: (a.manifest.metrics["valid_loss"], a.manifest.metrics["step"]))
+    measured = [a for a in whole if "quality" in a.manifest.metrics]
+    measured.sort(key=lambda a: (-a.manifest.metrics["quality"], a.manifest.metrics["step"]))
     kept |= {a.path for a in measured[:keep_best]}
     for artifact in whole:
         if artifact.path not in kept:

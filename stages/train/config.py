@@ -79,7 +79,7 @@ class Checkpoints(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     keep_last: Annotated[int, Meta(ge=1), SAME_BYTES] = 2
     """Newest checkpoints to keep."""
     keep_best: Annotated[int, Meta(ge=0), SAME_BYTES] = 0
-    """Besides, keep the checkpoints of the lowest validation losses; one is committed when --valid-every finds such."""
+    """Besides, keep the checkpoints of the best validations (--best); --valid-every commits them when it finds them."""
     keep_checkpoints: Annotated[bool, SAME_BYTES] = False
     """Keep the newest checkpoints when the run is done, too; otherwise only the best ones of --keep-best stay."""
     keep_state: bool = False
@@ -92,6 +92,15 @@ class Measure(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     valid_every: Annotated[int, Meta(ge=0)] = 0
     """Measure the loss on `--valid` every so many steps; it is measured at the end in any case."""
+    best: str = "loss"
+    """What makes a validation better than another: the loss, or a metric of the objective, like accuracy or
+    reward_accuracy; for --keep-best and --patience."""
+    patience: Annotated[int, Meta(ge=0)] = 0
+    """Stop early after so many validations in a row that were no better than one before; 0 never does."""
+    watchdog: Annotated[float | None, SAME_BYTES] = None
+    """Stop with exit code 79 when the loss stays above this."""
+    watchdog_steps: Annotated[int, Meta(ge=1), SAME_BYTES] = 3
+    """For so many steps in a row."""
     channel_loss: bool = False
     """Record the loss of each channel, at the cost of one more matrix product in the head."""
 
@@ -122,6 +131,9 @@ class Train(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     counts."""
     clip: Annotated[float, Meta(ge=0)] = 1.0
     """Gradients are scaled down to this norm; 0 never does."""
+    ema: Annotated[float, Meta(ge=0, lt=1)] = 0.0
+    """Save, and validate with, a running mean of the trained weights: each step keeps this share of it (0.99 or 0.999).
+    0: the weights themselves."""
     neftune_alpha: Annotated[float, Meta(ge=0)] = 0.0
     """Uniform noise on the embeddings, alpha / sqrt(row length * hidden size) wide (NEFTune, 5 is usual)."""
     router_aux: Annotated[float, Meta(ge=0)] | None = None
@@ -138,6 +150,8 @@ class Train(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     def __post_init__(self) -> None:
         if self.checkpoints.keep_best and not self.measure.valid_every:
             raise ValueError("keep_best needs valid_every: without validation no checkpoint is better than another")
+        if self.measure.patience and not self.measure.valid_every:
+            raise ValueError("patience needs valid_every: without validation no run is over early")
         if self.min_lr and isinstance(self.schedule, Constant):
             raise ValueError(f"min_lr {self.min_lr} and schedule constant: its rate does not fall; leave one out")
 

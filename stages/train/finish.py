@@ -68,9 +68,9 @@ def finish(
         out.after_commit = lambda: checkpoint.tidy(out, cfg.checkpoints.keep_best)
     return Result(
         metrics={
-            **{key: record.lines[-1][key] for key in ("loss", "valid_loss") if key in record.lines[-1]},
-            "steps": steps.total,
-            "epochs": round(steps.total / steps.per_epoch, 6),
+            **{key: record.lines[-1][key] for key in record.lines[-1] if key == "loss" or key.startswith("valid_")},
+            "steps": record.lines[-1]["step"],
+            "epochs": round(record.lines[-1]["step"] / steps.per_epoch, 6),
             "tokens": sum(line["tokens"] for line in record.lines),
             "trained_tokens": sum(line["trained_tokens"] for line in record.lines),
             "normalize": cfg.objective.needs.measures[0],

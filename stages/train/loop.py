@@ -27,7 +27,7 @@ from postmill.stages.shared.forward import Forward, router_coefficient
 from postmill.stages.shared.hf import quiet_libraries
 from postmill.stages.shared.media.pixels import Pixels
 from postmill.stages.spec import LAST_BITS
-from postmill.stages.train import checkpoint, liger, model, save
+from postmill.stages.train import checkpoint, liger, model, save, verdict
 from postmill.stages.train.checkpoint import METRICS, Position
 from postmill.stages.train.columns import BatchSource
 from postmill.stages.train.config import Train
@@ -37,6 +37,7 @@ from postmill.stages.train.mismatch import check_mismatch
 from postmill.stages.train.objectives.interface import Objective
 from postmill.stages.train.objectives.own import build_objective
 from postmill.stages.train.optimizer import (
+    Ema,
     Learner,
     averaged,
     named_factors,
@@ -138,6 +139,8 @@ def _train(
 
     meter = Meter(steps.total, run.saved)
     for number in range(run.saved, steps.total):
+        if verdict.is_over(record.lines, cfg.measure):
+            break
         if _stop_requested(out, accelerator):
             raise run.stopped(step=number)
         step, lr = steps[number], cfg.lr_at(number, steps.total)
@@ -150,15 +153,11 @@ def _train(
         _update(learner, tuner, number, lr)
 
         last = number + 1 == steps.total
-        valid_loss = None
-        if valid_source is not None and (last or _due(number, cfg.measure.valid_every)):
-            with averaged(learner.optimizer):
-                valid_loss = validate(cfg, wrapped, objective, valid_source, layout)
         line = _line(step, loss, lr, grad_norm) | _measured(gradient, channels)
-        line |= {} if valid_loss is None else {"valid_loss": valid_loss}
+        if valid_source is not None and (last or _due(number, cfg.measure.valid_every)):
+            line |= _validated(cfg, wrapped, objective, valid_source, learner)
         _say(line, meter, record.add(line, gradient.data_seconds), always=last)
-        if _due(number, cfg.checkpoints.save_every) or _is_best(record, valid_loss, cfg.checkpoints.keep_best):
-            run.checkpoint(step=number + 1, valid_loss=valid_loss)
+        run.keep(step=number + 1)
 
     state = state_tensors(learner, keep=is_main) if cfg.checkpoints.keep_state else {}
     release(learner)
@@ -318,7 +317,8 @@ def _learner(cfg: Train, tuner: Tuner, net: Any, parameters: dict[str, Tensor], 
     factors = {p: groups.get(name, 1.0) * tuner.lr_factor(name) for name, p in parameters.items()}
     if set(factors.values()) != {1.0}:
         set_factors(optimizer, factors)
-    return Learner.of(net, parameters, optimizer, layout)._replace(is_partial=tuner.one_rank)
+    ema = Ema(cfg.ema, parameters.values()) if cfg.ema else None
+    return Learner.of(net, parameters, optimizer, layout)._replace(ema=ema, is_partial=tuner.one_rank)
 
 
 def _begin(learner: Learner, tuner: Tuner, number: int) -> None:
@@ -331,6 +331,8 @@ def _update(learner: Learner, tuner: Tuner, number: int, lr: float) -> None:
     """Take step `number` at rate `lr`."""
     set_lr(learner.optimizer, lr)
     learner.optimizer.step()
+    if learner.ema is not None:
+        learner.ema.update()
     tuner.after_update(learner.net, number)
 
 
@@ -365,6 +367,15 @@ def _measured(gradient: Gradient, channels: Channels | None) -> dict[str, Any]:
     return line
 
 
+def _validated(
+    cfg: Train, forward: Any, objective: Objective, source: BatchSource, learner: Learner
+) -> dict[str, float]:
+    """`valid_loss`, and `valid_` with whatever the objective measures, of what was learned so far."""
+    with averaged(learner):
+        found = validate(cfg, forward, objective, source, learner.layout)
+    return {f"valid_{name}": value for name, value in found.items()}
+
+
 def _say(line: dict[str, Any], meter: Meter, seconds: float, *, always: bool) -> None:
     left = f", {text}" if (text := meter.left(line["step"])) else ""
     valid = f", validation {line['valid_loss']:.4f}" if "valid_loss" in line else ""
@@ -374,10 +385,3 @@ def _say(line: dict[str, Any], meter: Meter, seconds: float, *, always: bool) ->
         f" {line['grad_norm']:.3f}, {line['tokens'] / max(seconds, 1e-9):,.0f} tokens/s{left}",
         always=always,
     )
-
-
-def _is_best(record: Record, valid_loss: float | None, keep_best: int) -> bool:
-    """Whether this validation loss is among the `keep_best` lowest so far."""
-    if valid_loss is None or not keep_best:
-        return False
-    return valid_loss in sorted(line["valid_loss"] for line in record.lines if "valid_loss" in line)[:keep_best]

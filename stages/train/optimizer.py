@@ -13,6 +13,7 @@ from postmill.stages.progress import Progress
 from postmill.stages.train.parallel.layout import Layout
 
 _FACTOR = "lr_factor"
+_EMA = "ema"
 
 
 class Learner(NamedTuple):
@@ -25,6 +26,8 @@ class Learner(NamedTuple):
     optimizer: torch.optim.Optimizer
     layout: Layout
     """How both lie on the ranks."""
+    ema: "Ema | None" = None
+    """The running mean of the parameters, if one is kept."""
     is_partial: bool = False
     """Whether the optimizer may keep nothing of some parameters, since they rest."""
 
@@ -38,22 +41,38 @@ class Learner(NamedTuple):
 def release(learner: Learner) -> None:
     """Leave what was learned in the parameters, and give up gradients and moments: saving needs memory of its own."""
     with torch.no_grad():
-        for parameter, value in _mean(learner.optimizer).items():
+        for parameter, value in _mean(learner).items():
             parameter.copy_(value)
     learner.optimizer.zero_grad(set_to_none=True)
     learner.optimizer.state.clear()
 
 
-def _mean(optimizer: torch.optim.Optimizer) -> dict[Tensor, Tensor]:
-    """The parameters' averages, of an optimizer that keeps some."""
-    found: dict[Tensor, Tensor] = getattr(optimizer, "averaged", dict)()
+class Ema:
+    """The running mean of parameters, which starts from their first values."""
+
+    def __init__(self, decay: float, parameters: Iterable[Tensor]) -> None:
+        self._decay = decay
+        self.mean = {parameter: parameter.detach().clone() for parameter in parameters}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """After an update of the parameters."""
+        for parameter, mean in self.mean.items():
+            mean.lerp_(parameter.detach(), 1 - self._decay)
+
+
+def _mean(learner: Learner) -> dict[Tensor, Tensor]:
+    """The parameters' averages: our running mean, or that of an optimizer that keeps one."""
+    if learner.ema is not None:
+        return learner.ema.mean
+    found: dict[Tensor, Tensor] = getattr(learner.optimizer, "averaged", dict)()
     return found
 
 
 @contextlib.contextmanager
-def averaged(optimizer: torch.optim.Optimizer) -> Iterator[None]:
-    """Inside, the parameters are what the optimizer says the run has learned, where that is not where it stands."""
-    mean = _mean(optimizer)
+def averaged(learner: Learner) -> Iterator[None]:
+    """Inside, the parameters are what the run has learned, where a mean of them is."""
+    mean = _mean(learner)
     before = {parameter: parameter.detach().clone() for parameter in mean}
     with torch.no_grad():
         for parameter, value in mean.items():
@@ -116,7 +135,9 @@ def state_tensors(learner: Learner, *, keep: bool) -> dict[str, Tensor]:
     """
     found: dict[str, Tensor] = {}
     for name, parameter in learner.parameters.items():
-        state: dict[str, Any] = learner.optimizer.state.get(parameter, {})
+        state: dict[str, Any] = dict(learner.optimizer.state.get(parameter, {}))
+        if learner.ema is not None:
+            state[_EMA] = learner.ema.mean[parameter]
         for key, value in state.items():
             if not isinstance(value, Tensor):
                 continue
@@ -133,7 +154,13 @@ def restore_state(learner: Learner, tensors: dict[str, Tensor], place: str) -> N
     for path, tensor in tensors.items():
         name, _, key = path.rpartition("/")
         found.setdefault(name, {})[key] = tensor
-    if not found:  # an optimizer that keeps none
+    if learner.ema is not None:
+        for name, parameter in learner.parameters.items():
+            mean = found.get(name, {}).pop(_EMA, None)
+            if mean is None:
+                raise ArtifactError(f"{place}: no running mean of {name}; start without --ema", MISMATCH)
+            learner.ema.mean[parameter] = learner.layout.part(mean, parameter)
+    if not any(found.values()):  # an optimizer that keeps none
         return
     for name, parameter in learner.parameters.items():
         if name not in found:

@@ -25,6 +25,7 @@ from postmill.stages.train.plan import Step
 from postmill.stages.train.record import Record
 from postmill.stages.train.step import Gradient
 from postmill.stages.train.tuners.interface import Tuner
+from postmill.stages.train.verdict import is_among_best, quality, watch
 
 
 class RunState(msgspec.Struct, kw_only=True):
@@ -43,7 +44,18 @@ class RunState(msgspec.Struct, kw_only=True):
     saved: int
     """Step of the newest checkpoint; 0 without one."""
 
-    def checkpoint(self, *, step: int, valid_loss: float | None = None) -> None:
+    def keep(self, *, step: int) -> None:
+        """After `step` updates: commit a checkpoint if one is due, or if the validation was among the best.
+
+        Raises StageError (79) if the loss has run away.
+        """
+        lines, kept = self.record.lines, self.cfg.checkpoints
+        watch(lines, self.cfg.measure, self.saved)
+        is_due = kept.save_every > 0 and step % kept.save_every == 0
+        if is_due or is_among_best(lines, self.cfg.measure.best, kept.keep_best):
+            self.checkpoint(step=step)
+
+    def checkpoint(self, *, step: int) -> None:
         """Commit a checkpoint and remove those that need not be kept."""
         net, layout, is_main = self.learner.net, self.learner.layout, self.out.rank == 0
         weights = save.whole_weights(self.tuner.tensors(net), layout, keep=is_main)
@@ -60,7 +72,7 @@ class RunState(msgspec.Struct, kw_only=True):
                 own={role: torch.from_numpy(scores.logp) for role, scores in self.own.items()},
                 metrics=self.record.raw(),
                 base=self.base,
-                valid_loss=valid_loss,
+                quality=quality(self.record.lines[-1], self.cfg.measure.best) if self.record.lines else None,
             )
             checkpoint.rotate(self.out, self.cfg.checkpoints.keep_last, self.cfg.checkpoints.keep_best)
         self.saved = step

@@ -140,8 +140,9 @@ def validate(
     objective: Objective,
     source: BatchSource,
     layout: Layout,
-) -> float:
-    """Loss over all bins of `source`, without noise, dropout or smoothing. The whole set is one step."""
+) -> dict[str, float]:
+    """`loss` and the objective's metrics over all bins of `source`, without noise, dropout or smoothing. The whole set
+    is one step."""
     forward.eval()
     norms = total_norms(source.data, objective.needs.measures)
     ranks = layout.num_data
@@ -150,17 +151,24 @@ def validate(
     step = Step(0, 0, bins.reshape(-1, ranks).T, norms, 1, 1)
     blocks = Blocks(cfg, source, step, layout)
     total = torch.zeros((), dtype=torch.float64, device=layout.device)
+    tally = Tally()
     with torch.no_grad():
         constants: Mapping[str, float] = {}
         if objective.needs.coupling == "step_gradients":
             seen = summaries(cast("GradientsObjective", objective), forward, blocks, layout)
-            total += cast("GradientsObjective", objective).step_loss(*seen, norms).total.double() / ranks
+            whole = cast("GradientsObjective", objective).step_loss(*seen, norms)
+            tally.add(whole)
+            total += whole.total.double() / ranks
             blocks.bins = []
         elif objective.needs.coupling == "step_constants":
             constants = step_constants(cast("ConstantsObjective", objective), forward, blocks, layout)
         for block in blocks.bins:
             batch = blocks.load(block)
             outputs = forward(batch, blocks.ask(objective, batch, block))
-            total += objective.loss(outputs, batch, norms, constants).total.double()
+            found = objective.loss(outputs, batch, norms, constants)
+            tally.add(found)
+            total += found.total.double()
     forward.train()
-    return float(layout.sum(total))
+    # all ranks have the whole of what looks at all rows
+    means = tally.means(norms, layout if objective.needs.coupling != "step_gradients" else None)
+    return {"loss": float(layout.sum(total))} | {name: float(value) for name, value in means.items()}

@@ -450,7 +450,9 @@ def test_validation_is_the_mean_over_all_bins(reader):
     model = build(implementation=attention.ROWS)
     objective = Train().objective.build()
     source = BatchSource(reader, objective.needs)
-    got = validate(make(Train, micro_bins=2), forward_of(model), objective, source, Replicated(Accelerator(cpu=True)))
+    got = validate(make(Train, micro_bins=2), forward_of(model), objective, source, Replicated(Accelerator(cpu=True)))[
+        "loss"
+    ]
     with torch.no_grad():
         want = float(plain_loss(build(), reader, range(8), float(reader.plan.trained_tokens.sum())))
     assert got == pytest.approx(want, rel=1e-10)

@@ -67,7 +67,9 @@ def whole_step(
     gradients = torch.cat([p.grad.flatten() for p in net.parameters() if p.grad is not None])
     assert float(gradients.abs().max()) > 0
     valid = validate(cfg, forward, loss, source, Replicated(accelerator))
-    assert valid == pytest.approx(float(got.loss), rel=1e-5)
+    assert valid["loss"] == pytest.approx(float(got.loss), rel=1e-5)
+    for name, value in got.metrics.items():
+        assert valid[name] == pytest.approx(float(value), rel=1e-4, abs=1e-6), name
     return float(got.loss), gradients, {name: float(value) for name, value in got.metrics.items()}
 
 

@@ -176,7 +176,7 @@ def test_the_gradient_does_not_depend_on_micro_batches(world, objective):
         got = accumulate(cfg, forward, loss, source, step, layout=layout)
         gradients = torch.cat([p.grad.flatten() for p in net.parameters()])
         seen.append((got.loss, gradients, got.metrics))
-        valid = validate(cfg, forward, loss, source, layout)
+        valid = validate(cfg, forward, loss, source, layout)["loss"]
         assert valid == pytest.approx(float(got.loss), rel=1e-5)
     for loss, gradients, metrics in seen[1:]:
         torch.testing.assert_close(loss, seen[0][0], rtol=1e-6, atol=1e-7)
