@@ -28,6 +28,11 @@ class ScoresReader:
     def __len__(self) -> int:
         return int(self._offsets[-1])
 
+    def row_ids(self) -> list[bytes]:
+        """The rows that were scored."""
+        batches = (self._table.batch(number) for number in range(self._table.num_batches))
+        return [row for batch in batches for row in batch.column("row_id").to_pylist()]
+
     def check(self, reader: PackedReader) -> None:
         """Raise ArtifactError (78) unless these are scores of the very rows of `reader`."""
         path, num_rows = self.artifact.path, reader.num_rows

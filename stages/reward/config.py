@@ -12,7 +12,7 @@ class Reward(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Score rollouts with reward functions, and turn the scores into advantages, pairs, labels or training rows."""
 
     weights: list[float] = []
-    """Weight of each `--func` in the total reward, in their order: 1,0.2. Default: 1 each."""
+    """Weight of each `--func` in the total reward, then of each `--scores`, in their order: 1,0.2. Default: 1 each."""
     advantage: Literal["grpo", "group_mean", "batch", "rloo", "reinforce_pp", "gdpo", "max_rl", "opo", "none"] = "grpo"
     """How a reward is compared with the others of its prompt. `grpo`: minus the group's mean, over its standard
     deviation; `group_mean`: minus the mean (Dr. GRPO); `batch`: minus the group's mean, over the standard deviation of
@@ -77,7 +77,16 @@ STAGE = Stage(
             help="a reward function: the name of a built-in one (exact, contains, number, math, format, repetition,"
             " cosine, soft_overlong, react_format), or file.py:name",
             many=True,
+            required=False,
             resolver="postmill.stages.reward.inputs:resolve",
+        ),
+        "scores": Port(
+            kinds=("scores",),
+            flag="--scores",
+            named=True,
+            many=True,
+            required=False,
+            help="what a reward model said of these rollouts (postmill score), as one more function: NAME=DIR",
         ),
         "reuse": Port(
             kinds=("rewards",),

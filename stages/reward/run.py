@@ -26,6 +26,7 @@ from postmill.stages.reward.advantages import ESTIMATORS, Groups, group_kinds
 from postmill.stages.reward.config import Reward
 from postmill.stages.reward.pool import Pool
 from postmill.stages.reward.row import Answer, Row
+from postmill.stages.reward.scored import scored
 
 _COLUMNS = ["row_id", "prompt_id", "source", "line", "length", "sample", "finish", "sampled", "output"]
 _TEXTS = ["prompt", "transcript", "extra", "error"]
@@ -37,14 +38,18 @@ def run(cfg: Reward, inputs: Inputs, out: Out) -> Result:
 
     Raises ConfigError (2), StageError (1, 65 when too many scores of a function failed), ArtifactError as readers do.
     """
-    functions = inputs["functions"]
+    scores = [msgspec.structs.replace(item, name=item.port.removeprefix("scores.")) for item in inputs["scores"]]
+    functions = [*inputs["functions"], *scores]
+    if not functions:
+        raise ConfigError("reward: nothing says what is good; pass --func, or --scores of a reward model", USAGE)
     weights = _weights(cfg, functions)
     artifacts = [item.artifact for item in inputs["rollouts"] if item.artifact is not None]
     rows = read_rollouts(artifacts, _COLUMNS + _TEXTS)
     if not rows:
         raise ArtifactError(f"{artifacts[0].path}: no rollouts to score", BAD_DATA)
     old = inputs["reuse"][0].artifact if inputs["reuse"] else None
-    answers = _answers(cfg, functions, rows, _copied(old, functions, rows), out)
+    copied = _copied(old, functions, rows) | scored(scores, rows)
+    answers = _answers(cfg, functions, rows, copied, out)
     for function, column in zip(functions, answers, strict=True):
         _check_failures(cfg, function.name, column)
     table = _judged(cfg, rows, answers, weights, functions)
