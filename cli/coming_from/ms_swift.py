@@ -65,7 +65,7 @@ OWN: list[Rule] = [
     carry(
         "tuner_type train_type",
         "train.tuner",
-        values={"adalora": "adalora", "longlora": "lora", "llamapro": "full", "bone": "miss"},
+        values={"longlora": "lora", "llamapro": "llama-pro", "bone": "miss"},
     ),
     carry(
         "per_device_train_batch_size",
@@ -228,11 +228,14 @@ OWN: list[Rule] = [
         "loss_weights",
         "not carried over; see the options of train --objective rl",
     ),
+    carry("use_galore", "train.optimizer", convert=yes("galore")),
+    needless(
+        "lisa_activated_layers llamapro_num_new_blocks", "train --tuner lisa --layers, --tuner llama-pro --blocks"
+    ),
     missing(
-        "use_galore galore_optim_per_parameter galore_quantization lisa_activated_layers "
-        "llamapro_num_new_blocks lora_ga_batch_size lora_ga_iters lora_ga_max_length lora_ga_direction "
-        "lora_ga_scale lora_ga_stable_gamma reft_intervention_type early_stop_interval use_ray rope_scaling "
-        "to_ollama data_parallel_size",
+        "galore_optim_per_parameter galore_quantization lora_ga_batch_size lora_ga_iters lora_ga_max_length "
+        "lora_ga_direction lora_ga_scale lora_ga_stable_gamma reft_intervention_type early_stop_interval use_ray "
+        "rope_scaling to_ollama data_parallel_size",
         "not there",
     ),
 ]

@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import logging
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,18 +34,20 @@ def _transformers() -> Any:
 @contextlib.contextmanager
 def quiet_libraries() -> Iterator[None]:
     """Keep transformers' and peft's notices to themselves: stderr is for what a user can act on."""
-    logging: Any = importlib.import_module("transformers").utils.logging
-    before = logging.get_verbosity()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    talk: Any = importlib.import_module("transformers").utils.logging
+    before, kernels = talk.get_verbosity(), logging.getLogger("bitsandbytes")
+    talk.set_verbosity_error()
+    talk.disable_progress_bar()
+    kernels.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             for category in (FutureWarning, UserWarning, RuntimeWarning):
                 warnings.simplefilter("ignore", category)
             yield
     finally:
-        logging.set_verbosity(before)
-        logging.enable_progress_bar()
+        talk.set_verbosity(before)
+        talk.enable_progress_bar()
+        kernels.setLevel(logging.NOTSET)
 
 
 def load_model(path: Path, dtype: Any, *, attention: str | None = None, head: Head = LM, quant: str = "none") -> Any:
@@ -147,7 +150,8 @@ def build_empty(path: Path) -> Any:
 
 def add_adapters(model: Any, adapters: dict[Path, float]) -> Any:
     """The model with every adapter (path -> scale) active."""
-    peft: Any = importlib.import_module("peft")
+    with quiet_libraries():
+        peft: Any = importlib.import_module("peft")
     lora: Any = importlib.import_module("peft.tuners.lora")
     # peft asks transformers in a way that this warns of; nobody here can change that
     warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)

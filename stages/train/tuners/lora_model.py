@@ -6,6 +6,7 @@ not zero, and take `s B0 A0` out of the weight. What was learned, `s (B A - B0 A
 rank on the stored base: that is saved. EVA (<https://arxiv.org/abs/2410.07170>) only chooses A.
 """
 
+import importlib
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -40,6 +41,8 @@ def lora_tuner(options: Lora, make_config: MakeConfig) -> Tuner:
     first: dict[str, Tensor] = {}  # A0 and B0 by their names in the file
 
     def start(given: Start) -> Any:
+        with quiet_libraries():
+            importlib.import_module("peft")
         base = given.load(given.base, given.dtype)
         if options.shifted_group:
             _shift(base, options.shifted_group)

@@ -1,5 +1,6 @@
 """Adapters through peft: one way to attach, save and load, whatever the method."""
 
+import importlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ def peft_tuner(name: str, make_config: MakeConfig) -> Tuner:
     """The tuner called `name`, from what makes peft's config for a base model."""
 
     def start(given: Start) -> Any:
+        with quiet_libraries():
+            importlib.import_module("peft")
         base = given.load(given.base, given.dtype)
         torch.manual_seed(given.seed)
         return attach(name, base, make_config(base, given), given.checkpoint)
