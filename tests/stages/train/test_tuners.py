@@ -150,6 +150,38 @@ def test_every_optimizer_goes_on_to_the_same_bytes(world, tmp_path, name):
     assert loss_of(load(run), world / "valid") == pytest.approx(valid, abs=2e-6)
 
 
+def test_adapters_on_stacks_of_experts(tmp_path):
+    settings = {
+        "vocab_size": tiny_model.VOCAB,
+        "hidden_size": 24,
+        "intermediate_size": 40,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "initializer_range": 0.2,
+    }
+    torch.manual_seed(0)
+    transformers.MixtralForCausalLM(transformers.MixtralConfig(**settings)).save_pretrained(tmp_path / "base")
+    plain = tiny_model.write_model(tmp_path / "plain")
+    for name in ("tokenizer.json", "chat_template.jinja"):
+        (tmp_path / "base" / name).write_bytes((plain / name).read_bytes())
+    for name, rows in (("packed", tiny_model.make_rows(16, seed=3)), ("valid", tiny_model.make_rows(4, seed=9))):
+        tiny_model.write_packed(tmp_path / name, tmp_path / "base", rows)
+    stacks = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+    cfg = config("lora", rank=4, targets=["q_proj"], parameters=stacks)
+    run = trained(tmp_path, cfg, tmp_path / "run")
+    first, last, valid = losses(run)
+    assert last < first
+    assert json.loads((run / "adapter_config.json").read_text())["target_parameters"] == sorted(stacks)
+    tuned = peft.PeftModel.from_pretrained(load(tmp_path / "base"), str(run)).eval()
+    assert loss_of(tuned, tmp_path / "valid") == pytest.approx(valid, abs=2e-6)
+    given = {"parts": [str(run)], "model": [str(tmp_path / "base")]}
+    run_stage(MERGE, Merge(parity="off"), given, tmp_path / "merged", Options(threads=1))
+    assert loss_of(load(tmp_path / "merged"), tmp_path / "valid") == pytest.approx(valid, abs=2e-5)
+
+
 def test_new_layers_change_nothing_at_first(world):
     from postmill.stages.train.tuners.llama_pro_model import expand
 
