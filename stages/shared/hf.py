@@ -10,6 +10,7 @@ from typing import Any
 
 from postmill.io.errors import MISMATCH, USAGE, ArtifactError, ConfigError
 from postmill.io.json_file import load_json
+from postmill.io.model_folder import ADAPTER_CONFIG
 from postmill.stages.shared.heads import AUTO_CLASS, LM, PROBLEM_TYPE, Head
 
 
@@ -148,8 +149,31 @@ def build_empty(path: Path) -> Any:
     return model.eval()
 
 
+_ALL_ROWS = "it mixes experts by the mean over all rows that are computed together"
+_BEFORE = "it puts vectors before each prompt"
+NOT_COMPUTED = {
+    "PROMPT_TUNING": _BEFORE,
+    "MULTITASK_PROMPT_TUNING": _BEFORE,
+    "P_TUNING": _BEFORE,
+    "PREFIX_TUNING": _BEFORE,
+    "CPT": _BEFORE,
+    "CARTRIDGE": _BEFORE,
+    "LILY": _ALL_ROWS,
+    "XLORA": "it asks the model twice",
+    "POLY": "it asks which task a row is of",
+    "SHADOW": "it has a second model",
+}
+"""Methods of PEFT whose effect is lost, or wrong, where rows are laid end to end through the model's own layers."""
+
+
 def add_adapters(model: Any, adapters: dict[Path, float]) -> Any:
-    """The model with every adapter (path -> scale) active."""
+    """The model with every adapter (path -> scale) active. Raises ConfigError (2) for a method in NOT_COMPUTED."""
+    for path in adapters:
+        kind = load_json(path / ADAPTER_CONFIG).get("peft_type")
+        if kind in NOT_COMPUTED:
+            raise ConfigError(
+                f"{path / ADAPTER_CONFIG}: {kind} is not computed here: {NOT_COMPUTED[kind]}; use PEFT itself", USAGE
+            )
     with quiet_libraries():
         peft: Any = importlib.import_module("peft")
     lora: Any = importlib.import_module("peft.tuners.lora")

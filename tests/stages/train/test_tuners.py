@@ -22,6 +22,7 @@ from postmill.stages.merge.config import STAGE as MERGE  # noqa: E402
 from postmill.stages.merge.config import Merge  # noqa: E402
 from postmill.stages.merge.methods.table import METHODS  # noqa: E402
 from postmill.stages.runner import Options, run_stage  # noqa: E402
+from postmill.stages.shared.hf import add_adapters  # noqa: E402
 from postmill.stages.train.config import STAGE  # noqa: E402
 from postmill.stages.train.optimizers import OPTIMIZERS  # noqa: E402
 
@@ -246,3 +247,14 @@ def test_what_peft_refuses_is_said_in_one_line(world, tmp_path):
         run_stage(STAGE, config("boft", block_size=5), given(world), tmp_path / "run", Options(threads=1))
     assert error.value.code == 2
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("method", ["PromptTuningConfig", "LilyConfig"])
+def test_adapters_whose_effect_would_be_lost_are_refused(world, tmp_path, method):
+    """hf.add_adapters gave their base without a word: scores of a prompt-tuned model were those of the plain one."""
+    options = {"num_virtual_tokens": 2} if method == "PromptTuningConfig" else {"r": 2, "target_modules": ["q_proj"]}
+    adapter = getattr(peft, method)(task_type="CAUSAL_LM", **options)
+    peft.get_peft_model(load(world / "base"), adapter).save_pretrained(tmp_path / "adapter")
+    with pytest.raises(ConfigError, match=r"is not computed here: it (puts vectors|mixes experts)") as error:
+        add_adapters(load(world / "base"), {tmp_path / "adapter": 1.0})
+    assert error.value.code == 2
