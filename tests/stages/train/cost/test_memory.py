@@ -18,7 +18,8 @@ MEASURED = [
     json.loads(line) for line in (Path(__file__).parent / "measured.jsonl").read_text().splitlines() if line.strip()
 ]
 """Peak resident memory of whole runs of `train` (two steps of two micro-batches and a checkpoint) on two CPU cores,
-glibc 2.36, Python 3.11, torch 2.13, transformers 5.23, 2026-11-29. Two constants were fitted on the first nine."""
+glibc 2.36, Python 3.11, torch 2.13, transformers 5.23, 2026-11-29. Three constants were
+fitted on them, but for the one held out."""
 SMALL = Shape(
     family="llama", hidden=512, layers=8, heads=8, key_heads=4, head_size=64, inner=1536, vocab=32000, tied=False
 )
@@ -29,9 +30,10 @@ LARGE = msgspec.structs.replace(SMALL, hidden=4096, layers=32, heads=32, key_hea
 def test_a_measured_run_is_met(row):
     setting = Setting(False, row["bin_tokens"], row["trained_share"])
     found = total(rank_parts(make(Train, bins_per_step=2, **row["options"]), Shape(**row["shape"]), setting))
-    assert found.expected == pytest.approx(row["peak"], rel=0.15)
-    assert found.expected >= 0.75 * row["peak"]
-    assert found.low < row["peak"] < 1.02 * found.high
+    unseen = row.get("held_out", False)
+    assert found.expected == pytest.approx(row["peak"], rel=0.25 if unseen else 0.15)
+    assert row["peak"] < 1.02 * found.high
+    assert unseen or found.low < row["peak"]
 
 
 def test_weights_are_counted_as_the_model_has_them(tmp_path):
