@@ -27,6 +27,7 @@ ALIGNMENT: dict[str, Literal["token", "row"]] = {
     "ref_logp": "token",
     "ref_top_ids": "token",
     "ref_top_logp": "token",
+    "step_label": "token",
     "teacher_top_ids": "token",
     "teacher_top_logp": "token",
 }

@@ -14,7 +14,7 @@ from postmill.io.scores import ScoresReader
 from postmill.stages.progress import Progress
 from postmill.stages.shared.batch import ALIGNMENT, Batch, Groups, as_padding, collate
 from postmill.stages.shared.media.pixels import Pixels
-from postmill.stages.train.labels import label_lists
+from postmill.stages.train.labels import label_lists, step_labels
 from postmill.stages.train.objectives.needs import Needs
 from postmill.stages.train.plan import SAMPLER, TOP, Data, TokenScores
 
@@ -95,6 +95,8 @@ class BatchSource:
         return self.reader.columns(rows, [name])[name]
 
     def _of_tokens(self, name: str, rows: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.float32] | None:
+        if name == "step_label":
+            return step_labels(self.reader, rows)
         role, _, kind = name.partition("_")
         if role == SAMPLER:
             assert self.data.rewards is not None

@@ -58,3 +58,44 @@ def _refused(row: int, label: Any, head: Head) -> ArtifactError:
     return ArtifactError(
         f"row {row:,}: {shown}, {wanted}; mend the `label` column, or pass another --seq-cls.labels", BAD_DATA
     )
+
+
+def step_labels(reader: PackedReader, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+    """[T], rows end to end: 1 or 2 at the last token of a wrong or right step of an answer, 0 elsewhere.
+
+    A step is a span of weights, and the `label` of a row lists whether each is right. Raises ArtifactError (65) for a
+    row that has another number of labels than spans.
+    """
+    pieces = []
+    records = reader.records(rows, ["length", "spans", "turns", "extra", "source"])
+    for row, record in zip(rows.tolist(), records, strict=True):
+        labels = msgspec.json.decode(record["extra"] or "{}").get("label")
+        ends = _step_ends(record["spans"], record["turns"])
+        if not isinstance(labels, list) or len(labels) != len(ends) or not all(label in (0, 1) for label in labels):
+            raise ArtifactError(
+                f"row {row:,}: label {labels!r} for an answer of {len(ends)} steps, expected as many of true and false;"
+                " give each step of the answer as a text part with another loss_scale than the one before"
+                " (docs/heads.md)",
+                BAD_DATA,
+            )
+        piece = np.zeros(record["length"], np.float32)
+        piece[np.array(ends, np.int64) - 1] = 1 + np.array(labels, np.float32)
+        pieces.append(piece)
+    return np.concatenate(pieces)
+
+
+def count_steps(reader: PackedReader, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+    """How many steps each row's answer has."""
+    both = zip(reader.values(rows, "spans"), reader.values(rows, "turns"), strict=True)
+    return np.array([len(_step_ends(spans, turns)) for spans, turns in both], np.float64)
+
+
+def _step_ends(spans: list[dict[str, Any]], turns: list[dict[str, Any]]) -> list[int]:
+    """Where each step ends: its span, without what closes the turn behind it."""
+    closings = [turn["closing"] for turn in turns if turn["closing"] < turn["generated_end"]]
+    ends = []
+    for span in spans:
+        closing = next((at for at in closings if span["start"] <= at < span["end"]), span["end"])
+        if closing > span["start"]:
+            ends.append(closing)
+    return ends

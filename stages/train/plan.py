@@ -20,7 +20,7 @@ from postmill.io.scores import ScoresReader
 from postmill.stages.protocol import Input
 from postmill.stages.train.config import Train
 from postmill.stages.train.groups import check_groups
-from postmill.stages.train.labels import check_labels
+from postmill.stages.train.labels import check_labels, count_steps, step_labels
 from postmill.stages.train.objectives.needs import Needs
 
 if TYPE_CHECKING:
@@ -109,6 +109,7 @@ MEASURES: dict[str, Measure] = {
     "chosen_tokens": _of_rows(_chosen_tokens),
     "labelled": _of_rows(_labelled),
     "positives": _of_rows(_positives),
+    "points": _of_rows(lambda data, rows: count_steps(data.reader, rows)),
     "sampled": _of_rows(_sampled),
     "live": _of_rows(_live),
     "live_groups": _of_rows(_live_groups),
@@ -283,6 +284,8 @@ def check_objective(place: str, data: Data, needs: Needs) -> None:
         _check_pairs(place, data.reader)
     if needs.group == "list":
         check_groups(place, data.reader, needs)
+    if "step_label" in needs.columns:
+        step_labels(data.reader, data.reader.layout()[0])
     if needs.head.problem is not None:
         check_labels(data.reader, data.reader.layout()[0], needs.head)
 
