@@ -102,6 +102,11 @@ def load_model(path: Path, dtype: Any, *, attention: str | None = None, head: He
                 " many as it has",
                 MISMATCH,
             ) from None
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            # after one pass without gradients bitsandbytes would go over to a kernel for inference, for good: it has no
+            # backward pass, and rounds to bfloat16
+            module.support_avx512bf16_for_cpu = False
     return model.eval()
 
 

@@ -1,5 +1,6 @@
 """Adapters on quantized bases: the numbers of the codes, gradients through them, and the way back onto the source."""
 
+import functools
 import json
 import shutil
 
@@ -24,6 +25,8 @@ from postmill.stages.shared.hf import load_model  # noqa: E402
 from postmill.stages.shared.quantized_base import PackedLinear  # noqa: E402
 from postmill.stages.shared.quantized_weights import read_float32  # noqa: E402
 from postmill.stages.train.config import STAGE  # noqa: E402
+from postmill.stages.train.tuners.interface import Start  # noqa: E402
+from postmill.stages.train.tuners.lora import Lora  # noqa: E402
 
 SCHEMES = {
     "w4": {"scheme": "w4a16", "group_size": 32},
@@ -140,3 +143,28 @@ def test_bitsandbytes_quantizes_while_it_loads(world, tmp_path, quant):
     assert (
         abs(loss_of(peft.PeftModel.from_pretrained(load(world / "source"), str(run)), world / "valid") - valid) > 1e-4
     )
+
+
+def test_gradients_through_nf4_after_an_evaluation(world):
+    """bitsandbytes repacks weights for inference in the first pass without gradients, and never goes back."""
+    bnb = pytest.importorskip("bitsandbytes", reason="pip install bitsandbytes")
+    tuner = Lora(rank=4, targets=["q_proj", "down_proj"])
+    nets = [
+        tuner.build().start(Start(world / "source", functools.partial(load_model, quant=quant), torch.float32, 0, None))
+        for quant in ("nf4", "none")
+    ]
+    for coded, plain in zip(nets[0].modules(), nets[1].modules(), strict=True):
+        if isinstance(coded, bnb.nn.Linear4bit):
+            plain.weight.data = bnb.functional.dequantize_4bit(coded.weight.data, coded.weight.quant_state).float()
+    ids = torch.arange(3, 20)[None]
+    for net in nets:
+        for name, parameter in net.named_parameters():
+            if "lora_B" in name:
+                parameter.data.fill_(0.01)
+        net.eval()
+        with torch.no_grad():
+            net(ids)
+        net.train().get_base_model()(ids).logits.square().mean().backward()
+    for (name, ours), (_, theirs) in zip(nets[0].named_parameters(), nets[1].named_parameters(), strict=True):
+        if ours.requires_grad:
+            torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-5, msg=name)

@@ -208,6 +208,7 @@ def test_groups_of_rows():
         ("full", {"lr_groups": ["nope=2"]}, "--lr-groups nope=2: fits no trained parameter"),
         ("full", {"lr_groups": ["norm"]}, "--lr-groups norm: no = in it"),
         ("llama-pro", {"blocks": 3}, "does not divide the model's 2 layers"),
+        ("boft", {"factors": 2}, "--boft.factors 2: PEFT's CUDA extension"),
     ],
 )
 def test_what_cannot_be_trained_is_refused(world, tmp_path, name, options, message):

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 import msgspec
 from msgspec import Meta
 
+from postmill.io.errors import USAGE, ConfigError
 from postmill.stages.train.tuners.peft_config import PeftMethod
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ class Boft(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     block_size: Count = 4
     """Size of a block; divides the layers' input sizes."""
     factors: Count = 1
-    """Butterfly factors; more reach further."""
+    """Butterfly factors; more reach further, and need PEFT's CUDA extension."""
     dropout: Dropout = 0.0
     """Share of blocks that are left out."""
     targets: list[str] = msgspec.field(default_factory=lambda: ["all-linear"])
@@ -71,6 +72,8 @@ class Boft(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     def build(self) -> "Tuner":
         """The functions, see `Tuner`."""
+        if self.factors > 1:
+            _need_butterflies(self.factors)
         return self.method.tuner(self)
 
 
@@ -114,3 +117,19 @@ class Road(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     def build(self) -> "Tuner":
         """The functions, see `Tuner`."""
         return self.method.tuner(self)
+
+
+def _need_butterflies(factors: int) -> None:
+    """Raise ConfigError (2) where PEFT would take one factor instead, and say so in a warning only."""
+    from peft.tuners.boft.layer import get_fbd_cuda
+
+    from postmill.stages.shared.hf import quiet_libraries
+
+    with quiet_libraries():
+        found = get_fbd_cuda()  # type: ignore[no-untyped-call]
+    if found is None:
+        raise ConfigError(
+            f"--boft.factors {factors}: PEFT's CUDA extension for more than one factor cannot be built here; leave it"
+            " out, or use --tuner oft",
+            USAGE,
+        )
