@@ -45,12 +45,12 @@ class Picture(NamedTuple):
             except OSError as error:
                 raise ArtifactError(
                     f"{self.place}: a picture of the rows cannot be read ({error.strerror}); put it back, or tokenize"
-                    " again",
+                    " again with --force",
                     NO_INPUT,
                 ) from None
         if blake3(data).digest() != self.digest:
             raise ArtifactError(
-                f"{self.place}: is another picture than when the rows were made; tokenize again", BAD_DATA
+                f"{self.place}: is another picture than when the rows were made; tokenize again with --force", BAD_DATA
             )
         return data
 

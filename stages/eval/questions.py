@@ -3,7 +3,8 @@
 One JSON object a line, or one JSON list of them.
 
 `question` or `messages` is asked; `answer` (or `expect`) is one text or several; `score` names the rule; `choices` are
-offered with letters; `group` names a part of the summary; `id` names the row, by default by its place.
+offered with letters; `group` names a part of the summary; `id` names the row, by default by its place. `images` are
+files below the folder of the questions, one for each `<image>` of the text.
 """
 
 import re
@@ -28,6 +29,8 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
     answers: list[str]
     choices: list[str]
     rule: Rule | None
+    pictures: list[Path] = []
+    """For each `<image>` of the messages."""
 
     def prompt(self) -> str:
         """The conversation as canonical JSON: what two answers must share to be compared."""
@@ -43,6 +46,7 @@ class _Line(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     system: str | None = None
     answer: str | int | float | list[str] | None = None
     expect: str | int | float | list[str] | None = None
+    images: list[str] = []
     choices: list[str] = []
     score: Rule | None = None
     group: str = ""
@@ -55,9 +59,9 @@ def read_questions(cfg: Eval, path: Path | None) -> list[Question]:
     Raises ArtifactError (65) naming the first line that is none, or a file without any, ConfigError (2) if nothing was
     asked at all.
     """
-    questions = [_parse(cfg, *row) for row in _rows(path)] if path else []
+    questions = [_parse(cfg, path.parent, *row) for row in _rows(path)] if path else []
     for number, text in enumerate(cfg.question, 1):
-        questions.append(_checked(cfg, _Line(question=text), "--question", f"question-{number}"))
+        questions.append(_checked(cfg, Path(), _Line(question=text), "--question", f"question-{number}"))
     if not questions and path:
         raise ArtifactError(f"{path}: no questions in it; write one JSON object a line", BAD_DATA)
     if not questions:
@@ -85,9 +89,9 @@ def _rows(path: Path) -> list[tuple[bytes, str, str]]:
     return [(line, f"{path}:{number}", f"line-{number}") for number, line in lines if line.strip()]
 
 
-def _parse(cfg: Eval, line: bytes, place: str, default_id: str) -> Question:
+def _parse(cfg: Eval, folder: Path, line: bytes, place: str, default_id: str) -> Question:
     try:
-        return _checked(cfg, msgspec.json.decode(line, type=_Line), place, default_id)
+        return _checked(cfg, folder, msgspec.json.decode(line, type=_Line), place, default_id)
     except UnicodeDecodeError as error:
         raise ArtifactError(f"{place}: {error.reason} in UTF-8; save the file as UTF-8", BAD_DATA) from error
     except (msgspec.DecodeError, msgspec.ValidationError) as error:
@@ -97,7 +101,7 @@ def _parse(cfg: Eval, line: bytes, place: str, default_id: str) -> Question:
         raise ArtifactError(f"{place}: {start}{message[1:]}", BAD_DATA) from error
 
 
-def _checked(cfg: Eval, line: _Line, place: str, default_id: str) -> Question:
+def _checked(cfg: Eval, folder: Path, line: _Line, place: str, default_id: str) -> Question:
     def fail(what: str) -> ArtifactError:
         return ArtifactError(f"{place}: {what}", BAD_DATA)
 
@@ -129,10 +133,34 @@ def _checked(cfg: Eval, line: _Line, place: str, default_id: str) -> Question:
     system = line.system if line.system is not None else cfg.system
     if system and messages[0]["role"] != "system":
         messages = [{"role": "system", "content": system}, *messages]
-    item_id = default_id if line.id is None else str(line.id)
     return Question(
-        item_id=item_id, group=line.group, messages=messages, answers=answers, choices=line.choices, rule=rule
+        item_id=default_id if line.id is None else str(line.id),
+        group=line.group,
+        messages=messages,
+        answers=answers,
+        choices=line.choices,
+        rule=rule,
+        pictures=_pictures(folder, line.images, messages, fail),
     )
+
+
+def _pictures(folder: Path, names: list[str], messages: list[Message], fail: Any) -> list[Path]:
+    """The files of a question's pictures, which need as many places in its texts."""
+    num_places = sum(message["content"].count("<image>") for message in messages)
+    if names and num_places != len(names):
+        raise fail(f"has {len(names)} images and {num_places} places for them; write <image> once for each")
+    return [_picture(folder, name, fail) for name in names]
+
+
+def _picture(folder: Path, name: str, fail: Any) -> Path:
+    """A file below the folder of the questions."""
+    root = folder.resolve()
+    path = (root / name).resolve()
+    if not path.is_relative_to(root):
+        raise fail(f"image {name!r} is not below the folder of the questions; put it there")
+    if not path.is_file():
+        raise fail(f"image {name!r}: no such file")
+    return path
 
 
 def _ask(question: str, choices: list[str]) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 
 from postmill.io.digest import digest_bytes
-from postmill.io.errors import BAD_DATA, FAILED, MISMATCH, ArtifactError, ConfigError, StageError
+from postmill.io.errors import BAD_DATA, FAILED, MISMATCH, USAGE, ArtifactError, ConfigError, StageError
 from postmill.io.schemas import EVAL_ITEMS_V1, EVAL_SCORES_V1
 from postmill.io.table import TableReader, TableWriter
 from postmill.stages.eval.answers import Answer
@@ -22,6 +22,7 @@ from postmill.stages.shared.engine.local import LocalEngine
 from postmill.stages.shared.engine.protocol import Request, Sampling
 from postmill.stages.shared.engine.text import Speaker
 from postmill.stages.shared.engine.url import UrlEngine
+from postmill.stages.shared.media.decode import decode
 
 ITEMS, SCORES, REPORT = "items.arrow", "scores.arrow", "report.md"
 
@@ -92,6 +93,8 @@ def _side(  # noqa: PLR0917  every one of them is needed, and named at the one c
 
 def _ask_url(cfg: Eval, questions: list[Question], out: Out) -> tuple[Side, str]:
     """Answers of a server, which renders the conversation by its own template; and what it says its weights are."""
+    if any(question.pictures for question in questions):
+        raise ConfigError("--endpoint: pictures are not sent to servers yet; give the model's folder", USAGE)
     engine = UrlEngine(cfg.endpoint, concurrency=cfg.batch_size)
     sampling = Sampling(
         max_new_tokens=cfg.max_new_tokens, temperature=cfg.temperature, top_k=cfg.top_k, top_p=cfg.top_p
@@ -124,12 +127,13 @@ def _ask(
     engine = LocalEngine(folders, dtype=cfg.dtype, batch_size=cfg.batch_size, threads=out.threads)
     speaker = Speaker(folders)
     stop_ids = engine.about.stop_ids or speaker.eos_ids
-    prompts = {question.item_id: speaker.prompt_ids(question.messages) for question in questions}
-    requests = [
-        Request(key=question.item_id, prompt_ids=prompt, seed=_seed(cfg, question))
-        for question in questions
-        if isinstance(prompt := prompts[question.item_id], list)
-    ]
+    prompts: dict[str, list[int] | str] = {}
+    requests = []
+    for question in questions:
+        prompt, inputs = _prompt(speaker, question)
+        prompts[question.item_id] = prompt
+        if isinstance(prompt, list):
+            requests.append(Request(key=question.item_id, prompt_ids=prompt, seed=_seed(cfg, question), inputs=inputs))
     sampling = Sampling(
         max_new_tokens=cfg.max_new_tokens,
         temperature=cfg.temperature,
@@ -155,6 +159,18 @@ def _ask(
                 item_id=key, prompt_ids=prompt, output=text, output_ids=reply.ids, finish_reason=reply.finish
             )
     return answers, engine.about.versions
+
+
+def _prompt(speaker: Speaker, question: Question) -> tuple[list[int] | str, dict[str, Any]]:
+    """Ids up to where the answer begins, or why they cannot be had; and what the model reads of its pictures."""
+    if not question.pictures and not speaker.reads_pictures:
+        return speaker.prompt_ids(question.messages), {}
+    try:
+        pictures = [decode(path.read_bytes(), str(path)) for path in question.pictures]
+    except ArtifactError as error:
+        return str(error), {}
+    found = speaker.picture_prompt(question.messages, pictures)
+    return (found, {}) if isinstance(found, str) else found
 
 
 def _seed(cfg: Eval, question: Question) -> int:

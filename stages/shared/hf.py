@@ -202,6 +202,11 @@ def load_tokenizer(path: Path) -> Any:
     return _transformers().AutoTokenizer.from_pretrained(path, local_files_only=True)
 
 
+def load_processor(path: Path) -> Any:
+    """What turns conversations with pictures into what the model in `path` reads."""
+    return _transformers().AutoProcessor.from_pretrained(path, local_files_only=True)
+
+
 def load_image_processor(path: Path) -> Any:
     """What turns pictures into what the model in `path` reads of them."""
     return _transformers().AutoImageProcessor.from_pretrained(path, local_files_only=True)

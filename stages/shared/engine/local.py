@@ -15,6 +15,7 @@ from postmill.io.errors import MISMATCH, ArtifactError
 from postmill.stages.shared.base_model import all_stop_ids
 from postmill.stages.shared.engine.protocol import About, Delta, Event, Loaded, Reply, Request, Sampling
 from postmill.stages.shared.hf import add_adapters, load_model, need
+from postmill.stages.shared.media.groups import reads_pictures
 
 _REMEDY = "pip install 'postmill[train]'"
 _MEMORY_SHARE = 0.25
@@ -107,6 +108,8 @@ class LocalEngine:
         from postmill.kernels.packed_linear import native
         from postmill.stages.shared.engine.probe import attends_plainly
 
+        if reads_pictures(model):
+            return False  # pages know nothing of pictures
         is_plain = self._device == "cpu" and self._dtype == "float32" and not hasattr(model, "peft_config")
         return is_plain and native() is not None and attends_plainly(model)
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from postmill.stages.shared.engine.choose import likeliest
 from postmill.stages.shared.engine.live import Live
 from postmill.stages.shared.engine.paged import Ready
-from postmill.stages.shared.engine.protocol import Token
+from postmill.stages.shared.engine.protocol import Request, Token
 
 
 class Group:
@@ -28,6 +28,9 @@ class Group:
         self._cache: Any
         self._mask_BT: Tensor
         self._next_B1: Tensor
+        if lives[0].request.inputs:
+            self.logits_BV = self._read_pictures(lives[0].request)
+            return
         # each distinct prompt once, in the order of the requests
         prompts = list(dict.fromkeys(tuple(live.request.prompt_ids) for live in lives))
         place = {prompt: number for number, prompt in enumerate(prompts)}
@@ -52,6 +55,18 @@ class Group:
         result = self._model(
             input_ids=ids_BT, attention_mask=self._mask_BT, position_ids=positions_BT, use_cache=True, logits_to_keep=1
         )
+        self._cache = result.past_key_values
+        logits_BV: Tensor = result.logits[:, -1]
+        return logits_BV
+
+    def _read_pictures(self, request: Request) -> Tensor:
+        """Logits after one prompt with pictures. Models with m-rope say how far its positions are behind its length."""
+        ids_1T = torch.tensor([request.prompt_ids], device=self._device)
+        self._mask_BT = torch.ones_like(ids_1T)
+        inputs = {name: value.to(self._device) for name, value in request.inputs.items()}
+        result = self._model(input_ids=ids_1T, attention_mask=self._mask_BT, use_cache=True, logits_to_keep=1, **inputs)
+        behind = getattr(self._model.base_model, "rope_deltas", None)
+        self._next_B1 = self._mask_BT.sum(-1, keepdim=True) + (0 if behind is None else behind.reshape(1, 1))
         self._cache = result.past_key_values
         logits_BV: Tensor = result.logits[:, -1]
         return logits_BV
@@ -105,7 +120,11 @@ class PaddedRows:
         """One pass: a new group where there is room for one, else the next group goes on."""
         room = self._max_running - sum(len(group.lives) - len(group.over) for group in self._groups)
         if self._waiting and room > 0:
-            taken = [self._waiting.popleft() for _ in range(min(room, len(self._waiting)))]
+            taken = [self._waiting.popleft()]
+            while not taken[0].request.inputs and len(taken) < room and self._waiting:
+                if self._waiting[0].request.inputs:
+                    break
+                taken.append(self._waiting.popleft())
             for live in taken:
                 self._score_prompt(live)
             lives = [live for live in taken if not live.is_scored_only]

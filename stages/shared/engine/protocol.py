@@ -65,6 +65,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     """Name of an adapter that was added; None is the weights that were loaded."""
     messages: list[dict[str, Any]] | None = None
     """The conversation, for an engine that is reached by `text`, whose server writes the prompt; it has no ids then."""
+    inputs: dict[str, Any] = {}
+    """What the model's processor made of the prompt's pictures, tensors by name. Such a request is answered alone."""
     prompt_logprobs: int | None = None
     """Report log-probs of the prompt's tokens, and this many likeliest ones at each place."""
 

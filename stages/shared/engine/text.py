@@ -1,10 +1,11 @@
 """Text before and after an engine: messages to prompt ids by the model's own chat template, ids to text."""
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from postmill.stages.shared.hf import load_tokenizer
+from postmill.stages.shared.hf import load_processor, load_tokenizer
 
 _REPLACEMENT = "\ufffd"
 _LONGEST_CHARACTER = 8
@@ -16,6 +17,7 @@ class Speaker:
 
     def __init__(self, folders: list[Path]) -> None:
         folder = next((path for path in reversed(folders) if (path / "tokenizer.json").is_file()), folders[0])
+        self._folder = folder
         self._tokenizer = load_tokenizer(folder)
 
     @property
@@ -53,6 +55,37 @@ class Speaker:
             return f"chat template: {error}"
         return list(encoded["input_ids"])
 
+    def picture_prompt(
+        self, messages: list[dict[str, Any]], pictures: list[Any]
+    ) -> tuple[list[int], dict[str, Any]] | str:
+        """The conversation up to where the answer begins, and what the model reads of its pictures; or why not.
+
+        pictures: as PIL has them, for the `<image>` of the messages, in order.
+        """
+        processor = self._processor
+        if not getattr(processor, "chat_template", None):
+            return "the model has no chat template for pictures"
+        waiting = iter(pictures) if pictures else None
+        asked = [message | {"content": _parts(message["content"], waiting)} for message in messages]
+        try:
+            made = processor.apply_chat_template(
+                asked, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+            )
+        except ValueError as error:
+            return f"pictures: {error}"
+        inputs = {name: value for name, value in made.items() if name not in ("input_ids", "attention_mask")}
+        return made["input_ids"][0].tolist(), inputs if pictures else {}
+
+    @property
+    def reads_pictures(self) -> bool:
+        """Whether the folder has a processor. Its template may read nothing but lists of parts."""
+        names = ("processor_config.json", "preprocessor_config.json")
+        return any((self._folder / name).is_file() for name in names)
+
+    @functools.cached_property
+    def _processor(self) -> Any:
+        return load_processor(self._folder)
+
     def ids(self, text: str, *, special: bool = True) -> list[int]:
         """Tokens of a text; `special`: with those that the tokenizer puts around one."""
         found: list[int] = self._tokenizer(text, add_special_tokens=special).input_ids
@@ -83,6 +116,17 @@ class Speaker:
     @property
     def _special(self) -> frozenset[int]:
         return frozenset(self._tokenizer.added_tokens_decoder)
+
+
+def _parts(text: str, pictures: Iterator[Any] | None) -> list[dict[str, Any]]:
+    """A text with `<image>` in it as the parts that templates read; without pictures that is text."""
+    parts: list[dict[str, Any]] = []
+    for index, piece in enumerate(text.split("<image>") if pictures is not None else [text]):
+        if index and pictures is not None:
+            parts.append({"type": "image", "image": next(pictures)})
+        if piece:
+            parts.append({"type": "text", "text": piece})
+    return parts
 
 
 def _byte_letters() -> dict[str, int]:

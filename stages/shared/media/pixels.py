@@ -4,7 +4,6 @@ A picture is decoded, turned upright and processed alone, so what it becomes dep
 What was made of it lately is kept by its digest. Tensors are those that transformers makes of the same file.
 """
 
-import io
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,11 +15,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from postmill.io.errors import BAD_DATA, ArtifactError
 from postmill.io.packed import TokenRows
 from postmill.io.pictures import Picture
 from postmill.stages.shared import hf
 from postmill.stages.shared.attention import Blocks
+from postmill.stages.shared.media.decode import decode
 from postmill.stages.shared.media.layout import RowsLayout
 
 CACHE_BYTES = 1 << 30
@@ -99,7 +98,7 @@ class Pixels:
         """What the processor makes of a picture."""
         made = self._made.pop(picture.digest, None)
         if made is None:
-            image = decode(picture)
+            image = decode(picture.load(), picture.place)
             found = self._processor(images=[image], return_tensors="pt")
             made = {name: value for name, value in found.items() if isinstance(value, Tensor)}
             made = self.layout.tower_inputs(made)
@@ -113,20 +112,6 @@ class Pixels:
 
 def _bytes_of(made: dict[str, Tensor]) -> int:
     return sum(tensor.nbytes for tensor in made.values())
-
-
-def decode(picture: Picture) -> Any:
-    """A picture in three colours, upright. Raises ArtifactError (65) for one that is damaged."""
-    from PIL import Image, ImageOps
-
-    try:
-        with Image.open(io.BytesIO(picture.load())) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
-    except (OSError, SyntaxError, ValueError) as error:
-        what = " ".join(str(error).split())
-        raise ArtifactError(
-            f"{picture.place}: cannot be decoded ({what}); get it again or leave its rows out", BAD_DATA
-        ) from error
 
 
 def join(made: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
