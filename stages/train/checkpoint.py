@@ -74,9 +74,9 @@ def save(
     with Staging(path) as staging:
         tuner.save(net, weights, staging.path, base)
         check_saved(staging.path)
-        own = {name: tensor.contiguous() for name, tensor in tuner.state(net).items()}
-        if own:
-            save_tensors(own, staging.path / TUNER_STATE)
+        of_tuner = {name: tensor.contiguous() for name, tensor in tuner.state(net).items()}
+        if of_tuner:
+            save_tensors(of_tuner, staging.path / TUNER_STATE)
         save_tensors(state, staging.path / OPTIMIZER)
         if own:
             save_tensors(own, staging.path / OWN)
