@@ -133,7 +133,12 @@ def _complete(task: str, sections: dict[str, dict[str, Any]], config: Config) ->
         objective = _OBJECTIVES.get(task, task)
         if objective:
             sections["train"]["objective"] = objective
-    if task in _REFERENCE:
+    if task == "kto":
+        sections["score-mismatched"] = {"stage": "score", "partners": True}
+        sections["train"]["scores"] = ["ref=score", "kl=score-mismatched"]
+        for name in ("train", "merge"):
+            sections[name] = sections.pop(name)
+    elif task in _REFERENCE:
         sections["train"]["scores"] = ["ref=score"]
     if task == "pt":
         sections["tokenize"].setdefault("truncation", "split")
@@ -142,16 +147,7 @@ def _complete(task: str, sections: dict[str, dict[str, Any]], config: Config) ->
         sections["pack"]["row_tokens"] = (length, line)
         sections["tokenize"].setdefault("max_length", 2048)
     if "train" in sections and "val_ratio" in sections.get("tokenize", {}):
-        held_out = {"stage": "tokenize", "data": "data", "split": "validation"} | sections["tokenize"]
-        sections |= {
-            "tokenize-valid": held_out,
-            "pack-valid": {"stage": "pack", "tokens": "tokenize-valid"} | sections["pack"],
-        }
-        sections["pack"]["tokens"] = "tokenize"
-        sections["train"] |= {"packed": "pack", "valid": "pack-valid"}
-        for name in ("score", "train", "merge"):  # after what they read
-            if name in sections:
-                sections[name] = sections.pop(name)
+        _hold_out(sections)
     if "prompts" in sections:
         sections["prompts"] = {"stage": "tokenize", "for": "prompt"} | sections["prompts"]
         sections["rollout"]["policy"] = "model"
@@ -159,6 +155,20 @@ def _complete(task: str, sections: dict[str, dict[str, Any]], config: Config) ->
         sections.pop("merge", None)
     if "merge" in sections and "quantize" in sections:
         sections["merge"].setdefault("parts", "data")
+
+
+def _hold_out(sections: dict[str, dict[str, Any]]) -> None:
+    """Sections that make the held-out rows, and what reads them."""
+    held_out = {"stage": "tokenize", "data": "data", "split": "validation"} | sections["tokenize"]
+    sections |= {
+        "tokenize-valid": held_out,
+        "pack-valid": {"stage": "pack", "tokens": "tokenize-valid"} | sections["pack"],
+    }
+    sections["pack"]["tokens"] = "tokenize"
+    sections["train"] |= {"packed": "pack", "valid": "pack-valid"}
+    for name in ("score", "train", "merge"):  # after what they read
+        if name in sections:
+            sections[name] = sections.pop(name)
 
 
 def _plain(item: Any) -> Any:
@@ -179,6 +189,8 @@ def check(imported: Imported, declared: dict[str, Stage]) -> Imported:
                 lines[id(line)] = msgspec.structs.replace(line, status="refused", note=fault)
             elif not fault:
                 kept[option] = value
+            elif option == "objective":
+                raise ConfigError(f"{imported.tool}: {value}: no chain for that; see postmill recipe list and {fault}")
         sections[name] = {option: kept[option] for option in table if option in kept}
     return msgspec.structs.replace(imported, sections=sections, lines=list(lines.values()))
 

@@ -157,7 +157,7 @@ def imported(tmp_path: Path, name: str, text: str, tool: str = "") -> tuple[Impo
             "b.sh",
             SWIFT.replace("swift sft", "swift rlhf --rlhf_type kto") + "",
             "kto",
-            {"train.objective": "kto", "train.scores": ["ref=score"]},
+            {"train.objective": "kto", "train.scores": ["ref=score", "kl=score-mismatched"]},
         ),
         (
             "c.sh",

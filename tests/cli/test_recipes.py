@@ -28,6 +28,7 @@ SMALL = {
     "train.rank": ["2"],
     "pack.row_tokens": ["96"],
     "tokenize.max_length": ["90"],
+    "score.top_k": ["4"],
     "rollout.samples": ["3"],
     "rollout.max_new_tokens": ["5"],
     "reward.functions": ["judge.py:judge"],
@@ -40,6 +41,7 @@ SMALL = {
 """What makes each recipe small. Nothing here changes what the stages are."""
 DATA = {
     "pairs": [{"query": f"q{i}", "response": "the", "rejected_response": "her"} for i in range(4)],
+    "labels": [{"query": f"q{i}", "response": "the her", "label": bool(i % 2)} for i in range(4)],
     "texts": [{"text": "the other day " * 12} for _ in range(3)],
     "questions": [{"query": f"what is {i}", "solution": str(i)} for i in range(3)],
     "calls": [{"query": "weather?", "response": '<tool_call>{"name": "w"}</tool_call>'} for _ in range(3)],
@@ -47,7 +49,8 @@ DATA = {
     "chats": [{"query": f"q{i}", "response": "in there"} for i in range(4)],
 }
 NEEDS = {
-    **dict.fromkeys(("dpo", "simpo", "orpo"), "pairs"),
+    **dict.fromkeys(("dpo", "simpo", "orpo", "reward-model"), "pairs"),
+    **{"kto": "labels", "distill": "chats"},
     **dict.fromkeys(("rejection", "pairs-from-rewards"), "questions"),
     **{"pretrain": "texts", "agent": "calls", "self-cognition": "identity", "sft": "chats", "quantize": "adapter"},
 }
