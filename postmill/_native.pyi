@@ -98,6 +98,13 @@ class ChatEncoder:
         agent_format: tuple[str, str] | None = None,
         media: str | None = None,
         media_roots: list[str] = ...,
+        train_roles: list[str] = ...,
+        train_closing: str = "turn",
+        roles: list[tuple[str, str]] = ...,
+        each_turn: bool = False,
+        continue_final: bool = False,
+        number_calls: bool = False,
+        plain: bool = False,
     ) -> None: ...
     def encode_chunk(
         self,

@@ -23,6 +23,11 @@ class Tokenize(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     loss_rules: Literal["spans", "ms-swift"] = "spans"
     """How strategies are read. `spans`: a pattern weighs exactly what it matches. `ms-swift`: as ms-swift does, quirks
     included."""
+    train_roles: list[Literal["system", "user", "assistant", "tool"]] = []
+    """Whose turns to train on, one at a time. Unset: the assistant's alone."""
+    train_closing: Literal["turn", "last", "all", "none"] = "turn"
+    """Which closing tokens (<|im_end|>) to train on: of turns that are trained on, of the last of them, of every
+    role's turns, or none."""
     segments: Literal["whole", "turn", "ms-swift"] = "whole"
     """Where text is cut before encoding. `whole`: the ids of apply_chat_template; `turn`: at the start of each
     assistant turn, as in generation; `ms-swift`: where the weight changes, as ms-swift does."""
@@ -52,10 +57,22 @@ class Tokenize(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Which of the model's named chat templates. Unset: `default`, or `tool_use` for rows with tools if there is."""
     date: Annotated[str, Meta(pattern=r"^\d{4}-\d\d-\d\d$")] | None = None
     """The date that templates which print one shall print, YYYY-MM-DD."""
+    plain: bool = False
+    """No chat template: texts one after the other, each answer with the end of sequence behind it."""
+    each_turn: bool = False
+    """Make a row of each answer of a conversation, with what came before as its prompt: the template then writes each
+    prompt as it will in use, where it leaves out the thinking of past turns."""
+    continue_final: bool = False
+    """Of prompts: go on with the words of the assistant at the end of a conversation; else they are the answer."""
+    number_calls: bool = False
+    """Number the ids of tool calls anew, in nine digits: Mistral's templates refuse those of OpenAI."""
     drop: list[str] = []
-    """Columns to leave out, one at a time: those that cannot be read, or that the rows are better without."""
+    """Columns to leave out, one at a time: those that cannot be read, or that the rows are better without. `system`
+    leaves out system messages too."""
     columns: dict[str, str] = {}
-    """Columns to rename first, one at a time (my_question=query) or as JSON."""
+    """Columns to rename first, one at a time (my_question=query) or as JSON; members of messages too (author=role)."""
+    roles: dict[str, str] = {}
+    """Roles by other names, one at a time (npc=assistant) or as JSON."""
     media_root: list[str] = []
     """Folders whose pictures rows may name, one at a time, besides the folder of the data file. Relative paths are
     looked for in them, too."""
@@ -97,6 +114,18 @@ class Tokenize(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             raise ValueError(f"segments: with for {self.for_} a text is encoded whole; drop the option")
         if self.for_ in ("embed", "rank") and self.truncation in ("left", "split"):
             raise ValueError(f"truncation {self.truncation}: with for {self.for_} use drop or right")
+        if self.segments == "ms-swift" and (
+            self.train_roles not in ([], ["assistant"]) or self.train_closing != "turn"
+        ):
+            raise ValueError(
+                "segments ms-swift cuts where ms-swift's weights change; it has no train_roles, train_closing"
+            )
+        if self.continue_final and self.for_ != "prompt":
+            raise ValueError("continue_final is about prompts; add --for prompt")
+        if self.each_turn and self.for_ != "train":
+            raise ValueError("each_turn makes rows to train on; drop it or --for")
+        if self.plain and self.agent_format is not None:
+            raise ValueError("plain writes texts alone; drop agent_format, or give a chat template")
         if self.split == "validation" and self.val_ratio == 0:
             raise ValueError("split validation needs a val_ratio above 0")
 

@@ -1,7 +1,7 @@
 """A model's tokenizer and chat templates, read from its folder without transformers.
 
-The same files win as in transformers: `chat_template.jinja` and `additional_chat_templates/` over `chat_template.json`
-over the configuration; `tokenizer_config.json` over `special_tokens_map.json`.
+The same files win as in transformers: `chat_template.jinja` and `additional_chat_templates/` over the configuration,
+that over `chat_template.json`; `tokenizer_config.json` over `special_tokens_map.json`.
 """
 
 from pathlib import Path
@@ -45,8 +45,9 @@ def load_tokenizer(folder: Path) -> TokenizerFolder:
         ordered = sorted((item for item in added.items() if item[0].isdigit()), key=lambda item: int(item[0]))
         extra += [v["content"] for _, v in ordered if isinstance(v, dict) and v.get("special") and "content" in v]
     extra += texts.values()
-    for text in config.get("additional_special_tokens") or mapped.get("additional_special_tokens") or []:
-        extra.append(_token_text(text) or "")
+    for name in ("additional_special_tokens", "extra_special_tokens"):
+        more = config.get(name) or mapped.get(name) or []
+        extra += [_token_text(text) or "" for text in (more.values() if isinstance(more, dict) else more)]
     return TokenizerFolder(
         files["tokenizer.json"].read_bytes(), texts, list(dict.fromkeys(filter(None, extra))), _templates(files, config)
     )
@@ -61,10 +62,12 @@ def _token_text(value: Any) -> str | None:
 def _templates(files: dict[str, Path], config: dict[str, Any]) -> dict[str, str]:
     found: dict[str, str] = {}
     given = config.get("chat_template")
-    if "chat_template.json" in files:
+    if given is None and "chat_template.json" in files:
         given = load_json(files["chat_template.json"]).get("chat_template", given)
     if isinstance(given, str):
         found["default"] = given
+    elif isinstance(given, dict):
+        found |= given
     for item in given if isinstance(given, list) else []:
         found[item["name"]] = item["template"]
     for name, path in files.items():
@@ -102,4 +105,7 @@ def choose_templates(
             known = ", ".join(sorted(model.templates)) or "none"
             raise ConfigError(f"template_name: no chat template {name!r} in the model, it has {known}")
         return ChosenTemplates(name, model.templates[name], None)
+    if fallback is None and model.templates and "default" not in model.templates and "tool_use" not in model.templates:
+        known = ", ".join(sorted(model.templates))
+        raise ConfigError(f"template_name: none of the model's chat templates is the default; choose one of {known}")
     return ChosenTemplates("chat template", model.templates.get("default", fallback), model.templates.get("tool_use"))

@@ -19,7 +19,7 @@ from postmill.stages.protocol import Input, Out
 from postmill.stages.tokenize.config import Tokenize
 from postmill.stages.tokenize.work import NOTHING, TOKENS, Totals, check_trained, close, in_order, refusals
 
-_REWEIGHABLE = frozenset({"loss_scale", "loss_rules", "engine"})
+_REWEIGHABLE = frozenset({"loss_scale", "loss_rules", "train_closing", "engine"})
 _UNCHANGED = ("sources", "length_histogram", "stop_ids", "straddles", "special_look_alikes", "rendered_bytes")
 
 

@@ -40,6 +40,8 @@ def run(cfg: Tokenize, inputs: Inputs, out: Out) -> Result:
     assert folder is not None
     model = load_tokenizer(folder)
     template_files = [item.path for item in inputs["template"]]
+    if cfg.plain and template_files:
+        raise ConfigError("plain: writes without a chat template; drop it or --chat-template")
     family = read_family(folder, model)
     templates = choose_templates(
         model, cfg.template_name, template_files[0] if template_files else None, family.template if family else None
@@ -115,6 +117,13 @@ def make_encoder(
         engine=cfg.engine,
         purpose=cfg.for_,
         drop=cfg.drop,
+        train_roles=list(cfg.train_roles) or ["assistant"],
+        train_closing=cfg.train_closing,
+        roles=list(cfg.roles.items()),
+        each_turn=cfg.each_turn,
+        continue_final=cfg.continue_final,
+        number_calls=cfg.number_calls,
+        plain=cfg.plain,
         agent_format=(cfg.agent_format, format_json(cfg.agent_format)) if cfg.agent_format else None,
         media=family.to_json() if family else None,
         media_roots=cfg.media_root,

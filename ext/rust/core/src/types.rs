@@ -59,6 +59,8 @@ pub struct Message {
     pub loss_scale: Vec<f32>,
     /// Byte lengths of the content's pieces, when `content` was a list of several texts that were joined.
     pub pieces: Vec<usize>,
+    /// It belongs to the prompt: nobody learns to say it, though under the base `all` its tokens count as all others do.
+    pub given: bool,
 }
 
 /// What a row asks of training.
@@ -70,6 +72,8 @@ pub enum Body {
     Pair(Vec<Message>, Vec<Message>),
     /// Text to continue, with no chat framing.
     Text(Box<str>),
+    /// Ids that somebody else made, and which of them are trained on; none: all.
+    Tokens(Vec<i32>, Option<Vec<bool>>),
     /// A conversation that waits for an answer.
     Prompt(Vec<Message>),
     /// Texts to compare.

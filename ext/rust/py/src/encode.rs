@@ -17,9 +17,9 @@ use postmill_core::rows::{Purpose, RowOptions};
 use postmill_core::template::{Date, SpecialTexts, Template};
 use postmill_core::tokenizer::engine::Tokens;
 use postmill_core::tokenizer::escape::Escape;
-use postmill_core::tokenizer::vocabulary::{self, EngineChoice, TokenNames};
-use postmill_core::types::Json;
-use postmill_core::weigh::{Semantics, Spec};
+use postmill_core::tokenizer::vocabulary::{self, EngineChoice, TokenNames, Vocabulary};
+use postmill_core::types::{Json, Role};
+use postmill_core::weigh::{Closing, Semantics, Spec};
 use pyo3::buffer::PyBuffer;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
@@ -106,6 +106,34 @@ fn engine_choice(name: &str) -> Result<EngineChoice, Error> {
     }
 }
 
+fn role(name: &str) -> Result<Role, Error> {
+    match name {
+        "system" => Ok(Role::System),
+        "user" => Ok(Role::User),
+        "assistant" => Ok(Role::Assistant),
+        "tool" => Ok(Role::Tool),
+        other => unknown("train_roles", other, "system, user, assistant, tool"),
+    }
+}
+
+fn closing(name: &str) -> Result<Closing, Error> {
+    match name {
+        "turn" => Ok(Closing::Turn),
+        "last" => Ok(Closing::Last),
+        "all" => Ok(Closing::All),
+        "none" => Ok(Closing::None),
+        other => unknown("train_closing", other, "turn, last, all, none"),
+    }
+}
+
+/// Texts one after the other, answers with the end of sequence: how a model without a chat template is prompted.
+fn plain_template(vocabulary: &Vocabulary) -> String {
+    let bos = if vocabulary.bos.is_some_and(|bos| vocabulary.text_prefix == [bos]) { "{{ bos_token }}" } else { "" };
+    let text = "{% for m in messages %}{{ m.content }}{% if m.role == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}\
+                {% if add_generation_prompt %}{% endif %}";
+    format!("{bos}{text}")
+}
+
 fn boxed(pairs: Pairs) -> Vec<(Box<str>, Box<str>)> {
     pairs.into_iter().map(|(name, text)| (name.into(), text.into())).collect()
 }
@@ -175,7 +203,9 @@ impl ChatEncoder {
         segments = "whole", max_length = None, truncation = "drop", special_text = "keep", unwritten = "error", thinking = "template",
         system = None, template_kwargs = "{}", columns = vec![], model_name = None, model_author = None,
         skip_bad_rows = false, max_line_bytes = 0, engine = "auto", purpose = "train", drop = vec![], agent_format = None,
-        media = None, media_roots = vec![]
+        media = None, media_roots = vec![],
+        train_roles = vec!["assistant".to_owned()], train_closing = "turn", roles = vec![], each_turn = false,
+        continue_final = false, number_calls = false, plain = false
     ))]
     #[allow(clippy::too_many_arguments)] // named in Python
     fn new(
@@ -211,9 +241,18 @@ impl ChatEncoder {
         agent_format: Option<(String, String)>,
         media: Option<&str>,
         media_roots: Vec<String>,
+        train_roles: Vec<String>,
+        train_closing: &str,
+        roles: Pairs,
+        each_turn: bool,
+        continue_final: bool,
+        number_calls: bool,
+        plain: bool,
     ) -> PyResult<Self> {
         let build = || {
-            let spec = Spec::parse(loss_scale, semantics(loss_rules)?, &rule_files)?;
+            let mut spec = Spec::parse(loss_scale, semantics(loss_rules)?, &rule_files)?;
+            spec.roles = train_roles.iter().map(|name| role(name)).collect::<Result<_, _>>()?;
+            spec.closing = closing(train_closing)?;
             let options = Options {
                 segments: self::segments(segments)?,
                 max_length,
@@ -233,8 +272,9 @@ impl ChatEncoder {
                     postmill_core::template::Options { name: template_name.into(), date, ..Default::default() };
                 Template::new(source, &specials, options)
             };
+            let plain = plain.then(|| plain_template(&vocabulary));
             let templates = Templates {
-                default: template.map(compile).transpose()?,
+                default: plain.as_deref().or(template).map(compile).transpose()?,
                 with_tools: tools_template.map(compile).transpose()?,
                 agent: agent_format.map(|(name, text)| AgentFormat::new(&name, &text, &specials)).transpose()?,
             };
@@ -251,10 +291,13 @@ impl ChatEncoder {
                 purpose: self::purpose(purpose)?,
                 drop: drop.into_iter().map(Into::into).collect(),
                 columns: boxed(columns),
+                roles: boxed(roles),
+                continue_final,
+                number_calls,
                 model_name: model_name.map(Into::into),
                 model_author: model_author.map(Into::into),
             };
-            Ok(Self { encoder, read: ReadOptions { rows, skip_bad_rows, max_line_bytes } })
+            Ok(Self { encoder, read: ReadOptions { rows, skip_bad_rows, each_turn, max_line_bytes } })
         };
         build().map_err(|error: Error| to_python(py, &error))
     }

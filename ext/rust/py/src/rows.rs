@@ -94,6 +94,7 @@ fn normalize_lines(
         columns: columns.into_iter().map(|(old, new)| (old.into(), new.into())).collect(),
         model_name: model_name.map(Into::into),
         model_author: model_author.map(Into::into),
+        ..RowOptions::default()
     };
     let read = || {
         let mut lines = Lines::new(data, 1, lines::MAX_LINE_BYTES);

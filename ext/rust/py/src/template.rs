@@ -197,7 +197,7 @@ fn message(json: Json) -> Result<Message, Error> {
         },
         _ => Role::User,
     };
-    Ok(Message { role, fields, loss: Vec::new(), loss_scale: Vec::new(), pieces: Vec::new() })
+    Ok(Message { role, fields, loss: Vec::new(), loss_scale: Vec::new(), pieces: Vec::new(), given: false })
 }
 
 /// Adds the class to the module.

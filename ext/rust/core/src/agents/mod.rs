@@ -310,7 +310,7 @@ impl AgentFormat {
 fn message(role: Role, name: &str, text: String) -> Message {
     let fields =
         vec![("role".into(), Json::String(name.into())), ("content".into(), Json::String(text.into_boxed_str()))];
-    Message { role, fields, loss: vec![], loss_scale: vec![], pieces: vec![] }
+    Message { role, fields, loss: vec![], loss_scale: vec![], pieces: vec![], given: false }
 }
 
 fn text_of(message: &Message) -> &str {

@@ -152,8 +152,14 @@ struct Ready<'a> {
 }
 
 impl Ready<'_> {
-    fn source(&self) -> Source<'_> {
-        Source { messages: &self.messages, written: self.written.as_ref(), first_message: self.first_message }
+    fn source<'a>(&'a self, encoder: &'a Encoder) -> Source<'a> {
+        Source {
+            messages: &self.messages,
+            written: self.written.as_ref(),
+            first_message: self.first_message,
+            roles: &encoder.spec.roles,
+            special: encoder.special.as_ref(),
+        }
     }
 }
 
@@ -332,6 +338,40 @@ impl Encoder {
         Ok(())
     }
 
+    /// Take ids that somebody else made. Each run of those that are trained on is a turn; without a mask they are text.
+    ///
+    /// # Errors
+    /// `Error::Row` for an id that the tokenizer does not have.
+    pub fn tokens(&self, ids: Vec<i32>, mask: Option<&[bool]>, out: &mut Conversation) -> Result<(), Error> {
+        out.reset(if mask.is_some() { Form::Chat } else { Form::Text });
+        let known = self.vocabulary.len();
+        if let Some(id) = ids.iter().find(|id| usize::try_from(**id).map_or(true, |id| id >= known)) {
+            return Err(row_error(
+                "input_ids",
+                format!("input_ids has {id}, and the tokenizer {known} ids; pass its own -m"),
+            ));
+        }
+        let mask = mask.unwrap_or(&[]);
+        let (mut at, mut done) = (0, 0);
+        while let Some(start) = mask[at..].iter().position(|trained| *trained).map(|found| at + found) {
+            let end = mask[start..].iter().position(|trained| !trained).map_or(mask.len(), |found| start + found);
+            out.turns.push(TokenTurn {
+                start: done as i32,
+                end: end as i32,
+                generated_start: start as i32,
+                generated_end: end as i32,
+                closing: end as i32,
+                role: Role::Assistant,
+                message: out.turns.len() as i32,
+                loss: Some(true),
+                loss_scale: None,
+            });
+            (at, done) = (end, end);
+        }
+        out.tokens.ids = ids;
+        Ok(())
+    }
+
     /// Encode text to go on with: as [`Self::text`], without the end of sequence.
     ///
     /// # Errors
@@ -377,7 +417,7 @@ impl Encoder {
         } else {
             template.render_prompt(messages, tools.as_deref(), kwargs)?
         };
-        self.check_written(template, &rendered.unwritten, ready.source(), out)?;
+        self.check_written(template, &rendered.unwritten, ready.source(self), out)?;
         let pictures = self.expand(&mut rendered, &ready.items)?;
         let text = &rendered.text;
         out.encode_calls = match (&self.escape, mark) {
@@ -406,19 +446,8 @@ impl Encoder {
     /// `Error::Template` as the template; `Error::Row` for a row against a rule here; `Error::Config` without a template.
     pub fn chat(&self, messages: Vec<Message>, side: Side, out: &mut Conversation) -> Result<(), Error> {
         out.reset(Form::Chat);
-        if self.spec.base == Base::All
-            && let Some(index) = messages.iter().position(|m| m.role != Role::Assistant && m.loss.contains(&false))
-        {
-            return Err(Error::Row(RowError {
-                reason: "loss",
-                column: None,
-                path: format!("$.messages[{index}]"),
-                message: "its mark says that it is not trained on, and --loss-scale all says that it is; drop one"
-                    .to_owned(),
-            }));
-        }
         let ready = self.ready(messages, side, out)?;
-        let (mark, source) = (ready.mark, ready.source());
+        let (mark, source) = (ready.mark, ready.source(self));
         let mut rendered = ready.template.render(&ready.messages, ready.tools.as_deref(), &ready.kwargs, false)?;
         if rendered.text.len() > i32::MAX as usize {
             return Err(row_error("too_large", format!("the conversation renders to {} bytes", rendered.text.len())));
@@ -706,6 +735,7 @@ fn system_message(text: &str) -> Message {
         loss: vec![],
         loss_scale: vec![],
         pieces: vec![],
+        given: false,
     }
 }
 

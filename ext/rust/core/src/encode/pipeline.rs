@@ -8,7 +8,7 @@ use crate::error::{Error, RowError};
 use crate::input::lines::{self, Endings, Lines, Record};
 use crate::json::to_canonical;
 use crate::rows::{self, Purpose, RowOptions};
-use crate::types::{Body, Json, Row};
+use crate::types::{Body, Json, Role, Row};
 use crate::weigh::Spec;
 use crate::weigh::sequence::{Scratch, weigh};
 use arrow_array::RecordBatch;
@@ -82,7 +82,12 @@ impl Counts {
     fn see_columns(&mut self, row: &Json, options: &RowOptions) {
         let Json::Object(members) = row else { return };
         for old in options.columns.iter().map(|(old, _)| old).chain(&options.drop) {
-            if !self.columns_seen.contains(old) && members.iter().any(|(name, _)| name == old) {
+            let in_messages = |value: &Json| match value {
+                Json::Array(items) => items.iter().any(|item| item.member(old).is_some()),
+                _ => false,
+            };
+            if !self.columns_seen.contains(old) && members.iter().any(|(name, value)| name == old || in_messages(value))
+            {
                 self.columns_seen.insert(old.clone());
             }
         }
@@ -112,6 +117,8 @@ pub struct ReadOptions {
     pub rows: RowOptions,
     /// Leave bad rows out, with a ledger line, instead of stopping.
     pub skip_bad_rows: bool,
+    /// Make a row of each answer of a conversation, with what came before it as its prompt.
+    pub each_turn: bool,
     /// Longest line; 0: the default.
     pub max_line_bytes: usize,
 }
@@ -139,6 +146,7 @@ pub fn encode_chunk(encoder: &Encoder, read: &ReadOptions, chunk: &Chunk) -> Res
         chunk,
         rows: TokensBuilder::for_bytes(chunk.data.len(), read.rows.purpose == Purpose::Prompt, encoder.reads_media()),
         purpose: read.rows.purpose,
+        each_turn: read.each_turn,
         ledger: vec![],
         counts: Counts::default(),
         scratch: Scratch::default(),
@@ -240,6 +248,7 @@ struct Run<'a> {
     chunk: &'a Chunk<'a>,
     rows: TokensBuilder,
     purpose: Purpose,
+    each_turn: bool,
     ledger: Vec<LedgerLine>,
     counts: Counts,
     scratch: Scratch,
@@ -332,10 +341,26 @@ impl Run<'_> {
         };
         let tools_text = tools.as_ref().filter(|_| is_prompt).map(to_canonical);
         let mut sides = std::mem::take(&mut self.sides);
+        if let (Body::Chat(messages), true) = (&body, self.each_turn) {
+            let meta = RowMeta {
+                id,
+                source: self.chunk.source,
+                line: line as i64,
+                channel: channel.as_deref(),
+                margin,
+                label,
+                extra: Some(&*extra).filter(|extra| !extra.is_empty()),
+                ..RowMeta::default()
+            };
+            let result = self.turns(messages, side, &mut sides[0], &meta, line);
+            self.sides = sides;
+            return result;
+        }
         let mut places: Vec<i8> = vec![];
         let used = match body {
             Body::Text(text) if is_prompt => self.encoder.text_prompt(&text, &mut sides[0]).map(|()| 1),
             Body::Text(text) => self.encoder.text(&text, &mut sides[0]).map(|()| 1),
+            Body::Tokens(ids, mask) => self.encoder.tokens(ids, mask.as_deref(), &mut sides[0]).map(|()| 1),
             Body::Prompt(messages) => self.encoder.prompt(messages, side, &mut sides[0]).map(|()| 1),
             Body::Chat(messages) => self.encoder.chat(messages, side, &mut sides[0]).map(|()| 1),
             Body::Pair(chosen, rejected) => {
@@ -416,6 +441,51 @@ impl Run<'_> {
             let id = if index == 0 { meta.id } else { self.part_id(meta.id, index as u32) };
             self.counts.add("straddles", side.straddles);
             self.push(&RowMeta { id, pair, ..*meta }, side, 0..side.tokens.ids.len())?;
+        }
+        Ok(())
+    }
+
+    /// A row for each answer of a conversation; what came before is its prompt.
+    fn turns(
+        &mut self,
+        messages: &[crate::types::Message],
+        side: Side,
+        out: &mut Conversation,
+        meta: &RowMeta,
+        line: u64,
+    ) -> Result<(), Error> {
+        let answers = messages
+            .iter()
+            .enumerate()
+            .filter(|(_, message)| message.role == Role::Assistant && !message.given && message.loss != [false]);
+        let (mut part, mut gone) = (0, None);
+        for (at, _) in answers {
+            let mut messages = messages[..=at].to_vec();
+            messages[..at].iter_mut().for_each(|message| {
+                message.given = true;
+                message.loss.clear();
+                message.loss_scale.clear();
+            });
+            self.encoder.chat(messages, side, out)?;
+            self.counts.add("encode_calls", out.encode_calls);
+            self.counts.add("rendered_bytes", out.rendered_bytes);
+            self.counts.add("unwritten_thinking", out.unwritten_thinking);
+            let before = out.tokens.ids.len();
+            if let Outcome::Dropped(reason) = self.encoder.fit(out, &mut self.scratch)? {
+                gone = Some((reason, before));
+                continue;
+            }
+            let id = if part == 0 { meta.id } else { self.part_id(meta.id, part) };
+            self.push(&RowMeta { id, ..*meta }, out, 0..out.tokens.ids.len())?;
+            part += 1;
+        }
+        match (part, gone) {
+            (0, gone) => {
+                let (reason, tokens) = gone.unwrap_or(("nothing_to_train", 0));
+                self.drop_row(meta.id, line, reason, tokens);
+            }
+            (_, None) => self.counts.add("kept", 1),
+            (_, Some((reason, tokens))) => self.note(meta.id, line, "truncated", reason, (tokens, 0)),
         }
         Ok(())
     }

@@ -4,6 +4,7 @@ use crate::error::{Error, RowError};
 use crate::types::{Json, Message, Rendered, Role, Turn};
 use crate::weigh::sequence::TokenTurn;
 use crate::weigh::{Base, Spec};
+use regex::Regex;
 use std::ops::Range;
 
 /// How the rendered text is cut before encoding.
@@ -26,6 +27,10 @@ pub struct Source<'a> {
     pub written: Option<&'a Written>,
     /// Index of the row's own first message: -1 behind a system message that the options put in.
     pub first_message: i32,
+    /// Whose turns are trained on.
+    pub roles: &'a [Role],
+    /// Texts of special tokens.
+    pub special: Option<&'a Regex>,
 }
 
 impl Source<'_> {
@@ -82,6 +87,9 @@ fn ms_swift_cuts(rendered: &Rendered, source: Source, spec: &Spec) -> Result<Vec
             query = if turn.role == Role::System { query } else { &text[turn.all.clone()] };
             continue;
         }
+        if source.messages.get(turn.message).is_some_and(|message| message.given) {
+            continue;
+        }
         let base = spec.base != Base::LastRound || last_prompt.is_none_or(|last| index > last);
         other(spec, text, done..turn.generated.start, &mut push)?;
         let pieces = pieces(turn, source, text)?;
@@ -130,7 +138,8 @@ fn other(spec: &Spec, text: &str, range: Range<usize>, push: &mut impl FnMut(usi
 /// The bytes of a rendering that [`token_turns`] asks about; none if that takes a closer look.
 #[must_use]
 pub fn places<'a>(rendered: &'a Rendered, source: Source) -> Option<impl Iterator<Item = usize> + use<'a>> {
-    let plain = source.messages.iter().all(|message| message.loss.len() <= 1 && message.loss_scale.len() <= 1)
+    let plain = source.roles == [Role::Assistant]
+        && source.messages.iter().all(|m| m.loss.len() <= 1 && m.loss_scale.len() <= 1 && !m.given)
         && source.written.is_none_or(|written| written.parts.iter().all(Vec::is_empty));
     let of_turn = |turn: &Turn| [turn.all.start, turn.all.end, turn.generated.start, turn.closing, turn.generated.end];
     plain.then(|| rendered.turns.iter().flat_map(of_turn))
@@ -164,8 +173,19 @@ pub fn token_turns(
                 loss_scale,
             });
         };
-        if turn.generated.is_empty() {
-            plain(out, start, None, None);
+        let message = source.messages.get(turn.message);
+        if turn.role != Role::Assistant && source.roles.contains(&turn.role) {
+            let (words, closing) = words(turn, source, &rendered.text)?;
+            let [from, closing, to] = [words.start, closing, words.end].map(|at| index_at(at).0 as i32);
+            plain(out, start, message.and_then(|message| message.loss.first().copied()), None);
+            if let Some(turn) = out.last_mut() {
+                (turn.generated_start, turn.closing, turn.generated_end) = (from, closing, to);
+            }
+            continue;
+        }
+        if turn.generated.is_empty() || message.is_some_and(|message| message.given) {
+            // what a question's mark says is kept, for whoever weighs the row again
+            plain(out, start, message.filter(|m| !m.given).and_then(|m| m.loss.first().copied()), None);
             continue;
         }
         let mut from = start;
@@ -210,6 +230,42 @@ pub fn token_turns(
         }
     }
     Ok(straddles)
+}
+
+/// The words of a turn that is not the assistant's and the token that closes it, and where that starts: the content as
+/// the template writes it, and a special token right behind it.
+fn words(turn: &Turn, source: Source, text: &str) -> Result<(Range<usize>, usize), Error> {
+    let content = source.messages.get(turn.message).and_then(|message| {
+        message.fields.iter().find_map(|(name, value)| match value {
+            Json::String(text) if &**name == "content" => Some(&**text),
+            _ => None,
+        })
+    });
+    let all = &text[turn.all.clone()];
+    // the last place: only what closes the turn stands behind its words
+    let found = content.and_then(|content| {
+        let found = [content, content.trim()].into_iter().find_map(|words| Some((all.rfind(words)?, words.len())));
+        let (at, length) = found.filter(|(_, length)| *length > 0)?;
+        let rest = all[at + length..].trim_start();
+        let special = source.special.and_then(|special| special.find(rest));
+        (rest.is_empty() || special.is_some_and(|found| found.start() == 0)).then_some((at, length))
+    });
+    let Some((at, length)) = found else {
+        return Err(Error::Row(RowError {
+            reason: "roles",
+            column: None,
+            path: format!("$.messages[{}]", source.row_index(turn.message)),
+            message: "the template does not write the content as it is, so --train-roles cannot find its words"
+                .to_owned(),
+        }));
+    };
+    let end = at + length;
+    let rest = &all[end..];
+    let gap = rest.len() - rest.trim_start().len();
+    let closes = source.special.and_then(|special| special.find_at(rest, gap)).filter(|found| found.start() == gap);
+    let (closing, end) = closes.map_or((end, end), |found| (end + gap, end + found.end()));
+    let offset = turn.all.start;
+    Ok((offset + at..offset + end, offset + closing))
 }
 
 /// Whoever learns any of a turn learns to end it: where the last piece is not trained and another is, the closing token

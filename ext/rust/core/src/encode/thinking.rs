@@ -104,6 +104,7 @@ mod tests {
             loss: vec![],
             loss_scale: vec![],
             pieces: vec![],
+            given: false,
         }
     }
 

@@ -18,6 +18,27 @@ pub(super) fn from_content(value: Json, place: &Place) -> Result<Vec<Json>, RowE
     }
 }
 
+/// An answer that is the JSON text of a list of calls, as xLAM's are: a message with these calls.
+pub(super) fn of_answer(value: Json) -> Json {
+    let Json::String(text) = &value else { return value };
+    let is_call = |call: &Json| match call {
+        Json::Object(members) => {
+            members.len() == 2
+                && call.member("name").is_some()
+                && matches!(call.member("arguments"), Some(Json::Object(_)))
+        }
+        _ => false,
+    };
+    match json::parse_text(text) {
+        Ok(Json::Array(calls)) if !calls.is_empty() && calls.iter().all(is_call) => Json::Object(vec![
+            ("role".into(), Json::String("assistant".into())),
+            ("content".into(), Json::String("".into())),
+            ("tool_calls".into(), Json::Array(calls)),
+        ]),
+        _ => value,
+    }
+}
+
 /// OpenAI's `tool_calls`.
 pub(super) fn from_openai(value: Json, place: &Place) -> Result<Vec<Json>, RowError> {
     match parsed(value, place)? {
@@ -28,6 +49,32 @@ pub(super) fn from_openai(value: Json, place: &Place) -> Result<Vec<Json>, RowEr
 
 fn each(calls: Vec<Json>, place: &Place) -> Result<Vec<Json>, RowError> {
     calls.into_iter().enumerate().map(|(index, call)| one(call, &Place::Index(place, index))).collect()
+}
+
+/// Number the ids of calls anew from 1, in nine digits, and those of the answers to them.
+pub(super) fn number(messages: &mut [Message]) {
+    let mut names: Vec<Json> = vec![];
+    for message in messages {
+        for (name, value) in &mut message.fields {
+            let ids: Vec<&mut Json> = match (&**name, value) {
+                ("tool_call_id", id @ Json::String(_)) => vec![id],
+                ("tool_calls", Json::Array(calls)) => calls.iter_mut().filter_map(id_of).collect(),
+                _ => continue,
+            };
+            for id in ids {
+                let at = names.iter().position(|known| known == id).unwrap_or_else(|| {
+                    names.push(id.clone());
+                    names.len() - 1
+                });
+                *id = Json::String(format!("{:09}", at + 1).into());
+            }
+        }
+    }
+}
+
+fn id_of(call: &mut Json) -> Option<&mut Json> {
+    let Json::Object(members) = call else { return None };
+    members.iter_mut().find(|(name, _)| **name == *"id").map(|(_, id)| id)
 }
 
 /// `{type, id, function: {name, arguments}}` with all its members, or a bare `{name, arguments}`.

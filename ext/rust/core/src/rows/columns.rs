@@ -209,6 +209,17 @@ impl Columns {
         names.filter(|name| name.strip_prefix(prefix).is_some_and(is_number)).cloned().collect()
     }
 
+    /// Whether the row has a column of this kind that is not null.
+    pub(super) fn is_present(&self, column: Column) -> bool {
+        self.present(column).next().is_some()
+    }
+
+    /// The value of a column by its own name, if it is not null.
+    pub(super) fn take_named(&mut self, name: &str) -> Option<Json> {
+        let at = self.members.iter().position(|(other, value, _)| **other == *name && *value != Json::Null)?;
+        Some(self.members.remove(at).1)
+    }
+
     /// Whether the row has a column of this name.
     pub(super) fn has(&self, name: &str) -> bool {
         self.members.iter().any(|(other, _, _)| **other == *name)

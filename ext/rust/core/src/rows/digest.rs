@@ -18,6 +18,15 @@ pub fn content_hash(row: &Row) -> u128 {
             hash.messages(rejected);
         }
         Body::Text(text) => hash.bytes(b'T', text.as_bytes()),
+        Body::Tokens(ids, mask) => {
+            hash.count(b'I', ids.len());
+            for id in ids {
+                hash.0.update(&id.to_le_bytes());
+            }
+            for trained in mask.iter().flatten() {
+                hash.mark(u8::from(*trained));
+            }
+        }
         Body::Prompt(messages) => {
             hash.mark(b'Q');
             hash.messages(messages);
@@ -71,6 +80,7 @@ impl Hasher {
             message.loss.iter().for_each(|&loss| self.mark(u8::from(loss)));
             self.count(b's', message.loss_scale.len());
             message.loss_scale.iter().for_each(|scale| self.0.update(&scale.to_bits().to_le_bytes()));
+            self.mark(u8::from(message.given));
             self.count(b'p', message.pieces.len());
             message.pieces.iter().for_each(|&piece| self.count(b' ', piece));
         }
@@ -123,6 +133,13 @@ pub fn to_json(row: &Row) -> Json {
             });
             add("texts", Json::Array(texts.collect()));
         }
+        Body::Tokens(ids, mask) => {
+            let number = |id: &i32| Json::Number(id.to_string().into());
+            add("input_ids", Json::Array(ids.iter().map(number).collect()));
+            if let Some(mask) = mask {
+                add("loss_mask", Json::Array(mask.iter().map(|trained| Json::Bool(*trained)).collect()));
+            }
+        }
     }
     if let Some(tools) = &row.tools {
         add("tools", tools.clone());
@@ -155,7 +172,9 @@ pub fn messages_json(messages: &[Message]) -> Json {
                 fields.push((name.into(), Json::Array(items)));
             }
         };
-        add("loss", message.loss.iter().map(|&loss| Json::Bool(loss)).collect());
+        // what is given is not learned, whatever its marks
+        let loss = if message.given { &[false][..] } else { &message.loss };
+        add("loss", loss.iter().map(|&loss| Json::Bool(loss)).collect());
         add("loss_scale", message.loss_scale.iter().map(|scale| number(scale.to_string())).collect());
         add("pieces", message.pieces.iter().map(|piece| number(piece.to_string())).collect());
         Json::Object(fields)

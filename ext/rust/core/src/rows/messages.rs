@@ -1,10 +1,10 @@
 //! Messages: roles, pairs, marks, and what becomes of calls and results.
 use crate::error::RowError;
-use crate::rows::RowOptions;
 use crate::rows::calls;
 use crate::rows::content::Content;
 use crate::rows::marks;
 use crate::rows::place::{Place, did_you_mean, kind, listed, parsed, quoted};
+use crate::rows::{Purpose, RowOptions};
 use crate::types::{Json, Message, Role};
 
 /// Who a role name stands for.
@@ -43,8 +43,13 @@ const ROLES: [(&str, Speaker); 21] = [
     ("ipython", Speaker::Tool),
 ];
 
+/// Whether `--columns` may give a member of messages this name.
+fn is_member(name: &str) -> bool {
+    matches!(name, "role" | "content" | "tool_calls" | "reasoning_content" | "tool_call_id") || marks::is_mark(name)
+}
+
 impl Speaker {
-    fn of(name: &str) -> Option<Self> {
+    pub(super) fn of(name: &str) -> Option<Self> {
         ROLES.iter().find(|(known, _)| known.eq_ignore_ascii_case(name)).map(|&(_, speaker)| speaker)
     }
 }
@@ -127,20 +132,41 @@ impl Reader<'_> {
         for (index, item) in items.into_iter().enumerate() {
             self.append_message(&mut messages, item, &Place::Index(place, index))?;
         }
+        if self.options.drop.iter().any(|name| **name == *"system") {
+            messages.retain(|message| message.role != Role::System);
+            if messages.is_empty() {
+                return Err(place.fault("empty", "only system messages, and --drop system leaves them out".to_owned()));
+            }
+        }
+        if self.options.number_calls {
+            calls::number(&mut messages);
+        }
         Ok(messages)
     }
 
     fn append_message(&self, out: &mut Vec<Message>, value: Json, place: &Place) -> Result<(), RowError> {
-        let Json::Object(members) = value else {
+        let Json::Object(mut members) = value else {
             let message = format!("expected a message (an object with role and content), got {}", kind(&value));
             return Err(place.fault("messages", message));
         };
+        for (name, _) in &mut members {
+            let renamed = self.options.columns.iter().find(|(old, new)| old == name && is_member(new));
+            if let Some((_, new)) = renamed {
+                name.clone_from(new);
+            }
+        }
         if let Some(role) = self.plain_role(&members) {
-            out.push(Message { role, fields: members, loss: Vec::new(), loss_scale: Vec::new(), pieces: Vec::new() });
+            out.push(Message {
+                role,
+                fields: members,
+                loss: Vec::new(),
+                loss_scale: Vec::new(),
+                pieces: Vec::new(),
+                given: false,
+            });
             return Ok(());
         }
         if let Some((asked, answered)) = pair_row(&members) {
-            let mut members = members;
             for (index, role) in [(asked, Role::User), (answered, Role::Assistant)] {
                 let (key, value) = std::mem::take(&mut members[index]);
                 out.push(self.text_message(role, value, &Place::Key(place, &key))?);
@@ -153,14 +179,33 @@ impl Reader<'_> {
         }
         let mut raw = Raw::new(members);
         let (key, role) = raw.speaker.take().unwrap_or_default();
-        let speaker = read_role(&role, &Place::Key(place, &key))?;
+        let speaker = self.read_role(&role, &Place::Key(place, &key))?;
         self.append_turn(out, speaker, raw, place)
+    }
+
+    fn read_role(&self, role: &Json, place: &Place) -> Result<Speaker, RowError> {
+        let Json::String(name) = role else {
+            return Err(place.fault("role", format!("expected the name of a role, got {}", kind(role))));
+        };
+        let renamed = self.options.roles.iter().find(|(other, _)| **other == **name).map(|(_, role)| role);
+        Speaker::of(renamed.unwrap_or(name)).ok_or_else(|| {
+            let known = || ROLES.iter().map(|&(known, _)| known);
+            let message = match did_you_mean(name, known()) {
+                Some(meant) => format!("unknown role {}; did you mean {meant}?", quoted(name)),
+                None => format!(
+                    "unknown role {}; expected system, user, assistant, tool_call, tool or an alias; --roles NAME=ROLE names it, \
+                     --on-bad-row skip leaves such rows out",
+                    quoted(name)
+                ),
+            };
+            place.fault("role", message)
+        })
     }
 
     /// The role of a message that is as templates want it and holds nothing else: most are.
     fn plain_role(&self, members: &[(Box<str>, Json)]) -> Option<Role> {
         let [(role_key, Json::String(role)), (content_key, Json::String(_))] = members else { return None };
-        if &**role_key != "role" || &**content_key != "content" || self.fills() {
+        if &**role_key != "role" || &**content_key != "content" || self.fills() || !self.options.roles.is_empty() {
             return None;
         }
         match &**role {
@@ -186,6 +231,12 @@ impl Reader<'_> {
                 return Err(place.fault("media", message.to_owned()));
             }
             raw.rest.push((key, Json::String(text.into())));
+        }
+        let refusal = raw.rest.iter().find(|(key, value)| **key == *"refusal" && matches!(value, Json::String(_)));
+        if let (Some((key, _)), None | Some((_, Json::Null))) = (refusal, &raw.content) {
+            let message =
+                "the model refused to answer; put its words into content to train on them, or leave the row out";
+            return Err(Place::Key(place, key).fault("content", message.to_owned()));
         }
         let (key, value) = raw.content.unwrap_or_else(|| ("content".into(), Json::Null));
         let content_place = Place::Key(place, &key);
@@ -239,7 +290,7 @@ impl Reader<'_> {
             return Ok(());
         }
         let pieces = content.take_pieces();
-        let message = Message { role, fields: content.fields(role, raw.rest), loss, loss_scale, pieces };
+        let message = Message { role, fields: content.fields(role, raw.rest), loss, loss_scale, pieces, given: false };
         if speaker == Speaker::Call {
             return join_call(out, message, place);
         }
@@ -258,14 +309,16 @@ impl Reader<'_> {
         }
         let pieces = content.take_pieces();
         let fields = content.fields(role, Vec::new());
-        Ok(Message { role, fields, loss: Vec::new(), loss_scale: Vec::new(), pieces })
+        Ok(Message { role, fields, loss: Vec::new(), loss_scale: Vec::new(), pieces, given: false })
     }
 
     /// The query: a text, or the messages before the answer (TRL's conversational prompt).
     pub(super) fn append_question(&self, out: &mut Vec<Message>, value: Json, place: &Place) -> Result<(), RowError> {
         if is_message_list(&value) {
             let mut prompt = self.conversation(value, place)?;
-            not_trained(&mut prompt);
+            if self.options.purpose == Purpose::Train {
+                not_trained(&mut prompt);
+            }
             out.extend(prompt);
         } else {
             out.push(self.text_message(Role::User, value, place)?);
@@ -331,7 +384,7 @@ impl Reader<'_> {
 pub(super) fn not_trained(prompt: &mut [Message]) {
     let unmarked = |message: &&mut Message| message.loss.is_empty() && message.loss_scale.is_empty();
     for message in prompt.iter_mut().filter(|message| message.role == Role::Assistant).filter(unmarked) {
-        message.loss = vec![false];
+        message.given = true;
     }
 }
 
@@ -349,24 +402,6 @@ fn pair_row(members: &[(Box<str>, Json)]) -> Option<(usize, usize)> {
         (Speaker::Assistant, Speaker::User) => Some((1, 0)),
         _ => None,
     }
-}
-
-fn read_role(role: &Json, place: &Place) -> Result<Speaker, RowError> {
-    let Json::String(name) = role else {
-        return Err(place.fault("role", format!("expected the name of a role, got {}", kind(role))));
-    };
-    Speaker::of(name).ok_or_else(|| {
-        let known = || ROLES.iter().map(|&(known, _)| known);
-        let message = match did_you_mean(name, known()) {
-            Some(meant) => format!("unknown role {}; did you mean {meant}?", quoted(name)),
-            None => format!(
-                "unknown role {}; expected system, user, assistant, tool_call, tool or an alias; --on-bad-row skip leaves \
-                 such rows out",
-                quoted(name)
-            ),
-        };
-        place.fault("role", message)
-    })
 }
 
 fn no_role(members: &[(Box<str>, Json)], place: &Place) -> RowError {
@@ -426,6 +461,7 @@ fn append_results(out: &mut Vec<Message>, content: &mut Content, loss: &[bool], 
             loss: if marks(loss.len()) { loss.to_vec() } else { Vec::new() },
             loss_scale: if marks(loss_scale.len()) { loss_scale.to_vec() } else { Vec::new() },
             pieces: Vec::new(),
+            given: false,
         });
     }
 }

@@ -23,6 +23,7 @@ mod messages;
 mod place;
 mod prompt;
 mod record;
+mod tokens;
 
 use crate::error::RowError;
 use crate::json;
@@ -55,10 +56,16 @@ pub struct RowOptions {
     pub purpose: Purpose,
     /// `old=new`: columns to rename before anything else.
     pub columns: Vec<(Box<str>, Box<str>)>,
-    /// Columns to leave out.
+    /// Columns to leave out. `system` leaves out system messages too.
     pub drop: Vec<Box<str>>,
     /// Whether the model reads pictures.
     pub media: bool,
+    /// `name=role`: what else roles are called.
+    pub roles: Vec<(Box<str>, Box<str>)>,
+    /// Of a prompt: go on with the assistant's words at the end, instead of taking them for the answer.
+    pub continue_final: bool,
+    /// Number the ids of calls anew, nine digits each, as Mistral's templates want them.
+    pub number_calls: bool,
     /// What `{{NAME}}` and `{{name}}` become.
     pub model_name: Option<Box<str>>,
     /// What `{{AUTHOR}}` and `{{author}}` become.
@@ -85,8 +92,32 @@ pub fn normalize(value: Json, options: &RowOptions) -> Result<Row, RowError> {
     })
 }
 
+/// Rows in the forms of other services: `OpenAI`'s preferences are read, Gemini's `contents` named.
+fn foreign(members: Vec<(Box<str>, Json)>) -> Result<Vec<(Box<str>, Json)>, RowError> {
+    let has = |name: &str| members.iter().any(|(key, _)| **key == *name);
+    if has("contents") && !has("messages") {
+        let message = "these are Gemini's contents and parts, which are not read; write messages with role and content";
+        return Err(Place::Key(&Place::Root, "contents").fault("column", message.to_owned()));
+    }
+    if !(has("preferred_output") && has("non_preferred_output") && has("input")) {
+        return Ok(members);
+    }
+    let mut out = Vec::with_capacity(members.len() + 1);
+    for (name, value) in members {
+        match (&*name, value) {
+            ("input", Json::Object(inner)) => {
+                out.extend(inner.into_iter().filter(|(name, _)| **name != *"parallel_tool_calls"));
+            }
+            ("preferred_output", value) => out.push(("chosen".into(), value)),
+            ("non_preferred_output", value) => out.push(("rejected".into(), value)),
+            (_, value) => out.push((name, value)),
+        }
+    }
+    Ok(out)
+}
+
 fn read_row(members: Vec<(Box<str>, Json)>, options: &RowOptions) -> Result<Row, RowError> {
-    let mut columns = Columns::new(members, options)?;
+    let mut columns = Columns::new(foreign(members)?, options)?;
     columns.refuse_media(options.media)?;
     let pictures = columns.take_pictures()?;
     let reader = Reader { options };
@@ -94,6 +125,15 @@ fn read_row(members: Vec<(Box<str>, Json)>, options: &RowOptions) -> Result<Row,
         return group::read(columns, &reader, options.purpose);
     }
     let system = read_system(&mut columns, &reader)?;
+    if let Some(body) = tokens::read(&mut columns)? {
+        if options.purpose == Purpose::Prompt {
+            return Err(Place::Root.fault("prompt", "input_ids are no prompt to be answered; give the text".to_owned()));
+        }
+        let (channel, label, margin) = (read_channel(&mut columns)?, columns.take_label(), read_margin(&mut columns)?);
+        let (extra, unused) = columns.into_extra()?;
+        let (tools, template_kwargs) = (None, vec![]);
+        return Ok(Row { body, tools, template_kwargs, channel, label, margin, extra, unused });
+    }
     let source = columns.conversation_source()?;
     let side = Side { system, reader: &reader };
     if options.purpose == Purpose::Prompt {
@@ -215,6 +255,7 @@ fn read_query(columns: &mut Columns, side: &Side) -> Result<Conversation, RowErr
         side.reader.history(&mut messages, value, &Place::Key(&root, &name))?;
     }
     let query = columns.take_query()?;
+    let has_tools = columns.has("tools");
     if let Some((name, value)) = query {
         side.reader.append_question(&mut messages, value, &Place::Key(&root, &name))?;
     } else if !messages.is_empty() {
@@ -229,6 +270,7 @@ fn read_query(columns: &mut Columns, side: &Side) -> Result<Conversation, RowErr
     let num_prompt = messages.len();
     if let Some((name, value)) = answer {
         let place = Place::Key(&root, &name);
+        let value = if has_tools { calls::of_answer(value) } else { value };
         side.reader.append_answer(&mut messages, value, &place)?;
         path = place.to_string();
     } else if messages.is_empty() {
@@ -266,7 +308,8 @@ fn read_rejected(columns: &mut Columns, side: &Side, body: &Conversation) -> Res
             } else {
                 let last_user = chosen.iter().rposition(|message| message.role == Role::User).map(|last| last + 1);
                 let Some(length) = Some(body.num_prompt).filter(|length| *length > 0).or(last_user) else {
-                    let message = "replaces what follows the last user message, but the row has no user message";
+                    let message = "replaces what follows the last user message, but the row has no user message; if both \
+                                   texts begin with the prompt, split it off";
                     return Err(place.fault("pair", message.to_owned()));
                 };
                 let mut messages = chosen[..length].to_vec();

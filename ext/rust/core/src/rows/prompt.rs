@@ -37,7 +37,11 @@ fn conversation(columns: &mut Columns, side: &Side) -> Result<Body, RowError> {
     let (name, value) = columns.take(Column::Messages)?.unwrap_or_default();
     let place = Place::Key(&root, &name);
     let mut messages = side.with_system(side.reader.conversation(value, &place)?, &place)?;
-    let answer = messages.split_off(last_question(&messages, &place)?);
+    let length = last_question(&messages, &place)?;
+    if side.reader.options.continue_final {
+        return Ok(Body::Prompt(messages));
+    }
+    let answer = messages.split_off(length);
     if !answer.is_empty() && !columns.has(ANSWER) {
         columns.put_back(ANSWER, messages_json(&answer));
     }

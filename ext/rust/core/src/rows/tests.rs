@@ -279,7 +279,8 @@ fn pairs() {
     );
     fails(
         r#"{"text":"a","rejected_response":"b"}"#,
-        "$.rejected_response: replaces what follows the last user message, but the row has no user message",
+        "$.rejected_response: replaces what follows the last user message, but the row has no user message; if both texts begin \
+         with the prompt, split it off",
     );
     fails(
         r#"{"query":"q","response":"a","rejected_response":"b","rejected_messages":[]}"#,
@@ -384,7 +385,7 @@ fn faults_teach() {
     );
     fails(
         r#"{"messages":[{"role":"narrator","content":"x"}]}"#,
-        "$.messages[0].role: unknown role \"narrator\"; expected system, user, assistant, tool_call, tool or an alias; --on-bad-row skip leaves such rows out",
+        "$.messages[0].role: unknown role \"narrator\"; expected system, user, assistant, tool_call, tool or an alias; --roles NAME=ROLE names it, --on-bad-row skip leaves such rows out",
     );
     fails(
         r#"{"messages":[{"rol":"user","content":"x"}]}"#,

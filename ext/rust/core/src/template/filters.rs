@@ -11,6 +11,7 @@ use super::{Outcome, fail, ops, undefined};
 pub(super) enum Filter {
     Abs,
     Capitalize,
+    Center,
     Default,
     DictSort,
     First,
@@ -41,6 +42,7 @@ pub(super) enum Filter {
     Trim,
     Unique,
     Upper,
+    WordCount,
 }
 
 impl Filter {
@@ -49,6 +51,7 @@ impl Filter {
         Some(match name {
             "abs" => Self::Abs,
             "capitalize" => Self::Capitalize,
+            "center" => Self::Center,
             "d" | "default" => Self::Default,
             "dictsort" => Self::DictSort,
             "first" => Self::First,
@@ -81,6 +84,7 @@ impl Filter {
             "trim" => Self::Trim,
             "unique" => Self::Unique,
             "upper" => Self::Upper,
+            "wordcount" => Self::WordCount,
             _ => return None,
         })
     }
@@ -124,6 +128,29 @@ impl<'a> Interp<'a> {
                 self.reshape(filter, value, args)
             }
             Filter::Replace => self.replace(value, args),
+            Filter::Center => {
+                let [width] = args.bind("center", ["width"])?;
+                let width = width.map_or(Some(80), |width| width.as_index());
+                let Some(width) = width.and_then(|width| usize::try_from(width.max(0)).ok()).filter(|w| *w < 1 << 16)
+                else {
+                    return fail("center needs a width below 65536");
+                };
+                let text = self.soft_text(value)?;
+                let gap = width.saturating_sub(text.as_str().chars().count());
+                // as str.center: of an odd gap, the larger half stands behind the text if the width is even
+                let before = gap / 2 + (gap & width & 1);
+                let made = [&" ".repeat(before), text.as_str(), &" ".repeat(gap - before)].concat();
+                Ok(Value::Str(Text::owned(made, 0)))
+            }
+            Filter::WordCount => {
+                args.none("wordcount")?;
+                let text = self.soft_text(value)?;
+                if !text.as_str().is_ascii() {
+                    return fail("wordcount of text that is not ASCII is not supported");
+                }
+                let words = text.as_str().split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+                Ok(Value::Int(words.filter(|word| !word.is_empty()).count() as i64))
+            }
             Filter::Format => self.format(value, &args),
             Filter::Indent => self.indent(&value, args),
             Filter::Abs | Filter::Round | Filter::Int | Filter::Float => numeric(filter, &value, args),

@@ -77,7 +77,7 @@ fn spell_arguments(call: &mut Json) {
 }
 
 fn message(role: Role, fields: Vec<(Box<str>, Json)>) -> Message {
-    Message { role, fields, loss: vec![], loss_scale: vec![], pieces: vec![] }
+    Message { role, fields, loss: vec![], loss_scale: vec![], pieces: vec![], given: false }
 }
 
 impl Template {

@@ -26,6 +26,8 @@ pub(super) enum Test {
     Even,
     DivisibleBy,
     SameAs,
+    /// All letters are upper (true) or lower.
+    Case(bool),
     Compare(CompareOp),
 }
 
@@ -51,6 +53,8 @@ impl Test {
             "even" => Self::Even,
             "divisibleby" => Self::DivisibleBy,
             "sameas" => Self::SameAs,
+            "upper" => Self::Case(true),
+            "lower" => Self::Case(false),
             "eq" | "equalto" | "==" => Self::Compare(CompareOp::Eq),
             "ne" | "!=" => Self::Compare(CompareOp::Ne),
             "lt" | "lessthan" | "<" => Self::Compare(CompareOp::Lt),
@@ -107,6 +111,17 @@ impl<'a> Interp<'a> {
             Test::Callable => {
                 let called = matches!(value, Value::Macro(_) | Value::Builtin(_) | Value::Bound | Value::Loop(_));
                 called || value.is_undefined()
+            }
+            Test::Case(upper) => {
+                let words = self.soft_text(value.clone())?;
+                if !words.as_str().is_ascii() {
+                    return fail("the case of text that is not ASCII is not supported");
+                }
+                let (has_upper, has_lower) = (
+                    words.as_str().contains(|c: char| c.is_ascii_uppercase()),
+                    words.as_str().contains(|c: char| c.is_ascii_lowercase()),
+                );
+                has_upper != has_lower && has_upper == upper
             }
             Test::Odd => !remainder(value, Some(2))?,
             Test::Even => remainder(value, Some(2))?,

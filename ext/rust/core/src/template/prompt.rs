@@ -124,6 +124,7 @@ impl Template {
             loss: Vec::new(),
             loss_scale: Vec::new(),
             pieces: Vec::new(),
+            given: false,
         }];
         let own = self.prompt_after(&self.row(&probe, None, kwargs), 1).ok()??;
         let others = self.other_prompts(&probe, None, kwargs, 1, &own);

@@ -19,7 +19,7 @@ fn message(role: Role, content: &str) -> Message {
         Role::Tool => "tool",
     };
     let fields = vec![("role".into(), Json::String(name.into())), ("content".into(), Json::String(content.into()))];
-    Message { role, fields, loss: vec![], loss_scale: vec![], pieces: vec![] }
+    Message { role, fields, loss: vec![], loss_scale: vec![], pieces: vec![], given: false }
 }
 
 fn render(source: &str) -> String {

@@ -25,6 +25,7 @@ pub use rules::{Rules, Strategy};
 
 use crate::error::Error;
 use crate::tokenizer::vocabulary::Vocabulary;
+use crate::types::Role;
 use sieve::Sieve;
 
 type Result<T> = std::result::Result<T, Error>;
@@ -49,6 +50,20 @@ pub enum Semantics {
     MsSwift,
 }
 
+/// Which closing tokens of turns are trained on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Closing {
+    /// Of every turn that is trained on.
+    #[default]
+    Turn,
+    /// Of the last one alone.
+    Last,
+    /// Of every turn, whoever speaks.
+    All,
+    /// None.
+    None,
+}
+
 /// A stretch of a reply that ends at byte `end` (it starts where the one before ended) and its weight.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Segment {
@@ -65,6 +80,10 @@ pub struct Spec {
     pub base: Base,
     /// How strategies are read.
     pub semantics: Semantics,
+    /// Whose turns are trained on.
+    pub roles: Vec<Role>,
+    /// Which closing tokens are.
+    pub closing: Closing,
     strategies: Vec<Strategy>,
     sieve: Option<Sieve>,
 }
@@ -97,7 +116,14 @@ impl Spec {
                 return Err(Error::Config { message: message.into() });
             }
         }
-        Ok(Self { base: base.unwrap_or(Base::Default), semantics, strategies, sieve: None })
+        Ok(Self {
+            base: base.unwrap_or(Base::Default),
+            semantics,
+            roles: vec![Role::Assistant],
+            closing: Closing::Turn,
+            strategies,
+            sieve: None,
+        })
     }
 
     /// The parts of `spec` that must be files: neither a base nor a named strategy.

@@ -2,10 +2,10 @@
 //!
 //! Weights are a function of the tokens alone: the text that rules look at is read back from the ids. So weighing a
 //! stored row again, with any specification, gives what fresh tokenisation would have given.
-use crate::error::Error;
+use crate::error::{Error, RowError};
 use crate::tokenizer::vocabulary::Vocabulary;
 use crate::types::Role;
-use crate::weigh::{Base, Segment, Semantics, Spec};
+use crate::weigh::{Base, Closing, Segment, Semantics, Spec};
 
 /// A turn, in token indices. `start..end` holds the framing too.
 #[derive(Debug, Clone, PartialEq)]
@@ -104,24 +104,37 @@ pub fn weigh(
     }
     let mut weigher = Weigher { spec, ids, vocabulary, scratch, spans, query: 0..0 };
     let last_prompt = turns.iter().rposition(|turn| matches!(turn.role, Role::User | Role::Tool));
+    let learned = |turn: &TokenTurn| {
+        (spec.roles.contains(&turn.role) || turn.loss == Some(true)) && turn.generated_end > turn.generated_start
+    };
+    let last_learned = turns.iter().rposition(learned);
     let mut done = 0;
     for (index, turn) in turns.iter().enumerate() {
-        if turn.role != Role::Assistant {
-            if matches!(turn.role, Role::User | Role::Tool) {
-                weigher.query = turn.start as usize..turn.end as usize;
+        if turn.role != Role::Assistant && spec.base == Base::All && turn.loss == Some(false) {
+            return Err(Error::Row(RowError {
+                reason: "loss",
+                column: None,
+                path: format!("$.messages[{}]", turn.message),
+                message: "its mark says that it is not trained on, and --loss-scale all says that it is; drop one"
+                    .to_owned(),
+            }));
+        }
+        if matches!(turn.role, Role::User | Role::Tool) {
+            weigher.query = turn.start as usize..turn.end as usize;
+        }
+        if !learned(turn) {
+            if spec.closing == Closing::All && spec.base != Base::All {
+                weigher.close_of_others(turn, turns);
             }
             continue;
         }
         let generated = turn.generated_start as usize..turn.generated_end as usize;
-        if generated.is_empty() {
-            continue;
-        }
         weigher.other(done..generated.start)?;
         let base = match spec.base {
             Base::Default | Base::All => true,
             Base::LastRound => last_prompt.is_none_or(|last| index > last),
         };
-        weigher.turn(turn, base, index + 1 == turns.len())?;
+        weigher.turn(turn, base, index + 1 == turns.len(), Some(index) == last_learned)?;
         done = generated.end;
     }
     weigher.other(done..ids.len())
@@ -149,7 +162,18 @@ impl Weigher<'_> {
         Ok(())
     }
 
-    fn turn(&mut self, turn: &TokenTurn, base: bool, is_final: bool) -> Result<(), Error> {
+    /// The closing token of a turn that nobody learns: the last token in it that closes one that somebody does.
+    fn close_of_others(&mut self, turn: &TokenTurn, turns: &[TokenTurn]) {
+        let closes = |id: i32| {
+            turns.iter().any(|other| other.closing < other.generated_end && self.ids[other.closing as usize] == id)
+        };
+        let range = turn.start as usize..turn.end as usize;
+        if let Some(at) = range.rev().find(|at| closes(self.ids[*at])) {
+            push_span(self.spans, at, at + 1, 1.0);
+        }
+    }
+
+    fn turn(&mut self, turn: &TokenTurn, base: bool, is_final: bool, is_last: bool) -> Result<(), Error> {
         let ms_swift = self.spec.semantics == Semantics::MsSwift;
         let (start, closing, end) = (turn.generated_start as usize, turn.closing as usize, turn.generated_end as usize);
         let selected = turn.loss.unwrap_or(base);
@@ -172,6 +196,12 @@ impl Weigher<'_> {
             (true, true) => base,
             (true, false) => last,
             (false, _) => selected && (any || closing == start),
+        };
+        let close = match self.spec.closing {
+            Closing::Turn => close,
+            Closing::Last => close && is_last,
+            Closing::All => true,
+            Closing::None => false,
         };
         if close {
             push_span(self.spans, closing, end, 1.0);

@@ -240,7 +240,7 @@ fn message(random: &mut Random) -> Message {
     } else {
         fields.extend(members(random, 2));
     }
-    Message { role, fields, loss: vec![], loss_scale: vec![], pieces: vec![] }
+    Message { role, fields, loss: vec![], loss_scale: vec![], pieces: vec![], given: false }
 }
 
 #[test]
