@@ -207,7 +207,7 @@ impl ChatEncoder {
         train_roles = vec!["assistant".to_owned()], train_closing = "turn", roles = vec![], each_turn = false,
         continue_final = false, number_calls = false, plain = false
     ))]
-    #[allow(clippy::too_many_arguments)] // named in Python
+    #[allow(clippy::too_many_arguments, clippy::fn_params_excessive_bools)] // named in Python
     fn new(
         py: Python<'_>,
         tokenizer_json: &[u8],
