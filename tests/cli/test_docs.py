@@ -20,7 +20,8 @@ from postmill.stages.options import Option, options, short_names
 from postmill.stages.table import STAGES
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted(page for page in (ROOT / "docs").glob("*.md") if page.stem != "support")]
+"""The page `support` is made of what tests say of themselves, which is not about our commands."""
 FOREIGN = {"--requeue", "--signal", "--wrap", "--nnodes", "--nproc-per-node", "--packing"}
 """Flags of other programs: Slurm, torchrun, ms-swift."""
 
