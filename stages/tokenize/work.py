@@ -25,9 +25,13 @@ Made = TypeVar("Made")
 
 @contextlib.contextmanager
 def refusals() -> Iterator[None]:
-    """What the Rust core refuses, as our own errors."""
+    """What the Rust core refuses, as our own errors; also where it was built from other sources than these."""
     try:
         yield
+    except TypeError as error:
+        if "unexpected keyword argument" not in str(error):
+            raise
+        raise ConfigError(f"the native part is older than this source tree ({error}); run make setup") from error
     except _native.NativeError as error:
         refusal = ConfigError if error.code == 2 else ArtifactError
         raise refusal(str(error), error.code) from error

@@ -204,3 +204,15 @@ def test_tokenize_loads_neither_torch_nor_pandas_nor_what_computes(tmp_path: Pat
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_a_stale_native_part_is_named() -> None:
+    from postmill.io.errors import ConfigError
+    from postmill.stages.tokenize.work import refusals
+
+    def older(data: bytes, *, template: str) -> None: ...
+
+    with pytest.raises(ConfigError, match=r"older than this source tree .*; run make setup"), refusals():
+        older(b"", template="", plain=True)  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="positional"), refusals():
+        older()  # type: ignore[call-arg]
