@@ -102,6 +102,7 @@ OWN: list[Rule] = [
         "train.problem",
         values={"single_label_classification": "single_label", "multi_label_classification": "multi_label"},
     ),
+    carry("num_labels", "train.labels"),
     carry("epsilon", "train.clip_low"),
     carry("epsilon_high", "train.clip_high"),
     carry("num_generations", "rollout.samples"),
