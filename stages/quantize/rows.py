@@ -3,6 +3,7 @@
 from collections.abc import Container
 
 from postmill.io.errors import BAD_DATA, MISMATCH, ArtifactError
+from postmill.io.pictures import patches_of
 from postmill.io.schemas import TOKENS_V1
 from postmill.io.table import TableReader
 from postmill.stages.protocol import Input
@@ -11,7 +12,8 @@ from postmill.stages.protocol import Input
 def choose_rows(
     tokens: Input, budget: int, longest: int, tokenizer: str | None, besides: Container[bytes] = ()
 ) -> dict[bytes, list[int]]:
-    """Ids by row_id, in the order of row_id, of `budget` tokens in all; each row cut to `longest`, none in `besides`.
+    """Ids by row_id, in the order of row_id, of `budget` tokens in all; each row cut to `longest`, none in `besides`,
+    none with pictures: ids alone are not what a model sees of these.
 
     tokenizer: digest of the model's, or None if it has none. Raises ArtifactError: 78 if the rows were made with
     another tokenizer, 65 if no row has two tokens.
@@ -28,9 +30,9 @@ def choose_rows(
     found: list[tuple[bytes, int, int]] = []
     for index in range(table.num_batches):
         batch = table.batch(index)
-        lengths = batch["length"].to_pylist()
+        lengths, patches = batch["length"].to_pylist(), patches_of(batch).tolist()
         for at, row_id in enumerate(batch["row_id"].to_pylist()):
-            if lengths[at] >= 2 and row_id not in besides:
+            if lengths[at] >= 2 and not patches[at] and row_id not in besides:
                 found.append((row_id, index, at))
     found.sort()
     chosen: dict[bytes, list[int]] = {}
@@ -41,5 +43,7 @@ def choose_rows(
         chosen[row_id] = ids
         budget -= len(ids)
     if not chosen:
-        raise ArtifactError(f"{tokens.path}: no row of two tokens is left to use; give more rows", BAD_DATA)
+        raise ArtifactError(
+            f"{tokens.path}: no row of two tokens and without pictures is left to use; give more rows", BAD_DATA
+        )
     return chosen

@@ -316,3 +316,14 @@ def test_models_of_text_write_what_they_wrote(tmp_path: Path) -> None:
     media_models.write_lines(data, [asks("a.png")])
     with pytest.raises(ArtifactError, match="the model reads none; give one that does with -m"):
         run_stage(STAGE, Tokenize(), {"data": [str(data)], "model": [str(folder)]}, tmp_path / "out2", Options())
+
+
+def test_weighing_again_keeps_pictures_and_gives_them_no_weight(model: Path, tmp_path: Path) -> None:
+    media_models.save_picture(tmp_path / "a.png", 120, 80)
+    data = media_models.write_lines(tmp_path / "rows.jsonl", [asks("a.png"), {"query": "q", "response": "r"}])
+    tokenize(tmp_path / "default", data, model)
+    again = tokenize(tmp_path / "again", tmp_path / "default", model, loss_scale="all")
+    assert again == tokenize(tmp_path / "all", data, model, loss_scale="all")
+    [media] = again[0]["media"]
+    weighed = {at for span in again[0]["spans"] for at in range(span["start"], span["end"])}
+    assert weighed == set(range(again[0]["length"])) - set(range(media["start"], media["end"]))
