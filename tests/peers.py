@@ -2,9 +2,11 @@
 
     .venv/bin/python tests/peers.py
 
-Inputs are our own. Expected values are what the peers' code gives (`tests/ext/data`, `tests/peer_cases`,
-`tests/stages/shared/agent_formats`; each file names its origin). A case is equal, or missing (refused, listed in
-`tests/peer_cases/MISSING`), or wrong. `tests/test_peers.py` fails if one is wrong, or if the equal ones become fewer.
+Inputs are our own. Expected values of loss scale, agent formats and Jinja are what the peers' code gives
+(`tests/ext/data`, `tests/peer_cases`, `tests/stages/shared/agent_formats`; each file names its origin). Those of rows
+are written by hand from what the peers' documents and code say, and calls read back are those that were written. A case
+is equal, or missing (refused, listed in `tests/peer_cases/MISSING`), or wrong. `tests/test_peers.py` fails if one is
+wrong, or if the equal ones become fewer.
 """
 
 import json
