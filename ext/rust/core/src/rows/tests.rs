@@ -194,7 +194,7 @@ fn anthropic_blocks() {
     );
     fails(
         r#"{"messages":[{"role":"user","content":[{"type":"image_url","image_url":{"url":"x"}}]}]}"#,
-        "$.messages[0].content[0]: image_url parts are not supported yet; remove them or these rows",
+        "$.messages[0].content[0]: image_url parts need a model that reads pictures; give one with -m, or remove these rows",
     );
     fails(
         r#"{"messages":[{"role":"user","content":[{"type":"txt","text":"x"}]}]}"#,
@@ -334,7 +334,7 @@ fn other_columns() {
     );
     fails(
         r#"{"query":"q","response":"a","images":["x.png"]}"#,
-        "$.images: images, videos, audios and objects are not supported yet; remove the column or these rows",
+        "$.images: the row has pictures and the model reads none; give one that does with -m, or leave the column out with --drop",
     );
     fails(
         r#"{"query":"q","response":"a","rejected_images":["x.png"]}"#,
