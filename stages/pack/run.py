@@ -5,49 +5,36 @@ it cannot be read twice; its lengths are read as it passes, so that at its end o
 over the token tables, the second over a few narrow columns; memory is about 16 bytes a row, whatever the rows hold.
 """
 
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from postmill.io.arrays import from_numpy, list_of, text, to_numpy, validity
+from postmill.io.arrays import from_numpy, list_of, text, to_numpy
 from postmill.io.errors import BAD_DATA, INTERNAL, MISMATCH, USAGE, ArtifactError, ConfigError, StageError
 from postmill.io.manifest import Manifest
-from postmill.io.packed import BINS, TOKENS, TokenRows, span_columns, token_tables
-from postmill.io.pictures import patches_of
+from postmill.io.packed import BINS, TOKENS, token_tables
 from postmill.io.rewards import RewardsReader
 from postmill.io.schemas import BINS_V1, LEDGER_V1, TOKENS_V1, with_media
 from postmill.io.table import StreamReader, TableReader
 from postmill.io.upstream import inside, keep_trailer
 from postmill.stages.pack.config import Pack
+from postmill.stages.pack.survey import (
+    DEAD,
+    LONG,
+    REASONS,
+    UNTRAINED,
+    Survey,
+    Surveyor,
+    Table,
+    batches,
+    group_starts,
+    place_of,
+)
 from postmill.stages.protocol import Input, Inputs, Out, Result
 
-_REASONS = ("", "empty", "nothing_to_train_on", "too_long", "no_advantage")
-_EMPTY, _UNTRAINED, _LONG, _DEAD = 1, 2, 3, 4
 _BINS_A_BATCH = 16384
-
-
-class Survey(NamedTuple):
-    """What planning needs to know of each row."""
-
-    lengths: NDArray[np.uint32]
-    joined: NDArray[np.bool_]
-    """Whether the row belongs to the same pair as the row before it."""
-    reasons: NDArray[np.uint8]
-    """Index into `_REASONS` of why the row is dropped, 0 if it is kept."""
-    patches: NDArray[np.int64]
-    """Patches of its pictures."""
-
-
-class Table(NamedTuple):
-    """One input: its rows, and what its `source` column counts."""
-
-    reader: TableReader
-    sources: list[str]
-    first_source: int
-    """How many sources the inputs before have; with that, all inputs' sources are numbered as one."""
 
 
 class Bins(NamedTuple):
@@ -96,7 +83,7 @@ def _open_tokens(inputs: list[Input], out: Out) -> tuple[list[Table], dict[str, 
         tables += [Table(reader, sources, first_source) for reader in token_tables(artifact)]
         first_source += len(sources)
     surveyor = Surveyor()
-    for _, batch in _batches(tables):
+    for _, batch in batches(tables):
         surveyor.add(batch)
     return tables, digests, surveyor.finish(tables)
 
@@ -107,7 +94,7 @@ def _leave_out_dead(survey: Survey, inputs: Inputs) -> None:
     if paths:
         rollouts = [item.artifact for item in inputs["tokens"] if item.artifact is not None]
         is_dead = np.isnan(RewardsReader(paths, rollouts).advantage)
-        survey.reasons[is_dead & (survey.reasons == 0)] = _DEAD
+        survey.reasons[is_dead & (survey.reasons == 0)] = DEAD
 
 
 def _sources(made: Manifest) -> list[str]:
@@ -131,147 +118,12 @@ def _receive(stream: StreamReader, out: Out) -> tuple[list[Table], dict[str, str
     return tables, dict(made.digests), surveyor.finish(tables)
 
 
-def _batches(tables: list[Table]) -> Iterator[tuple[Table, pa.RecordBatch]]:
-    """All batches in order, with their table; pages are given back once a batch has been used."""
-    for table in tables:
-        for batch in table.reader:
-            yield table, batch
-            table.reader.release()
-
-
-def _place_in(table: Table, batch: pa.RecordBatch, row: int) -> str:
-    """`file:line` of a row of `batch`, or its numbers where a maker of tokens names no files."""
-    source, line = (batch.column(name)[row].as_py() for name in ("source", "line"))
-    return f"{table.sources[source]}:{line}" if source < len(table.sources) else f"source {source} line {line}"
-
-
-def _miscounted(batch: pa.RecordBatch) -> tuple[int, str] | None:
-    """The first row of a batch whose `trained_tokens` is not what its spans cover, and what is wrong with it.
-
-    A row's first token is never a target: what would predict it is the row before. Loss normalisers come from these
-    counts, so a maker of tokens that counts otherwise is refused rather than believed.
-    """
-    offsets, starts, ends, _ = span_columns(batch)
-    covered = np.append(0, np.cumsum(np.maximum(ends - np.maximum(starts, 1), 0), dtype=np.int64))
-    expected = covered[offsets[1:]] - covered[offsets[:-1]]
-    counted = to_numpy(batch.column("trained_tokens"))
-    wrong = np.flatnonzero(expected != counted)
-    if not len(wrong):
-        return None
-    row = int(wrong[0])
-    return row, f"says {counted[row]} trained tokens, its spans have {expected[row]} (the first token is never one)"
-
-
-class Surveyor:
-    """The first pass, a batch at a time."""
-
-    def __init__(self) -> None:
-        self._lengths: list[NDArray[np.uint32]] = [np.empty(0, np.uint32)]
-        self._joined: list[NDArray[np.bool_]] = [np.empty(0, np.bool_)]
-        self._sides: list[NDArray[np.int8]] = [np.empty(0, np.int8)]
-        self._reasons: list[NDArray[np.uint8]] = [np.empty(0, np.uint8)]
-        self._patches: list[NDArray[np.int64]] = [np.empty(0, np.int64)]
-        self._last_pair: bytes | None = None
-        self._num_rows = 0
-        self._fault: tuple[int, str] | None = None
-        """The first row that is miscounted, and how. Where it came from is known only at the end of a stream."""
-
-    def add(self, batch: pa.RecordBatch) -> None:
-        """Look at the next batch of all tables; it is not kept."""
-        if self._fault is None and (fault := _miscounted(batch)):
-            self._fault = (self._num_rows + fault[0], fault[1])
-        self._num_rows += batch.num_rows
-        length = to_numpy(batch.column("length")).astype(np.uint32)
-        trained = to_numpy(batch.column("trained_tokens"))
-        reason = np.where((trained == 0) & ~validity(batch.column("label")), _UNTRAINED, 0).astype(np.uint8)
-        reason[length == 0] = _EMPTY
-        self._lengths.append(length)
-        self._patches.append(patches_of(batch))
-        self._reasons.append(reason)
-        flags, self._last_pair = _join(batch, self._last_pair)
-        self._joined.append(flags)
-        side = batch.column("side")
-        self._sides.append(np.where(validity(side), to_numpy(side), -1).astype(np.int8))
-
-    def finish(self, tables: list[Table]) -> Survey:
-        """Raises ArtifactError (65) for a row that is miscounted or a pair with one side missing."""
-        if self._fault:
-            row, what = self._fault
-            raise ArtifactError(f"{_place(tables, row)} {what}; tokenize again", BAD_DATA)
-        survey = Survey(
-            np.concatenate(self._lengths),
-            np.concatenate(self._joined),
-            np.concatenate(self._reasons),
-            np.concatenate(self._patches),
-        )
-        _check_pairs(survey.joined, np.concatenate(self._sides), tables)
-        _spread(survey)
-        return survey
-
-
-def _join(batch: pa.RecordBatch, last: bytes | None) -> tuple[NDArray[np.bool_], bytes | None]:
-    """Which rows belong to the pair of the row before them; `last` is the `pair_id` of the row before the batch.
-
-    Rows without a side, as samples of one prompt are, may lie in different bins.
-    """
-    column = batch.column("pair_id")
-    flags = np.zeros(batch.num_rows, np.bool_)
-    has_side = validity(batch.column("side"))
-    if column.null_count == batch.num_rows or not has_side.any():
-        return flags, None
-    ids = [own if there else None for own, there in zip(column.to_pylist(), has_side, strict=True)]
-    for index, (before, own) in enumerate(zip([last, *ids], ids, strict=False)):
-        flags[index] = own is not None and own == before
-    return flags, ids[-1]
-
-
-def _group_starts(joined: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Where each group of rows that must share a bin starts, and the end."""
-    return np.append(np.flatnonzero(~joined), len(joined))
-
-
-def _check_pairs(joined: NDArray[np.bool_], sides: NDArray[np.int8], tables: list[Table]) -> None:
-    """Raises ArtifactError (65) for half a pair whose other half does not stand next to it. What has a text that fits
-    a query (2) is no pair."""
-    paired = sides >= 0
-    if not paired.any():
-        return
-    starts = _group_starts(joined)[:-1]
-    there = [np.logical_or.reduceat(sides == side, starts) for side in (0, 1, 2)]
-    whole = (there[0] & there[1]) | there[2]
-    broken = np.flatnonzero(~whole & np.logical_or.reduceat(paired, starts))
-    if len(broken):
-        place = _place(tables, int(starts[broken[0]]))
-        raise ArtifactError(
-            f"{place}: one side of a pair without the other beside it; tokenize the pair as one", BAD_DATA
-        )
-
-
-def _place(tables: list[Table], row: int) -> str:
-    """Where the row with this ordinal came from."""
-    for table in tables:
-        rows = TokenRows([table.reader])
-        if row < len(rows):
-            [(batch, index)] = rows.locate(np.array([row]))
-            return _place_in(table, batch.table, index)
-        row -= len(rows)
-    raise IndexError(row)
-
-
-def _spread(survey: Survey) -> None:
-    """Drop the whole pair, in place, where one of its rows is dropped."""
-    if survey.joined.any():
-        starts = _group_starts(survey.joined)
-        worst = np.maximum.reduceat(survey.reasons, starts[:-1])
-        survey.reasons[:] = np.repeat(worst, np.diff(starts))
-
-
 def _plan(cfg: Pack, survey: Survey, tables: list[Table]) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
     """Bins as offsets and row ordinals; rows that do not fit are marked in `survey`. Raises StageError (65)."""
     from postmill._native import pack_rows
 
     num_rows = len(survey.lengths)
-    untrained = int((survey.reasons == _UNTRAINED).sum())
+    untrained = int((survey.reasons == UNTRAINED).sum())
     if untrained * 2 > num_rows:
         raise StageError(
             f"{untrained} of {num_rows} rows have nothing to train on; check --loss-scale and roles in tokenize",
@@ -279,29 +131,29 @@ def _plan(cfg: Pack, survey: Survey, tables: list[Table]) -> tuple[NDArray[np.ui
         )
     kept = survey.reasons == 0
     if not kept.any():
-        dead = " or what reward kept" if (survey.reasons == _DEAD).any() else ""
+        dead = " or what reward kept" if (survey.reasons == DEAD).any() else ""
         raise StageError(f"0 of {num_rows} rows are left to pack; check what tokenize kept{dead}", BAD_DATA)
     whole = bool(kept.all())
     lengths = survey.lengths if whole else survey.lengths[kept]
     groups = None
     if survey.joined.any():
-        groups = _group_starts(survey.joined if whole else survey.joined[kept]).astype(np.uint32)
+        groups = group_starts(survey.joined if whole else survey.joined[kept]).astype(np.uint32)
     starts, rows, over_long = pack_rows(lengths, groups, cfg.row_tokens, cfg.strategy)
     ordinals = None if whole else np.flatnonzero(kept).astype(np.uint32)
     if len(over_long):
         long = over_long if ordinals is None else ordinals[over_long]
         if cfg.on_long == "error" or len(long) == len(lengths):
             raise _too_long(cfg, survey, long, tables)
-        survey.reasons[long] = _LONG
+        survey.reasons[long] = LONG
     return starts, rows if ordinals is None else ordinals[rows]
 
 
 def _too_long(cfg: Pack, survey: Survey, long: NDArray[np.uint32], tables: list[Table]) -> StageError:
     worst = int(long[np.argmax(survey.lengths[long])])
-    share = len(long) / len(survey.lengths)
+    share, median = len(long) / len(survey.lengths), int(np.median(survey.lengths))
     return StageError(
         f"{len(long)} of {len(survey.lengths)} rows ({share:.0%}) do not fit in {cfg.row_tokens} tokens: the longest,"
-        f" {_place(tables, worst)}, has {survey.lengths[worst]}, the median of all is {int(np.median(survey.lengths))};"
+        f" {place_of(tables, worst)}, has {survey.lengths[worst]}, the median of all is {median};"
         " raise --row-tokens, truncate in tokenize, or pass --on-long drop",
         BAD_DATA,
     )
@@ -314,7 +166,7 @@ def _count(tables: list[Table], survey: Survey, starts: NDArray[np.uint32], rows
     bin_of_row = np.zeros(len(survey.lengths), np.uint32)
     bin_of_row[rows] = np.repeat(np.arange(num_bins, dtype=np.uint32), np.diff(starts))
     at = 0
-    for table, batch in _batches(tables):
+    for table, batch in batches(tables):
         span = slice(at, at + batch.num_rows)
         at += batch.num_rows
         kept = survey.reasons[span] == 0
@@ -331,7 +183,7 @@ def _dropped(batch: pa.RecordBatch, reasons: NDArray[np.uint8], first_source: in
     """Ledger lines of the rows of `batch` that have a reason."""
     gone = np.flatnonzero(reasons)
     table = batch.select(["row_id", "source", "line", "length"]).take(from_numpy(gone, pa.int64()))
-    words = [_REASONS[reason] for reason in reasons[gone].tolist()]
+    words = [REASONS[reason] for reason in reasons[gone].tolist()]
     columns = {
         "row_id": table.column("row_id"),
         "source": from_numpy(to_numpy(table.column("source")) + np.int32(first_source), pa.int32()),
