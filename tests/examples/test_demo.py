@@ -27,11 +27,5 @@ def test_every_identity_row_names_both_and_no_other_row_does() -> None:
     assert not any("{{" in row for row in rows if row not in named)
 
 
-def test_the_pipe_and_the_graph_parse(tmp_path: Path) -> None:
-    """The shell reads the one, make the other, and the graph runs all five stages in order."""
+def test_the_pipe_parses() -> None:
     subprocess.run(["sh", "-n", str(DEMO.parent / "pipe.sh")], check=True)
-    argv = ["make", "-n", "-f", str(DEMO.parent / "Makefile"), f"OUT={tmp_path}", f"MODEL={tmp_path}"]
-    (tmp_path / "tokenizer.json").touch()
-    plan = subprocess.run(argv, check=True, capture_output=True, text=True, cwd=DEMO.parent.parent).stdout
-    stages = [line.split()[1] for line in plan.splitlines() if line.startswith("postmill")]
-    assert stages == ["tokenize", "pack", "train", "merge", "eval"]

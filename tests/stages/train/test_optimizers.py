@@ -157,7 +157,7 @@ def test_schedule_free_is_its_formula():
         x = (1 - lr**2 / total) * x + lr**2 / total * z
         y = 0.1 * z + 0.9 * x
     torch.testing.assert_close(weight.double(), y, rtol=1e-5, atol=1e-6)
-    with averaged(found.optimizer):
+    with averaged(found):
         torch.testing.assert_close(weight.double(), x, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(weight.double(), y, rtol=1e-5, atol=1e-6)
 

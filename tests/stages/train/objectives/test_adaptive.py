@@ -70,9 +70,7 @@ def test_loss_and_gradient_are_those_of_the_formula(world, name):
     )
     forward = Forward(ours, compute_dtype=torch.float32, backend="reference").eval()
     step = Steps(cfg, reader, 1)[0]
-    got = accumulate(
-        cfg, forward, options.build(), source, step, accelerator=accelerator, layout=Replicated(accelerator)
-    )
+    got = accumulate(cfg, forward, options.build(), source, step, layout=Replicated(accelerator))
 
     net = net.double()
     total = torch.zeros((), dtype=torch.float64)
