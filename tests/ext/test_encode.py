@@ -224,6 +224,17 @@ def test_options_that_make_no_sense_are_refused(options: dict[str, Any], message
     assert raised.value.code == 2
 
 
+@pytest.mark.parametrize(("dropout", "refused"), [(0.1, True), (0.0, False), (None, False)])
+def test_a_tokenizer_that_cuts_words_at_random_is_refused(dropout: float | None, refused: bool) -> None:
+    file = json.loads(tokenizer_json())
+    file["model"]["dropout"] = dropout
+    if not refused:
+        _native.ChatEncoder(json.dumps(file).encode(), template=TEMPLATE)
+        return
+    with pytest.raises(_native.NativeError, match=r"model.dropout cuts words at random, .* set it to null"):
+        _native.ChatEncoder(json.dumps(file).encode(), template=TEMPLATE)
+
+
 def test_chats_in_memory_are_one_table_for_any_number_of_threads() -> None:
     enc = encoder()
     rows = [chat("hi" * (i % 97), f"ob {i} " * 20) for i in range(6000)]

@@ -94,12 +94,6 @@ pub enum EngineChoice {
 /// # Errors
 /// `Error::Config` when it is not a tokenizer.
 pub fn load(tokenizer_json: &[u8], names: &TokenNames, choice: EngineChoice) -> Result<(Box<dyn Engine>, Vocabulary)> {
-    let layout = json::parse(tokenizer_json).map_err(fault)?;
-    if let Some(Json::Number(dropout)) = layout.member("model").and_then(|model| model.member("dropout"))
-        && dropout.parse() != Ok(0.0)
-    {
-        return Err(fault("model.dropout cuts words at random, so the same rows would give other ids; set it to null"));
-    }
     let own = if choice == EngineChoice::Auto { Bpe::compile_all(tokenizer_json).ok() } else { None };
     let own = own.filter(|(bpe, rest)| names.extra.iter().all(|text| own::id_of(bpe, rest, text).is_some()));
     let vocabulary = own.as_ref().and_then(|(bpe, rest)| own::vocabulary(bpe, rest, names));
@@ -107,6 +101,13 @@ pub fn load(tokenizer_json: &[u8], names: &TokenNames, choice: EngineChoice) -> 
         (Some((bpe, _)), Some(vocabulary)) => return Ok((Box::new(BpeEngine::new(bpe)), vocabulary)),
         (own, _) => own.map(|(bpe, _)| bpe),
     };
+    // our own engine takes no dropout; reading all of the file once more would double the time it takes to load
+    let layout = json::parse(tokenizer_json).map_err(fault)?;
+    if let Some(Json::Number(dropout)) = layout.member("model").and_then(|model| model.member("dropout"))
+        && dropout.parse() != Ok(0.0)
+    {
+        return Err(fault("model.dropout cuts words at random, so the same rows would give other ids; set it to null"));
+    }
     let mut tokenizer = crate_tokenizer(tokenizer_json, names)?;
     let vocabulary = guard::catch(|| Vocabulary::of_crate(&mut tokenizer, &layout, names))
         .map_err(|panic| fault(format!("the tokenizers crate gave up on it: {panic}")))?;
