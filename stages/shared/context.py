@@ -20,6 +20,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional as F
 
+from postmill.io.errors import USAGE, ConfigError
 from postmill.stages.shared.batch import Batch
 
 NAME = "postmill_context"
@@ -137,7 +138,9 @@ class Context:
     ) -> Tensor:
         """[1, N, S, D]: each row's queries of this slice over the keys of the whole row."""
         if softcap is not None:
-            raise NotImplementedError("--cp with capped attention scores needs heads that the ranks divide")
+            raise ConfigError(
+                "--cp: attention scores are capped, and its ranks do not divide the heads; lower --cp", USAGE
+            )
         causal, num_slice = getattr(module, "is_causal", True), q_1NSD.shape[2]
         begin, stop = self.rank * num_slice, (self.rank + 1) * num_slice
         k_1KTD, v_1KTD = (self._all(t) for t in (k_1KSD, v_1KSD))
