@@ -12,40 +12,20 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <cstring>
 #include <limits>
+
+#include "exponential.h"
 
 #if defined(__x86_64__) && defined(__gnu_linux__) && defined(__GNUC__) && !defined(__clang__)
 #define FOR_EACH_CPU __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
 #define FOR_EACH_CPU
 #endif
-#define INLINE inline __attribute__((always_inline))
 
 namespace {
 
 constexpr int64_t kColumns = 128;  // tokens a thread takes at a time: its sums stay in the first-level cache
 constexpr int64_t kRows = 64;      // vocabulary entries between two rescalings of the running sum
-
-INLINE float exp_nonpositive(float x) {
-  const float clamped = x < -87.33f ? -87.33f : x;
-  const float shifted = clamped * 1.44269504088896341f + 12582912.0f;  // 1.5 * 2^23: rounds to nearest integer
-  const float n = shifted - 12582912.0f;
-  const float r = (clamped - n * 0.693359375f) - n * -2.12194440e-4f;
-  float p = 1.9875691500e-4f;
-  p = p * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * (r * r) + r + 1.0f;
-  int32_t bits;
-  std::memcpy(&bits, &shifted, sizeof bits);
-  bits = static_cast<int32_t>((static_cast<uint32_t>(bits) + 127u) << 23);  // the low bits of `shifted` are n
-  float power;
-  std::memcpy(&power, &bits, sizeof power);
-  return x < -87.33f ? 0.0f : p * power;
-}
 
 INLINE double exp_nonpositive(double x) { return std::exp(x); }
 
