@@ -37,6 +37,7 @@ def config(name, **options):
 
 
 def digest(path):
+    """Digest of a whole artifact, checked file by file."""
     artifact = load_artifact(path)
     assert verify_files(artifact) == []
     return artifact.digest
@@ -58,7 +59,7 @@ class StopAfter:
 
 
 def stop_at(cfg, ports, target, step):
-    """Run the stage itself until `step` steps are done."""
+    """Run the stage itself until `step` steps are done; its output is thrown away."""
     inputs = find_inputs(STAGE, ports)
     key, resolved, entries = name_work(STAGE, cfg, inputs)
     out = Out(STAGE, key, target, None, target.parent / "nowhere")

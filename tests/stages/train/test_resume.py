@@ -18,14 +18,12 @@ pytest.importorskip("postmill._native", reason="native module not built")
 
 import tiny_model  # noqa: E402
 from forks import fork_run, wait_code  # noqa: E402
+from tuner_laws import digest, stop_at  # noqa: E402
 
-from postmill.io.errors import ArtifactError, StageError  # noqa: E402
-from postmill.io.manifest import load_artifact, verify_files  # noqa: E402
+from postmill.io.errors import ArtifactError  # noqa: E402
 from postmill.stages.options import changed as changed_config  # noqa: E402
 from postmill.stages.options import make  # noqa: E402
-from postmill.stages.protocol import Out  # noqa: E402
-from postmill.stages.runner import Options, find_inputs, name_work, run_stage  # noqa: E402
-from postmill.stages.train import run as train_stage  # noqa: E402
+from postmill.stages.runner import Options, run_stage  # noqa: E402
 from postmill.stages.train.config import STAGE, Train  # noqa: E402
 from postmill.stages.train.tuners.lora import Lora  # noqa: E402
 
@@ -61,45 +59,12 @@ def given(world, **ports):
     return {"packed": [str(world / "packed")], "model": [str(world / "base")]} | ports
 
 
-def digest(path):
-    """Digest of a whole artifact, checked file by file."""
-    artifact = load_artifact(path)
-    assert verify_files(artifact) == []
-    return artifact.digest
-
-
-class StopAfter:
-    """A stop request that comes true when it is looked at for the n-th time."""
-
-    def __init__(self, looks):
-        self.looks, self.signal, self.graceful = looks, int(signal.SIGTERM), False
-
-    @property
-    def requested(self):
-        self.looks -= 1
-        return self.looks < 0
-
-    def stopped(self, saved):
-        return StageError(saved, 75)
-
-
-def stop_at(world, cfg, target, step):
-    """Run the stage itself until `step` steps are done; its output is thrown away."""
-    inputs = find_inputs(STAGE, given(world))
-    key, resolved, entries = name_work(STAGE, cfg, inputs)
-    out = Out(STAGE, key, target, None, target.parent / "nowhere")
-    out.threads, out.inputs, out.config, out.stop = 1, entries, resolved, StopAfter(step)
-    with pytest.raises(StageError) as error:
-        train_stage.run(cfg, inputs, out)
-    assert error.value.code == 75
-
-
 @pytest.mark.parametrize(("name", "cfg"), [("lora", LORA), ("full", FULL)])
 def test_stopped_after_every_step_in_turn(world, tmp_path, name, cfg):
     target = tmp_path / "run"
     for step in range(1, STEPS):
         # each run goes one step on from where the last was stopped
-        stop_at(world, cfg, target, 1)
+        stop_at(cfg, given(world), target, 1)
         assert (tmp_path / "run.checkpoints" / f"step-{step:08d}" / "manifest.json").is_file()
     run_stage(STAGE, cfg, given(world), target, Options(threads=1))
     assert digest(target) == digest(world / name)
@@ -144,8 +109,8 @@ def test_killed_and_terminated_at_random_fifty_times(world, tmp_path, seed):
 
 def test_damaged_checkpoints_are_passed_over(world, tmp_path, capfd):
     target = tmp_path / "run"
-    stop_at(world, FULL, target, 3)
-    stop_at(world, FULL, target, 1)
+    stop_at(FULL, given(world), target, 3)
+    stop_at(FULL, given(world), target, 1)
     folders = sorted((tmp_path / "run.checkpoints").glob("step-*"))
     newest = folders[-1] / "optimizer.safetensors"
     data = bytearray(newest.read_bytes())
@@ -158,7 +123,7 @@ def test_damaged_checkpoints_are_passed_over(world, tmp_path, capfd):
 
 def test_other_options_or_data_are_refused_and_named(world, tmp_path):
     target = tmp_path / "run"
-    stop_at(world, FULL, target, 2)
+    stop_at(FULL, given(world), target, 2)
     with pytest.raises(ArtifactError, match=r"lr was 0.01, is 0.02, seed was 0, is 4") as error:
         run_stage(STAGE, replace(FULL, lr=2e-2, seed=4, save_every=1), given(world), target, Options(threads=1))
     assert error.value.code == 78
@@ -241,7 +206,7 @@ def test_up_to_date_and_equal_elsewhere(world, tmp_path):
 
 def test_what_may_change_the_last_bits_is_said(world, tmp_path, capfd):
     """The run goes on with other numbers of bins at a time, or kernels; that its bytes may differ is no surprise."""
-    stop_at(world, FULL, tmp_path / "run", 3)
+    stop_at(FULL, given(world), tmp_path / "run", 3)
     other = changed_config(FULL, micro_bins=4, gradient_checkpointing=True, save_every=1)
     run_stage(STAGE, other, given(world), tmp_path / "run", Options(threads=1))
     [line] = [line for line in capfd.readouterr().err.splitlines() if "last bits" in line]
