@@ -54,7 +54,6 @@ def run(cfg: Quantize, inputs: Inputs, out: Out) -> Result:
             raise ConfigError(
                 "--method hqq moves zero points, and symmetric steps have none; pass --no-symmetric", USAGE
             )
-        started = time.monotonic()
         seen = _calibration_rows(cfg, inputs, model.folder)
         chosen = calibrate(cfg, plan, list(seen.values()), out, model=model, weights=weights) if seen else None
         metrics = _write_weights(cfg, plan, weights, out, chosen=chosen)
