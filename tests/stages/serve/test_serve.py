@@ -286,20 +286,33 @@ def test_counts_are_kept(server, client):
     assert int(lines['postmill:http_requests_total{route="/v1/completions",status="200"}']) >= 1
 
 
-def wait_until(condition, seconds=5.0):
+def wait_until(condition, seconds=40.0):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "in time"
         time.sleep(0.01)
 
 
+@pytest.fixture
+def slow_engine(server, monkeypatch):
+    """An answer of 200 tokens takes a minute: no client that leaves can be too late, however busy the machine is."""
+    engine = server.service.worker._engine
+    step = engine.step
+
+    def slow_step():
+        time.sleep(0.3)
+        return step()
+
+    monkeypatch.setattr(engine, "step", slow_step)
+
+
 @pytest.mark.parametrize("stream", [True, False])
-def test_a_client_that_leaves_ends_the_work(server, stream):
+def test_a_client_that_leaves_ends_the_work(server, slow_engine, stream):
     body = (
         b'{"model":"base","prompt":"abc","max_tokens":200,"ignore_eos":true,"stream":%s}' % str(stream).lower().encode()
     )
     before = server.service.metrics.aborted
-    for _ in range(5):
+    for _ in range(3):
         with socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2]))) as line:
             line.sendall(
                 b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\nx-api-key: %s\r\ncontent-length: %d\r\n\r\n%s"
@@ -309,7 +322,7 @@ def test_a_client_that_leaves_ends_the_work(server, stream):
             if stream:
                 line.recv(100)
         wait_until(lambda: server.service.worker.num_running == 0)
-    assert server.service.metrics.aborted == before + 5
+    assert server.service.metrics.aborted == before + 3
 
 
 def test_many_at_once_are_all_answered_alike(client):
