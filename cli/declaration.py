@@ -85,7 +85,7 @@ def read_module(name: str) -> Source:
 class Declaration:
     """A stage's name, summary, options, ports (name -> keywords of `Port`) and example.
 
-    `chosen` names what a choice is, by field; others have their default.
+    `chosen` names what a choice is, by path; others have their default.
     """
 
     def __init__(self, source: Source, struct: str = "", chosen: Mapping[str, str] = MappingProxyType({})) -> None:

@@ -63,9 +63,9 @@ def _items(text: str, kind: Any) -> list[Any]:
 
 
 def chosen_names(config: type[Any], said: dict[str, list[Said]]) -> dict[str, str]:
-    """The name said at each choice: field -> name."""
-    choices = [path for path, option in options(config).items() if option.choice is not None]
-    return {path: str(flags_last(said[path])[-1].value) for path in choices if said.get(path)}
+    """The name said at each choice: path -> name."""
+    names = short_names({path: option for path, option in options(config).items() if option.choice is not None})
+    return {path: str(flags_last(said[name])[-1].value) for name, path in names.items() if said.get(name)}
 
 
 def flags_last(givens: list[Said]) -> list[Said]:

@@ -82,19 +82,18 @@ def tag(struct: Any) -> str:
     return str(struct.__struct_config__.tag)
 
 
-def chosen_struct(field: Field, chosen: Mapping[str, str]) -> type[Any]:
-    """The struct of a choice field: the one that `chosen` names, or the default's. Raises ConfigError (2)."""
+def chosen_struct(field: Field, name: str | None) -> type[Any]:
+    """The struct of a choice field: the one called `name`, or the default's. Raises ConfigError (2)."""
     choice = _choice(field.kind)
     assert choice is not None
-    name = chosen.get(field.name, tag(field.default))
-    if name == tag(field.default):
+    if name is None or name == tag(field.default):
         return type(field.default)
     found: type[Any] = find(f"--{field.name.replace('_', '-')}", choice.group, choice.table, name)
     return found
 
 
 def options(struct: type[Any], chosen: Mapping[str, str] = types.MappingProxyType({})) -> dict[str, Option]:
-    """All options by path, given what was chosen at each choice (name by field). Raises ConfigError (2)."""
+    """All options by path, given what was chosen at each choice (name by path). Raises ConfigError (2)."""
     return dict(_walk(struct, chosen, "", Effect.ANOTHER_RUN))
 
 
@@ -105,7 +104,7 @@ def _walk(struct: type[Any], chosen: Mapping[str, str], prefix: str, outer: Effe
         path = prefix + field.word
         if choice is not None:
             yield path, Option(path, field.kind, tag(field.default), effect, choice)
-            picked = chosen_struct(field, chosen)
+            picked = chosen_struct(field, chosen.get(path))
             yield from _walk(picked, chosen, f"{tag(picked)}.", effect)
         elif is_group(field.kind):
             yield from _walk(bare(field.kind), chosen, f"{path}.", effect)
@@ -127,14 +126,15 @@ def explain_unknown(name: str, owner: str, struct: type[Any], known: Mapping[str
     several = [path for path in known if path.rpartition(".")[2] == name]
     if several:
         return f"stands for several options: {', '.join(_flag(path) for path in several)}; say which"
-    for field in fields(struct):
-        choice = _choice(field.kind)
-        for other in choice.table if choice else ():
-            paths = options(chosen_struct(field, {field.name: other}))
-            if name in {f"{other}.{path}" for path in paths} | set(short_names(paths)):
-                picked = next((o for o in known if o.startswith(f"{other}.")), "")
-                if not picked:
-                    return f"is an option of --{field.name} {other}; choose that, or leave it out"
+    for path, option in known.items():
+        for other in option.choice.table if option.choice else ():
+            added = {o: text for o, text in options(struct, {path: other}).items() if o.startswith(f"{other}.")}
+            is_chosen = any(o.startswith(f"{other}.") for o in known)
+            if (
+                not is_chosen
+                and name in added.keys() | {o.partition(".")[2] for o in added} | short_names(added).keys()
+            ):
+                return f"is an option of {_flag(path)} {other}; choose that, or leave it out"
     return f"no such option of {owner}{closest(name, [*known, *short_names(known)])}"
 
 
@@ -151,13 +151,14 @@ def build(struct: type[Any], values: Mapping[str, Any], chosen: Mapping[str, str
     for field in fields(struct):
         path = prefix + field.word
         if _choice(field.kind) is not None:
-            picked = chosen_struct(field, chosen)
+            picked = chosen_struct(field, chosen.get(path))
             given = any(name.startswith(f"{tag(picked)}.") for name in values)
             if given or picked is not type(field.default):
                 made[field.name] = build(picked, values, chosen, f"{tag(picked)}.")
         elif is_group(field.kind):
-            if any(name.startswith(f"{path}.") for name in values):
-                made[field.name] = build(bare(field.kind), values, chosen, f"{path}.")
+            group = build(bare(field.kind), values, chosen, f"{path}.")
+            if group != field.default:
+                made[field.name] = group
         elif path in values:
             made[field.name] = values[path]
     return struct(**made)
@@ -180,13 +181,13 @@ def changed(config: Any, **given: Any) -> Any:
 
 
 def _made(struct: type[Any], chosen: dict[str, str], before: dict[str, Any], given: dict[str, Any]) -> Any:
-    choices = {field.name for field in fields(struct) if _choice(field.kind) is not None}
+    choices = _choices(struct)
     values = dict(before)
-    for name in choices & given.keys():
-        value = given[name]
-        chosen[name] = tag(value) if isinstance(value, msgspec.Struct) else str(value)
+    for name in choices.keys() & given.keys():
+        value, path = given[name], choices[name]
+        chosen[path] = tag(value) if isinstance(value, msgspec.Struct) else str(value)
         if isinstance(value, msgspec.Struct):
-            values |= {f"{chosen[name]}.{part}": item for part, item in msgspec.structs.asdict(value).items()}
+            values |= {f"{chosen[path]}.{part}": item for part, item in msgspec.structs.asdict(value).items()}
     known = options(struct, chosen)
     names = short_names(known)
     for word, value in given.items():
@@ -197,6 +198,12 @@ def _made(struct: type[Any], chosen: dict[str, str], before: dict[str, Any], giv
             values[names[name]] = value
     typed = {path: msgspec.convert(value, known[path].kind) for path, value in values.items() if path in known}
     return build(struct, typed, chosen)
+
+
+def _choices(struct: type[Any]) -> dict[str, str]:
+    """Name and path -> path of every choice."""
+    known = {path: option for path, option in options(struct).items() if option.choice is not None}
+    return short_names(known)
 
 
 def to_plain(config: Any) -> dict[str, Any]:
@@ -219,24 +226,23 @@ def from_plain(struct: type[Any], data: Mapping[str, Any]) -> Any:
         raise ConfigError(f"{struct.__name__}: {error}") from error
 
 
-def flatten(struct: type[Any], data: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, Any]]:
-    """What was chosen (name by field) and the values by path, of plain data. Fields that the struct lacks are kept."""
+def flatten(struct: type[Any], data: Mapping[str, Any], prefix: str = "") -> tuple[dict[str, str], dict[str, Any]]:
+    """What was chosen and the values, both by path, of plain data. Fields that the struct lacks are kept."""
     chosen: dict[str, str] = {}
     values: dict[str, Any] = {}
     known = {field.name: field for field in fields(struct)}
     for name, value in data.items():
         field = known.get(name)
-        choice = _choice(field.kind) if field else None
-        if choice is not None and isinstance(value, dict):
-            picked = str(value.get("type", ""))
-            chosen[name] = picked
+        path = prefix + (field.word if field else name)
+        if field is not None and _choice(field.kind) is not None and isinstance(value, dict):
+            chosen[path] = picked = str(value.get("type", ""))
             values |= {f"{picked}.{key}": item for key, item in value.items() if key != "type"}
         elif field is not None and is_group(field.kind) and isinstance(value, dict):
-            below, inner = flatten(bare(field.kind), value)
+            below, inner = flatten(bare(field.kind), value, f"{path}.")
             chosen |= below
-            values |= {f"{name}.{path}": item for path, item in inner.items()}
+            values |= inner
         else:
-            values[field.word if field else name] = value
+            values[path] = value
     return chosen, values
 
 
@@ -276,18 +282,30 @@ def _lenient(struct: type[Any], data: Mapping[str, Any], effect: Effect) -> dict
 
 def json_schema(struct: type[Any]) -> dict[str, Any]:
     """JSON Schema of a recipe's section: options and groups as tables, and one table for each name of a choice."""
+    members, tables = _schema_members(struct)
+    return _table_schema(members | tables)
+
+
+def _table_schema(members: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "object", "properties": members, "additionalProperties": False}
+
+
+def _schema_members(struct: type[Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Schemas of the struct's own members, and of the tables that its choices put beside the outermost ones."""
     members: dict[str, Any] = {}
+    tables: dict[str, Any] = {}
     for field in fields(struct):
         choice = _choice(field.kind)
         if choice is not None:
             members[field.word] = {"enum": sorted(choice.table), "default": tag(field.default)}
-            for name in choice.table:
-                members[name] = json_schema(chosen_struct(field, {field.name: name}))
+            tables |= {name: json_schema(chosen_struct(field, name)) for name in choice.table}
         elif is_group(field.kind):
-            members[field.word] = json_schema(bare(field.kind))
+            inner, others = _schema_members(bare(field.kind))
+            members[field.word] = _table_schema(inner)
+            tables |= others
         else:
             (schema,), parts = msgspec.json.schema_components([field.kind])
             members[field.word] = schema | ({"$defs": parts} if parts else {})
             if field.default is not msgspec.NODEFAULT:
                 members[field.word]["default"] = msgspec.to_builtins(field.default)
-    return {"type": "object", "properties": members, "additionalProperties": False}
+    return members, tables

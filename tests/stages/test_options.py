@@ -1,7 +1,11 @@
 """The walk over configs: paths, short names, choices, effects, and the way to plain data and back."""
 
+from typing import Annotated
+
+import msgspec
 import pytest
 
+from postmill.cli.flags import Said, resolve
 from postmill.io.errors import ConfigError
 from postmill.stages.options import (
     changed,
@@ -14,7 +18,7 @@ from postmill.stages.options import (
     short_names,
     to_plain,
 )
-from postmill.stages.spec import Effect
+from postmill.stages.spec import Choice, Effect
 from postmill.stages.train.config import Train
 from postmill.stages.train.tuners.full import Full
 from postmill.stages.train.tuners.lora import Lora
@@ -85,3 +89,46 @@ def test_the_schema_has_groups_and_every_choice():
     assert members["tuner"]["enum"] == sorted(TUNERS.table)
     assert members["lora"]["properties"]["rank"]["minimum"] == 1
     assert members["batch"]["properties"]["micro_bins"]["default"] == 1
+
+
+class Flat(msgspec.Struct, frozen=True, kw_only=True, tag="flat"):
+    pass
+
+
+class Steep(msgspec.Struct, frozen=True, kw_only=True, tag="steep"):
+    slope: float = 1.0
+
+
+SLOPES = Choice(group="postmill.none", table={"flat": f"{__name__}:Flat", "steep": f"{__name__}:Steep"})
+
+
+class Ground(msgspec.Struct, frozen=True, kw_only=True):
+    shape: Annotated[Flat | Steep, SLOPES] = Flat()
+    height: int = 0
+
+
+class Hill(msgspec.Struct, frozen=True, kw_only=True):
+    front: Ground = Ground()
+    size: int = 1
+
+
+def test_a_choice_inside_a_group():
+    """It is chosen by its path, or by its last part; what was chosen has its options beside the outermost ones."""
+    assert list(options(Hill)) == ["front.shape", "front.height", "size"]
+    assert "steep.slope" in options(Hill, {"front.shape": "steep"})
+    hill = make(Hill, shape="steep", slope=2.0)
+    assert hill == Hill(front=Ground(shape=Steep(slope=2.0)))
+    assert make(Hill, **{"front.shape": Steep(slope=2.0)}) == hill
+    assert from_plain(Hill, to_plain(hill)) == hill
+    assert changed(hill, height=3) == Hill(front=Ground(shape=Steep(slope=2.0), height=3))
+    assert changes(Hill, to_plain(Hill()), to_plain(hill)) == [
+        "front.shape was 'flat', is 'steep'",
+        "steep.slope was None, is 2.0",
+    ]
+    said = {"shape": [Said("steep", "--shape", True)], "slope": [Said("2", "--slope", True)]}
+    assert resolve(Hill, said, "hill") == hill
+    with pytest.raises(ConfigError, match=r"is an option of --front\.shape steep; choose that"):
+        make(Hill, slope=2.0)
+    members = json_schema(Hill)["properties"]
+    assert set(members) == {"front", "size", "flat", "steep"}
+    assert members["front"]["properties"]["shape"]["enum"] == ["flat", "steep"]
