@@ -28,6 +28,7 @@ from postmill.stages.progress import Meter, Progress
 from postmill.stages.protocol import Input, Inputs, Out, Result
 from postmill.stages.score.config import Score
 from postmill.stages.shared import attention, hf
+from postmill.stages.shared.apart import settle
 from postmill.stages.shared.batch import collate
 from postmill.stages.shared.forward import Ask, Forward
 from postmill.stages.shared.heads import Head
@@ -133,7 +134,9 @@ def _load(cfg: Score, inputs: Inputs, out: Out) -> Forward:
     net = hf.load_model(path, str(dtype).removeprefix("torch."), attention=kernel, head=head)
     if adapters:
         net = hf.add_adapters(net, adapters).get_base_model()
-    return Forward(net.to(device), compute_dtype=dtype, backend=cfg.loss_kernel, head=head).eval()
+    forward = Forward(net.to(device), compute_dtype=dtype, backend=cfg.loss_kernel, head=head).eval()
+    settle(forward, "score", device)
+    return forward
 
 
 def _head(cfg: Score, model: Path, adapter: Path | None) -> Head:

@@ -5,7 +5,7 @@ the loss is computed outside, by an objective. The full logits never exist. Shap
 V vocabulary, R rows.
 """
 
-import itertools
+import functools
 from typing import Any, NamedTuple
 
 import torch
@@ -19,6 +19,7 @@ from postmill.kernels.loss_scale_ce.vocab_parallel import loss_scale_ce_vocab_pa
 from postmill.stages.shared import classifier, top
 from postmill.stages.shared.batch import Batch
 from postmill.stages.shared.context import Context
+from postmill.stages.shared.decode import decode
 from postmill.stages.shared.heads import LM, Head
 from postmill.stages.shared.media.layout import features_of
 from postmill.stages.shared.media.pixels import Media
@@ -91,10 +92,11 @@ class HeadScale(NamedTuple):
 
 
 def head_scale(config: Any) -> HeadScale:
-    """From a model's config: Gemma's softcap, Cohere's multiplier, Granite's divisor."""
+    """From a model's config: softcap of Gemma, RecurrentGemma and xLSTM, Cohere's multiplier, Granite's divisor."""
     text = config.get_text_config()
     scale = float(getattr(text, "logit_scale", None) or 1.0) / float(getattr(text, "logits_scaling", None) or 1.0)
-    softcap = getattr(text, "final_logit_softcapping", None)
+    caps = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+    softcap = next((cap for name in caps if (cap := getattr(text, name, None))), None)
     return HeadScale(scale, float(softcap) if softcap else None)
 
 
@@ -150,7 +152,7 @@ class Forward(nn.Module):
         super().__init__()
         self.head = head
         self.model: Any = model
-        self._compute_dtype = compute_dtype
+        self.compute_dtype = compute_dtype
         self._backend, self._neftune_alpha = backend, neftune_alpha
         self._scale = head_scale(self.model.config)
         self._router_aux = router_aux
@@ -160,6 +162,11 @@ class Forward(nn.Module):
         # encoders have no cache, and some do not know the word
         self._no_cache = {"use_cache": False} if hasattr(config, "use_cache") else {}
         self._context: Context | None = None
+        self._each_row = False
+
+    def compute_each_row(self) -> None:
+        """Give the model one row at a time from now on: its layers would carry something of a row into the next."""
+        self._each_row = True
 
     def share_tokens(self, context: Context) -> None:
         """Compute a slice of each batch from now on; what is asked of it still comes out whole, on every rank."""
@@ -217,6 +224,11 @@ class Forward(nn.Module):
         found = self.model(input_ids=ids_1T, **types, **self._no_cache)
         logits: Tensor = found.last_hidden_state if self.head.kind == "pool" else found.logits
         return logits
+
+    def hidden(self, batch: Batch) -> Tensor:
+        """Last hidden states, [T, H]."""
+        hidden_TH, _ = self._hidden(batch)
+        return hidden_TH if self._context is None else self._context.gather(hidden_TH, batch.input_ids_1T.shape[1])
 
     def kernel_deviation(self, batch: Batch) -> Deviation:
         """How far the loss kernel is from plain torch on the first rows of `batch`, in the loss and its gradients."""
@@ -281,7 +293,7 @@ class Forward(nn.Module):
 
     def _head_of(self, hidden_TH: Tensor) -> dict[str, Any]:
         """What the loss kernel is given of the head."""
-        head, dtype = self.model.get_output_embeddings(), self._compute_dtype
+        head, dtype = self.model.get_output_embeddings(), self.compute_dtype
         bias = getattr(head, "bias", None)
         # peft's layer of trained tokens, on a head that is tied: its own weight is the base's
         trained = getattr(head, "get_merged_weights", None)
@@ -301,8 +313,6 @@ class Forward(nn.Module):
         """
         mine = self._part(batch)
         decoder = self.model.get_decoder() if self.head.kind == "lm" else self.model.base_model
-        starts = torch.tensor(mine.row_starts, dtype=torch.int32, device=mine.input_ids_1T.device)
-        longest = max(end - start for start, end in itertools.pairwise(mine.row_starts))
         inputs: dict[str, Any] = {"input_ids": mine.input_ids_1T}
         positions, media = mine.position_ids_1T + self._first_position, batch.media
         if self.training and self._neftune_alpha:
@@ -312,7 +322,7 @@ class Forward(nn.Module):
             inputs["token_type_ids"] = types_1T if self._context is None else self._context.slice(types_1T, 1)
         if self._router_aux:
             inputs["output_router_logits"] = True
-        dtype, device_type = self._compute_dtype, mine.input_ids_1T.device.type
+        dtype, device_type = self.compute_dtype, mine.input_ids_1T.device.type
         with torch.autocast(device_type, dtype, enabled=dtype == torch.bfloat16):
             if media is not None:
                 decoder = self.model.base_model  # the decoder with the vision tower before it
@@ -320,18 +330,17 @@ class Forward(nn.Module):
                 positions = positions if media.position_ids_31T is None else media.position_ids_31T
                 if media.which_N:
                     inputs["mm_encoder_outputs"] = {"image": self._encoded(media)}
-            found = decoder(
-                **inputs,
-                position_ids=positions,
-                **self._no_cache,
-                cu_seq_lens_q=starts,
-                cu_seq_lens_k=starts,
-                max_length_q=longest,
-                max_length_k=longest,
-                row_starts=mine.row_starts,
+            found = decode(
+                functools.partial(decoder, **self._no_cache),
+                inputs | {"position_ids": positions},
+                mine.row_starts,
+                each_row=self._each_row,
             )
-        hidden: Tensor = found.last_hidden_state
-        return hidden[0], tuple(found.router_logits) if self._router_aux else ()
+        hidden_TH = torch.cat([part.last_hidden_state[0] for part in found])
+        if not self._router_aux:
+            return hidden_TH, ()
+        by_layer = zip(*(part.router_logits for part in found), strict=True)
+        return hidden_TH, tuple(torch.cat([part.flatten(0, -2) for part in logits]) for logits in by_layer)
 
     def _encoded(self, media: Media) -> Any:
         """What the vision tower gives for each picture of the rows, each distinct one computed once.

@@ -113,7 +113,7 @@ def _train(
         router_aux=router_coefficient(net.config, cfg.router_aux),
     ).train()
     wrapped = layout.wrap(forward)
-    check(forward, reader, dtype, device, loss_kernel=cfg.compute.loss_kernel)
+    check(forward, reader, dtype, device, loss_kernel=cfg.compute.loss_kernel, cut=cfg.parallel.cuts_model)
     own = start_scores(data, objective.needs, wrapped, layout, found=found and found[0], num_steps=steps.total)
     source = BatchSource(reader, objective.needs, {**data.scores, **own}, data.rewards, data.pixels)
     valid_source = (

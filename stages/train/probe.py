@@ -1,9 +1,9 @@
-"""Two looks before the first step: does the head compute what the model itself computes, each row for itself? And
-does the loss kernel give the loss and gradients that plain torch gives?
+"""Looks before the first step: do the model's layers keep rows apart? Does the head compute what the model itself
+computes, each row for itself? And does the loss kernel give the loss and gradients that plain torch gives?
 
-Two short rows are laid end to end and scored by `Forward`; then each is given to the model alone, logits and all.
-A model whose layers leak across rows (state-space layers, unusual attention) or scale their logits in a way we do not
-know shows here, in one second, and not in a wrong model.
+A model that carries a state from row to row is computed row by row from then on. Then two short rows are laid end to
+end and scored by `Forward`, and each is given to the model alone, logits and all. A model whose layers leak across rows
+in another way, or scale their logits in one we do not know, shows here, in one second, and not in a wrong model.
 """
 
 from typing import Any
@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from postmill.io.errors import FAILED, StageError
+from postmill.io.errors import FAILED, USAGE, ConfigError, StageError
 from postmill.io.packed import Bin, PackedReader
 from postmill.stages.progress import Progress
+from postmill.stages.shared.apart import settle
 from postmill.stages.shared.batch import Batch, collate
 from postmill.stages.shared.forward import Ask, Forward, Outputs
 
@@ -24,9 +25,18 @@ random models by 2e-7, and a leaking one (LFM2, whose convolutions reach over bo
 
 
 def check(
-    forward: Forward, reader: PackedReader, dtype: torch.dtype, device: torch.device, *, loss_kernel: str
+    forward: Forward, reader: PackedReader, dtype: torch.dtype, device: torch.device, *, loss_kernel: str, cut: bool
 ) -> None:
-    """Both looks, with the errors of both."""
+    """All looks, with the errors of all. cut: ranks share the model, or the tokens of a row.
+
+    Raises ConfigError (2) for ranks that would have to share a model that is computed row by row.
+    """
+    if settle(forward, "train", device) and cut:
+        raise ConfigError(
+            "--shard, --tp, --cp, --ep: ranks that share a model compute all rows of a bin at once, and this one is"
+            " computed row by row; leave them out",
+            USAGE,
+        )
     if forward.head.kind == "lm":
         check_loss_kernel(forward, reader, loss_kernel, device)
     check_forward(forward, reader, dtype, device)

@@ -31,6 +31,12 @@ def find_targets(base: Any, wanted: list[str], tuner: str) -> list[str]:
         if not hits:
             known = ", ".join(sorted(_linear(base)))
             raise ConfigError(f"--{tuner}.targets {target}: no such module; linear ones are {known}", USAGE)
+        if target in _READ_PAST.get(base.config.model_type, set()):
+            raise ConfigError(
+                f"--{tuner}.targets {target}: {base.config.model_type} layers never call it, so an adapter would do"
+                " nothing; leave it out",
+                USAGE,
+            )
         if any(base.get_submodule(name) in heads for name in hits):
             raise ConfigError(
                 f"--{tuner}.targets {target}: the output head takes no adapter; train it whole with"
@@ -64,9 +70,21 @@ def _of_part(base: Any, word: str, parts: dict[str, str], tuner: str) -> list[st
 def _linear(base: Any) -> set[str]:
     from transformers.pytorch_utils import Conv1D
 
-    heads = _heads(base)
+    heads, unused = _heads(base), _READ_PAST.get(base.config.model_type, set())
     kinds = (nn.Linear, Conv1D)  # GPT-2's linear layers are of a class of their own
-    return {_last(name) for name, m in base.named_modules() if isinstance(m, kinds) and m not in heads}
+    return {_last(name) for name, m in base.named_modules() if isinstance(m, kinds) and m not in heads} - unused
+
+
+_READ_PAST = {
+    "mamba": {"out_proj", "dt_proj"},
+    "falcon_mamba": {"out_proj", "dt_proj"},
+    "mamba2": {"out_proj"},
+    "falcon_h1": {"out_proj"},
+    "nemotron_h": {"out_proj"},
+    "jamba": {"dt_proj"},
+}
+"""Families whose layers take the weight out of a linear layer and never call it: an adapter there would do nothing.
+PEFT refuses the first of each; the second were found by adapters without a gradient. Transformers 5.23."""
 
 
 def _heads(base: Any) -> list[Any]:
