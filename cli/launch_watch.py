@@ -21,7 +21,8 @@ _PAUSE_S = 5.0
 """How long a rank may be stopped while others run. One that sleeps holds up all of them."""
 _LOOK_S = 0.5
 """How often stopped and hanging ranks are looked for."""
-_DUMP_S = 1.0
+_DUMP_S = (0.5, 3.0)
+"""How long ranks get to say where they are, at least and at most."""
 
 
 class Rank(msgspec.Struct):
@@ -98,9 +99,16 @@ class Watch:
                 self._end_with(f"rank {oldest} gave no sign of life for {silent:.0f} s (--hang-s)")
 
     def _end_with(self, what: str) -> None:
+        asked = {rank.number: _size(rank.said) for rank in self._running() if not _is_stopped(rank.child.pid)}
         for rank in self._running():
             rank.child.send_signal(signal.SIGUSR1)  # says where it is
-        time.sleep(_DUMP_S)
+        started = time.monotonic()
+        least, most = _DUMP_S
+        while (passed := time.monotonic() - started) < most:
+            silent = [r for r in self._running() if r.number in asked and r.said and _size(r.said) == asked[r.number]]
+            if not silent and passed > least:
+                break
+            time.sleep(_POLL_S)
         self.end()
         for rank in self._ranks:
             text = _tail(rank.said)
@@ -135,9 +143,12 @@ def _is_stopped(pid: int) -> bool:
 def _tail(said: IO[Any] | None, num_bytes: int = 4000) -> str:
     if said is None:
         return ""
-    said.flush()
-    said.seek(max(0, os.fstat(said.fileno()).st_size - num_bytes))
+    said.seek(max(0, _size(said) - num_bytes))
     return str(said.read())
+
+
+def _size(said: IO[Any] | None) -> int:
+    return 0 if said is None else os.fstat(said.fileno()).st_size
 
 
 def start(argv: list[str], environments: list[dict[str, str]], folder: Path) -> list[Rank]:

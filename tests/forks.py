@@ -10,7 +10,7 @@ from postmill.io.errors import ArtifactError, ConfigError, StageError
 from postmill.stages.runner import Options, run_stage
 from postmill.stages.train.config import STAGE
 
-HANGS_S = 120
+HANGS_S = 240
 """A child that takes so long hangs; a little earlier it says where it is."""
 
 
