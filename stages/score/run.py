@@ -131,6 +131,8 @@ def _load(cfg: Score, inputs: Inputs, out: Out) -> Forward:
     kernel = attention.choose(cfg.attention, device, dtype)
     adapters = {item.path: 1.0 for item in inputs["adapter"] if item.path is not None}
     head = _head(cfg, path, next(iter(adapters), None))
+    if cfg.where == "all" and hf.is_encoder_decoder(path):
+        raise ConfigError("--where all: an encoder-decoder says nothing of its prompt's tokens; leave it out", USAGE)
     net = hf.load_model(path, str(dtype).removeprefix("torch."), attention=kernel, head=head)
     if adapters:
         net = hf.add_adapters(net, adapters).get_base_model()

@@ -1,4 +1,4 @@
-"""One call of a decoder for all rows of a bin, or one for each."""
+"""One call of a decoder for all rows of a bin, or one for each; and rows through an encoder and a decoder."""
 
 import itertools
 from collections.abc import Callable, Mapping
@@ -44,3 +44,51 @@ def _of_row(inputs: Mapping[str, Any], start: int, end: int) -> dict[str, Any]:
         for name, value in inputs.items()
         if isinstance(value, Tensor)
     } | {name: value for name, value in inputs.items() if not isinstance(value, Tensor)}
+
+
+def decode_answers(model: Any, ids_T: Tensor, mask_T: Tensor, row_starts: tuple[int, ...]) -> Tensor:
+    """Hidden states of an encoder-decoder, [T, H], where a language model of one part has them: the state at a token is
+    about the next one.
+
+    A row's answer begins with its first scored token; what lies before goes to the encoder, and the decoder reads its
+    start token and the answer. States of the prompt are zeros: nothing is predicted there. mask_T: bool, by the token
+    before the one that is scored.
+    """
+    pieces = []
+    for start, end in itertools.pairwise(row_starts):
+        scored = mask_T[start : end - 1].nonzero()
+        split = int(scored[0]) + 1 if len(scored) else end - start - 1
+        hidden_LH = answer_states(model, ids_T[start:end], max(split, 1))
+        before = hidden_LH.new_zeros(max(split, 1) - 1, hidden_LH.shape[1])
+        after = hidden_LH.new_zeros(end - start - len(before) - len(hidden_LH), hidden_LH.shape[1])
+        pieces.append(torch.cat([before, hidden_LH, after]))
+    return torch.cat(pieces)
+
+
+def answer_states(model: Any, ids_L: Tensor, split: int) -> Tensor:
+    """What the decoder has for each token of `ids_L[split:]` before it reads it, [length - split, H]; of one token at
+    least, so that all of the model takes part."""
+    memory = model.get_encoder()(input_ids=ids_L[None, :split]).last_hidden_state
+    answer_1L = torch.cat([ids_L.new_tensor([start_token(model)]), ids_L[split:-1]])[None]
+    found = model.get_decoder()(input_ids=answer_1L, encoder_hidden_states=memory, use_cache=False)
+    hidden_LH: Tensor = found.last_hidden_state[0]
+    return hidden_LH[: max(len(ids_L) - split, 0)]
+
+
+def start_token(model: Any) -> int:
+    """What a decoder reads first."""
+    found = model.config.decoder_start_token_id
+    if found is None:
+        found = getattr(model.generation_config, "decoder_start_token_id", None)
+    if found is None:
+        raise ConfigError("config.json of this encoder-decoder names no decoder_start_token_id; add it", USAGE)
+    return int(found)
+
+
+def own_answer_logits(model: Any, ids_1T: Tensor) -> Tensor:
+    """What the model itself says, [1, T, V]: its first token is the prompt, the rest the answer; the last row is
+    zeros."""
+    start_11 = ids_1T.new_tensor([[start_token(model)]])
+    answer = torch.cat([start_11, ids_1T[:, 1:-1]], dim=1)
+    logits: Tensor = model(input_ids=ids_1T[:, :1], decoder_input_ids=answer, use_cache=False).logits
+    return torch.cat([logits, torch.zeros_like(logits[:, :1])], dim=1)

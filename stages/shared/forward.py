@@ -19,7 +19,7 @@ from postmill.kernels.loss_scale_ce.vocab_parallel import loss_scale_ce_vocab_pa
 from postmill.stages.shared import classifier, top
 from postmill.stages.shared.batch import Batch
 from postmill.stages.shared.context import Context
-from postmill.stages.shared.decode import decode
+from postmill.stages.shared.decode import decode, decode_answers, own_answer_logits
 from postmill.stages.shared.heads import LM, Head
 from postmill.stages.shared.media.layout import features_of
 from postmill.stages.shared.media.pixels import Media
@@ -92,9 +92,11 @@ class HeadScale(NamedTuple):
 
 
 def head_scale(config: Any) -> HeadScale:
-    """From a model's config: softcap of Gemma, RecurrentGemma and xLSTM, Cohere's multiplier, Granite's divisor."""
+    """From a model's config: the softcap of Gemma, RecurrentGemma and xLSTM, factors of Cohere, Granite, T5."""
     text = config.get_text_config()
     scale = float(getattr(text, "logit_scale", None) or 1.0) / float(getattr(text, "logits_scaling", None) or 1.0)
+    if getattr(config, "scale_decoder_outputs", False):
+        scale *= float(config.d_model) ** -0.5
     caps = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
     softcap = next((cap for name in caps if (cap := getattr(text, name, None))), None)
     return HeadScale(scale, float(softcap) if softcap else None)
@@ -163,6 +165,13 @@ class Forward(nn.Module):
         self._no_cache = {"use_cache": False} if hasattr(config, "use_cache") else {}
         self._context: Context | None = None
         self._each_row = False
+        self.is_encoder_decoder = bool(getattr(config, "is_encoder_decoder", False))
+        if self.is_encoder_decoder and (head.kind != "lm" or neftune_alpha):
+            raise ConfigError(
+                f"{config.model_type} has an encoder and a decoder, which only losses of tokens fit, without"
+                " --neftune-alpha",
+                USAGE,
+            )
 
     def compute_each_row(self) -> None:
         """Give the model one row at a time from now on: its layers would carry something of a row into the next."""
@@ -220,6 +229,8 @@ class Forward(nn.Module):
     def own_logits(self, ids_1T: Tensor) -> Tensor:
         """What the model itself says of one row, to compare with: [1, T, V], [1, C] or [1, T, C] of a classifier; the
         hidden states, [1, T, H], without a head."""
+        if self.is_encoder_decoder:
+            return own_answer_logits(self.model, ids_1T)
         types = {"token_type_ids": token_types(ids_1T, (0, ids_1T.shape[1]))} if self._has_types else {}
         found = self.model(input_ids=ids_1T, **types, **self._no_cache)
         logits: Tensor = found.last_hidden_state if self.head.kind == "pool" else found.logits
@@ -324,6 +335,8 @@ class Forward(nn.Module):
             inputs["output_router_logits"] = True
         dtype, device_type = self.compute_dtype, mine.input_ids_1T.device.type
         with torch.autocast(device_type, dtype, enabled=dtype == torch.bfloat16):
+            if self.is_encoder_decoder:
+                return decode_answers(self.model, mine.input_ids_1T[0], mine.mask_T, mine.row_starts), ()
             if media is not None:
                 decoder = self.model.base_model  # the decoder with the vision tower before it
                 inputs |= {} if media.blocks is None else {"blocks": media.blocks}

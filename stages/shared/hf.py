@@ -63,7 +63,9 @@ def load_model(path: Path, dtype: Any, *, attention: str | None = None, head: He
     """
     transformers: Any = importlib.import_module("transformers")
     torch: Any = importlib.import_module("torch")
-    options: dict[str, Any] = {} if attention is None else {"attn_implementation": _for_decoder(path, attention)}
+    options: dict[str, Any] = {}
+    if attention is not None and not is_encoder_decoder(path):  # whose rows are computed one by one, with biases
+        options["attn_implementation"] = _for_decoder(path, attention)
     kind = _class_of(transformers, path)
     if head.kind != "lm":
         kind = getattr(transformers, AUTO_CLASS[head.kind])
@@ -108,6 +110,11 @@ def load_model(path: Path, dtype: Any, *, attention: str | None = None, head: He
             # backward pass, and rounds to bfloat16
             module.support_avx512bf16_for_cpu = False
     return model.eval()
+
+
+def is_encoder_decoder(path: Path) -> bool:
+    """Whether the model in `path` reads a prompt with one part and answers with another."""
+    return bool(load_json(path / "config.json").get("is_encoder_decoder", False))
 
 
 def _towers(path: Path) -> list[str]:

@@ -31,7 +31,7 @@ def check(
 
     Raises ConfigError (2) for ranks that would have to share a model that is computed row by row.
     """
-    if settle(forward, "train", device) and cut:
+    if (settle(forward, "train", device) or forward.is_encoder_decoder) and cut:
         raise ConfigError(
             "--shard, --tp, --cp, --ep: ranks that share a model compute all rows of a bin at once, and this one is"
             " computed row by row; leave them out",

@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from postmill.io.errors import USAGE, ConfigError
+from postmill.io.json_file import load_json
 from postmill.io.packed import PackedReader
 from postmill.io.rewards import RewardsReader
 from postmill.io.scores import ScoresReader
 from postmill.stages.protocol import Input, Inputs, Out, Result
+from postmill.stages.train.answers import check_one_answer
 from postmill.stages.train.config import Train
 from postmill.stages.train.objectives.own_options import Own
 from postmill.stages.train.origin import check_start
@@ -53,6 +55,8 @@ def _open(
     data = Data(reader, scores, RewardsReader(rewards, reader.tokens) if rewards else None)
     check_data(packed, data.reader, model, cfg.objective.needs)
     check_objective(str(packed.path), data, cfg.objective.needs)
+    if model.path is not None and load_json(model.path / "config.json").get("is_encoder_decoder"):
+        check_one_answer(str(packed.path), data.reader)
     return data
 
 

@@ -52,6 +52,8 @@ class LocalEngine:
         self._decode: Callable[[list[int]], str] | None = None
         self.loaded = self.load(folders)
         can = {"logp", "raw_logp", "prompt_logp", "seed", "load", "shared_prefix", "repeatable", "steps"}
+        if getattr(self._model.config, "is_encoder_decoder", False):
+            can -= {"prompt_logp", "shared_prefix"}
         if self._is_paged:
             can |= {"adapters"} | ({"batch_invariant"} if self._is_invariant else set())
         self.about = About(

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from postmill.stages.shared.engine.answers import AnswerGroup
 from postmill.stages.shared.engine.choose import likeliest
 from postmill.stages.shared.engine.live import Live
 from postmill.stages.shared.engine.paged import Ready
@@ -100,7 +101,8 @@ class PaddedRows:
     def __init__(self, model: Any, device: str, *, max_running: int) -> None:
         self._model, self._device, self._max_running = model, device, max_running
         self._waiting: deque[Live] = deque()
-        self._groups: deque[Group] = deque()
+        self._kind = AnswerGroup if getattr(model.config, "is_encoder_decoder", False) else Group
+        self._groups: deque[Group | AnswerGroup] = deque()
 
     def add(self, live: Live) -> None:
         """Take a request."""
@@ -131,7 +133,7 @@ class PaddedRows:
             scored = [live for live in taken if live.is_scored_only]
             if not lives:
                 return Ready([], None, scored)
-            group = Group(self._model, self._device, lives)
+            group = self._kind(self._model, self._device, lives)
             self._groups.append(group)
             return Ready(lives, group.logits_BV, scored)
         if not self._groups:

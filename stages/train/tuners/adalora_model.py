@@ -41,7 +41,7 @@ def adalora_tuner(options: Adalora) -> Tuner:
             orth_reg_weight=options.orthogonality or 1.0,  # ours is added by `add_orthogonality`
             target_modules=find_targets(base, options.targets, "adalora"),
             modules_to_save=whole_modules(base, options.modules_to_save, "adalora") or None,
-            **of_head(given.head),
+            **of_head(given.head, base),
         )
 
     plain = peft_tuner("adalora", make_config)

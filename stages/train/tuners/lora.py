@@ -75,5 +75,5 @@ class Lora(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             trainable_token_indices={embedding_name(base): self.tokens} if self.tokens else None,
             use_rslora=self.rslora,
             use_dora=self.dora,
-            **of_head(given.head),
+            **of_head(given.head, base),
         )

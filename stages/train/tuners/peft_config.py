@@ -46,4 +46,4 @@ class PeftMethod(msgspec.Struct, frozen=True):
         given["target_modules"] = find_targets(base, options.targets, name)
         if hasattr(options, "modules_to_save"):
             given["modules_to_save"] = whole_modules(base, options.modules_to_save, name) or None
-        return getattr(peft, self.config)(**of_head(start.head), **self.fixed, **given)
+        return getattr(peft, self.config)(**of_head(start.head, base), **self.fixed, **given)

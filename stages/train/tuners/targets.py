@@ -133,7 +133,9 @@ def split(names: list[str]) -> list[str]:
     return [part.strip() for name in names for part in name.split(",") if part.strip()]
 
 
-def of_head(head: Head) -> dict[str, Any]:
+def of_head(head: Head, base: Any) -> dict[str, Any]:
     """What peft's config says of the head that the model has."""
+    if getattr(base.config, "is_encoder_decoder", False):
+        return {"task_type": "SEQ_2_SEQ_LM"}
     pooler = {"exclude_modules": r".*\bpooler\b.*"} if head.kind == "pool" else {}
     return {"task_type": PEFT_TASK[head.kind]} | pooler
