@@ -25,6 +25,11 @@ class Rollout(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Sample from this many likeliest tokens; 0 is all."""
     min_p: Annotated[float, Meta(ge=0, le=1)] = 0.0
     """Sample from tokens that have at least this share of the likeliest token's probability."""
+    regex: str = ""
+    """Hold answers to this regular expression, without look-around. With it or a schema, log-probabilities are no
+    longer those of what was sampled from, as with --top-p."""
+    json_schema: str = ""
+    """Hold answers to this JSON Schema, given as text: --json-schema "$(cat schema.json)"."""
     seed: Annotated[int, Meta(ge=0, lt=2**62)] = 0
     """Decides all samples, together with each prompt and the number of the sample."""
     prompts_from: Annotated[int, Meta(ge=0)] = 0
@@ -41,6 +46,10 @@ class Rollout(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Fail if more than this share of samples could not be made."""
 
     def __post_init__(self) -> None:
+        if self.regex and self.json_schema:
+            raise ValueError("regex and json_schema both say what answers have to be; give one")
+        if self.json_schema and not self.json_schema.lstrip().startswith("{"):
+            raise ValueError('json_schema: expected the schema itself, {...}; pass --json-schema "$(cat FILE)"')
         if self.temperature == 0 and self.samples > 1:
             raise ValueError(f"samples {self.samples} at temperature 0 would all be the same; raise --temperature")
 

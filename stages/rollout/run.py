@@ -6,7 +6,7 @@ A sample that could not be made is a row with an error and no spans, never missi
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 import numpy as np
@@ -25,7 +25,7 @@ from postmill.stages.rollout.config import Rollout
 from postmill.stages.shared.base_model import all_stop_ids
 from postmill.stages.shared.engine.ask import ask_all
 from postmill.stages.shared.engine.local import LocalEngine
-from postmill.stages.shared.engine.protocol import Engine, Reply, Request, Sampling
+from postmill.stages.shared.engine.protocol import Constraint, Engine, Reply, Request, Sampling
 from postmill.stages.shared.engine.text import Speaker
 from postmill.stages.shared.engine.url import UrlEngine
 
@@ -61,11 +61,12 @@ def run(cfg: Rollout, inputs: Inputs, out: Out) -> Result:
         top_p=cfg.top_p,
         min_p=cfg.min_p,
         stop_ids=engine.about.stop_ids or frozenset(all_stop_ids(folders)) or speaker.eos_ids,
+        constraint=_constraint(cfg, engine),
     )
     requests = [_request(cfg, prompt, sample) for prompt in prompts for sample in range(cfg.samples)]
     replies = ask_all(engine, requests, sampling, out=out, name=_JOURNAL, what="samples")
     _check_errors(cfg, replies)
-    _write(cfg, prompts, replies, speaker, out)
+    _write(cfg, prompts, replies, Ended(speaker, sampling.stop_ids), out)
     (out.work / _JOURNAL).unlink(missing_ok=True)
     if out.work.is_dir() and not any(out.work.iterdir()):
         out.work.rmdir()
@@ -77,6 +78,34 @@ def run(cfg: Rollout, inputs: Inputs, out: Out) -> Result:
         | {"weights": engine.loaded.digest},
         versions=engine.about.versions,
     )
+
+
+class Ended(NamedTuple):
+    """What answers say; those that end with one of `stop_ids` are whole."""
+
+    speaker: Speaker
+    stop_ids: frozenset[int]
+
+    def stop_id(self, reply: Reply) -> int | None:
+        """The token that only ended the answer."""
+        return reply.ids[-1] if reply.finish == "stop" and reply.ids and reply.ids[-1] in self.stop_ids else None
+
+    def text(self, reply: Reply) -> str:
+        """Without the token that ended it."""
+        return self.speaker.text(reply.ids, is_stopped=self.stop_id(reply) is not None)
+
+
+def _constraint(cfg: Rollout, engine: Engine) -> Constraint | None:
+    """What answers are held to. Raises ConfigError (2) for what no answer can be, or without the library."""
+    if not cfg.regex and not cfg.json_schema:
+        return None
+    kind: Literal["regex", "json_schema"] = "regex" if cfg.regex else "json_schema"
+    constraint = Constraint(kind=kind, source=cfg.regex or cfg.json_schema)
+    if isinstance(engine, LocalEngine):
+        fault = engine.constraint_fault(constraint)
+        if fault:
+            raise ConfigError(f"rollout: {fault}", USAGE)
+    return constraint
 
 
 def _check_tokenizer(prompts: Artifact, folders: list[Path]) -> None:
@@ -138,10 +167,10 @@ def _check_errors(cfg: Rollout, replies: dict[str, Reply]) -> None:
         )
 
 
-def _write(cfg: Rollout, prompts: list[dict[str, Any]], replies: dict[str, Reply], speaker: Speaker, out: Out) -> None:
+def _write(cfg: Rollout, prompts: list[dict[str, Any]], replies: dict[str, Reply], ended: Ended, out: Out) -> None:
     writer = out.table(ROLLOUTS, ROLLOUTS_V1)
     pending: list[dict[str, Any]] = []
-    for row in _rows(cfg, prompts, replies, speaker):
+    for row in _rows(cfg, prompts, replies, ended):
         pending.append(row)
         if len(pending) == _BATCH_ROWS:
             writer.write(pa.RecordBatch.from_pylist(pending, schema=ROLLOUTS_V1))
@@ -153,19 +182,18 @@ def _write(cfg: Rollout, prompts: list[dict[str, Any]], replies: dict[str, Reply
 
 
 def _rows(
-    cfg: Rollout, prompts: list[dict[str, Any]], replies: dict[str, Reply], speaker: Speaker
+    cfg: Rollout, prompts: list[dict[str, Any]], replies: dict[str, Reply], ended: Ended
 ) -> Iterator[dict[str, Any]]:
     for prompt in prompts:
         for sample in range(cfg.samples):
-            yield _row(cfg, prompt, sample, replies[_key(prompt, sample)], speaker)
+            yield _row(cfg, prompt, sample, replies[_key(prompt, sample)], ended)
 
 
-def _row(cfg: Rollout, prompt: dict[str, Any], sample: int, reply: Reply, speaker: Speaker) -> dict[str, Any]:
+def _row(cfg: Rollout, prompt: dict[str, Any], sample: int, reply: Reply, ended: Ended) -> dict[str, Any]:
     """One sample as a row of ROLLOUTS_V1."""
     start, count = len(prompt["input_ids"]), len(reply.ids)
     end = start + count
-    is_stopped = reply.finish == "stop"
-    text = speaker.text(reply.ids, is_stopped=is_stopped) if reply.error is None else None
+    text = ended.text(reply) if reply.error is None else None
     answer = [{"role": "assistant", "content": text}] if text is not None else []
     return {
         "row_id": _digest16(prompt["row_id"].hex(), sample, 0, 0),
@@ -188,7 +216,7 @@ def _row(cfg: Rollout, prompt: dict[str, Any], sample: int, reply: Reply, speake
         "sampled": [{"start": start, "end": end, "weights": 0, "turn": 0}] if count else [],
         "logp": reply.logp if reply.error is None else None,
         "finish": reply.finish,
-        "stop_id": reply.ids[-1] if is_stopped else None,
+        "stop_id": ended.stop_id(reply),
         "seed": seed_of(cfg, prompt, sample),
         "output": text,
         "prompt": prompt["messages"],
@@ -209,7 +237,7 @@ def _metrics(cfg: Rollout, prompts: Artifact, engine: Engine, replies: dict[str,
         "engine": engine.about.kind,
         "logp_kind": "tempered",
         "temperature": cfg.temperature,
-        "truncated": bool(cfg.top_k or cfg.top_p < 1 or cfg.min_p),
+        "truncated": bool(cfg.top_k or cfg.top_p < 1 or cfg.min_p or cfg.regex or cfg.json_schema),
         "sampled_tokens": int(lengths.sum()) if len(lengths) else 0,
         "mean_length": float(lengths.mean()) if len(lengths) else None,
         "mean_logp": float(np.mean(logps)) if logps else None,

@@ -8,12 +8,14 @@ from typing import Any
 import msgspec
 
 from postmill.io.digest import digest_bytes
+from postmill.stages.serve.constraints import read_constraint
 from postmill.stages.serve.conversation import read_messages, read_tools
 from postmill.stages.serve.errors import ApiError, invalid, unsupported
 from postmill.stages.serve.fields import Common, Messages
 from postmill.stages.serve.parser import Part
 from postmill.stages.serve.sampling import read_sampling
 from postmill.stages.serve.service import Ask, Service
+from postmill.stages.serve.tool_choice import read_tool_choice, tool_constraint
 from postmill.stages.shared.engine.protocol import Reply
 
 
@@ -80,8 +82,6 @@ def _user(blocks: list[dict[str, Any]], place: str) -> list[dict[str, Any]]:
 
 def to_tools(body: Messages) -> list[dict[str, Any]] | None:
     """Tools as OpenAI's functions."""
-    if body.tool_choice is not None and body.tool_choice.get("type") not in ("auto", "none"):
-        raise unsupported("tool_choice", "tool_choice: only auto and none are served.")
     functions = []
     for number, tool in enumerate(body.tools or []):
         if tool.get("type", "custom") != "custom":
@@ -89,10 +89,21 @@ def to_tools(body: Messages) -> list[dict[str, Any]] | None:
                 f"tools.{number}", f"tools.{number}: {tool['type']!r}: only tools of the caller are served."
             )
         function = {"name": tool.get("name"), "parameters": tool.get("input_schema")}
-        if "description" in tool:
-            function["description"] = tool["description"]
+        function |= {name: tool[name] for name in ("description", "strict") if name in tool}
         functions.append({"type": "function", "function": function})
     return functions or None
+
+
+def to_tool_choice(body: Messages) -> str | dict[str, Any] | None:
+    """Which tool has to be called, in OpenAI's words. Raises ApiError (400)."""
+    choice = body.tool_choice or {"type": "auto"}
+    words: dict[Any, Any] = {"auto": "auto", "none": "none", "any": "required"}
+    if choice.get("type") == "tool":
+        return {"type": "function", "function": {"name": choice.get("name")}}
+    if choice.get("type") not in words:
+        raise invalid("tool_choice", "tool_choice.type: expected auto, any, tool or none.")
+    found: str = words[choice.get("type")]
+    return found
 
 
 async def prompt(service: Service, body: Messages) -> list[int]:
@@ -109,24 +120,32 @@ async def prepare(service: Service, body: Messages) -> Ask:
     if body.max_tokens is None:
         raise ApiError(400, "missing_required_parameter", "Missing required parameter: 'max_tokens'.", "max_tokens")
     ids = await prompt(service, body)
-    tools = to_tools(body)
-    calls = tools and (body.tool_choice or {}).get("type") != "none"
+    tools, choice = to_tools(body), to_tool_choice(body)
+    is_reasoning = service.is_reasoning(ids)
+    wanted = read_tool_choice(choice, tools)
     stop = list(body.stop_sequences or [])
     if any(not text.strip() for text in stop):
         raise invalid("stop_sequences", "stop_sequences: each has to hold more than white space.")
     common = Common(
         model=body.model, temperature=body.temperature, top_p=body.top_p, top_k=body.top_k or None, stop=stop or None
     )
+    sampling = read_sampling(service, common, ids, min(body.max_tokens, service.cfg.max_new_tokens), "messages")
+    constraint = await read_constraint(
+        service,
+        common,
+        is_reasoning=is_reasoning,
+        calls=None if choice == "none" else tool_constraint(service, wanted, tools),
+    )
     return Ask(
         id=f"msg_{secrets.token_hex(12)}",
         model=model,
         prompt_ids=ids,
-        sampling=read_sampling(service, common, ids, min(body.max_tokens, service.cfg.max_new_tokens), "messages"),
+        sampling=msgspec.structs.replace(sampling, constraint=constraint),
         seeds=service.seeds(None, 1),
         tools=tools,
-        agent_format=service.agent_format if calls else "",
+        agent_format=service.agent_format if tools and choice != "none" else "",
         reasons=service.reasons,
-        is_reasoning=service.is_reasoning(ids),
+        is_reasoning=is_reasoning,
     )
 
 

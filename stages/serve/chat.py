@@ -7,12 +7,14 @@ from typing import Any
 
 import msgspec
 
+from postmill.stages.serve.constraints import read_constraint
 from postmill.stages.serve.conversation import read_messages, read_tools
 from postmill.stages.serve.errors import invalid, unsupported
 from postmill.stages.serve.fields import Chat
 from postmill.stages.serve.parser import Part
 from postmill.stages.serve.sampling import num_answers, read_sampling
 from postmill.stages.serve.service import Answer, Ask, Piece, Service
+from postmill.stages.serve.tool_choice import read_tool_choice, tool_constraint
 from postmill.stages.shared.engine.protocol import Reply, Token
 
 
@@ -28,17 +30,20 @@ async def prepare(service: Service, body: Chat) -> Ask:
     if asked == 0:
         raise invalid("max_tokens", "max_tokens: expected at least 1.")
     sampling = read_sampling(service, body, ids, asked, "messages")
-    top = body.top_logprobs or 0
+    is_reasoning = service.is_reasoning(ids)
+    wanted = read_tool_choice(body.tool_choice, tools)
+    calls = None if body.tool_choice == "none" else tool_constraint(service, wanted, tools)
+    constraint = await read_constraint(service, body, is_reasoning=is_reasoning, calls=calls)
     return Ask(
         id=f"chatcmpl-{secrets.token_hex(12)}",
         model=model,
         prompt_ids=ids,
-        sampling=msgspec.structs.replace(sampling, top_logprobs=top),
+        sampling=msgspec.structs.replace(sampling, top_logprobs=body.top_logprobs or 0, constraint=constraint),
         seeds=service.seeds(body.seed, count),
         tools=tools,
         agent_format=service.agent_format if tools and body.tool_choice != "none" else "",
         reasons=service.reasons,
-        is_reasoning=service.is_reasoning(ids),
+        is_reasoning=is_reasoning,
     )
 
 
@@ -48,11 +53,6 @@ def _refuse(body: Chat) -> None:
         raise invalid("top_logprobs", "top_logprobs needs logprobs: true.")
     if body.store:
         raise unsupported("store", "store: nothing is kept here.")
-    kind = (body.response_format or {}).get("type", "text")
-    if kind != "text":
-        raise unsupported("response_format", f"response_format: {kind!r}: only text is served.")
-    if body.tool_choice is not None and body.tool_choice not in ("auto", "none"):
-        raise unsupported("tool_choice", "tool_choice: only auto and none are served.")
     if body.stream_options is not None and not body.stream:
         raise invalid("stream_options", "stream_options needs stream: true.")
     if body.continue_final_message and body.add_generation_prompt:

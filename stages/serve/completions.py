@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from postmill.stages.serve.chat import exact, usage
+from postmill.stages.serve.constraints import read_constraint
 from postmill.stages.serve.errors import invalid, unsupported
 from postmill.stages.serve.fields import Completion
 from postmill.stages.serve.sampling import num_answers, read_sampling
@@ -33,6 +34,7 @@ async def prepare(service: Service, body: Completion) -> list[Ask]:
         raise unsupported("echo", "echo: not with stream.")
     prompts = await _prompts(service, body.prompt)
     count = num_answers(service, body)
+    constraint = await read_constraint(service, body)
     asks = []
     for number, ids in enumerate(prompts):
         asked = _SHORT if body.max_tokens is None else body.max_tokens
@@ -45,7 +47,7 @@ async def prepare(service: Service, body: Completion) -> list[Ask]:
                 id=f"cmpl-{secrets.token_hex(12)}-{number}",
                 model=model,
                 prompt_ids=ids,
-                sampling=msgspec.structs.replace(sampling, top_logprobs=wanted or 0),
+                sampling=msgspec.structs.replace(sampling, top_logprobs=wanted or 0, constraint=constraint),
                 seeds=service.seeds(body.seed, count),
                 prompt_logprobs=wanted if body.echo else None,
                 param="prompt",

@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Callable
 
 from postmill.stages.progress import Progress
-from postmill.stages.shared.engine.protocol import Event, Reply, Request, Sampling, StepEngine
+from postmill.stages.shared.engine.protocol import Constraint, Event, Reply, Request, Sampling, StepEngine
 
 
 class Worker:
@@ -51,6 +51,10 @@ class Worker:
         gone = [key for key in keys if self._listeners.pop(key, None) is not None]
         if gone:
             self._commands.put(lambda: self._engine.abort(gone))
+
+    def constraint_fault(self, constraint: Constraint) -> str:
+        """Why no answer can be held to it; empty if one can. Takes time; any thread may ask."""
+        return self._engine.constraint_fault(constraint)
 
     async def call(self, work: Callable[[], object]) -> None:
         """Do something with the engine between two steps. Raises what it raises."""

@@ -43,7 +43,7 @@ def likeliest(raw_V: Tensor, count: int) -> list[tuple[int, float]]:
 def _choose(row: Row, logits_V: Tensor, raw_V: Tensor, logp_V: Tensor) -> Token:
     sampling, position = row.sampling, len(row.answer) if row.position is None else row.position
     is_early = position < sampling.min_new_tokens and bool(sampling.stop_ids)
-    if sampling.is_adjusted or is_early:
+    if sampling.is_adjusted or is_early or row.guide is not None:
         logits_V = _adjusted(logits_V, row, barred=sampling.stop_ids if is_early else frozenset())
         drawn_V = (logits_V / (sampling.temperature or 1.0)).log_softmax(-1)
     else:
@@ -76,6 +76,11 @@ def _adjusted(logits_V: Tensor, row: Row, *, barred: frozenset[int]) -> Tensor:
         logits_V[ids] -= torch.tensor(taken)
     if sampling.bias:
         logits_V[torch.tensor(list(sampling.bias))] += torch.tensor(list(sampling.bias.values()))
+    if row.guide is not None:
+        allowed_V = row.guide.allowed_V[: len(logits_V)]
+        logits_V[~allowed_V] = -torch.inf
+        # where the grammar leaves nothing but to end, the answer ends before its least length
+        barred = barred if int(allowed_V.sum()) > len([token for token in barred if allowed_V[token]]) else frozenset()
     if barred:
         logits_V[torch.tensor(sorted(barred))] = -torch.inf
     return logits_V
@@ -99,7 +104,8 @@ def _draw(logp_V: Tensor, sampling: Sampling, number: float) -> tuple[int, float
         # with kept == width the tokens behind may be cut off too, and then `total` is less
         is_known = is_whole or kept < width or (not sampling.is_truncated and at < kept)
         if is_known:
-            at = min(at, kept - 1)
+            # rounding must not reach tokens that cannot come
+            at = min(at, kept - 1, int((share_K > 0).sum()) - 1)
             return int(order_K[at]), float((share_K[at] / total).log())
         width = min(width * _GROWTH, vocabulary)
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
+from postmill.stages.shared.engine.constrain import Guide
 from postmill.stages.shared.engine.protocol import Reply, Request, Sampling, Token
 from postmill.stages.shared.engine.text import TextStream
 
@@ -17,13 +18,21 @@ class Row(NamedTuple):
     prompt: Sequence[int] = ()
     position: int | None = None
     """Number of the token in the answer; without it, the length of `answer`."""
+    guide: Guide | None = None
+    """Says which tokens may come."""
 
 
 class Live:
-    """One request under way. `decode` turns ids to text, for stop texts."""
+    """One request under way. `decode` turns ids to text, for stop texts; `guide` holds the answer to a grammar."""
 
-    def __init__(self, request: Request, sampling: Sampling, decode: Callable[[list[int]], str] | None) -> None:
-        self.request, self.sampling = request, sampling
+    def __init__(
+        self,
+        request: Request,
+        sampling: Sampling,
+        decode: Callable[[list[int]], str] | None,
+        guide: Guide | None = None,
+    ) -> None:
+        self.request, self.sampling, self._guide = request, sampling, guide
         self.answer: list[int] = []
         self.tokens: list[Token] = []
         self.prompt: list[Token] = []
@@ -36,7 +45,7 @@ class Live:
 
     def row(self) -> Row:
         """What decides its next token."""
-        return Row(self.sampling, self.request.seed, self.answer, self.request.prompt_ids)
+        return Row(self.sampling, self.request.seed, self.answer, self.request.prompt_ids, guide=self._guide)
 
     def take(self, token: Token) -> Reply | None:
         """Add a token; the reply if it was the last one."""
@@ -50,6 +59,10 @@ class Live:
                 return self.reply("stop")
             if self._stream is not None and self._stream.stopped is not None:
                 return self.reply("stop", self._stream.stopped)
+        if self._guide is not None:
+            self._guide.take(token.id)
+            if self._guide.is_over or token.id in sampling.stop_ids:
+                return self.reply("stop")
         return self.reply("length") if count >= sampling.max_new_tokens else None
 
     def reply(self, finish: Literal["stop", "length", "abort"], stop: str | None = None) -> Reply:

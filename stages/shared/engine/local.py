@@ -7,13 +7,13 @@ in padded batches (`padded.py`), where that holds up to rounding.
 
 import importlib
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from postmill.io.errors import MISMATCH, ArtifactError
 from postmill.stages.shared.base_model import all_stop_ids
-from postmill.stages.shared.engine.protocol import About, Delta, Event, Loaded, Reply, Request, Sampling
+from postmill.stages.shared.engine.protocol import About, Constraint, Delta, Event, Loaded, Reply, Request, Sampling
 from postmill.stages.shared.hf import add_adapters, load_model, need
 from postmill.stages.shared.media.groups import reads_pictures
 
@@ -39,6 +39,8 @@ class LocalEngine:
     ) -> None:
         """batch_size: of `batches`; max_running: requests that take part in a step; cache_tokens: room for keys and
         values, by default what a quarter of free memory holds."""
+        from postmill.stages.shared.engine.constrain import can_constrain
+
         versions = need("torch", "transformers", remedy=_REMEDY)
         if len(folders) > 1:
             versions |= need("peft", remedy=_REMEDY)
@@ -49,11 +51,12 @@ class LocalEngine:
         self._batch_size = batch_size
         self._max_running = max(max_running, batch_size)
         self._cache_tokens = cache_tokens
-        self._decode: Callable[[list[int]], str] | None = None
         self.loaded = self.load(folders)
         can = {"logp", "raw_logp", "prompt_logp", "seed", "load", "shared_prefix", "repeatable", "steps"}
         if getattr(self._model.config, "is_encoder_decoder", False):
             can -= {"prompt_logp", "shared_prefix"}
+        if can_constrain():
+            can.add("constrain")
         if self._is_paged:
             can |= {"adapters"} | ({"batch_invariant"} if self._is_invariant else set())
         self.about = About(
@@ -69,8 +72,9 @@ class LocalEngine:
 
     def load(self, folders: list[Path]) -> Loaded:
         """Replace the weights by those of a model, or of a base and adapters. Adapters that were added are gone."""
+        from postmill.stages.shared.engine.language import Language
+
         base, *adapters = folders
-        self._folders = folders
         self._lives: dict[str, Any] = {}
         self._done: list[Event] = []
         self._aborted: set[str] = set()
@@ -82,6 +86,7 @@ class LocalEngine:
             adapters = []
         self._model = model.to(self._device)
         self._vocab = int(self._model.get_input_embeddings().num_embeddings)
+        self._language: Any = Language(folders, self._vocab)
         digest = self._digest()
         self._prepare()
         for folder in adapters:
@@ -221,7 +226,7 @@ class LocalEngine:
             return
         if request.adapter is None and self._own is not None:
             request = _with_adapter(request, self._own)
-        live = Live(request, sampling, self._decoder() if sampling.stop else None)
+        live = Live(request, sampling, self._language.decoder(sampling), self._language.guide(sampling))
         self._lives[request.key] = live
         self._rows.add(live)
 
@@ -263,12 +268,10 @@ class LocalEngine:
         del self._lives[live.request.key]
         self._done.append(reply)
 
-    def _decoder(self) -> Callable[[list[int]], str]:
-        if self._decode is None:
-            from postmill.stages.shared.engine.text import Speaker
-
-            self._decode = Speaker(self._folders).decode
-        return self._decode
+    def constraint_fault(self, constraint: Constraint) -> str:
+        """Why no answer can be held to it; empty if one can. Any thread may ask: it takes time."""
+        fault: str = self._language.fault(constraint)
+        return fault
 
     def _fault(self, request: Request, sampling: Sampling) -> str:
         from postmill.stages.shared.engine.paged import PagedRows
@@ -286,7 +289,8 @@ class LocalEngine:
             most = self._rows.num_tokens if most is None else min(most, self._rows.num_tokens)
         if most is not None and length + sampling.max_new_tokens > most:
             return f"prompt of {length} tokens leaves no room for {sampling.max_new_tokens} of {most}"
-        return ""
+        fault: str = self._language.fault(sampling.constraint)
+        return fault
 
 
 def _with_adapter(request: Request, adapter: str) -> Request:

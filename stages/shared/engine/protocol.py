@@ -13,6 +13,17 @@ from typing import Any, Literal, Protocol
 import msgspec
 
 
+class Constraint(msgspec.Struct, frozen=True, kw_only=True):
+    """What an answer has to be, all of it: a text that a grammar describes."""
+
+    kind: Literal["json_schema", "regex", "choice", "grammar"]
+    source: str
+    """A schema as JSON; a regular expression without look-around; a list of texts as JSON; a grammar in the notation of
+    Lark or of GBNF."""
+    after: int | None = None
+    """The grammar begins after this token, as the one that closes reasoning."""
+
+
 class Sampling(msgspec.Struct, frozen=True, kw_only=True):
     """How tokens are chosen."""
 
@@ -41,6 +52,8 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
     """Texts that end an answer; the token that completes one is its last id. They are not looked for in the prompt."""
     top_logprobs: int = 0
     """Report this many likeliest tokens at each place, by `raw_logp`."""
+    constraint: Constraint | None = None
+    """Only tokens that lead to a text of this kind can be chosen, and the answer ends only where such a text may."""
 
     @property
     def is_adjusted(self) -> bool:
@@ -50,7 +63,7 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def is_truncated(self) -> bool:
         """Whether some tokens can never be chosen: then `sampled` log-probs are of a narrower distribution."""
-        return self.top_k > 0 or self.top_p < 1 or self.min_p > 0
+        return self.top_k > 0 or self.top_p < 1 or self.min_p > 0 or self.constraint is not None
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
@@ -134,7 +147,7 @@ class About(msgspec.Struct, frozen=True, kw_only=True):
     versions: dict[str, str]
     can: frozenset[str]
     """Of: logp, raw_logp, prompt_logp, seed, adapters, load, shared_prefix, repeatable, steps, batch_invariant,
-    text."""
+    text, constrain."""
     max_tokens: int | None
     """Longest prompt and answer together."""
     vocab_size: int = 0
@@ -175,6 +188,10 @@ class StepEngine(Engine, Protocol):
 
     def abort(self, keys: Collection[str]) -> None:
         """End requests: each gets a Reply with what it has so far from the next step. Others are ignored."""
+        ...
+
+    def constraint_fault(self, constraint: Constraint) -> str:
+        """Why no answer can be held to it; empty if one can. Any thread may ask: it takes time."""
         ...
 
     @property

@@ -17,6 +17,7 @@ from postmill.stages.shared.engine.live import Live
 from postmill.stages.shared.engine.philox import philox, uniform
 from postmill.stages.shared.engine.protocol import (
     About,
+    Constraint,
     Delta,
     Event,
     Loaded,
@@ -140,6 +141,10 @@ class StubEngine:
         """End requests."""
         self._done += [self._lives.pop(key).reply("abort") for key in keys if key in self._lives]
 
+    def constraint_fault(self, constraint: Constraint) -> str:
+        """It is held to nothing."""
+        return "the stub knows no grammars"
+
     @property
     def is_idle(self) -> bool:
         """Whether no request is under way."""
@@ -153,7 +158,7 @@ class StubEngine:
             return f"prompt of {length} tokens leaves no room for {sampling.max_new_tokens} of {most}"
         if sampling.is_adjusted or sampling.min_new_tokens or request.adapter is not None:
             return "the stub knows no penalties, no least length and no adapters"
-        return ""
+        return "" if sampling.constraint is None else self.constraint_fault(sampling.constraint)
 
     def _reply(self, request: Request, sampling: Sampling) -> Reply:
         fault = self._fault(request, sampling)

@@ -37,6 +37,16 @@ class Speaker:
         """Tokens that the tokenizer knows."""
         return len(self._tokenizer)
 
+    @property
+    def backend(self) -> Any | None:
+        """The tokenizer of the tokenizers library, if it is one of them."""
+        return getattr(self._tokenizer, "backend_tokenizer", None)
+
+    def special_token(self, text: str) -> int | None:
+        """The token that a text is, if it is a special one: it stands for itself, not for its letters."""
+        known = self._tokenizer.added_tokens_decoder.items()
+        return next((token for token, added in known if added.special and added.content == text), None)
+
     def prompt_ids(self, messages: list[dict[str, Any]], **options: Any) -> list[int] | str:
         """The conversation up to where the answer begins, or why it cannot be had.
 

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from postmill.io.errors import NO_INPUT, UNAVAILABLE, ArtifactError, StageError
 from postmill.stages.shared.engine.endpoint import Endpoint
-from postmill.stages.shared.engine.protocol import About, Loaded, Reply, Request, Sampling
+from postmill.stages.shared.engine.protocol import About, Constraint, Loaded, Reply, Request, Sampling
 
 _AGAIN = frozenset({408, 409, 429, 500, 502, 503, 504})
 """Statuses after which the same request may be answered."""
@@ -92,6 +92,8 @@ class UrlEngine:
         body |= {"top_k": sampling.top_k} if sampling.top_k else {}
         body |= {"min_p": sampling.min_p} if sampling.min_p else {}
         body |= {"stop": list(sampling.stop)} if sampling.stop else {}
+        if sampling.constraint is not None:
+            body["structured_outputs"] = _structured(sampling.constraint)
         try:
             if request.messages is not None:
                 found = self._ask("/v1/chat/completions", body | {"messages": request.messages})
@@ -175,6 +177,13 @@ def _message(error: urllib.error.HTTPError) -> str:
         return str(told.get("message", told) if isinstance(told, dict) else told)[:300]
     except (ValueError, AttributeError, OSError):
         return str(error.reason)
+
+
+def _structured(constraint: Constraint) -> dict[str, Any]:
+    """In vLLM's words, which our own server knows too."""
+    if constraint.kind == "choice":
+        return {"choice": json.loads(constraint.source)}
+    return {"json" if constraint.kind == "json_schema" else constraint.kind: constraint.source}
 
 
 def _finish(name: Any) -> Literal["stop", "length"]:

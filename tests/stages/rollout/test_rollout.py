@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ transformers = pytest.importorskip("transformers")
 import tiny_model  # noqa: E402
 from tiny_tokenizer import write_tokenizer  # noqa: E402
 
-from postmill.io.errors import StageError  # noqa: E402
+from postmill.io.errors import ConfigError, StageError  # noqa: E402
 from postmill.io.manifest import load_artifact  # noqa: E402
 from postmill.io.packed import PackedReader  # noqa: E402
 from postmill.io.rollouts import ROLLOUTS  # noqa: E402
@@ -134,6 +135,23 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(work, first):
     rollout(work, "stopped", batch_size=1)
     assert [row["input_ids"] for row in rows(work / "stopped")] == [row["input_ids"] for row in rows(first)]
     assert not journal.exists()
+
+
+def test_answers_are_held_to_a_form(work):
+    pytest.importorskip("llguidance")
+    held = rollout(work, "held", regex="[a-c]{3}", max_new_tokens=9)
+    assert all(re.fullmatch("[a-c]{3}", row["output"]) for row in rows(held))
+    metrics = load_artifact(held).manifest.metrics
+    assert metrics["truncated"] and metrics["finish"] == {"stop": 12}
+    schema = '{"type": "object", "properties": {"n": {"enum": [1, 2]}}, "required": ["n"]}'
+    held = rollout(work, "held-json", json_schema=schema, max_new_tokens=200)
+    assert all(json.loads(row["output"])["n"] in (1, 2) for row in rows(held) if row["finish"] == "stop")
+    with pytest.raises(ConfigError, match="rollout: regex: unclosed group"):
+        rollout(work, "never", regex="(")
+    with pytest.raises(ValueError, match="give one"):
+        make(Rollout, regex="a", json_schema="{}")
+    with pytest.raises(ValueError, match="cat FILE"):
+        make(Rollout, json_schema="schema.json")
 
 
 def test_what_cannot_be_is_said_in_one_line(work):

@@ -162,8 +162,8 @@ CASES = {
         "tools.0.function.parameters",
     ),
     "a hosted tool": (CHAT, chat(tools=[{"type": "web_search"}]), 400, "unsupported_parameter", "tools.0.type"),
-    "a choice of tool": (CHAT, chat(tool_choice="required"), 400, "unsupported_parameter", "tool_choice"),
-    "a format": (CHAT, chat(response_format={"type": "json_object"}), 400, "unsupported_parameter", "response_format"),
+    "a choice of tool": (CHAT, chat(tool_choice="required"), 400, "invalid_value", "tool_choice"),
+    "a format": (CHAT, chat(response_format={"type": "yaml"}), 400, "invalid_value", "response_format.type"),
     "storing": (CHAT, chat(store=True), 400, "unsupported_parameter", "store"),
     "a template's reserved word": (
         CHAT,

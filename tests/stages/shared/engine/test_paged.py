@@ -3,6 +3,8 @@
 And models that pages do not serve.
 """
 
+from types import SimpleNamespace
+
 import engine_laws
 import pytest
 from engine_laws import drive, replies_of, same
@@ -241,7 +243,10 @@ def test_a_character_is_shown_when_its_last_byte_is_there():
 
 def test_a_text_ends_an_answer(engine):
     free = replies_of(drive(engine, [asked(PROMPTS[:3])]))
-    engine._decode = letters
+    language = engine._language
+    engine._language = SimpleNamespace(
+        decoder=lambda sampling: letters if sampling.stop else None, guide=lambda _: None, fault=lambda _: ""
+    )
     try:
         ids = free["k1"].ids
         stop = letters(ids[4:7])
@@ -249,7 +254,7 @@ def test_a_text_ends_an_answer(engine):
             drive(engine, [asked(PROMPTS[:3], Sampling(max_new_tokens=20, temperature=0, stop=(stop,)))])
         )
     finally:
-        engine._decode = None
+        engine._language = language
     end = letters(ids).find(stop) + 3
     assert found["k1"].ids == ids[:end]
     assert (found["k1"].finish, found["k1"].stop) == ("stop", stop)
