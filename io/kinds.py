@@ -40,6 +40,7 @@ KINDS: dict[str, Kind] = {
     "scores": Kind(tables={"scores.arrow": SCORES_V1}),
     "model": Kind(),
     "adapter": Kind(),
+    "gguf": Kind(),
     "checkpoint": Kind(),
     "eval": Kind(tables={"items.arrow": EVAL_ITEMS_V1, "scores.arrow": EVAL_SCORES_V1}),
 }

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
+from postmill.stages.quantize.gguf.mix import FILE_TYPES
 from postmill.stages.quantize.methods.rtn import Rtn
 from postmill.stages.quantize.methods.table import METHODS
 from postmill.stages.spec import Port, Stage
@@ -22,7 +23,7 @@ class Gate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     of less than a billion weights. With own prompts instead of --gate rows it is reported, not judged."""
     min_agreement: Annotated[float, Meta(ge=0, le=1)] | None = None
     """Fail if the likeliest token is the same at fewer positions. Default: 0.97 for 8 bits; 0.88 for fewer, 0.7 in
-    models of less than a billion weights."""
+    models of less than a billion weights; less by two standard errors of it."""
     max_kl: Annotated[float, Meta(ge=0)] | None = None
     """Fail if the mean KL divergence from the source, in nats a token, is larger. Default: 0.02 for 8 bits; 0.15 for
     fewer, 0.5 in models of less than a billion weights."""
@@ -42,17 +43,28 @@ class Quantize(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     method: Annotated[Any, METHODS] = Rtn()
     """How codes and scales are chosen."""
-    scheme: Literal["w2a16", "w4a16", "w8a16", "w8a8", "fp8"] = "w4a16"
-    """Bits of weights and of activations; w8a8 and fp8 round those too, one scale a token, when the model runs."""
+    scheme: Literal[
+        "w2a16", "w4a16", "w8a16", "w8a8", "fp8",
+        "f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1",
+        "q2_k", "q3_k_s", "q3_k_m", "q3_k_l", "q4_k_s", "q4_k_m", "q5_k_s", "q5_k_m", "q6_k",
+    ] = "w4a16"  # fmt: skip
+    """Bits of weights and of activations; w8a8 and fp8 round those too, one scale a token, when the model runs.
+    From f32 on they are types and mixes of llama.cpp: the result is a GGUF file with a Modelfile for Ollama."""
     group_size: Literal[32, 64, 128, -1] = 128
     """Columns that share a scale, for schemes that end in a16; -1 is a whole row. The others have one scale a row."""
     symmetric: bool = True
     """Steps lie evenly around zero, and there is no zero point. Fewer bytes and every engine; asymmetric is closer."""
     rule: list[str] = []
     """REGEX=SCHEME for layers whose name matches, or REGEX=keep to leave them as they are; the last that matches wins.
+    In a GGUF file, REGEX=TYPE, like down_proj=q6_k.
     The head, embeddings, norms and everything outside the layers stay as they are, unless a rule names them."""
     calibration: Calibration = Calibration()
     gate: Gate = Gate()
+
+
+def kind_made(config: Quantize) -> str:
+    """`gguf` for a file of llama.cpp's, else a model folder."""
+    return "gguf" if config.scheme in FILE_TYPES else "model"
 
 
 STAGE = Stage(
@@ -74,6 +86,6 @@ STAGE = Stage(
             help="tokens to compare source and result on, instead of rows that calibration left or own prompts",
         ),
     },
-    output="model",
+    output=kind_made,
     example="postmill quantize tuned/ -o tuned-w4/ --method gptq --rows tokens/",
 )

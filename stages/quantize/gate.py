@@ -42,15 +42,18 @@ class Measured(NamedTuple):
     kl: Tensor
 
 
-def limits_of(cfg: Gate, plan: Plan, num_parameters: int, *, judge_ppl: bool) -> Limits:
-    """The limits said, or those that follow from the fewest bits of any layer and the size of the model."""
-    fewest = min(target.form.bits for target in plan.targets.values())
+def limits_of(cfg: Gate, fewest_bits: int, num_parameters: int, *, judge_ppl: bool, num_tokens: int) -> Limits:
+    """The limits said, or those that follow from the fewest bits of any layer and the size of the model.
+
+    Of few tokens, some more may disagree: two standard errors of the agreement that is asked for.
+    """
     small = num_parameters < _SMALL
-    ppl, agreement, kl = (0.01, 0.97, 0.02) if fewest >= 8 else (0.25, 0.7, 0.5) if small else (0.06, 0.88, 0.15)
+    ppl, agreement, kl = (0.01, 0.97, 0.02) if fewest_bits >= 8 else (0.25, 0.7, 0.5) if small else (0.06, 0.88, 0.15)
     ppl_limit = cfg.max_ppl_increase if cfg.max_ppl_increase is not None else ppl if judge_ppl else None
+    agreement -= 2 * (agreement * (1 - agreement) / num_tokens) ** 0.5
     return Limits(
         ppl_limit,
-        agreement if cfg.min_agreement is None else cfg.min_agreement,
+        round(agreement, 4) if cfg.min_agreement is None else cfg.min_agreement,
         kl if cfg.max_kl is None else cfg.max_kl,
     )
 
@@ -61,13 +64,14 @@ def compare(
     *,
     read_source: Read,
     read_result: Read,
-    plan: Plan,
+    plan: Plan | None,
     rows: list[list[int]],
     threads: int,
 ) -> dict[str, Any]:
     """Go through both models with `rows`, each of two tokens or more. Returns the report.
 
-    `source` and `result` may be one object if nothing outside the layers was quantized.
+    plan: which layers' activations are rounded in the result; None for none. `source` and `result` may be one object if
+    nothing outside the layers was quantized.
     """
     source.load_ends(read_source)
     begun = [source.start(ids) for ids in rows]

@@ -33,6 +33,10 @@ class Plan(NamedTuple):
     kept: list[str]
     shapes: dict[str, tuple[int, int]]
 
+    @property
+    def fewest_bits(self) -> int:
+        return min(target.form.bits for target in self.targets.values())
+
 
 def make_plan(cfg: Quantize, weights: Weights, linears: list[str], in_layers: set[str], tied: set[str]) -> Plan:
     """Decide for every linear layer of the model.

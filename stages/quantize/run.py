@@ -22,6 +22,7 @@ from postmill.io.safetensors_file import INDEX, SafetensorsWriter, Weights, open
 from postmill.stages.progress import Meter, Progress
 from postmill.stages.protocol import Inputs, Out, Result
 from postmill.stages.quantize.config import Quantize
+from postmill.stages.quantize.gguf.mix import FILE_TYPES
 from postmill.stages.quantize.plan import Plan
 from postmill.stages.quantize.sidecars import write_sidecars
 from postmill.stages.shared.hf import need
@@ -33,46 +34,99 @@ def run(cfg: Quantize, inputs: Inputs, out: Out) -> Result:
     versions = need("torch", "transformers", "accelerate", remedy="pip install 'postmill[quantize]'")
     import torch
 
-    from postmill.stages.quantize.calibrate import calibrate
-    from postmill.stages.quantize.formats.compressed_tensors import quantization_config
     from postmill.stages.quantize.layers import StreamedModel
-    from postmill.stages.quantize.plan import make_plan
 
     torch.set_num_threads(1)  # rows and tensors are shared among threads instead: equal bits for any number of them
     source = inputs["model"][0].path
     assert source is not None
     if load_json(source / "config.json").get("quantization_config"):
         raise ConfigError(f"{source}: its weights are quantized already; give the model before that", USAGE)
-    started = time.monotonic()
     with ExitStack() as stack:
         weights = stack.enter_context(open_weights(source))
         model = StreamedModel(source)
         _check_names(model.expected(), weights, source)
-        inside = {name for name in model.linears if name.startswith(f"{model.prefix}.")}
-        plan = make_plan(cfg, weights, model.linears, inside, model.tied)
-        if any(target.form.symmetric for target in plan.targets.values()) and type(cfg.method).__name__ == "Hqq":
-            raise ConfigError(
-                "--method hqq moves zero points, and symmetric steps have none; pass --no-symmetric", USAGE
-            )
-        seen = _calibration_rows(cfg, inputs, model.folder)
-        chosen = calibrate(cfg, plan, list(seen.values()), out, model=model, weights=weights) if seen else None
-        metrics = _write_weights(cfg, plan, weights, out, chosen=chosen)
-        if seen:
-            metrics["calibration"] = {
-                "rows": len(seen),
-                "tokens": sum(len(ids) for ids in seen.values()),
-                "digest": digest_json(sorted(row_id.hex() for row_id in seen)),
-            }
-            out.after_commit = lambda: shutil.rmtree(out.work, ignore_errors=True)
-        write_sidecars(source, out.dir, quantization_config(plan))
-        seconds = {"quantize": time.monotonic() - started}
-        if cfg.gate.parity == "on":
-            started = time.monotonic()
-            metrics["parity"] = _gate(cfg, inputs, out, plan=plan, model=model, weights=weights, seen=seen)
-            seconds["gate"] = time.monotonic() - started
-    tokenizer = _tokenizer(out.dir)
+        make = _make_gguf if cfg.scheme in FILE_TYPES else _make_folder
+        metrics, seconds = make(cfg, inputs, out, model=model, weights=weights)
+    tokenizer = _tokenizer(source)
     digests = {"tokenizer": tokenizer} if tokenizer else {}
     return Result(metrics=metrics, digests=digests, versions=versions, seconds=seconds)
+
+
+def _make_folder(
+    cfg: Quantize, inputs: Inputs, out: Out, *, model: Any, weights: Weights
+) -> tuple[dict[str, Any], dict[str, float]]:
+    """A model folder like the source's. Returns metrics and seconds."""
+    from postmill.stages.quantize.calibrate import calibrate
+    from postmill.stages.quantize.formats.compressed_tensors import quantization_config
+    from postmill.stages.quantize.plan import make_plan
+    from postmill.stages.shared.quantized_weights import read_float32
+
+    started = time.monotonic()
+    inside = {name for name in model.linears if name.startswith(f"{model.prefix}.")}
+    plan = make_plan(cfg, weights, model.linears, inside, model.tied)
+    if any(target.form.symmetric for target in plan.targets.values()) and type(cfg.method).__name__ == "Hqq":
+        raise ConfigError("--method hqq moves zero points, and symmetric steps have none; pass --no-symmetric", USAGE)
+    seen = _calibration_rows(cfg, inputs, model.folder)
+    chosen = calibrate(cfg, plan, list(seen.values()), out, model=model, weights=weights) if seen else None
+    metrics = _write_weights(cfg, plan, weights, out, chosen=chosen)
+    if seen:
+        metrics["calibration"] = {
+            "rows": len(seen),
+            "tokens": sum(len(ids) for ids in seen.values()),
+            "digest": digest_json(sorted(row_id.hex() for row_id in seen)),
+        }
+        out.after_commit = lambda: shutil.rmtree(out.work, ignore_errors=True)
+    write_sidecars(model.folder, out.dir, quantization_config(plan))
+    seconds = {"quantize": time.monotonic() - started}
+    if cfg.gate.parity == "on":
+        started = time.monotonic()
+        outside = any(not name.startswith(f"{model.prefix}.") for name in plan.targets)
+        with open_weights(out.dir) as result:
+            metrics["parity"] = _gate(
+                cfg,
+                inputs,
+                out,
+                model=model,
+                weights=weights,
+                read=lambda name: read_float32(result, name),
+                plan=plan,
+                fewest_bits=plan.fewest_bits,
+                outside=outside,
+                seen=seen,
+            )
+        seconds["gate"] = time.monotonic() - started
+    return metrics, seconds
+
+
+def _make_gguf(
+    cfg: Quantize, inputs: Inputs, out: Out, *, model: Any, weights: Weights
+) -> tuple[dict[str, Any], dict[str, float]]:
+    """A GGUF file and its Modelfile. Returns metrics and seconds."""
+    from postmill.io.gguf_file import GgufFile
+    from postmill.stages.quantize.gguf.export import export, reader
+
+    started = time.monotonic()
+    if inputs.get("rows"):
+        raise ConfigError("--rows: GGUF's types look at no data; leave it out", USAGE)
+    exported = export(cfg, model.folder, model.model.config.to_dict(), weights, out)
+    metrics, seconds = exported.metrics, {"quantize": time.monotonic() - started}
+    if cfg.gate.parity == "on":
+        started = time.monotonic()
+        with GgufFile(exported.path) as file:
+            metrics["parity"] = _gate(
+                cfg,
+                inputs,
+                out,
+                model=model,
+                weights=weights,
+                read=reader(exported, file),
+                plan=None,
+                fewest_bits=exported.fewest_bits,
+                outside=True,
+                seen={},
+            )
+        seconds["gate"] = time.monotonic() - started
+    return metrics, seconds
 
 
 def _calibration_rows(cfg: Quantize, inputs: Inputs, model: Path) -> dict[bytes, list[int]]:
@@ -194,12 +248,19 @@ def _gate(
     inputs: Inputs,
     out: Out,
     *,
-    plan: Plan,
     model: Any,
     weights: Weights,
+    read: Any,
+    plan: Plan | None,
+    fewest_bits: int,
+    outside: bool,
     seen: dict[bytes, list[int]],
 ) -> dict[str, Any]:
-    """Compare source and result as read back from disk; the report is written into the artifact and returned."""
+    """Compare source and result; the report is written into the artifact and returned.
+
+    read: from a tensor's name to its numbers as read back from disk; outside: whether any outside the layers differs;
+    seen: rows that calibration has taken.
+    """
     from postmill.stages.quantize.gate import LONGEST_ROW, compare, judge, limits_of
     from postmill.stages.quantize.layers import StreamedModel
     from postmill.stages.quantize.rows import choose_rows
@@ -216,18 +277,18 @@ def _gate(
     rows = list(chosen.values())
     if not rows:
         rows = [ids[: cfg.gate.parity_tokens] for ids in prompt_ids(model.folder) if len(ids) > 1]
-    outside = any(not name.startswith(f"{model.prefix}.") for name in plan.targets)
-    with open_weights(out.dir) as result:
-        report = compare(
-            model,
-            StreamedModel(model.folder) if outside else model,
-            read_source=lambda name: read_float32(weights, name),
-            read_result=lambda name: read_float32(result, name),
-            plan=plan,
-            rows=rows,
-            threads=out.threads,
-        )
-    limits = limits_of(cfg.gate, plan, model.num_parameters, judge_ppl=bool(chosen))
+    report = compare(
+        model,
+        StreamedModel(model.folder) if outside else model,
+        read_source=lambda name: read_float32(weights, name),
+        read_result=read,
+        plan=plan,
+        rows=rows,
+        threads=out.threads,
+    )
+    limits = limits_of(
+        cfg.gate, fewest_bits, model.num_parameters, judge_ppl=bool(chosen), num_tokens=report["num_tokens"]
+    )
     report = {"source": "rows" if chosen else "prompts"} | report | {"limits": limits._asdict()}
     (out.dir / REPORT).write_bytes(msgspec.json.format(msgspec.json.encode(report)) + b"\n")
     judge(report, limits)

@@ -289,7 +289,9 @@ def test_sabotage_fails_the_gate(damage: Any, base: Path, tmp_path: Path) -> Non
                 threads=1,
             )
 
-    limits = limits_of(config.gate, plan, model.num_parameters, judge_ppl=True)
+    limits = limits_of(
+        config.gate, plan.fewest_bits, model.num_parameters, judge_ppl=True, num_tokens=sum(map(len, rows))
+    )
     judge(report(), limits)
     file = tmp_path / "q" / "model.safetensors"
     tensors = load_file(file)
