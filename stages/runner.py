@@ -81,14 +81,15 @@ def find_inputs(stage: Stage, given: dict[str, list[str]]) -> Inputs:
             raise ConfigError(f"{stage.name}: no {name} given; {port.flag or 'pass it'}: {port.help}", USAGE)
         if len(references) > 1 and not port.many:
             raise ConfigError(f"{stage.name}: {len(references)} times {name}, expected one", USAGE)
-        found[name] = [item for reference in references for item in _find(name, port, reference)]
+        found[name] = [item for reference in references for item in find_input(name, port, reference)]
     if stage.implied:
         module, _, function = stage.implied.partition(":")
         found = getattr(importlib.import_module(module), function)(found)
     return found
 
 
-def _find(name: str, port: Port, reference: str) -> list[Input]:
+def find_input(name: str, port: Port, reference: str) -> list[Input]:
+    """What a reference at a port names, with its digest. Raises as `find_inputs`."""
     if port.named:
         label, has_name, reference = reference.partition("=")
         if not has_name or not label or not reference:

@@ -21,13 +21,18 @@ class Served:
 
 @contextlib.contextmanager
 def serving(
-    model: Path, *, adapters: tuple[str, ...] = (), keys: dict[str, str] | None = None, **options: Any
+    model: Path,
+    *,
+    adapters: tuple[str, ...] = (),
+    keys: dict[str, str] | None = None,
+    admin_keys: dict[str, str] | None = None,
+    **options: Any,
 ) -> Iterator[Served]:
     """A server on a free port, until the block ends."""
     cfg = Serve(**({"port": 0, "log": "none"} | options))
     service = load(cfg, find_inputs(STAGE, {"served": [str(model)], "adapter": list(adapters)}), threads=1)
     listener = listen(cfg)
-    server = make_server(service, keys or {})
+    server = make_server(service, keys or {}, admin_keys)
 
     async def run() -> None:
         service.worker.start()

@@ -1,4 +1,4 @@
-"""HTTP: which route is what, who may ask, and how answers and errors are written.
+"""HTTP: who may ask, and how answers and errors are written.
 
 Before anything else, the host that a request names and its key are looked at. So a route that does not exist asks for a
 key too. A client that goes away, in a stream or not, ends the work that was done for it.
@@ -10,182 +10,34 @@ import secrets
 import sys
 import time
 import traceback
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable
 from typing import Any
 
 import msgspec
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Message, Receive, Scope, Send
 
-from postmill.stages.serve import anthropic, chat, completions
-from postmill.stages.serve.conversation import read_messages, read_tools
-from postmill.stages.serve.errors import ApiError, invalid
-from postmill.stages.serve.fields import Chat, Completion, Detokenize, Messages, Tokenize, parse
-from postmill.stages.serve.service import Named, Service
+from postmill.stages.serve import anthropic
+from postmill.stages.serve.errors import ApiError
+from postmill.stages.serve.routes import ADMIN, ROUTES, Handler, Stream, openai_event
+from postmill.stages.serve.service import Service
 
 _KEEP_ALIVE_S = 15.0
 _LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]")
-
-Handler = Callable[[Service, "Call"], Awaitable[Any]]
-
-
-class Stream:
-    """Events of an answer: `events` as they come, written by `write`, closed by `end`."""
-
-    def __init__(
-        self, events: AsyncIterator[dict[str, Any]], write: Callable[[dict[str, Any]], bytes], end: bytes
-    ) -> None:
-        self.events, self.write, self.end = events, write, end
 
 
 class Gone(Exception):
     """The client has closed the connection."""
 
 
-def _openai_event(data: dict[str, Any]) -> bytes:
-    return b"data: " + msgspec.json.encode(data) + b"\n\n"
-
-
-# routes
-
-
-async def _health(service: Service, call: "Call") -> Any:
-    if service.worker.died.is_set():
-        raise ApiError(503, "engine_down", "The engine has failed.")
-    return {"status": "ok"}
-
-
-async def _ready(service: Service, call: "Call") -> Any:
-    service.check_open()
-    return {"status": "ok", "running": service.worker.num_running}
-
-
-async def _metrics(service: Service, call: "Call") -> Any:
-    return service.metrics.text(running=service.worker.num_running)
-
-
-def _card(service: Service, model: Named) -> dict[str, Any]:
-    return {
-        "id": model.name,
-        "object": "model",
-        "created": service.started,
-        "owned_by": "postmill",
-        "root": model.name if model.parent is None else model.parent,
-        "parent": model.parent,
-        "max_model_len": service.most_tokens,
-        "digest": model.digest,
-        "sampling": msgspec.to_builtins(service.defaults),
-    }
-
-
-async def _models(service: Service, call: "Call") -> Any:
-    return {"object": "list", "data": [_card(service, model) for model in service.models.values()]}
-
-
-async def _one_model(service: Service, call: "Call") -> Any:
-    return _card(service, service.model(call.name))
-
-
-async def _chat(service: Service, call: "Call") -> Any:
-    body = parse(await call.body(), Chat)
-    service.check_open()
-    ask = await chat.prepare(service, body)
-    if body.stream:
-        service.check_open(len(ask.seeds))
-        return Stream(chat.stream(service, body, ask), _openai_event, b"data: [DONE]\n\n")
-    return await chat.answer(service, body, ask)
-
-
-async def _completions(service: Service, call: "Call") -> Any:
-    body = parse(await call.body(), Completion)
-    service.check_open()
-    asks = await completions.prepare(service, body)
-    if body.stream:
-        service.check_open(len(asks[0].seeds))
-        return Stream(completions.stream(service, body, asks), _openai_event, b"data: [DONE]\n\n")
-    return await completions.answer(service, body, asks)
-
-
-async def _messages(service: Service, call: "Call") -> Any:
-    body = parse(await call.body(), Messages)
-    service.check_open()
-    ask = await anthropic.prepare(service, body)
-    if body.stream:
-        service.check_open()
-        return Stream(anthropic.stream(service, body, ask), anthropic.event, b"")
-    return await anthropic.answer(service, body, ask)
-
-
-async def _count_tokens(service: Service, call: "Call") -> Any:
-    body = parse(await call.body(), Messages)
-    service.model(body.model)
-    return {"input_tokens": len(await anthropic.prompt(service, body))}
-
-
-async def _tokenize(service: Service, call: "Call") -> Any:
-    body = parse(await call.body(), Tokenize)
-    if body.model is not None:
-        service.model(body.model)
-    if (body.prompt is None) == (body.messages is None):
-        raise invalid("prompt", "Give prompt or messages, one of them.")
-    if body.messages is not None:
-        ids = await service.render(
-            read_messages(body.messages),
-            tools=read_tools(body.tools),
-            **({"add_generation_prompt": body.add_generation_prompt} | (body.chat_template_kwargs or {})),
-        )
-    else:
-        ids = await service.encode(body.prompt or "", special=body.add_special_tokens)
-    names = [service.speaker.piece(token) for token in ids] if body.return_token_strs else None
-    return {"count": len(ids), "max_model_len": service.most_tokens, "tokens": ids, "token_strs": names}
-
-
-async def _detokenize(service: Service, call: "Call") -> Any:
-    body = parse(await call.body(), Detokenize)
-    wrong = [token for token in body.tokens if token >= service.vocab]
-    if wrong:
-        raise invalid("tokens", f"tokens: {wrong[0]} is outside the vocabulary of {service.vocab}.")
-    return {"prompt": service.speaker.decode(body.tokens, special=True)}
-
-
-async def _embeddings(service: Service, call: "Call") -> Any:
-    await call.body()
-    raise ApiError(400, "unsupported_parameter", "This model makes text, no embeddings.", "model")
-
-
-ROUTES: dict[str, dict[str, Handler]] = {
-    "/health": {"GET": _health},
-    "/healthz": {"GET": _health},
-    "/readyz": {"GET": _ready},
-    "/metrics": {"GET": _metrics},
-    "/v1/models": {"GET": _models},
-    "/v1/models/{name}": {"GET": _one_model},
-    "/v1/chat/completions": {"POST": _chat},
-    "/v1/completions": {"POST": _completions},
-    "/v1/embeddings": {"POST": _embeddings},
-    "/v1/messages": {"POST": _messages},
-    "/v1/messages/count_tokens": {"POST": _count_tokens},
-    "/tokenize": {"POST": _tokenize},
-    "/detokenize": {"POST": _detokenize},
-}
-"""All there is. Anything else is not found, once the key is right."""
 _OPEN = ("/health", "/healthz")
 
 
-def _find(path: str) -> tuple[str, str]:
-    """The route of a path and the name in it. Raises ApiError (404)."""
-    if path in ROUTES and "{" not in path:
-        return path, ""
-    if path.startswith("/v1/models/"):
-        return "/v1/models/{name}", path.removeprefix("/v1/models/")
-    raise ApiError(404, "route_not_found", f"There is no {path[:100]!r} here.")
-
-
 class App:
-    """The server as an ASGI application. `keys`: name -> key; empty asks for none."""
+    """The server as an ASGI application. `keys`: name -> key; empty asks for none. `admin_keys` open every route."""
 
-    def __init__(self, service: Service, keys: dict[str, str]) -> None:
-        self.service, self._keys = service, keys
+    def __init__(self, service: Service, keys: dict[str, str], admin_keys: dict[str, str] | None = None) -> None:
+        self.service, self._keys, self._admin_keys = service, keys, admin_keys or {}
         cfg = service.cfg
         self._hosts = set(cfg.allow_host)
         if not self._hosts and cfg.is_loopback:
@@ -202,7 +54,7 @@ class App:
         try:
             self._check_host(request)
             who = self._check_key(request)
-            route, name = _find(request.url.path)
+            route, name = self._find(request.url.path, who)
             call.route, call.name, call.key_name = route, name, who
             methods = ROUTES[route]
             if request.method not in methods:
@@ -223,19 +75,31 @@ class App:
         if name.lower() not in self._hosts:
             raise ApiError(403, "host_not_allowed", "The Host header names another server; see --allow-host.")
 
+    def _find(self, path: str, who: str) -> tuple[str, str]:
+        """The route of a path and the name in it. Raises ApiError (403, 404)."""
+        if path in ADMIN and self._admin_keys and who not in self._admin_keys:
+            raise ApiError(403, "not_allowed", f"{path} asks for an admin's key.")
+        if path in ROUTES and "{" not in path and (path not in ADMIN or self._admin_keys):
+            return path, ""
+        if path.startswith("/v1/models/"):
+            return "/v1/models/{name}", path.removeprefix("/v1/models/")
+        raise ApiError(404, "route_not_found", f"There is no {path[:100]!r} here.")
+
     def _check_key(self, request: Request) -> str:
         """The name of the key that was given. Raises ApiError (401)."""
-        if not self._keys or request.url.path in _OPEN:
+        is_admin = bool(self._admin_keys) and request.url.path in ADMIN
+        if request.url.path in _OPEN or not (self._keys or is_admin):
             return ""
         scheme, _, given = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer":
             given = request.headers.get("x-api-key", "")
         # all keys are compared, in a time that tells nothing
-        found = [name for name, key in self._keys.items() if hmac.compare_digest(key.encode(), given.strip().encode())]
+        known = [*self._keys.items(), *self._admin_keys.items()]
+        found = [name for name, key in known if hmac.compare_digest(key.encode(), given.strip().encode())]
         if not found:
             headers = {"www-authenticate": "Bearer"}
             raise ApiError(401, "invalid_api_key", "The API key is missing or wrong.", headers=headers)
-        return found[0]
+        return found[-1]
 
 
 async def _lifespan(receive: Receive, send: Send) -> None:
@@ -359,7 +223,7 @@ class Call:
                 await self._push(stream.write(event))
         except ApiError as error:
             body = error.body(is_anthropic=self._is_anthropic, request_id=self.id)
-            await self._push(anthropic.error_event(body) if self._is_anthropic else _openai_event(body))
+            await self._push(anthropic.error_event(body) if self._is_anthropic else openai_event(body))
             end = b""
         except asyncio.CancelledError:
             waiting.cancel()

@@ -22,6 +22,11 @@ class Serve(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     key_file: str = ""
     """File with keys, one a line, alone or as NAME:KEY. Every route but /health asks for one of them. Needed unless
     --host is this machine's own."""
+    admin_key_file: str = ""
+    """File with keys, as --key-file, that also open the routes which add and remove adapters. Without it these routes
+    do not exist."""
+    adapter_dir: str = ""
+    """Folder that adapters may be added from while the server runs."""
     no_auth: bool = False
     """Answer without keys on an address that other machines reach."""
     allow_host: list[str] = []
@@ -54,6 +59,9 @@ class Serve(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     def __post_init__(self) -> None:
         if self.host not in _LOOPBACK and not self.key_file and not self.no_auth:
             raise ValueError(f"host {self.host!r} can be reached by other machines; pass --key-file FILE, or --no-auth")
+
+        if bool(self.admin_key_file) != bool(self.adapter_dir):
+            raise ValueError("admin_key_file and adapter_dir belong together: pass both, or none")
 
     @property
     def is_loopback(self) -> bool:

@@ -121,6 +121,21 @@ class Detokenize(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     tokens: list[Count]
 
 
+class LoadAdapter(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """POST /v1/load_lora_adapter, as vLLM has it."""
+
+    lora_name: Annotated[str, Meta(min_length=1, max_length=256)]
+    lora_path: Annotated[str, Meta(min_length=1, max_length=4096)]
+    load_inplace: bool = False
+
+
+class UnloadAdapter(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """POST /v1/unload_lora_adapter, as vLLM has it."""
+
+    lora_name: str
+    lora_int_id: int | None = None
+
+
 class Thinking(msgspec.Struct, kw_only=True):
     """Anthropic's switch for reasoning."""
 

@@ -16,8 +16,9 @@ from postmill.io.errors import FAILED, NO_INPUT, UNAVAILABLE, ArtifactError, Con
 from postmill.io.json_file import load_json
 from postmill.stages.progress import Progress
 from postmill.stages.protocol import Inputs, Out
+from postmill.stages.serve.adapters import Adapters, Named
 from postmill.stages.serve.config import Serve
-from postmill.stages.serve.service import Defaults, Named, Service
+from postmill.stages.serve.service import Defaults, Service
 from postmill.stages.serve.worker import Worker
 from postmill.stages.shared.agent_formats.table import FORMATS
 from postmill.stages.shared.engine.local import LocalEngine
@@ -36,10 +37,13 @@ def run(cfg: Serve, inputs: Inputs, out: Out) -> None:
     if cfg.tool_format not in ("auto", "off", *FORMATS):
         raise ConfigError(f"--tool-format {cfg.tool_format}: no such format{closest(cfg.tool_format, list(FORMATS))}")
     keys = read_keys(Path(cfg.key_file)) if cfg.key_file else {}
+    admin_keys = read_keys(Path(cfg.admin_key_file)) if cfg.admin_key_file else {}
+    if cfg.adapter_dir and not Path(cfg.adapter_dir).is_dir():
+        raise ArtifactError(f"--adapter-dir {cfg.adapter_dir}: no such folder", NO_INPUT)
     listener = listen(cfg)
     with contextlib.closing(listener):
         service = load(cfg, inputs, threads=out.threads)
-        asyncio.run(_serve(service, keys, listener))
+        asyncio.run(_serve(service, make_server(service, keys, admin_keys), listener))
 
 
 def load(cfg: Serve, inputs: Inputs, *, threads: int) -> Service:
@@ -62,7 +66,9 @@ def load(cfg: Serve, inputs: Inputs, *, threads: int) -> Service:
             engine.add_adapter(label, item.path)
             models.append(Named(name=label, adapter=label, digest=item.digest, parent=name))
     speaker = Speaker(folders)
-    return Service(cfg, engine.about, Worker(engine), speaker, models, read_defaults(folders))
+    worker = Worker(engine)
+    adapters = Adapters(engine, worker, models, base=base or served, folder=cfg.adapter_dir)
+    return Service(cfg, engine.about, worker, speaker, adapters, read_defaults(folders))
 
 
 def read_defaults(folders: list[Path]) -> Defaults:
@@ -110,7 +116,7 @@ def listen(cfg: Serve) -> socket.socket:
     return listener
 
 
-def make_server(service: Service, keys: dict[str, str]) -> Any:
+def make_server(service: Service, keys: dict[str, str], admin_keys: dict[str, str] | None = None) -> Any:
     """Uvicorn with the application, which leaves signals to the caller."""
     import uvicorn
 
@@ -123,7 +129,7 @@ def make_server(service: Service, keys: dict[str, str]) -> Any:
 
     return Server(
         uvicorn.Config(
-            App(service, keys),
+            App(service, keys, admin_keys),
             log_config=None,
             access_log=False,
             server_header=False,
@@ -136,8 +142,7 @@ def make_server(service: Service, keys: dict[str, str]) -> Any:
     )
 
 
-async def _serve(service: Service, keys: dict[str, str], listener: socket.socket) -> None:
-    server = make_server(service, keys)
+async def _serve(service: Service, server: Any, listener: socket.socket) -> None:
     service.worker.start()
     running = asyncio.ensure_future(server.serve(sockets=[listener]))
     stopping = asyncio.Event()

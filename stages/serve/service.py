@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from postmill.io.digest import digest_bytes
+from postmill.stages.serve.adapters import Adapters, Named
 from postmill.stages.serve.config import Serve
 from postmill.stages.serve.errors import ApiError, draining, engine_down, invalid, overloaded, too_long
 from postmill.stages.serve.metrics import Metrics
@@ -18,15 +19,6 @@ from postmill.stages.serve.parser import THINK, Parser, guess_format
 from postmill.stages.serve.worker import Worker
 from postmill.stages.shared.engine.protocol import About, Delta, Event, Reply, Request, Sampling, Token
 from postmill.stages.shared.engine.text import Speaker, TextStream
-
-
-class Named(msgspec.Struct, frozen=True, kw_only=True):
-    """A model that requests can name: the base, or an adapter over it."""
-
-    name: str
-    adapter: str | None
-    digest: str
-    parent: str | None = None
 
 
 class Defaults(msgspec.Struct, frozen=True, kw_only=True):
@@ -112,11 +104,11 @@ class Service:
         about: About,
         worker: Worker,
         speaker: Speaker,
-        models: list[Named],
+        adapters: Adapters,
         defaults: Defaults,
     ) -> None:
         self.cfg, self.about, self.worker, self.speaker, self.defaults = cfg, about, worker, speaker, defaults
-        self.models = {model.name: model for model in models}
+        self.adapters = adapters
         self.vocab = about.vocab_size or speaker.num_tokens
         guessed = guess_format(speaker.template) if cfg.tool_format == "auto" else cfg.tool_format
         self.agent_format = "" if cfg.tool_format == "off" else guessed
@@ -124,8 +116,18 @@ class Service:
         self.metrics = Metrics()
         self.started = int(time.time())
         self.is_draining = False
-        self.fingerprint = "fp_" + digest_bytes(repr(sorted((m.name, m.digest) for m in models)).encode())[7:23]
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="text")
+
+    @property
+    def models(self) -> dict[str, Named]:
+        """What requests can name."""
+        return self.adapters.models
+
+    @property
+    def fingerprint(self) -> str:
+        """Of all weights that are served."""
+        known = sorted((model.name, model.digest) for model in self.models.values())
+        return "fp_" + digest_bytes(repr(known).encode())[7:23]
 
     @property
     def most_tokens(self) -> int:
@@ -134,10 +136,7 @@ class Service:
 
     def model(self, name: str) -> Named:
         """Raises ApiError (404)."""
-        if name in self.models:
-            return self.models[name]
-        known = ", ".join(self.models)
-        raise ApiError(404, "model_not_found", f"The model {name!r} does not exist; there are {known}.", "model")
+        return self.adapters.find(name)
 
     def check_open(self, count: int = 1) -> None:
         """Raises ApiError (503, 429) where `count` more requests cannot be taken."""
@@ -209,12 +208,13 @@ class Service:
         counts = [0] * len(ask.seeds)
         started, left = time.monotonic(), len(keys)
         deadline = started + self.cfg.request_timeout_s
+        model = self.adapters.hold(ask.model)
         for (key, index), seed in zip(keys.items(), ask.seeds, strict=True):
             request = Request(
                 key=key,
                 prompt_ids=ask.prompt_ids,
                 seed=seed,
-                adapter=ask.model.adapter,
+                adapter=model.adapter,
                 prompt_logprobs=ask.prompt_logprobs if index == 0 else None,
             )
             self.worker.submit(request, ask.sampling, events)
@@ -237,6 +237,7 @@ class Service:
             if left:
                 self.metrics.aborted += 1
                 self.worker.abort(list(keys))
+            self.adapters.release(model)
 
     def _decoder(self, ask: Ask) -> Callable[[list[int]], str]:
         return lambda ids: self.speaker.decode(ids, special=ask.keeps_special)

@@ -56,6 +56,10 @@ class Worker:
         """Why no answer can be held to it; empty if one can. Takes time; any thread may ask."""
         return self._engine.constraint_fault(constraint)
 
+    def do(self, work: Callable[[], None]) -> None:
+        """Do something with the engine between two steps, some time."""
+        self._commands.put(work)
+
     async def call(self, work: Callable[[], object]) -> None:
         """Do something with the engine between two steps. Raises what it raises."""
         assert self._loop is not None

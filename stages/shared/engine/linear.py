@@ -126,6 +126,7 @@ def read_factors(folder: Path, model: nn.Module) -> tuple[dict[str, Factors], It
 
 def _read_pairs(folder: Path) -> tuple[dict[str, object], dict[str, dict[str, Tensor]], dict[str, Tensor]]:
     """Config, factors by layer and letter, and all tensors of an adapter."""
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     config = load_json(folder / "adapter_config.json")
@@ -144,7 +145,10 @@ def _read_pairs(folder: Path) -> tuple[dict[str, object], dict[str, dict[str, Te
             raise AdapterNotPlain(f"it has {name} {json.dumps(config[name])[:60]}")
     if config.get("bias", "none") != "none":
         raise AdapterNotPlain(f"it trained biases, bias {config['bias']!r}")
-    tensors = load_file(folder / "adapter_model.safetensors")
+    try:
+        tensors = load_file(folder / "adapter_model.safetensors")
+    except (SafetensorError, OSError) as error:
+        raise AdapterNotPlain(f"its tensors cannot be read: {error}") from None
     pairs: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         match = _FACTOR.fullmatch(name)

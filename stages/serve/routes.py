@@ -1,0 +1,187 @@
+"""Which route is what: from a request's body to the answer's JSON, or to a stream of events."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, Protocol
+
+import msgspec
+
+from postmill.stages.serve import anthropic, chat, completions
+from postmill.stages.serve.conversation import read_messages, read_tools
+from postmill.stages.serve.errors import ApiError, invalid
+from postmill.stages.serve.fields import (
+    Chat,
+    Completion,
+    Detokenize,
+    LoadAdapter,
+    Messages,
+    Tokenize,
+    UnloadAdapter,
+    parse,
+)
+from postmill.stages.serve.service import Named, Service
+
+
+class Call(Protocol):
+    """A request, as handlers see it."""
+
+    name: str
+    """The name in its path."""
+
+    async def body(self) -> bytes:
+        """Raises ApiError (413, 415)."""
+        ...
+
+
+Handler = Callable[[Service, Call], Awaitable[Any]]
+
+
+class Stream:
+    """Events of an answer: `events` as they come, written by `write`, closed by `end`."""
+
+    def __init__(
+        self, events: AsyncIterator[dict[str, Any]], write: Callable[[dict[str, Any]], bytes], end: bytes
+    ) -> None:
+        self.events, self.write, self.end = events, write, end
+
+
+def openai_event(data: dict[str, Any]) -> bytes:
+    """An event as OpenAI's streams have them."""
+    return b"data: " + msgspec.json.encode(data) + b"\n\n"
+
+
+async def _health(service: Service, call: Call) -> Any:
+    if service.worker.died.is_set():
+        raise ApiError(503, "engine_down", "The engine has failed.")
+    return {"status": "ok"}
+
+
+async def _ready(service: Service, call: Call) -> Any:
+    service.check_open()
+    return {"status": "ok", "running": service.worker.num_running}
+
+
+async def _metrics(service: Service, call: Call) -> Any:
+    return service.metrics.text(running=service.worker.num_running)
+
+
+def _card(service: Service, model: Named) -> dict[str, Any]:
+    return {
+        "id": model.name,
+        "object": "model",
+        "created": service.started,
+        "owned_by": "postmill",
+        "root": model.name if model.parent is None else model.parent,
+        "parent": model.parent,
+        "max_model_len": service.most_tokens,
+        "digest": model.digest,
+        "sampling": msgspec.to_builtins(service.defaults),
+    }
+
+
+async def _models(service: Service, call: Call) -> Any:
+    return {"object": "list", "data": [_card(service, model) for model in service.models.values()]}
+
+
+async def _one_model(service: Service, call: Call) -> Any:
+    return _card(service, service.model(call.name))
+
+
+async def _chat(service: Service, call: Call) -> Any:
+    body = parse(await call.body(), Chat)
+    service.check_open()
+    ask = await chat.prepare(service, body)
+    if body.stream:
+        service.check_open(len(ask.seeds))
+        return Stream(chat.stream(service, body, ask), openai_event, b"data: [DONE]\n\n")
+    return await chat.answer(service, body, ask)
+
+
+async def _completions(service: Service, call: Call) -> Any:
+    body = parse(await call.body(), Completion)
+    service.check_open()
+    asks = await completions.prepare(service, body)
+    if body.stream:
+        service.check_open(len(asks[0].seeds))
+        return Stream(completions.stream(service, body, asks), openai_event, b"data: [DONE]\n\n")
+    return await completions.answer(service, body, asks)
+
+
+async def _messages(service: Service, call: Call) -> Any:
+    body = parse(await call.body(), Messages)
+    service.check_open()
+    ask = await anthropic.prepare(service, body)
+    if body.stream:
+        service.check_open()
+        return Stream(anthropic.stream(service, body, ask), anthropic.event, b"")
+    return await anthropic.answer(service, body, ask)
+
+
+async def _count_tokens(service: Service, call: Call) -> Any:
+    body = parse(await call.body(), Messages)
+    service.model(body.model)
+    return {"input_tokens": len(await anthropic.prompt(service, body))}
+
+
+async def _tokenize(service: Service, call: Call) -> Any:
+    body = parse(await call.body(), Tokenize)
+    if body.model is not None:
+        service.model(body.model)
+    if (body.prompt is None) == (body.messages is None):
+        raise invalid("prompt", "Give prompt or messages, one of them.")
+    if body.messages is not None:
+        ids = await service.render(
+            read_messages(body.messages),
+            tools=read_tools(body.tools),
+            **({"add_generation_prompt": body.add_generation_prompt} | (body.chat_template_kwargs or {})),
+        )
+    else:
+        ids = await service.encode(body.prompt or "", special=body.add_special_tokens)
+    names = [service.speaker.piece(token) for token in ids] if body.return_token_strs else None
+    return {"count": len(ids), "max_model_len": service.most_tokens, "tokens": ids, "token_strs": names}
+
+
+async def _detokenize(service: Service, call: Call) -> Any:
+    body = parse(await call.body(), Detokenize)
+    wrong = [token for token in body.tokens if token >= service.vocab]
+    if wrong:
+        raise invalid("tokens", f"tokens: {wrong[0]} is outside the vocabulary of {service.vocab}.")
+    return {"prompt": service.speaker.decode(body.tokens, special=True)}
+
+
+async def _embeddings(service: Service, call: Call) -> Any:
+    await call.body()
+    raise ApiError(400, "unsupported_parameter", "This model makes text, no embeddings.", "model")
+
+
+async def _load_adapter(service: Service, call: Call) -> Any:
+    body = parse(await call.body(), LoadAdapter)
+    service.check_open(0)
+    return _card(service, await service.adapters.load(body.lora_name, body.lora_path, replace=body.load_inplace))
+
+
+async def _unload_adapter(service: Service, call: Call) -> Any:
+    body = parse(await call.body(), UnloadAdapter)
+    service.adapters.unload(body.lora_name)
+    return {"id": body.lora_name, "deleted": True}
+
+
+ROUTES: dict[str, dict[str, Handler]] = {
+    "/health": {"GET": _health},
+    "/healthz": {"GET": _health},
+    "/readyz": {"GET": _ready},
+    "/metrics": {"GET": _metrics},
+    "/v1/models": {"GET": _models},
+    "/v1/models/{name}": {"GET": _one_model},
+    "/v1/chat/completions": {"POST": _chat},
+    "/v1/completions": {"POST": _completions},
+    "/v1/embeddings": {"POST": _embeddings},
+    "/v1/messages": {"POST": _messages},
+    "/v1/messages/count_tokens": {"POST": _count_tokens},
+    "/v1/load_lora_adapter": {"POST": _load_adapter},
+    "/v1/unload_lora_adapter": {"POST": _unload_adapter},
+    "/tokenize": {"POST": _tokenize},
+    "/detokenize": {"POST": _detokenize},
+}
+"""All there is. Anything else is not found, once the key is right."""
+ADMIN = frozenset({"/v1/load_lora_adapter", "/v1/unload_lora_adapter"})
+"""Routes that ask for an admin's key; without such keys they do not exist."""
