@@ -161,6 +161,14 @@ SAMPLED: Final = pa.struct(
 )
 """A run of tokens that one set of weights sampled; `weights` indexes the manifest's list of weight digests."""
 
+STEP_REWARD: Final = pa.struct(
+    [
+        pa.field("at", pa.int32(), nullable=False),
+        pa.field("value", pa.float64(), nullable=False),
+    ]
+)
+"""What an environment gave for the tokens before index `at`."""
+
 ROLLOUTS_V1: Final = pa.schema(
     [
         *TOKENS_V1,
@@ -177,13 +185,15 @@ ROLLOUTS_V1: Final = pa.schema(
         pa.field("output", pa.utf8()),
         pa.field("prompt", pa.utf8()),
         pa.field("transcript", pa.utf8()),
+        pa.field("step_rewards", pa.list_(pa.field("item", STEP_REWARD, nullable=False))),
         pa.field("error", pa.utf8()),
     ]
 )
 """One sample of a prompt: the columns of TOKENS_V1, then how it was sampled. `pair_id` is the group, equal to
 `prompt_id`; `spans` cover what the policy sampled; `logp` has one entry for each sampled token, at the sampling
 temperature, null inside where the engine has none. `prompt` is the conversation and `transcript` what followed it, as
-canonical JSON. A sample that failed has an `error` and no spans."""
+canonical JSON. A conversation whose past the template writes otherwise goes on in a row with the next `branch`, and the
+row before has `finish` fork. A sample that failed has an `error` and no spans."""
 
 REWARD_ERROR: Final = pa.struct(
     [

@@ -53,10 +53,16 @@ def write_rewards(table: list[Judged], out: Out) -> None:
 
 
 def write_tokens(
-    cfg: Reward, table: list[Judged], rows: list[dict[str, Any]], artifacts: list[Artifact], out: Out
+    cfg: Reward, table: dict[int, Judged], rows: list[dict[str, Any]], artifacts: list[Artifact], out: Out
 ) -> None:
-    """`tokens.arrow` with the rows that were picked; every other rollout is in the ledger with the reason."""
-    picks, reasons = PICKERS[cfg.emit](cfg, table)
+    """`tokens.arrow` with the rows that were picked; every other rollout is in the ledger with the reason.
+
+    table: by number of the row that ends each sample; the rows between are branches of samples that went on.
+    """
+    numbers = list(table)
+    picks, found = PICKERS[cfg.emit](cfg, list(table.values()))
+    reasons = dict.fromkeys(set(range(len(rows))) - set(numbers), "earlier_branch")
+    reasons |= {numbers[line]: reason for line, reason in found.items()}
     for number, reason in sorted(reasons.items()):
         row = rows[number]
         place = {"row_id": row["row_id"], "source": row["source"], "line": row["line"], "tokens_before": row["length"]}
@@ -68,8 +74,9 @@ def write_tokens(
     writer = out.table(TOKENS, TOKENS_V1)
     records: list[dict[str, Any]] = []
     for pick in picks:
-        at = bisect.bisect_right(starts, pick.number) - 1
-        [record] = batches[at].select(TOKENS_V1.names).slice(pick.number - starts[at], 1).to_pylist()
+        number = numbers[pick.number]
+        at = bisect.bisect_right(starts, number) - 1
+        [record] = batches[at].select(TOKENS_V1.names).slice(number - starts[at], 1).to_pylist()
         changed = {"side": pick.side, "margin": pick.margin, "label": pick.label}
         records.append(record | changed | {"pair_id": record["pair_id"] if pick.side is not None else None})
         if len(records) == _BATCH_ROWS:

@@ -113,6 +113,11 @@ def react_format(row: Row, options: dict[str, Any]) -> float:
     return float("Final Answer:" in text or _REACT.search(text) is not None)
 
 
+def env(row: Row, options: dict[str, Any]) -> float | None:
+    """What the environment gave, all turns together."""
+    return row.env_reward
+
+
 Function = Callable[[Row, dict[str, Any]], float | None]
 
 BUILT_IN: dict[str, tuple[Function, int]] = {
@@ -125,5 +130,6 @@ BUILT_IN: dict[str, tuple[Function, int]] = {
     "cosine": (cosine, 1),
     "soft_overlong": (soft_overlong, 1),
     "react_format": (react_format, 1),
+    "env": (env, 1),
 }
 """Name -> function and version. Raise the version when a row would get another score."""

@@ -18,9 +18,12 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     messages: list[dict[str, Any]]
     """The conversation that was answered."""
     transcript: list[dict[str, Any]]
-    """Messages after the prompt: answers, tool calls and tool results, in order."""
+    """Messages after the prompt: answers, tool calls and tool results, in order; `reward` in an answer is what the
+    environment gave for it."""
     finish: str
     """Why sampling ended: stop, length, env_done, max_turns, limit, abort."""
+    env_reward: float | None = None
+    """Sum of what the environment gave; None if it gave nothing."""
     num_tokens: int
     """How many tokens were sampled."""
     sample: int

@@ -28,8 +28,8 @@ from postmill.stages.reward.pool import Pool
 from postmill.stages.reward.row import Answer, Row
 from postmill.stages.reward.scored import scored
 
-_COLUMNS = ["row_id", "prompt_id", "source", "line", "length", "sample", "finish", "sampled", "output"]
-_TEXTS = ["prompt", "transcript", "extra", "error"]
+_COLUMNS = ["row_id", "prompt_id", "source", "line", "length", "sample", "attempt", "branch", "finish", "sampled"]
+_TEXTS = ["output", "prompt", "transcript", "extra", "step_rewards", "error"]
 _NO_ROLLOUT = "rollout_failed"
 
 
@@ -44,23 +44,49 @@ def run(cfg: Reward, inputs: Inputs, out: Out) -> Result:
         raise ConfigError("reward: nothing says what is good; pass --func, or --scores of a reward model", USAGE)
     weights = _weights(cfg, functions)
     artifacts = [item.artifact for item in inputs["rollouts"] if item.artifact is not None]
-    rows = read_rollouts(artifacts, _COLUMNS + _TEXTS)
-    if not rows:
+    every = read_rollouts(artifacts, _COLUMNS + _TEXTS)
+    if not every:
         raise ArtifactError(f"{artifacts[0].path}: no rollouts to score", BAD_DATA)
+    ends = _last_branches(every)
+    rows = [every[number] | _of_sample(every, number) for number in ends.values()]
     old = inputs["reuse"][0].artifact if inputs["reuse"] else None
-    copied = _copied(old, functions, rows) | scored(scores, rows)
+    known = _copied(old, functions, every) | scored(scores, every)
+    copied = {name: [column[number] for number in ends.values()] for name, column in known.items()}
     answers = _answers(cfg, functions, rows, copied, out)
     for function, column in zip(functions, answers, strict=True):
         _check_failures(cfg, function.name, column)
     table = _judged(cfg, rows, answers, weights, functions)
     kind = "rewards" if cfg.emit == "rewards" else cfg.emit
     if cfg.emit == "rewards":
-        emit.write_rewards(table, out)
+        of_sample = dict(zip(ends, table, strict=True))
+        emit.write_rewards(
+            [msgspec.structs.replace(of_sample[_sample_of(row)], row_id=row["row_id"]) for row in every], out
+        )
     else:
-        emit.write_tokens(cfg, table, rows, artifacts, out)
+        emit.write_tokens(cfg, dict(zip(ends.values(), table, strict=True)), every, artifacts, out)
     metrics = _metrics(table, rows, functions, weights, answers, threshold=cfg.threshold) | {"emit": kind}
     sources = [name for artifact in artifacts for name in artifact.manifest.metrics.get("sources", [])]
     return Result(metrics=metrics | {"sources": sources}, digests=dict(artifacts[0].manifest.digests))
+
+
+def _sample_of(row: Mapping[str, Any]) -> tuple[bytes, int, int]:
+    return row["prompt_id"], row["sample"], row["attempt"]
+
+
+def _last_branches(every: list[dict[str, Any]]) -> dict[tuple[bytes, int, int], int]:
+    """Number of the row in which each sample ends, in their order: a sample is judged once, whatever its branches."""
+    return {_sample_of(row): number for number, row in enumerate(every)}
+
+
+def _of_sample(every: list[dict[str, Any]], number: int) -> dict[str, Any]:
+    """What a sample's branches have together."""
+    first = number - every[number]["branch"]
+    branches = every[first : number + 1]
+    given = [step["value"] for row in branches for step in row["step_rewards"] or []]
+    return {
+        "num_sampled": sum(span["end"] - span["start"] for row in branches for span in row["sampled"]),
+        "env_reward": math.fsum(given) if given else None,
+    }
 
 
 def _weights(cfg: Reward, functions: list[Input]) -> list[float]:
@@ -79,15 +105,12 @@ def _record(row: Mapping[str, Any], seed: int) -> Row:
         messages=msgspec.json.decode(row["prompt"] or b"[]"),
         transcript=msgspec.json.decode(row["transcript"] or b"[]"),
         finish=row["finish"],
-        num_tokens=_num_sampled(row),
+        num_tokens=row["num_sampled"],
+        env_reward=row["env_reward"],
         sample=row["sample"],
         columns=msgspec.json.decode(row["extra"] or b"{}"),
         seed=int.from_bytes(bytes.fromhex(digest_bytes(row["row_id"] + seed.to_bytes(8, "big"))[7:15]), "big"),
     )
-
-
-def _num_sampled(row: Mapping[str, Any]) -> int:
-    return sum(span["end"] - span["start"] for span in row["sampled"])
 
 
 def _answers(
@@ -178,7 +201,7 @@ def _judged(
     kinds = group_kinds(group, reward, 1e-12)
     reasons = _drop_reasons(cfg, rows, group, reward, kinds)
     there = ~np.isnan(reward)
-    lengths = np.array([_num_sampled(row) for row in rows], np.float64)
+    lengths = np.array([row["num_sampled"] for row in rows], np.float64)
     advantage = np.full(len(rows), np.nan)
     members = Groups(group[there], reward[there], scores[there], np.array(weights), lengths[there])
     advantage[there] = ESTIMATORS[cfg.advantage](members)

@@ -5,13 +5,10 @@ open files. Messages are msgpack with their length before them, on two pipes; wh
 """
 
 import asyncio
-import ctypes
 import importlib.util
 import inspect
 import math
 import os
-import resource
-import signal
 import struct
 import sys
 from collections.abc import Callable
@@ -21,10 +18,8 @@ import msgspec
 
 from postmill.stages.reward.functions import BUILT_IN
 from postmill.stages.reward.row import NOT_LOADED, READY, Answer, Row, Task
+from postmill.stages.shared.child_limits import limit_self
 
-_PR_SET_PDEATHSIG = 1
-_MOST_FILE_BYTES = 64 << 20
-_MOST_FILES = 256
 _DETAIL_CHARACTERS = 300
 
 
@@ -80,25 +75,10 @@ def write_message(sink: BinaryIO, data: bytes) -> None:
     sink.flush()
 
 
-def _limit(memory_mb: int) -> None:
-    os.setsid()
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    memory = memory_mb << 20
-    for what, most in (
-        (resource.RLIMIT_AS, memory),
-        (resource.RLIMIT_FSIZE, _MOST_FILE_BYTES),
-        (resource.RLIMIT_NOFILE, _MOST_FILES),
-        (resource.RLIMIT_CORE, 0),
-    ):
-        hard = resource.getrlimit(what)[1]
-        limit = most if hard == resource.RLIM_INFINITY else min(most, hard)
-        resource.setrlimit(what, (limit, limit))
-
-
 def main() -> None:
     """Answer tasks until the pipe ends. Arguments: descriptors to read and to write, memory limit, parent's id."""
     read_from, write_to, memory_mb, parent = map(int, sys.argv[1:5])
-    _limit(memory_mb)
+    limit_self(memory_mb)
     if os.getppid() != parent:  # the parent died before it could be watched
         return
     tasks, answers = os.fdopen(read_from, "rb"), os.fdopen(write_to, "wb")

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from postmill.stages.rollout.turns_options import Turns
 from postmill.stages.shared.engine.endpoint import Endpoint
 from postmill.stages.spec import SAME_BYTES, Port, Stage
 
@@ -42,6 +43,8 @@ class Rollout(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """What to compute in: auto is float32 on a CPU and bfloat16 on a GPU."""
     endpoint: Endpoint = Endpoint()
     """A server to ask in place of the model here, whose tokenizer is used; it has to give back token ids."""
+    turns: Turns = Turns()
+    """Conversations of several answers, with --env or --tools."""
     max_errors: Annotated[float, Meta(ge=0, le=1), SAME_BYTES] = 0.0
     """Fail if more than this share of samples could not be made."""
 
@@ -56,7 +59,7 @@ class Rollout(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 STAGE = Stage(
     name="rollout",
-    version=1,
+    version=2,
     config=Rollout,
     inputs={
         "prompts": Port(kinds=("prompts",), help="prompts, as `tokenize --for prompt` makes them"),
@@ -70,6 +73,22 @@ STAGE = Stage(
             flag="--base",
             required=False,
             help="the adapter's base; by default the one it came from",
+        ),
+        "env": Port(
+            kinds=("function",),
+            flag="--env",
+            required=False,
+            resolver="postmill.stages.rollout.inputs:resolve",
+            help="an environment that answers the model, turn after turn: file.py:Class, or a program that speaks lines"
+            " of JSON",
+        ),
+        "tools": Port(
+            kinds=("function",),
+            flag="--tools",
+            many=True,
+            required=False,
+            resolver="postmill.stages.rollout.inputs:resolve",
+            help="a function that the model may call by its name: file.py:function",
         ),
     },
     output="rollouts",

@@ -1,27 +1,29 @@
 """Rollout: the prompts of a batch, each answered several times; ids and log-probabilities as they were sampled.
 
 Nothing is encoded again: a row is the prompt's ids followed by the sampled ones, and its spans cover what was sampled.
-A sample that could not be made is a row with an error and no spans, never missing.
+With an environment or tools, what they say stands between answers. A sample that could not be made is a row with an
+error and no spans, never missing.
 """
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import msgspec
-import numpy as np
-import pyarrow as pa
 
-from postmill.io.digest import digest_bytes
 from postmill.io.errors import BAD_DATA, MISMATCH, USAGE, ArtifactError, ConfigError, StageError
 from postmill.io.manifest import Artifact
 from postmill.io.model_folder import tokenizer_digest
 from postmill.io.pictures import patches_of
-from postmill.io.rollouts import PROMPTS, ROLLOUTS
-from postmill.io.schemas import PROMPTS_V1, ROLLOUTS_V1
+from postmill.io.rollouts import PROMPTS
+from postmill.io.schemas import PROMPTS_V1
 from postmill.io.table import TableReader
 from postmill.stages.protocol import Inputs, Out, Result
 from postmill.stages.rollout.config import Rollout
+from postmill.stages.rollout.dialogue import Dialogue
+from postmill.stages.rollout.episodes import Episode, Episodes
+from postmill.stages.rollout.host import Host, python_argv
+from postmill.stages.rollout.rows import Branch, Ended, Sample, digest16, metrics_of, write_samples
 from postmill.stages.shared.base_model import all_stop_ids
 from postmill.stages.shared.engine.ask import ask_all
 from postmill.stages.shared.engine.local import LocalEngine
@@ -29,9 +31,8 @@ from postmill.stages.shared.engine.protocol import Constraint, Engine, Reply, Re
 from postmill.stages.shared.engine.text import Speaker
 from postmill.stages.shared.engine.url import UrlEngine
 
-_COLUMNS = ["row_id", "source", "line", "input_ids", "channel", "extra", "messages"]
+_COLUMNS = ["row_id", "source", "line", "input_ids", "channel", "extra", "messages", "tools"]
 _KEPT = ("tokenizer", "template")
-_BATCH_ROWS = 4096
 _JOURNAL = "replies.jsonl"
 
 
@@ -63,36 +64,22 @@ def run(cfg: Rollout, inputs: Inputs, out: Out) -> Result:
         stop_ids=engine.about.stop_ids or frozenset(all_stop_ids(folders)) or speaker.eos_ids,
         constraint=_constraint(cfg, engine),
     )
-    requests = [_request(cfg, prompt, sample) for prompt in prompts for sample in range(cfg.samples)]
-    replies = ask_all(engine, requests, sampling, out=out, name=_JOURNAL, what="samples")
-    _check_errors(cfg, replies)
-    _write(cfg, prompts, replies, Ended(speaker, sampling.stop_ids), out)
+    more: dict[str, Any] = {}
+    if inputs["env"] or inputs["tools"]:
+        samples, more = _talk(cfg, inputs, prompts, (engine, Ended(speaker, sampling.stop_ids), sampling), out)
+    else:
+        samples = _answer(cfg, prompts, (engine, Ended(speaker, sampling.stop_ids), sampling), out)
+    _check_errors(cfg, samples)
+    num_rows = write_samples(samples, out)
     (out.work / _JOURNAL).unlink(missing_ok=True)
     if out.work.is_dir() and not any(out.work.iterdir()):
         out.work.rmdir()
     return Result(
-        metrics=_metrics(cfg, artifact, engine, replies),
-        digests={
-            name: digest for name, digest in artifact.manifest.digests.items() if name in ("tokenizer", "template")
-        }
+        metrics=_metrics(cfg, artifact, engine) | metrics_of(samples) | {"rows": num_rows} | more,
+        digests={name: digest for name, digest in artifact.manifest.digests.items() if name in _KEPT}
         | {"weights": engine.loaded.digest},
         versions=engine.about.versions,
     )
-
-
-class Ended(NamedTuple):
-    """What answers say; those that end with one of `stop_ids` are whole."""
-
-    speaker: Speaker
-    stop_ids: frozenset[int]
-
-    def stop_id(self, reply: Reply) -> int | None:
-        """The token that only ended the answer."""
-        return reply.ids[-1] if reply.finish == "stop" and reply.ids and reply.ids[-1] in self.stop_ids else None
-
-    def text(self, reply: Reply) -> str:
-        """Without the token that ended it."""
-        return self.speaker.text(reply.ids, is_stopped=self.stop_id(reply) is not None)
 
 
 def _constraint(cfg: Rollout, engine: Engine) -> Constraint | None:
@@ -140,106 +127,125 @@ def _read_prompts(cfg: Rollout, artifact: Artifact) -> list[dict[str, Any]]:
     return [rows[(cfg.prompts_from + number) % len(rows)] for number in range(cfg.prompts_count)]
 
 
-def _digest16(*parts: object) -> bytes:
-    return bytes.fromhex(digest_bytes(":".join(map(str, parts)).encode())[7:39])
-
-
 def _key(prompt: dict[str, Any], sample: int) -> str:
     return f"{prompt['row_id'].hex()}-{sample:05d}"
 
 
 def seed_of(cfg: Rollout, prompt: dict[str, Any], sample: int) -> int:
     """A seed of the sample's own: of the run's seed, the prompt and the number of the sample."""
-    return int.from_bytes(_digest16(cfg.seed, prompt["row_id"].hex(), sample)[:8], "big") >> 1
+    return int.from_bytes(digest16(cfg.seed, prompt["row_id"].hex(), sample)[:8], "big") >> 1
 
 
-def _request(cfg: Rollout, prompt: dict[str, Any], sample: int) -> Request:
-    return Request(key=_key(prompt, sample), prompt_ids=prompt["input_ids"], seed=seed_of(cfg, prompt, sample))
+_Model = tuple[Engine, Ended, Sampling]
 
 
-def _check_errors(cfg: Rollout, replies: dict[str, Reply]) -> None:
-    failed = [reply for reply in replies.values() if reply.error is not None]
-    if len(failed) > cfg.max_errors * len(replies):
+def _answer(cfg: Rollout, prompts: list[dict[str, Any]], model: _Model, out: Out) -> list[Sample]:
+    """Each prompt answered `samples` times."""
+    engine, ended, sampling = model
+    asked = [(prompt, number) for prompt in prompts for number in range(cfg.samples)]
+    requests = [
+        Request(key=_key(prompt, number), prompt_ids=prompt["input_ids"], seed=seed_of(cfg, prompt, number))
+        for prompt, number in asked
+    ]
+    replies = ask_all(engine, requests, sampling, out=out, name=_JOURNAL, what="samples")
+    return [
+        _sample(prompt, number, seed_of(cfg, prompt, number), replies[_key(prompt, number)], ended)
+        for prompt, number in asked
+    ]
+
+
+def _sample(prompt: dict[str, Any], number: int, seed: int, reply: Reply, ended: Ended) -> Sample:
+    start, end = len(prompt["input_ids"]), len(prompt["input_ids"]) + len(reply.ids)
+    text = ended.text(reply) if reply.error is None else None
+    branch = Branch(
+        start=start,
+        ids=prompt["input_ids"] + reply.ids,
+        runs=[(start, end, 0)] if reply.ids else [],
+        logp=reply.logp,
+        finish=reply.finish,
+        stop_id=ended.stop_id(reply),
+        output=text,
+    )
+    answer = [{"role": "assistant", "content": text}] if text is not None else []
+    return Sample(
+        prompt=prompt,
+        number=number,
+        seed=seed,
+        messages=prompt["messages"],
+        branches=[branch],
+        transcript=answer,
+        error=reply.error,
+    )
+
+
+def _talk(
+    cfg: Rollout, inputs: Inputs, prompts: list[dict[str, Any]], model: _Model, out: Out
+) -> tuple[list[Sample], dict[str, Any]]:
+    """Each prompt talked through `samples` times, and what to say of that."""
+    engine, ended, sampling = model
+    artifact = inputs["prompts"][0].artifact
+    assert artifact is not None
+    dialogue = Dialogue(ended.speaker, artifact, cfg.turns.agent_format)
+    if inputs["tools"] and not dialogue.format:
+        raise ConfigError("--tools: the chat template writes no calls that are known; say --agent-format hermes", USAGE)
+
+    def ask(requests: Sequence[Request], most: int) -> dict[str, Reply]:
+        limited = msgspec.structs.replace(sampling, max_new_tokens=most)
+        return ask_all(engine, list(requests), limited, out=out, name=_JOURNAL, what="answers")
+
+    episodes = [
+        Episode(prompt, number, _key(prompt, number), seed_of(cfg, prompt, number))
+        for prompt in prompts
+        for number in range(cfg.samples)
+    ]
+    turns = cfg.turns
+    host = Host(
+        _program(inputs, turns.env_memory_mb),
+        min(out.threads, len(episodes)),
+        call_limit_s=turns.call_limit_s,
+        time_limit_s=turns.time_limit_s,
+    )
+    with host:
+        work = Episodes(turns, dialogue, ended, host, max_new_tokens=cfg.max_new_tokens, window=engine.about.max_tokens)
+        work.run(episodes, ask)
+    good = [episode for episode in episodes if episode.error is None]
+    return [episode.sample_of() for episode in episodes], {
+        "turns": sum(episode.turn for episode in good) / max(len(good), 1),
+        "calls": sum(episode.num_calls for episode in good),
+        "forks": dict(sorted(work.forks.items())),
+    }
+
+
+def _program(inputs: Inputs, memory_mb: int) -> list[str]:
+    """What to start for --env or --tools. Raises ConfigError (2) for both."""
+    env, tools = inputs["env"], inputs["tools"]
+    if env and tools:
+        raise ConfigError("--tools: an environment has tools of its own; leave out --env or --tools", USAGE)
+    given = env or tools
+    references = [f"{item.path}:{item.name.rpartition(':')[2]}" for item in given]
+    if env and env[0].path is not None and env[0].path.suffix != ".py":
+        return [str(env[0].path.resolve())]
+    return python_argv("env" if env else "tools", references, memory_mb)
+
+
+def _check_errors(cfg: Rollout, samples: Sequence[Sample]) -> None:
+    failed = [sample for sample in samples if sample.error is not None]
+    if len(failed) > cfg.max_errors * len(samples):
+        first = failed[0]
         raise StageError(
-            f"{len(failed)} of {len(replies)} samples could not be made, more than --max-errors {cfg.max_errors:.2%};"
-            f" the first is {failed[0].key}: {failed[0].error}",
+            f"{len(failed)} of {len(samples)} samples could not be made, more than --max-errors {cfg.max_errors:.2%};"
+            f" the first is {_key(first.prompt, first.number)}: {first.error}",
             BAD_DATA,
         )
 
 
-def _write(cfg: Rollout, prompts: list[dict[str, Any]], replies: dict[str, Reply], ended: Ended, out: Out) -> None:
-    writer = out.table(ROLLOUTS, ROLLOUTS_V1)
-    pending: list[dict[str, Any]] = []
-    for row in _rows(cfg, prompts, replies, ended):
-        pending.append(row)
-        if len(pending) == _BATCH_ROWS:
-            writer.write(pa.RecordBatch.from_pylist(pending, schema=ROLLOUTS_V1))
-            pending = []
-    if pending:
-        writer.write(pa.RecordBatch.from_pylist(pending, schema=ROLLOUTS_V1))
-    writer.close()
-    out.ledger.keep(len(prompts) * cfg.samples)
-
-
-def _rows(
-    cfg: Rollout, prompts: list[dict[str, Any]], replies: dict[str, Reply], ended: Ended
-) -> Iterator[dict[str, Any]]:
-    for prompt in prompts:
-        for sample in range(cfg.samples):
-            yield _row(cfg, prompt, sample, replies[_key(prompt, sample)], ended)
-
-
-def _row(cfg: Rollout, prompt: dict[str, Any], sample: int, reply: Reply, ended: Ended) -> dict[str, Any]:
-    """One sample as a row of ROLLOUTS_V1."""
-    start, count = len(prompt["input_ids"]), len(reply.ids)
-    end = start + count
-    text = ended.text(reply) if reply.error is None else None
-    answer = [{"role": "assistant", "content": text}] if text is not None else []
-    return {
-        "row_id": _digest16(prompt["row_id"].hex(), sample, 0, 0),
-        "source": prompt["source"],
-        "line": prompt["line"],
-        "input_ids": prompt["input_ids"] + reply.ids,
-        "turns": [],
-        "spans": [{"start": start, "end": end, "weight": 1.0}] if count else [],
-        "length": end,
-        "trained_tokens": count,
-        "weight_sum": float(count),
-        "channel": prompt["channel"],
-        "pair_id": prompt["row_id"],
-        "extra": prompt["extra"],
-        "prompt_id": prompt["row_id"],
-        "sample": sample,
-        "attempt": 0,
-        "branch": 0,
-        "prompt_length": start,
-        "sampled": [{"start": start, "end": end, "weights": 0, "turn": 0}] if count else [],
-        "logp": reply.logp if reply.error is None else None,
-        "finish": reply.finish,
-        "stop_id": ended.stop_id(reply),
-        "seed": seed_of(cfg, prompt, sample),
-        "output": text,
-        "prompt": prompt["messages"],
-        "transcript": msgspec.json.encode(answer).decode(),
-        "error": reply.error,
-    }
-
-
-def _metrics(cfg: Rollout, prompts: Artifact, engine: Engine, replies: dict[str, Reply]) -> dict[str, Any]:
-    lengths = np.array([len(reply.ids) for reply in replies.values() if reply.error is None])
-    logps = [value for reply in replies.values() for value in reply.logp]
-    finishes = [reply.finish for reply in replies.values()]
+def _metrics(cfg: Rollout, prompts: Artifact, engine: Engine) -> dict[str, Any]:
     return {
         "sources": prompts.manifest.metrics.get("sources", []),
-        "samples": len(replies),
         "weights": [engine.loaded.digest],
         "proof": engine.loaded.proof,
         "engine": engine.about.kind,
         "logp_kind": "tempered",
         "temperature": cfg.temperature,
         "truncated": bool(cfg.top_k or cfg.top_p < 1 or cfg.min_p or cfg.regex or cfg.json_schema),
-        "sampled_tokens": int(lengths.sum()) if len(lengths) else 0,
-        "mean_length": float(lengths.mean()) if len(lengths) else None,
-        "mean_logp": float(np.mean(logps)) if logps else None,
-        "finish": {name: finishes.count(name) for name in sorted(set(finishes))},
     }

@@ -12,10 +12,10 @@ from postmill.stages.serve.constraints import read_constraint
 from postmill.stages.serve.conversation import read_messages, read_tools
 from postmill.stages.serve.errors import ApiError, invalid, unsupported
 from postmill.stages.serve.fields import Common, Messages
-from postmill.stages.serve.parser import Part
 from postmill.stages.serve.sampling import read_sampling
 from postmill.stages.serve.service import Ask, Service
 from postmill.stages.serve.tool_choice import read_tool_choice, tool_constraint
+from postmill.stages.shared.agent_formats.parser import Part
 from postmill.stages.shared.engine.protocol import Reply
 
 

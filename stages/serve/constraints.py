@@ -8,8 +8,8 @@ from typing import Any
 
 from postmill.stages.serve.errors import ApiError, invalid, unsupported
 from postmill.stages.serve.fields import Common, StructuredOutputs
-from postmill.stages.serve.parser import THINK
 from postmill.stages.serve.service import Service
+from postmill.stages.shared.agent_formats.parser import THINK
 from postmill.stages.shared.engine.protocol import Constraint
 
 _ANY_OBJECT = '{"type": "object"}'

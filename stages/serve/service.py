@@ -15,8 +15,8 @@ from postmill.stages.serve.adapters import Adapters, Named
 from postmill.stages.serve.config import Serve
 from postmill.stages.serve.errors import ApiError, draining, engine_down, invalid, overloaded, too_long
 from postmill.stages.serve.metrics import Metrics
-from postmill.stages.serve.parser import THINK, Parser, guess_format
 from postmill.stages.serve.worker import Worker
+from postmill.stages.shared.agent_formats.parser import THINK, Parser, guess_format
 from postmill.stages.shared.engine.protocol import About, Delta, Event, Reply, Request, Sampling, Token
 from postmill.stages.shared.engine.text import Speaker, TextStream
 

@@ -39,3 +39,27 @@ def test_the_recipe_makes_rounds_and_measures_held_out_questions(
     for step in plan.measures:
         if step.stage.name == "rollout":
             assert step.inputs["prompts"] == [str(tmp_path / "out" / "held_out")]
+
+
+def test_products_have_their_solutions_and_the_tool_knows_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    subprocess.run([sys.executable, str(GRPO / "calc.py"), str(tmp_path)], check=True)
+    monkeypatch.syspath_prepend(str(GRPO))
+    from calc import calc
+
+    rows = {name: [json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()]
+            for name in ("warm", "held_out", "ask")}  # fmt: skip
+    assert len({row["messages"][1]["content"] for part in rows.values() for row in part}) == 48 + 96 + 1200
+    for row in rows["held_out"]:
+        a, _, b = row["messages"][1]["content"].removesuffix("?").split(" ")
+        assert calc(f"{a}*{b}") == row["solution"]
+    assert sum(len(row["messages"]) == 5 for row in rows["warm"]) == 16
+    for text in ("__import__('os')", "2**999999", "1/0", "x"):
+        with pytest.raises((ValueError, SyntaxError)):
+            calc(text)
+
+
+def test_the_recipe_with_the_tool_makes_rounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(GRPO)
+    plan = read_plan(GRPO / "calc.toml", {}, tmp_path / "out")
+    assert plan.rounds[0].inputs["tools"] == ["calc.py:calc"]
+    assert plan.rounds[0].config.turns.max_turns == 3

@@ -65,6 +65,16 @@ class Speaker:
             return f"chat template: {error}"
         return list(encoded["input_ids"])
 
+    def written(self, messages: list[dict[str, Any]], **options: Any) -> str:
+        """The conversation as the template writes it, as text. Raises ValueError where it cannot."""
+        from jinja2.exceptions import TemplateError
+
+        try:
+            found: str = self._tokenizer.apply_chat_template(messages, **options, tokenize=False)
+        except TemplateError as error:
+            raise ValueError(f"chat template: {error}") from None
+        return found
+
     def picture_prompt(
         self, messages: list[dict[str, Any]], pictures: list[Any]
     ) -> tuple[list[int], dict[str, Any]] | str:

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from postmill.stages.serve.parser import Parser, guess_format, opening
+from postmill.stages.shared.agent_formats.parser import Parser, guess_format, opening
 from postmill.stages.shared.agent_formats.table import FORMATS
 
 TOOLS = [{"type": "function", "function": {"name": "find", "parameters": {"properties": {"x": {"type": "integer"}}}}}]
