@@ -51,6 +51,12 @@ class Serve(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     tool_format: str = "auto"
     """Agent format that finds tool calls in answers, as `tokenize --agent-format` names them; `off` leaves them in the
     text, `auto` goes by the model's chat template."""
+    head: Literal["auto", "pool"] = "auto"
+    """auto: text, or what the model was trained for: embeddings, classes, relevance, a reward. pool: embeddings of any
+    model."""
+    pooling: Literal["auto", "last", "mean", "cls"] = "auto"
+    """What an embedding is made of: the text's last token, the mean over its tokens, or its first. auto: what the model
+    was trained with, and mean for one that was not trained for it."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """What to compute in: auto is float32 on a CPU and bfloat16 on a GPU."""
     log: Literal["none", "access"] = "access"

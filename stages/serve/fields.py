@@ -3,7 +3,7 @@
 import difflib
 import json
 import re
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -119,6 +119,51 @@ class Detokenize(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
     model: str | None = None
     tokens: list[Count]
+
+
+class Embed(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """POST /v1/embeddings."""
+
+    model: str
+    input: str | list[Any]
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: Annotated[int, Meta(ge=1)] | None = None
+    user: str | None = None
+
+
+class Document(msgspec.Struct):
+    """A text to be ranked."""
+
+    text: str
+
+
+class Rerank(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """POST /v1/rerank, as Jina and vLLM have it."""
+
+    model: str
+    query: str
+    documents: list[str | Document]
+    top_n: Count | None = None
+    return_documents: bool = True
+    use_activation: bool = True
+    user: str | None = None
+
+
+class Rescore(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """POST /v1/score, as vLLM has it."""
+
+    model: str
+    text_1: str | list[str]
+    text_2: str | list[str]
+    use_activation: bool = True
+
+
+class Classify(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """POST /v1/classify, as vLLM has it."""
+
+    model: str
+    input: str | list[Any]
+    use_activation: bool = True
 
 
 class LoadAdapter(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):

@@ -5,20 +5,25 @@ from typing import Any, Protocol
 
 import msgspec
 
-from postmill.stages.serve import anthropic, chat, completions
+from postmill.stages.serve import anthropic, chat, completions, vectors
+from postmill.stages.serve.adapters import Named
 from postmill.stages.serve.conversation import read_messages, read_tools
 from postmill.stages.serve.errors import ApiError, invalid
 from postmill.stages.serve.fields import (
     Chat,
+    Classify,
     Completion,
     Detokenize,
+    Embed,
     LoadAdapter,
     Messages,
+    Rerank,
+    Rescore,
     Tokenize,
     UnloadAdapter,
     parse,
 )
-from postmill.stages.serve.service import Named, Service
+from postmill.stages.serve.service import Service
 
 
 class Call(Protocol):
@@ -88,6 +93,7 @@ async def _one_model(service: Service, call: Call) -> Any:
 
 async def _chat(service: Service, call: Call) -> Any:
     body = parse(await call.body(), Chat)
+    service.check_makes("text")
     service.check_open()
     ask = await chat.prepare(service, body)
     if body.stream:
@@ -98,6 +104,7 @@ async def _chat(service: Service, call: Call) -> Any:
 
 async def _completions(service: Service, call: Call) -> Any:
     body = parse(await call.body(), Completion)
+    service.check_makes("text")
     service.check_open()
     asks = await completions.prepare(service, body)
     if body.stream:
@@ -108,6 +115,7 @@ async def _completions(service: Service, call: Call) -> Any:
 
 async def _messages(service: Service, call: Call) -> Any:
     body = parse(await call.body(), Messages)
+    service.check_makes("text")
     service.check_open()
     ask = await anthropic.prepare(service, body)
     if body.stream:
@@ -149,8 +157,23 @@ async def _detokenize(service: Service, call: Call) -> Any:
 
 
 async def _embeddings(service: Service, call: Call) -> Any:
-    await call.body()
-    raise ApiError(400, "unsupported_parameter", "This model makes text, no embeddings.", "model")
+    body = parse(await call.body(), Embed)
+    return await vectors.embeddings(service, body)
+
+
+async def _rerank(service: Service, call: Call) -> Any:
+    body = parse(await call.body(), Rerank)
+    return await vectors.rerank(service, body)
+
+
+async def _score(service: Service, call: Call) -> Any:
+    body = parse(await call.body(), Rescore)
+    return await vectors.score(service, body)
+
+
+async def _classify(service: Service, call: Call) -> Any:
+    body = parse(await call.body(), Classify)
+    return await vectors.classify(service, body)
 
 
 async def _load_adapter(service: Service, call: Call) -> Any:
@@ -175,6 +198,9 @@ ROUTES: dict[str, dict[str, Handler]] = {
     "/v1/chat/completions": {"POST": _chat},
     "/v1/completions": {"POST": _completions},
     "/v1/embeddings": {"POST": _embeddings},
+    "/v1/rerank": {"POST": _rerank},
+    "/v1/score": {"POST": _score},
+    "/v1/classify": {"POST": _classify},
     "/v1/messages": {"POST": _messages},
     "/v1/messages/count_tokens": {"POST": _count_tokens},
     "/v1/load_lora_adapter": {"POST": _load_adapter},

@@ -22,8 +22,11 @@ from postmill.stages.serve.service import Defaults, Service
 from postmill.stages.serve.worker import Worker
 from postmill.stages.shared.agent_formats.table import FORMATS
 from postmill.stages.shared.engine.local import LocalEngine
+from postmill.stages.shared.engine.pooled import PooledEngine
 from postmill.stages.shared.engine.text import Speaker
+from postmill.stages.shared.heads import Head, Pooling
 from postmill.stages.shared.hf import need
+from postmill.stages.shared.saved_head import find_head
 from postmill.stages.tables import closest
 
 
@@ -51,9 +54,18 @@ def load(cfg: Serve, inputs: Inputs, *, threads: int) -> Service:
     served = inputs["served"][0]
     base = inputs["model"][0] if inputs["model"] else None
     folders = [item.path for item in (base, served) if item is not None and item.path is not None]
-    engine = LocalEngine(
-        folders, dtype=cfg.dtype, threads=threads, max_running=cfg.max_running, cache_tokens=cfg.cache_tokens or None
-    )
+    head = find_served_head(cfg, folders)
+    engine: LocalEngine | PooledEngine
+    if head.kind != "lm":
+        engine = PooledEngine(folders, head, dtype=cfg.dtype, threads=threads)
+    else:
+        engine = LocalEngine(
+            folders,
+            dtype=cfg.dtype,
+            threads=threads,
+            max_running=cfg.max_running,
+            cache_tokens=cfg.cache_tokens or None,
+        )
     name = cfg.name or served.name
     models = [Named(name=name, adapter=None, digest=served.digest)]
     for port, items in inputs.items():
@@ -68,7 +80,16 @@ def load(cfg: Serve, inputs: Inputs, *, threads: int) -> Service:
     speaker = Speaker(folders)
     worker = Worker(engine)
     adapters = Adapters(engine, worker, models, base=base or served, folder=cfg.adapter_dir)
-    return Service(cfg, engine.about, worker, speaker, adapters, read_defaults(folders))
+    return Service(cfg, engine.about, worker, speaker, adapters, read_defaults(folders), head)
+
+
+def find_served_head(cfg: Serve, folders: list[Path]) -> Head:
+    """What answers: the language model, or the head that was trained or asked for."""
+    found = find_head(folders[0], folders[1] if len(folders) > 1 else None)
+    if cfg.head == "auto" and found.kind != "pool":
+        return found
+    pooling: Pooling = "mean" if found.kind != "pool" else found.pooling
+    return Head(kind="pool", pooling=pooling if cfg.pooling == "auto" else cfg.pooling)
 
 
 def read_defaults(folders: list[Path]) -> Defaults:

@@ -6,7 +6,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -19,6 +19,7 @@ from postmill.stages.serve.worker import Worker
 from postmill.stages.shared.agent_formats.parser import THINK, Parser, guess_format
 from postmill.stages.shared.engine.protocol import About, Delta, Event, Reply, Request, Sampling, Token
 from postmill.stages.shared.engine.text import Speaker, TextStream
+from postmill.stages.shared.heads import LM, Head
 
 
 class Defaults(msgspec.Struct, frozen=True, kw_only=True):
@@ -106,9 +107,10 @@ class Service:
         speaker: Speaker,
         adapters: Adapters,
         defaults: Defaults,
+        head: Head = LM,
     ) -> None:
         self.cfg, self.about, self.worker, self.speaker, self.defaults = cfg, about, worker, speaker, defaults
-        self.adapters = adapters
+        self.adapters, self._head = adapters, head
         self.vocab = about.vocab_size or speaker.num_tokens
         guessed = guess_format(speaker.template) if cfg.tool_format == "auto" else cfg.tool_format
         self.agent_format = "" if cfg.tool_format == "off" else guessed
@@ -137,6 +139,42 @@ class Service:
     def model(self, name: str) -> Named:
         """Raises ApiError (404)."""
         return self.adapters.find(name)
+
+    @property
+    def head(self) -> str:
+        """What stands on the model: lm makes text; pool and sequence say something of a whole one."""
+        return self._head.kind
+
+    def check_makes(self, what: Literal["text", "values"]) -> None:
+        """Raises ApiError (400) for a model that makes no text, or nothing but text."""
+        if (what == "text") != (self.head == "lm"):
+            made = "makes text, no embeddings or scores" if what == "values" else "makes no text"
+            raise ApiError(400, "unsupported_parameter", f"This model {made}.", "model")
+
+    async def values(self, rows: list[list[int]]) -> list[list[float]]:
+        """What a model that makes no text says of each text. Raises ApiError as `answers`."""
+        self.check_open(len(rows))
+        events: asyncio.Queue[Event] = asyncio.Queue()
+        keys = {f"values-{secrets.token_hex(12)}-{number}": number for number in range(len(rows))}
+        found: list[list[float]] = [[] for _ in rows]
+        left, started = set(keys), time.monotonic()
+        deadline = started + self.cfg.request_timeout_s
+        for key, ids in zip(keys, rows, strict=True):
+            self.worker.submit(Request(key=key, prompt_ids=ids, seed=0), Sampling(max_new_tokens=0), events)
+        self.metrics.prompt_tokens += sum(map(len, rows))
+        try:
+            while left:
+                event = await self._next(events, deadline)
+                assert isinstance(event, Reply)
+                left.discard(event.key)
+                if event.error is not None:
+                    raise self._refused(event.error)
+                found[keys[event.key]] = event.values
+            self.metrics.latency.add(time.monotonic() - started)
+        finally:
+            if left:
+                self.worker.abort(list(left))
+        return found
 
     def check_open(self, count: int = 1) -> None:
         """Raises ApiError (503, 429) where `count` more requests cannot be taken."""
@@ -257,11 +295,15 @@ class Service:
             return Piece(index=index, text="", token_id=token.id)
         return Piece(index=index, text=stream.push(token.id), token=token, token_id=token.id)
 
+    @staticmethod
+    def _refused(error: str) -> ApiError:
+        if error.startswith("the engine failed"):
+            return engine_down()
+        return ApiError(400, "invalid_value", f"The engine refuses this request: {error}.")
+
     def _last(self, index: int, reply: Reply, stream: TextStream) -> Piece:
         if reply.error is not None:
-            if reply.error.startswith("the engine failed"):
-                raise engine_down()
-            raise ApiError(400, "invalid_value", f"The engine refuses this request: {reply.error}.")
+            raise self._refused(reply.error)
         self.metrics.cached_tokens += reply.cached_tokens
         return Piece(index=index, text=stream.finish(), reply=reply)
 

@@ -14,6 +14,7 @@ from typing import Any
 from postmill.io.errors import MISMATCH, ArtifactError
 from postmill.stages.shared.base_model import all_stop_ids
 from postmill.stages.shared.engine.protocol import About, Constraint, Delta, Event, Loaded, Reply, Request, Sampling
+from postmill.stages.shared.engine.weights import tensors_digest
 from postmill.stages.shared.hf import add_adapters, load_model, need
 from postmill.stages.shared.media.groups import reads_pictures
 
@@ -109,7 +110,7 @@ class LocalEngine:
 
     def _digest(self) -> str:
         """Of names, dtypes, shapes and bytes of all parameters in memory."""
-        return _digest_of(sorted(self._model.state_dict().items()))
+        return tensors_digest(sorted(self._model.state_dict().items()))
 
     def _can_page(self, model: Any) -> bool:
         from postmill.kernels.packed_linear import native
@@ -186,7 +187,7 @@ class LocalEngine:
         for layer, pair in factors.items():
             self._model.get_submodule(layer).adapters[name] = pair
         self._rows.forget(name)
-        self._adapters[name] = _digest_of(tensors)
+        self._adapters[name] = tensors_digest(tensors)
         return self._adapters[name]
 
     def remove_adapter(self, name: str) -> None:
@@ -297,17 +298,6 @@ def _with_adapter(request: Request, adapter: str) -> Request:
     import msgspec
 
     return msgspec.structs.replace(request, adapter=adapter)
-
-
-def _digest_of(tensors: Any) -> str:
-    from blake3 import blake3
-
-    torch: Any = importlib.import_module("torch")
-    hasher = blake3()
-    for name, tensor in tensors:
-        hasher.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        hasher.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return f"blake3:{hasher.hexdigest()}"
 
 
 def _joined(*digests: str) -> str:

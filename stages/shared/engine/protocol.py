@@ -123,6 +123,8 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True):
     """The prompt's tokens, where `Request.prompt_logprobs` asks for them; the first one has no log-prob."""
     cached_tokens: int = 0
     """Tokens of the prompt that were read before, for another request."""
+    values: list[float] = []
+    """What a model that makes no text says of the prompt: a vector, or a classifier's numbers."""
     text: str | None = None
     """The answer of an engine that is reached by `text`; it has no ids then."""
     error: str | None = None
@@ -147,7 +149,7 @@ class About(msgspec.Struct, frozen=True, kw_only=True):
     versions: dict[str, str]
     can: frozenset[str]
     """Of: logp, raw_logp, prompt_logp, seed, adapters, load, shared_prefix, repeatable, steps, batch_invariant,
-    text, constrain."""
+    text, constrain, values."""
     max_tokens: int | None
     """Longest prompt and answer together."""
     vocab_size: int = 0

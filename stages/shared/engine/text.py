@@ -111,6 +111,14 @@ class Speaker:
         found: list[int] = self._tokenizer(text, add_special_tokens=special).input_ids
         return found
 
+    def pair_ids(self, first: str, second: str) -> list[int]:
+        """Tokens of two texts that are read together, with a newline where the tokenizer puts nothing between them."""
+        know = self._tokenizer.num_special_tokens_to_add
+        if know(pair=True) == know(pair=False):
+            return self.ids(f"{first}\n{second}")
+        found: list[int] = self._tokenizer(first, second).input_ids
+        return found
+
     def text(self, ids: list[int], *, is_stopped: bool) -> str:
         """What the ids say, special tokens left out; `is_stopped`: the last one only ended the answer."""
         text: str = self._tokenizer.decode(ids[:-1] if is_stopped else ids, skip_special_tokens=True)
