@@ -117,6 +117,8 @@ class TokenRows:
                 to_numpy(turns.values.field(name))[first:last] for name in ("generated_start", "generated_end")
             )
             answered = start[end > start]
+            if not len(answered):  # rollouts have no turns: what was sampled is the answer
+                answered = batch.starts[batch.span_offsets[index] : batch.span_offsets[index + 1]]
             length = int(batch.id_offsets[index + 1] - batch.id_offsets[index])
             found.append(int(answered[0]) if len(answered) else length)
         return found

@@ -1,5 +1,6 @@
-"""The pictures of rows: where their tokens lie, and their bytes, which are those that were counted or nothing."""
+"""Pictures, sounds and videos of rows: where their tokens lie, and their bytes: those that were counted, or nothing."""
 
+import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,14 +17,16 @@ MEDIA = "media"
 
 
 class Picture(NamedTuple):
-    """A picture of a row, see MEDIA in `io/schemas.py`."""
+    """A picture of a row, or a sound or video, see MEDIA in `io/schemas.py`."""
 
+    kind: str
     start: int
     """Its first token in the row."""
     end: int
     features: int
     grid: tuple[int, int, int]
     patches: int
+    rate: int
     digest: bytes
     reference: str | None
     folder: str | None
@@ -33,26 +36,45 @@ class Picture(NamedTuple):
     def place(self) -> str:
         """What messages call it."""
         if self.reference is None:
-            return f"the picture {self.digest.hex()[:12]} of the rows"
+            return f"the {_NOUNS[self.kind]} {self.digest.hex()[:12]} of the rows"
         return str(Path(self.folder or "") / self.reference)
+
+    def frames(self) -> list[tuple[bytes, str]]:
+        """The bytes and places of a video's frames. Raises ArtifactError as `load`."""
+        names = json.loads(self.reference or "[]")
+        places = [str(Path(self.folder or "") / name) for name in names]
+        found = [(_read(place, "video"), place) for place in places]
+        if blake3(b"".join(blake3(data).digest() for data, _ in found)).digest() != self.digest:
+            raise _changed(places[0], "video")
+        return found
 
     def load(self) -> bytes:
         """Its bytes. Raises ArtifactError: (66) the file is gone, (65) it is not the one that was counted."""
         data = self.content
         if data is None:
-            try:
-                data = Path(self.place).read_bytes()
-            except OSError as error:
-                raise ArtifactError(
-                    f"{self.place}: a picture of the rows cannot be read ({error.strerror}); put it back, or tokenize"
-                    " again with --force",
-                    NO_INPUT,
-                ) from None
+            data = _read(self.place, self.kind)
         if blake3(data).digest() != self.digest:
-            raise ArtifactError(
-                f"{self.place}: is another picture than when the rows were made; tokenize again with --force", BAD_DATA
-            )
+            raise _changed(self.place, self.kind)
         return data
+
+
+_NOUNS = {"image": "picture", "audio": "sound", "video": "video"}
+
+
+def _read(place: str, kind: str) -> bytes:
+    try:
+        return Path(place).read_bytes()
+    except OSError as error:
+        raise ArtifactError(
+            f"{place}: a {_NOUNS[kind]} of the rows cannot be read ({error.strerror}); put it back, or tokenize again"
+            " with --force",
+            NO_INPUT,
+        ) from None
+
+
+def _changed(place: str, kind: str) -> ArtifactError:
+    message = f"{place}: is another {_NOUNS[kind]} than when the rows were made; tokenize again with --force"
+    return ArtifactError(message, BAD_DATA)
 
 
 def pictures_of(batch: pa.RecordBatch, row: int) -> list[Picture]:
@@ -61,7 +83,19 @@ def pictures_of(batch: pa.RecordBatch, row: int) -> list[Picture]:
         return []
     column = batch.column(MEDIA)
     first, last = column.offsets[row].as_py(), column.offsets[row + 1].as_py()
-    return [_picture(item) for item in column.values.slice(first, last - first).to_pylist()]
+    return [picture_of(item) for item in column.values.slice(first, last - first).to_pylist()]
+
+
+def has_pictures(schema: pa.Schema) -> bool:
+    """Whether tables of `schema` were made for a model that reads pictures."""
+    return MEDIA in schema.names
+
+
+def picture_of(item: dict[str, Any]) -> Picture:
+    """A member of the column as Python has it."""
+    grid = (item["grid_t"], item["grid_h"], item["grid_w"])
+    plain = {name: item[name] for name in Picture._fields if name not in ("grid", "rate")}
+    return Picture(grid=grid, rate=item.get("rate", 0), **plain)  # older tables have no rate
 
 
 def patches_of(batch: pa.RecordBatch) -> NDArray[np.int64]:
@@ -73,8 +107,3 @@ def patches_of(batch: pa.RecordBatch) -> NDArray[np.int64]:
     offsets = to_numpy(column.offsets)
     found: NDArray[np.int64] = sums[offsets[1:]] - sums[offsets[:-1]]
     return found
-
-
-def _picture(item: dict[str, Any]) -> Picture:
-    grid = (item["grid_t"], item["grid_h"], item["grid_w"])
-    return Picture(grid=grid, **{name: item[name] for name in Picture._fields if name != "grid"})

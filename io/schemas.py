@@ -70,6 +70,7 @@ MEDIA: Final = pa.struct(
                 "width",
                 "height",
                 "orientation",
+                "rate",
             )
         ),
         pa.field("format", pa.utf8(), nullable=False),
@@ -79,10 +80,14 @@ MEDIA: Final = pa.struct(
         pa.field("content", pa.large_binary()),
     ]
 )
-"""A picture of a row. Its tokens are `[start, end)`, `features` of them stand for what the vision tower makes of it.
+"""A picture, sound or video of a row. Its tokens are `[start, end)`, `features` of them stand for what the tower makes
+of it.
 
-The grid is in patches or tiles, `patches` is what the tower sees; sizes are those of the upright picture. `digest` is
-BLAKE3 of its bytes, which are in `content`, or in the file `reference`, relative to `folder` unless it is absolute."""
+The grid is in patches or tiles, `patches` is what the tower sees; sizes are those of the upright picture. Of a sound,
+`width` is its samples, `height` its channels, `grid_t` the windows of its spectrum; `rate` is samples a second, of a
+video frames in 1,000 seconds. `digest` is BLAKE3 of its bytes, which are in `content`, or in the file `reference`,
+relative to `folder` unless it is absolute; of a video it is BLAKE3 of its frames' digests, and `reference` is their
+list in JSON."""
 
 
 def with_media(schema: pa.Schema) -> pa.Schema:

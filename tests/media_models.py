@@ -11,6 +11,7 @@ CHATML = (
     "{% endif %}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+VIDEO = "{% elif c['type'] == 'video' %}<|vision_start|><|video_pad|><|vision_end|>"
 USER = (
     "{% for m in messages %}{{ m['role'] | upper }}:{% if m['content'] is string %} {{ m['content'] }}{% else %}"
     "{% for c in m['content'] %}{% if c['type'] == 'image' %}{{ '<image>\n' }}{% else %} {{ c['text'] }}{% endif %}"
@@ -73,6 +74,7 @@ def processor(name: str, **image: Any) -> Any:
             {"image_token": "<|image_pad|>", "video_token": "<|video_pad|>"}, ("<|vision_start|>", "<|vision_end|>")
         )
         template = CHATML.replace("OPEN", "<|vision_start|><|image_pad|><|vision_end|>")
+        template = template.replace("{% else %}{{ c['text']", f"{VIDEO}{{% else %}}{{{{ c['text']")
         if name == "qwen3_vl":
             parts = t.Qwen2VLImageProcessor(patch_size=16, **image), t.Qwen3VLVideoProcessor()
             return t.Qwen3VLProcessor(parts[0], tok, parts[1], chat_template=template)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from postmill.cli.coming_from.common import PEFT, TRAINER, bins_per_step
-from postmill.cli.coming_from.rule import Rule, carry, is_true, missing, needless, texts, yes
+from postmill.cli.coming_from.rule import Rule, carry, frozen_parts, is_true, missing, needless, texts, yes
 
 
 def datasets(value: Any, config: Mapping[str, Any]) -> list[str]:
@@ -91,10 +91,20 @@ OWN: list[Rule] = [
         "ray_num_workers",
         "how accelerate starts processes: postmill launch --ranks, or torchrun",
     ),
-    needless(
-        "image_max_pixels image_min_pixels video_max_pixels video_fps video_maxlen freeze_vision_tower "
-        "freeze_multi_modal_projector freeze_language_model",
-        "pictures: as the model's processor says; see docs",
+    carry(
+        "freeze_vision_tower freeze_multi_modal_projector freeze_language_model",
+        "train.freeze",
+        "with all weights; write LLaMA-Factory's defaults out: tower and projector frozen. Adapters are on the decoder",
+        convert=frozen_parts(
+            "finetuning_type",
+            freeze_vision_tower="vision",
+            freeze_multi_modal_projector="projector",
+            freeze_language_model="language",
+        ),
+    ),
+    missing(
+        "image_max_pixels image_min_pixels video_max_pixels video_fps video_maxlen",
+        "pictures are as large as the model's folder says: set max_pixels in its preprocessor_config.json",
     ),
     needless("export_dir", "passed as -o to merge"),
     needless(

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from postmill.cli.coming_from.common import PEFT, TRAINER, bins_per_step
-from postmill.cli.coming_from.rule import Rule, carry, is_true, missing, needless, texts, whole, yes
+from postmill.cli.coming_from.rule import Rule, carry, frozen_parts, is_true, missing, needless, texts, whole, yes
 
 
 def task(config: Mapping[str, Any]) -> str:
@@ -177,10 +177,19 @@ OWN: list[Rule] = [
         "rollout and eval are stages of their own",
     ),
     needless("host port served_model_name verbose", "serving is a command of its own"),
-    needless(
-        "freeze_vit freeze_aligner freeze_llm vit_gradient_checkpointing max_pixels vit_lr aligner_lr",
-        "pictures: as the model's processor says; see docs",
+    carry(
+        "freeze_vit freeze_aligner freeze_llm",
+        "train.freeze",
+        "with all weights; write ms-swift's defaults out: vision and projector frozen. Adapters are on the decoder",
+        convert=frozen_parts("tuner_type", freeze_vit="vision", freeze_aligner="projector", freeze_llm="language"),
     ),
+    needless("vit_gradient_checkpointing", "train --gradient-checkpointing is for the whole model"),
+    missing(
+        "max_pixels",
+        "and MAX_PIXELS, MIN_PIXELS: pictures are as large as the model's folder says. Set max_pixels in its "
+        "preprocessor_config.json before tokenize; the model that is trained has it too",
+    ),
+    missing("vit_lr aligner_lr", "all parts have one learning rate"),
     needless(
         "recompute_granularity recompute_method recompute_num_layers recompute_modules",
         "train --gradient-checkpointing computes every layer again",

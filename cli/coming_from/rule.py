@@ -69,3 +69,17 @@ def texts(value: Any, _: Mapping[str, Any]) -> list[str] | None:
     """Names in a list, or divided by commas or blanks."""
     items = value if isinstance(value, list) else str(value).replace(",", " ").split()
     return [str(item) for item in items] or None
+
+
+def frozen_parts(tuner: str, **parts: str) -> Convert:
+    """Parts of a model with towers that a full fine-tuning leaves as they are: their switch -> our word.
+
+    tuner: the option that says whether all weights are trained; adapters are on the decoder alone in any case.
+    """
+
+    def convert(_: Any, config: Mapping[str, Any]) -> list[str] | None:
+        if config.get(tuner) != "full":
+            return None
+        return [word for switch, word in parts.items() if switch in config and is_true(config[switch])] or None
+
+    return convert

@@ -1,6 +1,8 @@
 """Ask, record, score: answers and scores are tables of their own, so that scoring can be done again without asking."""
 
+import functools
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from postmill.stages.shared.engine.protocol import Request, Sampling
 from postmill.stages.shared.engine.text import Speaker
 from postmill.stages.shared.engine.url import UrlEngine
 from postmill.stages.shared.media.decode import decode
+from postmill.stages.shared.media.prompt import to_parts
 
 ITEMS, SCORES, REPORT = "items.arrow", "scores.arrow", "report.md"
 
@@ -133,7 +136,8 @@ def _ask(
         prompt, inputs = _prompt(speaker, question)
         prompts[question.item_id] = prompt
         if isinstance(prompt, list):
-            requests.append(Request(key=question.item_id, prompt_ids=prompt, seed=_seed(cfg, question), inputs=inputs))
+            read: Callable[[], dict[str, Any]] | None = functools.partial(dict, inputs) if inputs else None
+            requests.append(Request(key=question.item_id, prompt_ids=prompt, seed=_seed(cfg, question), inputs=read))
     sampling = Sampling(
         max_new_tokens=cfg.max_new_tokens,
         temperature=cfg.temperature,
@@ -169,7 +173,7 @@ def _prompt(speaker: Speaker, question: Question) -> tuple[list[int] | str, dict
         pictures = [decode(path.read_bytes(), str(path)) for path in question.pictures]
     except ArtifactError as error:
         return str(error), {}
-    found = speaker.picture_prompt(question.messages, pictures)
+    found = speaker.picture_prompt(to_parts(question.messages, pictures))
     return (found, {}) if isinstance(found, str) else found
 
 

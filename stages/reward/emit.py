@@ -9,12 +9,15 @@ import pyarrow as pa
 
 from postmill.io.manifest import Artifact
 from postmill.io.packed import TOKENS
+from postmill.io.pictures import MEDIA, has_pictures
 from postmill.io.rollouts import REWARDS, rollout_batches
-from postmill.io.schemas import REWARDS_V1, TOKENS_V1
+from postmill.io.schemas import REWARDS_V1, TOKENS_V1, with_media
 from postmill.stages.protocol import Out
 from postmill.stages.reward.config import Reward
 
 _BATCH_ROWS = 8192
+# rows may bring pictures' bytes along, a megabyte each
+_PICTURE_ROWS = 64
 
 
 class Judged(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,19 +74,24 @@ def write_tokens(
     starts = [0]
     for batch in batches:
         starts.append(starts[-1] + batch.num_rows)
-    writer = out.table(TOKENS, TOKENS_V1)
+    has_media = any(has_pictures(batch.schema) for batch in batches)
+    schema = with_media(TOKENS_V1) if has_media else TOKENS_V1
+    writer = out.table(TOKENS, schema)
     records: list[dict[str, Any]] = []
     for pick in picks:
         number = numbers[pick.number]
         at = bisect.bisect_right(starts, number) - 1
-        [record] = batches[at].select(TOKENS_V1.names).slice(number - starts[at], 1).to_pylist()
+        names = [name for name in schema.names if name in batches[at].schema.names]
+        [record] = batches[at].select(names).slice(number - starts[at], 1).to_pylist()
+        if has_media:
+            record.setdefault(MEDIA, [])
         changed = {"side": pick.side, "margin": pick.margin, "label": pick.label}
         records.append(record | changed | {"pair_id": record["pair_id"] if pick.side is not None else None})
-        if len(records) == _BATCH_ROWS:
-            writer.write(pa.RecordBatch.from_pylist(records, schema=TOKENS_V1))
+        if len(records) == (_PICTURE_ROWS if has_media else _BATCH_ROWS):
+            writer.write(pa.RecordBatch.from_pylist(records, schema=schema))
             records = []
     if records:
-        writer.write(pa.RecordBatch.from_pylist(records, schema=TOKENS_V1))
+        writer.write(pa.RecordBatch.from_pylist(records, schema=schema))
     writer.close()
     out.ledger.keep(len(picks))
 

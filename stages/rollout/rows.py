@@ -8,13 +8,16 @@ import numpy as np
 import pyarrow as pa
 
 from postmill.io.digest import digest_bytes
+from postmill.io.pictures import MEDIA
 from postmill.io.rollouts import ROLLOUTS
-from postmill.io.schemas import ROLLOUTS_V1
+from postmill.io.schemas import ROLLOUTS_V1, with_media
 from postmill.stages.protocol import Out
 from postmill.stages.shared.engine.protocol import Reply
 from postmill.stages.shared.engine.text import Speaker
 
 _BATCH_ROWS = 4096
+# rows may bring pictures' bytes along, a megabyte each
+_PICTURE_ROWS = 64
 
 
 class Branch(msgspec.Struct, kw_only=True):
@@ -69,17 +72,19 @@ def digest16(*parts: object) -> bytes:
 
 def write_samples(samples: Sequence[Sample], out: Out) -> int:
     """`rollouts.arrow`; returns the number of its rows."""
-    writer = out.table(ROLLOUTS, ROLLOUTS_V1)
+    has_media = any(MEDIA in sample.prompt for sample in samples)
+    schema = with_media(ROLLOUTS_V1) if has_media else ROLLOUTS_V1
+    writer = out.table(ROLLOUTS, schema)
     pending: list[dict[str, Any]] = []
     count = 0
     for sample in samples:
         pending += [_row(sample, number) for number in range(len(sample.branches))]
-        if len(pending) >= _BATCH_ROWS:
+        if len(pending) >= (_PICTURE_ROWS if has_media else _BATCH_ROWS):
             count += len(pending)
-            writer.write(pa.RecordBatch.from_pylist(pending, schema=ROLLOUTS_V1))
+            writer.write(pa.RecordBatch.from_pylist(pending, schema=schema))
             pending = []
     if pending:
-        writer.write(pa.RecordBatch.from_pylist(pending, schema=ROLLOUTS_V1))
+        writer.write(pa.RecordBatch.from_pylist(pending, schema=schema))
     writer.close()
     out.ledger.keep(count + len(pending))
     return count + len(pending)
@@ -118,7 +123,7 @@ def _row(sample: Sample, number: int) -> dict[str, Any]:
         "transcript": msgspec.json.encode(sample.transcript).decode(),
         "step_rewards": [{"at": at, "value": value} for at, value in branch.rewards] or None,
         "error": sample.error,
-    }
+    } | ({MEDIA: prompt[MEDIA]} if MEDIA in prompt else {})
 
 
 def metrics_of(samples: Sequence[Sample]) -> dict[str, Any]:

@@ -5,7 +5,8 @@ With an environment or tools, what they say stands between answers. A sample tha
 error and no spans, never missing.
 """
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +15,7 @@ import msgspec
 from postmill.io.errors import BAD_DATA, MISMATCH, USAGE, ArtifactError, ConfigError, StageError
 from postmill.io.manifest import Artifact
 from postmill.io.model_folder import tokenizer_digest
-from postmill.io.pictures import patches_of
+from postmill.io.pictures import MEDIA, has_pictures, picture_of
 from postmill.io.rollouts import PROMPTS
 from postmill.io.schemas import PROMPTS_V1
 from postmill.io.table import TableReader
@@ -66,9 +67,12 @@ def run(cfg: Rollout, inputs: Inputs, out: Out) -> Result:
     )
     more: dict[str, Any] = {}
     if inputs["env"] or inputs["tools"]:
+        if any(prompt.get(MEDIA) for prompt in prompts):
+            raise ConfigError("--env, --tools: prompts with pictures are answered once; leave them out", USAGE)
         samples, more = _talk(cfg, inputs, prompts, (engine, Ended(speaker, sampling.stop_ids), sampling), out)
     else:
-        samples = _answer(cfg, prompts, (engine, Ended(speaker, sampling.stop_ids), sampling), out)
+        model = (engine, Ended(speaker, sampling.stop_ids), sampling)
+        samples = _answer(cfg, prompts, _read_pictures(prompts, folders[0]), model, out)
     _check_errors(cfg, samples)
     num_rows = write_samples(samples, out)
     (out.work / _JOURNAL).unlink(missing_ok=True)
@@ -111,9 +115,14 @@ def _read_prompts(cfg: Rollout, artifact: Artifact) -> list[dict[str, Any]]:
     """The prompts of this run, in order. Raises ArtifactError (65) if there are none, ConfigError (2) if too few."""
     rows: list[dict[str, Any]] = []
     for batch in TableReader(artifact.file(PROMPTS), PROMPTS_V1):
-        rows += batch.select(_COLUMNS).to_pylist()
-        if patches_of(batch).any():
-            raise ConfigError(f"{artifact.path}: prompts with pictures cannot be asked yet; leave them out", USAGE)
+        media = [MEDIA] if has_pictures(batch.schema) else []
+        rows += batch.select(_COLUMNS + media).to_pylist()
+    if cfg.endpoint.url and any(row.get(MEDIA) for row in rows):
+        raise ConfigError(
+            f"{artifact.path}: prompts with pictures are not sent to servers; leave --endpoint.url out, to ask the"
+            " model here",
+            USAGE,
+        )
     if not rows:
         raise ArtifactError(f"{artifact.path}: no prompts", BAD_DATA)
     if cfg.prompts_count > len(rows):
@@ -139,13 +148,35 @@ def seed_of(cfg: Rollout, prompt: dict[str, Any], sample: int) -> int:
 _Model = tuple[Engine, Ended, Sampling]
 
 
-def _answer(cfg: Rollout, prompts: list[dict[str, Any]], model: _Model, out: Out) -> list[Sample]:
+_Pixels = Callable[[], dict[str, Any]]
+
+
+def _read_pictures(prompts: list[dict[str, Any]], folder: Path) -> list[_Pixels | None]:
+    """For each prompt what makes its pixels when it is read, shared by its samples; None for prompts without any."""
+    if MEDIA not in prompts[0]:
+        return [None] * len(prompts)
+    from postmill.stages.shared.media.pixels import Pixels  # which loads torch
+
+    pixels = Pixels(folder)
+    found: list[_Pixels | None] = []
+    for prompt in prompts:
+        pictures = [picture_of(item) for item in prompt[MEDIA]]
+        # a model that sees its prompts both ways is told where they end
+        needs = pictures or pixels.layout.both_ways == "prompt"
+        found.append(functools.partial(pixels.of_prompt, prompt["input_ids"], pictures) if needs else None)
+    return found
+
+
+def _answer(
+    cfg: Rollout, prompts: list[dict[str, Any]], pixels: list[_Pixels | None], model: _Model, out: Out
+) -> list[Sample]:
     """Each prompt answered `samples` times."""
     engine, ended, sampling = model
     asked = [(prompt, number) for prompt in prompts for number in range(cfg.samples)]
+    inputs = [made for made in pixels for _ in range(cfg.samples)]
     requests = [
-        Request(key=_key(prompt, number), prompt_ids=prompt["input_ids"], seed=seed_of(cfg, prompt, number))
-        for prompt, number in asked
+        Request(key=_key(prompt, n), prompt_ids=prompt["input_ids"], seed=seed_of(cfg, prompt, n), inputs=made)
+        for (prompt, n), made in zip(asked, inputs, strict=True)
     ]
     replies = ask_all(engine, requests, sampling, out=out, name=_JOURNAL, what="samples")
     return [

@@ -13,7 +13,7 @@ from postmill.stages.serve.conversation import read_messages, read_tools
 from postmill.stages.serve.errors import ApiError, invalid, unsupported
 from postmill.stages.serve.fields import Common, Messages
 from postmill.stages.serve.sampling import read_sampling
-from postmill.stages.serve.service import Ask, Service
+from postmill.stages.serve.service import Ask, Prompt, Service
 from postmill.stages.serve.tool_choice import read_tool_choice, tool_constraint
 from postmill.stages.shared.agent_formats.parser import Part
 from postmill.stages.shared.engine.protocol import Reply
@@ -64,19 +64,21 @@ def _assistant(blocks: list[dict[str, Any]], place: str) -> list[dict[str, Any]]
 def _user(blocks: list[dict[str, Any]], place: str) -> list[dict[str, Any]]:
     """Results of tools come first, each as a message of its own."""
     found: list[dict[str, Any]] = []
-    text: list[str] = []
+    parts: list[dict[str, Any]] = []
     for block in blocks:
         kind = block.get("type")
         if kind == "text":
-            text.append(_text(block.get("text"), place))
+            parts.append({"type": "text", "text": _text(block.get("text"), place)})
+        elif kind == "image":
+            parts.append(block)
         elif kind == "tool_result":
             content = _text(block.get("content") or "", place)
             failed = "Error: " if block.get("is_error") else ""
             found.append({"role": "tool", "tool_call_id": block.get("tool_use_id"), "content": failed + content})
         else:
             raise unsupported(place, f"{place}: a block of type {kind!r} is not served.")
-    if text or not found:
-        found.append({"role": "user", "content": "".join(text)})
+    if parts or not found:
+        found.append({"role": "user", "content": parts})
     return found
 
 
@@ -106,12 +108,13 @@ def to_tool_choice(body: Messages) -> str | dict[str, Any] | None:
     return found
 
 
-async def prompt(service: Service, body: Messages) -> list[int]:
-    """Tokens of the conversation. Raises ApiError (400)."""
+async def prompt(service: Service, body: Messages) -> Prompt:
+    """The conversation as the model reads it. Raises ApiError (400)."""
     options: dict[str, Any] = {}
     if body.thinking is not None:
         options["enable_thinking"] = body.thinking.type == "enabled"
-    return await service.render(read_messages(to_messages(body)), tools=read_tools(to_tools(body)), **options)
+    messages = read_messages(to_messages(body), pictures=service.reads_pictures)
+    return await service.read(messages, tools=read_tools(to_tools(body)), **options)
 
 
 async def prepare(service: Service, body: Messages) -> Ask:
@@ -119,7 +122,7 @@ async def prepare(service: Service, body: Messages) -> Ask:
     model = service.model(body.model)
     if body.max_tokens is None:
         raise ApiError(400, "missing_required_parameter", "Missing required parameter: 'max_tokens'.", "max_tokens")
-    ids = await prompt(service, body)
+    ids, inputs = await prompt(service, body)
     tools, choice = to_tools(body), to_tool_choice(body)
     is_reasoning = service.is_reasoning(ids)
     wanted = read_tool_choice(choice, tools)
@@ -140,6 +143,7 @@ async def prepare(service: Service, body: Messages) -> Ask:
         id=f"msg_{secrets.token_hex(12)}",
         model=model,
         prompt_ids=ids,
+        inputs=inputs,
         sampling=msgspec.structs.replace(sampling, constraint=constraint),
         seeds=service.seeds(None, 1),
         tools=tools,

@@ -22,10 +22,11 @@ async def prepare(service: Service, body: Chat) -> Ask:
     """The request in the engine's terms. Raises ApiError (400, 404, 429, 503)."""
     model = service.model(body.model)
     _refuse(body)
-    messages, tools = read_messages(body.messages), read_tools(body.tools)
+    messages = read_messages(body.messages, pictures=service.reads_pictures)
+    tools = read_tools(body.tools)
     count = num_answers(service, body)
     options = template_options(body)
-    ids = await service.render(messages, tools=tools, **options)
+    ids, inputs = await service.read(messages, tools=tools, **options)
     asked = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
     if asked == 0:
         raise invalid("max_tokens", "max_tokens: expected at least 1.")
@@ -38,6 +39,7 @@ async def prepare(service: Service, body: Chat) -> Ask:
         id=f"chatcmpl-{secrets.token_hex(12)}",
         model=model,
         prompt_ids=ids,
+        inputs=inputs,
         sampling=msgspec.structs.replace(sampling, top_logprobs=body.top_logprobs or 0, constraint=constraint),
         seeds=service.seeds(body.seed, count),
         tools=tools,

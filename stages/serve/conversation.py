@@ -4,14 +4,18 @@ import json
 import re
 from typing import Any
 
+from postmill.stages.serve import media
 from postmill.stages.serve.errors import ApiError, unsupported
 
 _ROLES = {"system", "developer", "user", "assistant", "tool"}
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
-def read_messages(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Checked, with parts of text joined and arguments of calls as objects. Raises ApiError (400)."""
+def read_messages(messages: list[dict[str, Any]], *, pictures: bool = False) -> list[dict[str, Any]]:
+    """Checked, with parts of text joined and arguments of calls as objects. Raises ApiError (400).
+
+    pictures: whether the model reads them. A content with a picture stays a list of parts, see `media.read_picture`.
+    """
     read: list[dict[str, Any]] = []
     calls: set[str] = set()
     for number, message in enumerate(messages):
@@ -20,7 +24,8 @@ def read_messages(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
         if not isinstance(role, str) or role not in _ROLES:
             raise _wrong(f"{place}.role", f"{role!r} is none of {', '.join(sorted(_ROLES))}")
         found = dict(message)
-        found["content"] = _text(message.get("content"), f"{place}.content", optional=role == "assistant")
+        content, at = message.get("content"), f"{place}.content"
+        found["content"] = _content(content, at, optional=role == "assistant", pictures=pictures and role == "user")
         if role == "assistant":
             found |= _reasoning(message, place)
             if message.get("tool_calls") is not None:
@@ -38,22 +43,28 @@ def _wrong(param: str, what: str) -> ApiError:
     return ApiError(400, "invalid_messages", f"{param}: {what}.", param)
 
 
-def _text(content: Any, place: str, *, optional: bool) -> str:
+def _content(content: Any, place: str, *, optional: bool, pictures: bool) -> str | list[dict[str, Any]]:
     if isinstance(content, str):
         return content
     if content is None and optional:
         return ""
     if not isinstance(content, list):
         raise _wrong(place, f"expected text or a list of parts, got {type(content).__name__}")
-    texts = []
+    parts = []
     for number, part in enumerate(content):
         kind = part.get("type") if isinstance(part, dict) else None
-        if kind in ("image_url", "input_audio", "file", "video_url", "image"):
-            raise unsupported(f"{place}.{number}", f"{place}.{number}: this model reads text only, not {kind}.")
+        if pictures and kind in media.KINDS:
+            parts.append(media.read_picture(part, f"{place}.{number}"))
+            continue
+        if kind in ("input_audio", "file", "video_url", *media.KINDS):
+            reads = "text, and pictures in messages of the user" if pictures else "text only"
+            raise unsupported(f"{place}.{number}", f"{place}.{number}: this model reads {reads}, not {kind}.")
         if kind != "text" or not isinstance(part.get("text"), str):
             raise _wrong(f"{place}.{number}", "expected a part of type text")
-        texts.append(part["text"])
-    return "".join(texts)
+        parts.append({"type": "text", "text": part["text"]})
+    if any(part["type"] == "image" for part in parts):
+        return parts
+    return "".join(part["text"] for part in parts)
 
 
 def _reasoning(message: dict[str, Any], place: str) -> dict[str, str]:

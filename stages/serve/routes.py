@@ -127,7 +127,7 @@ async def _messages(service: Service, call: Call) -> Any:
 async def _count_tokens(service: Service, call: Call) -> Any:
     body = parse(await call.body(), Messages)
     service.model(body.model)
-    return {"input_tokens": len(await anthropic.prompt(service, body))}
+    return {"input_tokens": len((await anthropic.prompt(service, body)).ids)}
 
 
 async def _tokenize(service: Service, call: Call) -> Any:
@@ -137,11 +137,12 @@ async def _tokenize(service: Service, call: Call) -> Any:
     if (body.prompt is None) == (body.messages is None):
         raise invalid("prompt", "Give prompt or messages, one of them.")
     if body.messages is not None:
-        ids = await service.render(
-            read_messages(body.messages),
+        prompt = await service.read(
+            read_messages(body.messages, pictures=service.reads_pictures),
             tools=read_tools(body.tools),
             **({"add_generation_prompt": body.add_generation_prompt} | (body.chat_template_kwargs or {})),
         )
+        ids = prompt.ids
     else:
         ids = await service.encode(body.prompt or "", special=body.add_special_tokens)
     names = [service.speaker.piece(token) for token in ids] if body.return_token_strs else None

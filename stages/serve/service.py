@@ -1,16 +1,18 @@
 """What all routes share: the models there are, prompts to ids, and answers as they come."""
 
 import asyncio
+import functools
 import json
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
 from postmill.io.digest import digest_bytes
+from postmill.stages.serve import media
 from postmill.stages.serve.adapters import Adapters, Named
 from postmill.stages.serve.config import Serve
 from postmill.stages.serve.errors import ApiError, draining, engine_down, invalid, overloaded, too_long
@@ -32,12 +34,21 @@ class Defaults(msgspec.Struct, frozen=True, kw_only=True):
     repetition_penalty: float = 1.0
 
 
+class Prompt(NamedTuple):
+    """A conversation as the model reads it."""
+
+    ids: list[int]
+    inputs: Callable[[], dict[str, Any]] | None = None
+    """Makes what it reads of the pictures; None without any."""
+
+
 class Ask(msgspec.Struct, frozen=True, kw_only=True):
     """A request in the engine's terms: one prompt, answered once for each seed."""
 
     id: str
     model: Named
     prompt_ids: list[int]
+    inputs: Callable[[], dict[str, Any]] | None = None
     sampling: Sampling
     seeds: list[int]
     prompt_logprobs: int | None = None
@@ -115,6 +126,7 @@ class Service:
         guessed = guess_format(speaker.template) if cfg.tool_format == "auto" else cfg.tool_format
         self.agent_format = "" if cfg.tool_format == "off" else guessed
         self.reasons = THINK[1] in speaker.template
+        self.reads_pictures = speaker.reads_pictures
         self.metrics = Metrics()
         self.started = int(time.time())
         self.is_draining = False
@@ -195,20 +207,29 @@ class Service:
         ids: list[int] = await self.in_thread(lambda: self.speaker.ids(text, special=special))
         return ids
 
-    async def render(self, messages: list[dict[str, Any]], **options: Any) -> list[int]:
+    async def read(self, messages: list[dict[str, Any]], **options: Any) -> Prompt:
         """A conversation as the model's template writes it. Raises ApiError (400) for one that it refuses."""
+        media.check_count(messages)
 
-        def work() -> list[int] | str:
+        def work() -> Prompt | str:
             try:
-                return self.speaker.prompt_ids(messages, **options)
+                if self.reads_pictures:
+                    made = self.speaker.picture_prompt(media.with_pixels(messages), **options)
+                    if isinstance(made, str):
+                        return made
+                    return Prompt(made[0], functools.partial(dict, made[1]) if made[1] else None)
+                ids = self.speaker.prompt_ids(messages, **options)
+                return ids if isinstance(ids, str) else Prompt(ids)
+            except ApiError:
+                raise
             except Exception as error:  # a template is a program of somebody else's, and messages are too
                 return f"chat template: {type(error).__name__}: {error}"
 
         found = await self.in_thread(work)
         if isinstance(found, str):
             raise ApiError(400, "invalid_messages", found, "messages")
-        ids: list[int] = found
-        return ids
+        prompt: Prompt = found
+        return prompt
 
     def is_reasoning(self, prompt_ids: list[int]) -> bool:
         """Whether the template has opened reasoning at the end of the prompt."""
@@ -251,6 +272,7 @@ class Service:
             request = Request(
                 key=key,
                 prompt_ids=ask.prompt_ids,
+                inputs=ask.inputs,
                 seed=seed,
                 adapter=model.adapter,
                 prompt_logprobs=ask.prompt_logprobs if index == 0 else None,

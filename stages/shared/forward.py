@@ -21,8 +21,9 @@ from postmill.stages.shared.batch import Batch
 from postmill.stages.shared.context import Context
 from postmill.stages.shared.decode import decode, decode_answers, own_answer_logits
 from postmill.stages.shared.heads import LM, Head
+from postmill.stages.shared.media.hearing import hear
 from postmill.stages.shared.media.layout import features_of
-from postmill.stages.shared.media.pixels import Media
+from postmill.stages.shared.media.pixels import Seen
 from postmill.stages.shared.stats import Stat
 from postmill.stages.shared.vocab import is_slice, sliced_head, whole_head
 
@@ -326,6 +327,7 @@ class Forward(nn.Module):
         decoder = self.model.get_decoder() if self.head.kind == "lm" else self.model.base_model
         inputs: dict[str, Any] = {"input_ids": mine.input_ids_1T}
         positions, media = mine.position_ids_1T + self._first_position, batch.media
+        blank: list[Tensor] = []
         if self.training and self._neftune_alpha:
             inputs = {"inputs_embeds": self._noisy_embeddings(batch)}
         if self._has_types:
@@ -338,11 +340,16 @@ class Forward(nn.Module):
             if self.is_encoder_decoder:
                 return decode_answers(self.model, mine.input_ids_1T[0], mine.mask_T, mine.row_starts), ()
             if media is not None:
-                decoder = self.model.base_model  # the decoder with the vision tower before it
-                inputs |= {} if media.blocks is None else {"blocks": media.blocks}
                 positions = positions if media.position_ids_31T is None else media.position_ids_31T
-                if media.which_N:
-                    inputs["mm_encoder_outputs"] = {"image": self._encoded(media)}
+                blank += [self._blank(kind, seen) for kind, seen in media.seen.items() if not seen.which_N]
+                read = {kind: seen for kind, seen in media.seen.items() if seen.which_N}
+                if "audio" in read:
+                    inputs = {"inputs_embeds": self._with_sounds(mine.input_ids_1T, read["audio"])}
+                elif read or media.blocks is not None:
+                    decoder = self.model.base_model  # the decoder with the vision tower before it
+                    inputs |= {} if media.blocks is None else {"blocks": media.blocks}
+                    if read:
+                        inputs["mm_encoder_outputs"] = {kind: self._encoded(kind, seen) for kind, seen in read.items()}
             found = decode(
                 functools.partial(decoder, **self._no_cache),
                 inputs | {"position_ids": positions},
@@ -350,23 +357,43 @@ class Forward(nn.Module):
                 each_row=self._each_row,
             )
         hidden_TH = torch.cat([part.last_hidden_state[0] for part in found])
+        for nothing in blank:
+            hidden_TH = hidden_TH + nothing
         if not self._router_aux:
             return hidden_TH, ()
         by_layer = zip(*(part.router_logits for part in found), strict=True)
         return hidden_TH, tuple(torch.cat([part.flatten(0, -2) for part in logits]) for logits in by_layer)
 
-    def _encoded(self, media: Media) -> Any:
+    def _with_sounds(self, ids_1T: Tensor, seen: Seen) -> Tensor:
+        """Embeddings of the tokens, those of sounds as the tower heard them, each distinct one once."""
+        heard = features_of(hear(self.model.base_model, **seen.inputs), seen.lengths_D, seen.which_N)
+        embeddings_1TH = self.model.get_input_embeddings()(ids_1T)
+        is_feature_1T1 = (ids_1T == self.model.config.audio_token_id)[..., None]
+        found: Tensor = embeddings_1TH.masked_scatter(is_feature_1T1, torch.cat(heard).to(embeddings_1TH.dtype))
+        return found
+
+    def _blank(self, kind: str, seen: Seen) -> Tensor:
+        """0, at the cost of a picture: this rank's rows have none, and others wait for what its tower computes."""
+        if kind == "audio":
+            pieces = hear(self.model.base_model, **seen.inputs)
+        else:
+            found = self.model.base_model.get_image_features(**seen.inputs, return_dict=True)
+            pieces = [*found.pooler_output, *(getattr(found, "deepstack_features", None) or ())]
+        return torch.stack([piece.sum() for piece in pieces]).sum() * 0
+
+    def _encoded(self, kind: str, seen: Seen) -> Any:
         """What the vision tower gives for each picture of the rows, each distinct one computed once.
 
         The tower is called by itself: what keeps the rows of a bin apart is none of its business.
         """
-        found = self.model.base_model.get_image_features(**media.inputs, return_dict=True)
-        pieces = features_of(found.pooler_output, media.lengths_D, media.which_N)
+        encode = getattr(self.model.base_model, f"get_{kind}_features")
+        found = encode(**seen.inputs, return_dict=True)
+        pieces = features_of(found.pooler_output, seen.lengths_D, seen.which_N)
         is_one = isinstance(found.pooler_output, Tensor)  # whose first two sizes models multiply to count features
         found.pooler_output = torch.cat(pieces)[None] if is_one else pieces
         if getattr(found, "deepstack_features", None) is not None:
             found.deepstack_features = [
-                features_of(layer, media.lengths_D, media.which_N) for layer in found.deepstack_features
+                features_of(layer, seen.lengths_D, seen.which_N) for layer in found.deepstack_features
             ]
         return found
 

@@ -217,3 +217,13 @@ def load_processor(path: Path) -> Any:
 def load_image_processor(path: Path) -> Any:
     """What turns pictures into what the model in `path` reads of them."""
     return _transformers().AutoImageProcessor.from_pretrained(path, local_files_only=True)
+
+
+def load_feature_extractor(path: Path) -> Any:
+    """What turns samples of a sound into what the model in `path` reads of them."""
+    return _transformers().AutoFeatureExtractor.from_pretrained(path, local_files_only=True)
+
+
+def load_video_processor(path: Path) -> Any:
+    """What turns the frames of a video into what the model in `path` reads of them."""
+    return _transformers().AutoVideoProcessor.from_pretrained(path, local_files_only=True)

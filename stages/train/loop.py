@@ -71,9 +71,9 @@ def train(
 ) -> Result:
     """Take all steps, from the newest checkpoint on, and save. `start` is what the first one starts with. See `run`."""
     objective = build_objective(cfg.objective, own_loss)
-    data, valid = _with_pixels(cfg, base, data, valid)
     accelerator, layout = _launched(cfg)
     try:
+        data, valid = _with_pixels(cfg, base, data, valid, num_ranks=accelerator.num_processes)
         return _train(
             cfg, data, valid, base, out, start=start, objective=objective, accelerator=accelerator, layout=layout
         )
@@ -182,7 +182,9 @@ def _train(
     )
 
 
-def _with_pixels(cfg: Train, base: Input, data: Data, valid: Data | None) -> tuple[Data, Data | None]:
+def _with_pixels(
+    cfg: Train, base: Input, data: Data, valid: Data | None, *, num_ranks: int
+) -> tuple[Data, Data | None]:
     """The data with what makes pixels of their pictures, if rows can have any. Raises ConfigError (2)."""
     readers = [given.reader for given in (data, valid) if given]
     if not any(reader.token_rows.have_pictures for reader in readers):
@@ -194,7 +196,7 @@ def _with_pixels(cfg: Train, base: Input, data: Data, valid: Data | None) -> tup
     if cfg.objective.needs.partner_columns or cfg.objective.needs.head.kind != "lm":
         raise ConfigError("--objective: it cannot see pictures yet; pack rows without them", USAGE)
     assert base.path is not None
-    pixels = Pixels(base.path)
+    pixels = Pixels(base.path, everywhere=num_ranks > 1)
     return data._replace(pixels=pixels), valid._replace(pixels=pixels) if valid else None
 
 

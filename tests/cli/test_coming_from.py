@@ -243,3 +243,12 @@ def test_texts_survive_toml(tmp_path: Path) -> None:
     text = f"base_model: b\nsequence_len: 64\nadapter: lora\ndatasets: [{{path: {json.dumps('./' + hostile)}}}]\n"
     _, recipe = imported(tmp_path, "x.yml", text)
     assert recipe["data"] == ["./" + hostile] and recipe["pack"]["row_tokens"] == 64
+
+
+def test_frozen_parts_are_named_and_sizes_of_pictures_are_said_to_be_missing(tmp_path: Path) -> None:
+    text = "swift sft --model org/vlm --tuner_type {} --dataset x.jsonl --freeze_vit true --freeze_aligner true"
+    for tuner, frozen in (("full", ["vision", "projector"]), ("lora", None)):
+        script = text.format(tuner) + " --freeze_llm false --max_pixels 100000\n"
+        made, recipe = imported(tmp_path, f"{tuner}.sh", script)
+        assert recipe["train"].get("freeze") == frozen
+        assert {line.name: line.status for line in made.lines}["max_pixels"] == "missing"

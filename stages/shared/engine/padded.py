@@ -29,8 +29,8 @@ class Group:
         self._cache: Any
         self._mask_BT: Tensor
         self._next_B1: Tensor
-        if lives[0].request.inputs:
-            self.logits_BV = self._read_pictures(lives[0].request)
+        if lives[0].request.inputs is not None:
+            self.logits_BV = self._read_pictures(lives[0].request.prompt_ids, lives[0].request.inputs(), len(lives))
             return
         # each distinct prompt once, in the order of the requests
         prompts = list(dict.fromkeys(tuple(live.request.prompt_ids) for live in lives))
@@ -60,16 +60,25 @@ class Group:
         logits_BV: Tensor = result.logits[:, -1]
         return logits_BV
 
-    def _read_pictures(self, request: Request) -> Tensor:
-        """Logits after one prompt with pictures. Models with m-rope say how far its positions are behind its length."""
-        ids_1T = torch.tensor([request.prompt_ids], device=self._device)
-        self._mask_BT = torch.ones_like(ids_1T)
-        inputs = {name: value.to(self._device) for name, value in request.inputs.items()}
-        result = self._model(input_ids=ids_1T, attention_mask=self._mask_BT, use_cache=True, logits_to_keep=1, **inputs)
-        behind = getattr(self._model.base_model, "rope_deltas", None)
-        self._next_B1 = self._mask_BT.sum(-1, keepdim=True) + (0 if behind is None else behind.reshape(1, 1))
+    def _read_pictures(self, prompt_ids: list[int], made: dict[str, Tensor], count: int) -> Tensor:
+        """Logits after one prompt with pictures, read once for `count` rows.
+
+        Models with m-rope say how far its positions are behind its length.
+        """
+        ids_1T = torch.tensor([prompt_ids], device=self._device)
+        mask_1T = torch.ones_like(ids_1T)
+        inputs = {name: value.to(self._device) for name, value in made.items()}
+        if "mm_token_type_ids" not in inputs:  # PaliGemma would count from 1 here, and from 0 in later passes
+            inputs["position_ids"] = torch.arange(len(prompt_ids), device=self._device)[None]
+        result = self._model(input_ids=ids_1T, attention_mask=mask_1T, use_cache=True, logits_to_keep=1, **inputs)
+        # an adapter wraps the model that knows
+        decoder = next((m for m in self._model.modules() if getattr(m, "rope_deltas", None) is not None), None)
+        next_11 = mask_1T.sum(-1, keepdim=True) + (0 if decoder is None else decoder.rope_deltas.reshape(1, 1))
         self._cache = result.past_key_values
-        logits_BV: Tensor = result.logits[:, -1]
+        if count > 1:
+            self._cache.batch_select_indices(torch.zeros(count, dtype=torch.long, device=self._device))
+        self._mask_BT, self._next_B1 = mask_1T.repeat(count, 1), next_11.repeat(count, 1)
+        logits_BV: Tensor = result.logits[:, -1].repeat(count, 1)
         return logits_BV
 
     def advance(self) -> Tensor:
@@ -93,6 +102,13 @@ class Group:
         self._cache, self._next_B1 = result.past_key_values, self._next_B1 + 1
         logits_BV: Tensor = result.logits[:, -1]
         return logits_BV
+
+
+def _goes_with(one: Request, first: Request) -> bool:
+    """Whether two requests can be read in one pass: prompts of text, or one prompt with the same pictures."""
+    if one.inputs is None and first.inputs is None:
+        return True
+    return one.inputs is first.inputs and one.prompt_ids == first.prompt_ids
 
 
 class PaddedRows:
@@ -123,9 +139,7 @@ class PaddedRows:
         room = self._max_running - sum(len(group.lives) - len(group.over) for group in self._groups)
         if self._waiting and room > 0:
             taken = [self._waiting.popleft()]
-            while not taken[0].request.inputs and len(taken) < room and self._waiting:
-                if self._waiting[0].request.inputs:
-                    break
+            while len(taken) < room and self._waiting and _goes_with(self._waiting[0].request, taken[0].request):
                 taken.append(self._waiting.popleft())
             for live in taken:
                 self._score_prompt(live)

@@ -6,7 +6,7 @@ and leave between steps. An engine that cannot do a thing says so in `About.can`
 imitated.
 """
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -78,8 +78,9 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     """Name of an adapter that was added; None is the weights that were loaded."""
     messages: list[dict[str, Any]] | None = None
     """The conversation, for an engine that is reached by `text`, whose server writes the prompt; it has no ids then."""
-    inputs: dict[str, Any] = {}
-    """What the model's processor made of the prompt's pictures, tensors by name. Such a request is answered alone."""
+    inputs: Callable[[], dict[str, Any]] | None = None
+    """Makes what the model reads of the prompt's pictures, tensors by name, when it is their turn. Requests that share
+    one prompt and one of these are answered together, others with pictures alone."""
     prompt_logprobs: int | None = None
     """Report log-probs of the prompt's tokens, and this many likeliest ones at each place."""
 

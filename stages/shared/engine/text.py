@@ -1,11 +1,12 @@
 """Text before and after an engine: messages to prompt ids by the model's own chat template, ids to text."""
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from postmill.stages.shared.hf import load_processor, load_tokenizer
+from postmill.stages.shared.media.prompt import said_token
 
 _REPLACEMENT = "\ufffd"
 _LONGEST_CHARACTER = 8
@@ -75,26 +76,36 @@ class Speaker:
             raise ValueError(f"chat template: {error}") from None
         return found
 
-    def picture_prompt(
-        self, messages: list[dict[str, Any]], pictures: list[Any]
-    ) -> tuple[list[int], dict[str, Any]] | str:
+    def picture_prompt(self, messages: list[dict[str, Any]], **options: Any) -> tuple[list[int], dict[str, Any]] | str:
         """The conversation up to where the answer begins, and what the model reads of its pictures; or why not.
 
-        pictures: as PIL has them, for the `<image>` of the messages, in order.
+        messages: their contents are lists of parts (`stages/shared/media/prompt.py`), with pictures as PIL has them.
         """
+        from jinja2.exceptions import TemplateError
+
         processor = self._processor
         if not getattr(processor, "chat_template", None):
             return "the model has no chat template for pictures"
-        waiting = iter(pictures) if pictures else None
-        asked = [message | {"content": _parts(message["content"], waiting)} for message in messages]
+        has_pictures = any(part["type"] == "image" for message in messages for part in message["content"])
+        if has_pictures and (token := said_token(messages, self._media_tokens)):
+            return f"a text says {token}, which stands for a picture; remove it"
+        given = {"add_generation_prompt": True} | options
         try:
             made = processor.apply_chat_template(
-                asked, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+                messages, **given, tokenize=True, return_dict=True, return_tensors="pt"
             )
+        except TemplateError as error:
+            return f"chat template: {error}"
         except ValueError as error:
             return f"pictures: {error}"
         inputs = {name: value for name, value in made.items() if name not in ("input_ids", "attention_mask")}
-        return made["input_ids"][0].tolist(), inputs if pictures else {}
+        return made["input_ids"][0].tolist(), inputs if has_pictures else {}
+
+    @property
+    def _media_tokens(self) -> list[str]:
+        """Texts that only pictures may write."""
+        found = {name: value for name, value in vars(self._processor).items() if name.endswith("_token")}
+        return [value for value in found.values() if isinstance(value, str)]
 
     @property
     def reads_pictures(self) -> bool:
@@ -144,17 +155,6 @@ class Speaker:
     @property
     def _special(self) -> frozenset[int]:
         return frozenset(self._tokenizer.added_tokens_decoder)
-
-
-def _parts(text: str, pictures: Iterator[Any] | None) -> list[dict[str, Any]]:
-    """A text with `<image>` in it as the parts that templates read; without pictures that is text."""
-    parts: list[dict[str, Any]] = []
-    for index, piece in enumerate(text.split("<image>") if pictures is not None else [text]):
-        if index and pictures is not None:
-            parts.append({"type": "image", "image": next(pictures)})
-        if piece:
-            parts.append({"type": "text", "text": piece})
-    return parts
 
 
 def _byte_letters() -> dict[str, int]:

@@ -5,19 +5,41 @@ from typing import Any
 
 from postmill.io.errors import BAD_DATA, ArtifactError
 
+FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "BMP")
+"""What `tokenize` reads, too."""
+MOST_PIXELS = 178_956_970
+"""What Pillow refuses to open."""
 
-def decode(data: bytes, place: str) -> Any:
+
+def decode(data: bytes, place: str, most_pixels: int = MOST_PIXELS) -> Any:
     """A picture as PIL has it, in three colours, upright. `place` is what the message calls it.
 
-    Raises ArtifactError (65) for one that is damaged or would take gigabytes.
+    Raises ArtifactError (65) for one that is damaged, has more than `most_pixels`, or that processors read wrong: 16
+    bits a channel, several frames. Size and form are looked at before anything is decoded.
     """
     from PIL import Image, ImageOps
 
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            fault = _fault(image, most_pixels)
+            if fault:
+                raise ArtifactError(f"{place}: {fault}", BAD_DATA)
             return ImageOps.exif_transpose(image).convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        what = " ".join(str(error).split())
+        if isinstance(error, ArtifactError):
+            raise
+        what = " ".join(str(error).split()) if str(error).isascii() and "BytesIO" not in str(error) else "no picture"
         raise ArtifactError(
             f"{place}: cannot be decoded ({what}); get it again or leave its rows out", BAD_DATA
         ) from error
+
+
+def _fault(image: Any, most_pixels: int) -> str:
+    width, height = image.size
+    if width * height > most_pixels:
+        return f"the picture has {width} by {height} pixels, the most is {most_pixels}; shrink it first"
+    if image.mode.startswith("I"):
+        return "the picture has 16 bits a channel; save it with 8"
+    if getattr(image, "n_frames", 1) > 1:
+        return "the picture has several frames; save the one that is meant as a picture of its own"
+    return ""

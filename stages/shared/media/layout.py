@@ -13,7 +13,7 @@ from postmill.io.errors import INTERNAL, StageError
 from postmill.io.json_file import load_json
 from postmill.io.pictures import Picture
 from postmill.stages.shared.attention import Blocks
-from postmill.stages.shared.media.positions import mrope_positions
+from postmill.stages.shared.media.positions import mrope_positions, seconds_of
 
 _PREFIX_MODELS = ("paligemma",)
 """The whole prompt is seen both ways."""
@@ -21,6 +21,8 @@ _BLOCK_MODELS = ("gemma3",)
 """The features of a picture see each other."""
 _COUNTING_MODELS = ("llava_onevision",)
 """Pictures that are alone in their row are cut into tiles, others not."""
+_TIMED_MODELS = ("qwen2_5_vl",)
+"""Positions in a video are seconds."""
 _UNUSED = ("num_patches", "num_crops", "rows", "cols")
 """What processors make for themselves and models do not take."""
 
@@ -33,7 +35,15 @@ class RowsLayout(msgspec.Struct, frozen=True):
     both_ways: str
     """`prompt`, `picture` or nothing."""
     feature: int
-    """The token that stands for a feature."""
+    """The token that stands for a feature of a picture."""
+    sound: int
+    """The token that stands for a feature of a sound."""
+    video: int
+    """The token that stands for a feature of a video."""
+    tokens_per_second: float
+    """How far a second of a video takes time on, where positions say it; 0 where its grids are counted."""
+    towers: tuple[str, ...]
+    """What the model's towers read: image, audio."""
     counts_rows: bool
     """Whether the tower is told which pictures are alone in their row."""
 
@@ -46,8 +56,15 @@ class RowsLayout(msgspec.Struct, frozen=True):
         merge = (config.get("vision_config") or {}).get("spatial_merge_size", 2) if "mrope_section" in rope else 0
         kind = str(config.get("model_type"))
         both = "prompt" if kind in _PREFIX_MODELS else "picture" if kind in _BLOCK_MODELS else ""
-        feature = config.get("image_token_id", config.get("image_token_index", -1))
-        return cls(merge, both, int(feature), kind in _COUNTING_MODELS)
+        image, sound, video = (
+            int(config.get(f"{name}_token_id", config.get(f"{name}_token_index", -1)))
+            for name in ("image", "audio", "video")
+        )
+        vision = config.get("vision_config") or {}
+        pace = float(vision.get("tokens_per_second", 4)) if kind in _TIMED_MODELS else 0.0
+        names = {"image": "vision_config", "audio": "audio_config"}
+        towers = tuple(tower for tower, name in names.items() if config.get(name))
+        return cls(merge, both, image, sound, video, pace, towers, kind in _COUNTING_MODELS)
 
     def tower_inputs(self, made: dict[str, Tensor]) -> dict[str, Tensor]:
         """Of what the processor makes, that which the model takes."""
@@ -58,8 +75,22 @@ class RowsLayout(msgspec.Struct, frozen=True):
         if not self.merge:
             return None
         lengths = np.diff(np.asarray(starts))
-        rows = [mrope_positions(int(n), row, self.merge) for n, row in zip(lengths, pictures, strict=True)]
+        rows = [
+            mrope_positions(int(n), row, self.merge, self.tokens_per_second)
+            for n, row in zip(lengths, pictures, strict=True)
+        ]
         return torch.from_numpy(np.concatenate(rows, axis=1))[:, None]
+
+    def prompt_inputs(self, ids_T: Tensor, pictures: Sequence[Picture]) -> dict[str, Tensor]:
+        """What transformers' own forward pass is told of a prompt beside its pictures: which tokens stand for them."""
+        is_feature_1T = (ids_T == self.feature).long()[None]
+        found = {"mm_token_type_ids": is_feature_1T + 2 * (ids_T == self.video).long()} if self.merge else {}
+        seconds = [seconds_of(picture) for picture in pictures if picture.kind == "video"]
+        if seconds and self.tokens_per_second:
+            found["second_per_grid_ts"] = torch.tensor(seconds)
+        if self.both_ways:
+            found["token_type_ids"] = is_feature_1T if self.both_ways == "picture" else torch.zeros_like(is_feature_1T)
+        return found | ({"batch_num_images": torch.tensor([len(pictures)])} if self.counts_rows else {})
 
     def tower_order(self, pictures: list[Picture]) -> list[Picture]:
         """The pictures as the tower is given them; one may be given twice."""

@@ -1,7 +1,7 @@
-"""From pictures to what a vision tower reads, by the image processor of the model's folder.
+"""From pictures, sounds and videos to what a model's towers read, by the processors of the model's folder.
 
-A picture is decoded, turned upright and processed alone, so what it becomes depends on its bytes and the processor.
-What was made of it lately is kept by its digest. Tensors are those that transformers makes of the same file.
+Each is decoded and processed alone, so what it becomes depends on its bytes and the processor. What was made of it
+lately is kept by its digest. Tensors are those that transformers makes of the same file.
 """
 
 from collections import OrderedDict
@@ -15,18 +15,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from postmill.io.errors import USAGE, ConfigError
 from postmill.io.packed import TokenRows
 from postmill.io.pictures import Picture
 from postmill.stages.shared import hf
 from postmill.stages.shared.attention import Blocks
 from postmill.stages.shared.media.decode import decode
 from postmill.stages.shared.media.layout import RowsLayout
+from postmill.stages.shared.media.sound import decode_wav, resample
 
 CACHE_BYTES = 1 << 30
 
 
-class Media(NamedTuple):
-    """The pictures of a batch, as the model takes them."""
+class Seen(NamedTuple):
+    """All pictures of a batch, or all sounds, or all videos."""
 
     inputs: dict[str, Tensor]
     """What the tower reads: each picture once."""
@@ -36,6 +38,13 @@ class Media(NamedTuple):
     """Features of each of the N pictures of the rows, in their order."""
     which_N: tuple[int, ...]
     """Which of the tower's pictures each is."""
+
+
+class Media(NamedTuple):
+    """Pictures, sounds and videos of a batch, as the model takes them."""
+
+    seen: dict[str, Seen]
+    """By kind: image, audio, video. Kinds that do not occur are not there."""
     position_ids_31T: Tensor | None
     """int64 m-rope positions; None for models that count tokens."""
     blocks: Blocks | None
@@ -46,17 +55,23 @@ class Media(NamedTuple):
         positions = self.position_ids_31T
         if positions is not None:
             positions = positions.to(device, non_blocking=True)
-        inputs = {name: tensor.to(device, non_blocking=True) for name, tensor in self.inputs.items()}
+        seen = {
+            kind: one._replace(inputs={name: value.to(device, non_blocking=True) for name, value in one.inputs.items()})
+            for kind, one in self.seen.items()
+        }
         blocks = self.blocks and self.blocks._replace(number_T=self.blocks.number_T.to(device, non_blocking=True))
-        return self._replace(inputs=inputs, blocks=blocks, position_ids_31T=positions)
+        return self._replace(seen=seen, blocks=blocks, position_ids_31T=positions)
 
 
 class Pixels:
     """Makes `Media` of rows' pictures."""
 
-    def __init__(self, folder: Path, cache_bytes: int = CACHE_BYTES) -> None:
-        """folder: the model whose processor and config decide."""
-        self._processor = hf.load_image_processor(folder)
+    def __init__(self, folder: Path, cache_bytes: int = CACHE_BYTES, *, everywhere: bool = False) -> None:
+        """folder: the model whose processor and config decide. everywhere: each batch has something for each tower, a
+        blank picture where its rows have none. Ranks that train together need it: all of them compute the same layers.
+        """
+        self._folder, self._everywhere = folder, everywhere
+        self._processors: dict[str, Any] = {}
         self.layout = RowsLayout.of(folder)
         self._made: OrderedDict[bytes, dict[str, Tensor]] = OrderedDict()
         self._bytes, self._most = 0, cache_bytes
@@ -78,28 +93,60 @@ class Pixels:
         Raises ArtifactError (65, 66) for a picture that is not what was counted.
         """
         flat = [picture for row in pictures for picture in row]
-        if not flat and self.layout.both_ways != "prompt":
+        if not flat and self.layout.both_ways != "prompt" and not self._everywhere:
             return None
+        kinds = dict.fromkeys(picture.kind for picture in flat)
+        seen = {kind: self._seen([picture for picture in flat if picture.kind == kind]) for kind in kinds}
+        if self._everywhere:
+            if "video" in kinds:
+                raise ConfigError("videos are trained on by one rank; start one process", USAGE)
+            seen = {kind: seen[kind] if kind in seen else self._blank(kind) for kind in self.layout.towers}
+        return Media(
+            seen=seen,
+            position_ids_31T=self.layout.positions(pictures, starts) if flat else None,
+            blocks=self.layout.blocks(pictures, ids_T, starts, answers),
+        )
+
+    def _seen(self, flat: list[Picture]) -> Seen:
+        """Of all items of one kind, in the order of their rows."""
         # the same picture may be cut into tiles in one row and not in another
         distinct = {(picture.digest, picture.features): picture for picture in flat}
         seen = self.layout.tower_order(list(distinct.values()))
         order = {(picture.digest, picture.features): index for index, picture in enumerate(seen)}
-        inputs = join([self._tensors(picture) for picture in seen]) if seen else {}
-        return Media(
-            inputs=inputs | self.layout.tower_more(seen),
+        return Seen(
+            inputs=join([self._tensors(picture) for picture in seen]) | self.layout.tower_more(seen),
             lengths_D=tuple(picture.features for picture in seen),
             features_N=tuple(picture.features for picture in flat),
             which_N=tuple(order[picture.digest, picture.features] for picture in flat),
-            position_ids_31T=self.layout.positions(pictures, starts) if flat else None,
-            blocks=self.layout.blocks(pictures, ids_T, starts, answers),
         )
+
+    def _blank(self, kind: str) -> Seen:
+        """Something small for a tower, which no token stands for."""
+        if kind == "image":
+            from PIL import Image
+
+            made = self._processor(kind)(images=[Image.new("RGB", (32, 32))], return_tensors="pt")
+        else:
+            made = self._heard(np.zeros(self._processor(kind).sampling_rate // 10, np.float32))
+        tensors = {name: value for name, value in made.items() if isinstance(value, Tensor)}
+        more = {"batch_num_images": torch.ones(1, dtype=torch.long)} if self.layout.counts_rows else {}
+        return Seen(self.layout.tower_inputs(tensors) | more, (), (), ())
+
+    def of_prompt(self, prompt_ids: list[int], pictures: Sequence[Picture]) -> dict[str, Tensor]:
+        """What transformers' own model reads of one prompt's pictures, each in its place.
+
+        Raises ArtifactError (65, 66) for a picture that is not what was counted.
+        """
+        made: dict[str, Tensor] = {}
+        for kind in dict.fromkeys(picture.kind for picture in pictures):
+            made |= join([self._tensors(picture) for picture in pictures if picture.kind == kind])
+        return made | self.layout.prompt_inputs(torch.tensor(prompt_ids), pictures)
 
     def _tensors(self, picture: Picture) -> dict[str, Tensor]:
         """What the processor makes of a picture."""
         made = self._made.pop(picture.digest, None)
         if made is None:
-            image = decode(picture.load(), picture.place)
-            found = self._processor(images=[image], return_tensors="pt")
+            found = self._processed(picture)
             made = {name: value for name, value in found.items() if isinstance(value, Tensor)}
             made = self.layout.tower_inputs(made)
             self._bytes += _bytes_of(made)
@@ -108,6 +155,37 @@ class Pixels:
             _, old = self._made.popitem(last=False)
             self._bytes -= _bytes_of(old)
         return made
+
+    def _processed(self, item: Picture) -> dict[str, Any]:
+        """What the folder's processor of its kind makes of an item."""
+        processor = self._processor(item.kind)
+        if item.kind == "image":
+            return dict(processor(images=[decode(item.load(), item.place)], return_tensors="pt"))
+        if item.kind == "video":
+            frames = [decode(data, place) for data, place in item.frames()]
+            return dict(processor(videos=[frames], return_tensors="pt", do_sample_frames=False))
+        samples, rate = decode_wav(item.load(), item.place)
+        return self._heard(resample(samples, rate, processor.sampling_rate))
+
+    def _processor(self, kind: str) -> Any:
+        if kind not in self._processors:
+            self._processors[kind] = LOADERS[kind](self._folder)
+        return self._processors[kind]
+
+    def _heard(self, samples: NDArray[np.float32]) -> dict[str, Any]:
+        processor = self._processor("audio")
+        found = processor(
+            samples,
+            sampling_rate=processor.sampling_rate,
+            return_attention_mask=True,
+            padding="max_length",
+            return_tensors="pt",
+        )
+        return {"input_features": found["input_features"], "feature_attention_mask": found["attention_mask"]}
+
+
+LOADERS = {"image": hf.load_image_processor, "audio": hf.load_feature_extractor, "video": hf.load_video_processor}
+"""What makes tensors of an item, by its kind."""
 
 
 def _bytes_of(made: dict[str, Tensor]) -> int:

@@ -13,6 +13,7 @@ from postmill.io.json_file import load_json
 
 PROCESSOR = "processor_config.json"
 IMAGE_PROCESSOR = "preprocessor_config.json"
+VIDEO_PROCESSOR = "video_preprocessor_config.json"
 
 
 class Processor(msgspec.Struct, frozen=True):
@@ -24,6 +25,10 @@ class Processor(msgspec.Struct, frozen=True):
     """The processor's parameters."""
     image: dict[str, Any]
     """Its image processor's parameters."""
+    sound: dict[str, Any]
+    """Its feature extractor's parameters."""
+    video: dict[str, Any]
+    """Its video processor's parameters."""
     texts: dict[str, str]
     """Special tokens by name: `image_token` and the like."""
 
@@ -58,4 +63,9 @@ def load_processor(folder: Path, texts: dict[str, str]) -> Processor | None:
     if not isinstance(image, dict):
         image = load_json(folder / IMAGE_PROCESSOR) if (folder / IMAGE_PROCESSOR).is_file() else {}
     name = own.get("processor_class") or image.get("processor_class")
-    return Processor(str(name), own, image, texts) if name else None
+    sound, video = own.get("feature_extractor"), own.get("video_processor")
+    if not isinstance(sound, dict):
+        sound = image if "hop_length" in image else {}
+    if not isinstance(video, dict):
+        video = load_json(folder / VIDEO_PROCESSOR) if (folder / VIDEO_PROCESSOR).is_file() else {}
+    return Processor(str(name), own, image, sound, video, texts) if name else None

@@ -216,7 +216,8 @@ def test_each_bad_picture_is_one_line_of_the_ledger(model: Path, tmp_path: Path)
             asks(text="<image>", images=["good.png"] * 2),
         ],
         "media_token_in_text": [asks("good.png", text="<image><|image_pad|>")],
-        "media": [asks("good.png", videos=["a.mp4"])],
+        "media_format": [asks("good.png", text="<image><video>", videos=["a.mp4"])],
+        "media": [asks("good.png", audios=["a.wav"])],
     }
     rows = [asks(name) for name in reasons] + [asks("good.png")]
     expected = [*reasons.values()]

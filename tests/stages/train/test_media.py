@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import media_models
 import numpy as np
 import pytest
 import tiny_vlm
@@ -117,12 +118,13 @@ def test_the_comparison_would_see_a_fault(case: Case) -> None:
     right = case.logp(batch)
     media = batch.media
     assert media is not None
-    swapped = list(media.which_N)
+    seen = media.seen["image"]
+    swapped = list(seen.which_N)
     first, second = next(
-        (a, b) for a in range(len(swapped)) for b in range(a) if media.features_N[a] == media.features_N[b]
+        (a, b) for a in range(len(swapped)) for b in range(a) if seen.features_N[a] == seen.features_N[b]
     )
     swapped[first], swapped[second] = swapped[second], swapped[first]
-    wrong = [media._replace(which_N=tuple(swapped))]
+    wrong = [media._replace(seen={"image": seen._replace(which_N=tuple(swapped))})]
     if media.position_ids_31T is not None:
         wrong.append(media._replace(position_ids_31T=batch.position_ids_1T.expand(3, 1, -1)))
     if media.blocks is not None:
@@ -139,7 +141,8 @@ def test_the_comparison_would_see_a_fault(case: Case) -> None:
 def test_a_picture_that_occurs_twice_is_seen_once(case: Case) -> None:
     batch, one = case.batch([0, 0, 0]), case.batch([0])
     assert batch.media is not None and one.media is not None
-    assert {n: t.shape for n, t in batch.media.inputs.items()} == {n: t.shape for n, t in one.media.inputs.items()}
+    thrice, once = batch.media.seen["image"].inputs, one.media.seen["image"].inputs
+    assert {n: t.shape for n, t in thrice.items()} == {n: t.shape for n, t in once.items()}
     assert largest(case.logp(batch), case.logp(one) * 3) < TOLERANCE
 
 
@@ -232,3 +235,36 @@ def test_a_bin_costs_what_its_pictures_cost(case: Case) -> None:
     expected = lengths + lengths**2 / (6 * config["hidden_size"]) + config["patch_cost"] * np.array(patches)
     assert np.allclose(np.add.reduceat(expected, starts[:-1]), case.reader.plan.cost)
     assert sum(patches) > 0
+
+
+def test_ranks_agree_where_one_has_no_pictures(case: Case, tmp_path: Path) -> None:
+    """Two ranks, a bin each, one of text alone: losses and gradients are those of one rank with both bins."""
+    import json
+
+    from forks import fork_ranks, wait_code
+
+    from postmill.stages.options import make
+    from postmill.stages.runner import Options, run_stage
+    from postmill.stages.train.config import STAGE, Train
+
+    if case.name not in ("qwen3_vl", "gemma3"):
+        pytest.skip("two are enough: with deepstack, and with blocks")
+    rows = [{"messages": [{"role": "user", "content": "say it"}, {"role": "assistant", "content": "it " * 40}]}] * 2
+    with_pictures = tiny_vlm.write_rows(tmp_path / "data", number=3).read_text()
+    lines = media_models.write_lines(tmp_path / "data" / "text.jsonl", rows).read_text()
+    (tmp_path / "data" / "rows.jsonl").write_text(lines + with_pictures)
+    packed = tiny_vlm.write_packed(tmp_path / "packed", case.folder, tmp_path / "data" / "rows.jsonl", 160)
+    reader = PackedReader(packed)
+    seen = [any(reader.token_rows.pictures(reader.rows(index))) for index in range(len(reader))]
+    assert True in seen and False in seen
+    ports = {"packed": [str(packed)], "model": [str(case.folder)]}
+    cfg = make(Train, steps=len(reader), bins_per_step=2, lr=1e-3, warmup=0.0, tuner="full")
+    run_stage(STAGE, cfg, ports, tmp_path / "one", Options(threads=1))
+    assert [wait_code(pid) for pid in fork_ranks([cfg] * 2, ports, tmp_path / "two")] == [0, 0]
+    one, two = (
+        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("one", "two")
+    )
+    for x, y in zip(one, two, strict=True):
+        assert y["loss"] == pytest.approx(x["loss"], rel=1e-5)
+        assert y["grad_norm"] == pytest.approx(x["grad_norm"], rel=1e-4)

@@ -287,7 +287,7 @@ impl ChatEncoder {
                 encoder = encoder.with_media(Media::new(family, Roots::new(&media_roots))?)?;
             }
             let rows = RowOptions {
-                media: media.is_some(),
+                media: encoder.kinds(),
                 purpose: self::purpose(purpose)?,
                 drop: drop.into_iter().map(Into::into).collect(),
                 columns: boxed(columns),

@@ -88,7 +88,6 @@ fn normalize_lines(
     drop: Vec<String>,
 ) -> PyResult<Vec<String>> {
     let options = RowOptions {
-        media: false,
         purpose: rows::Purpose::default(),
         drop: drop.into_iter().map(Into::into).collect(),
         columns: columns.into_iter().map(|(old, new)| (old.into(), new.into())).collect(),

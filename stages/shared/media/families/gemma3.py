@@ -13,11 +13,11 @@ def family(processor: Processor) -> dict[str, Any]:
     opens = processor.token("boi_token", "<start_of_image>")
     closes = processor.token("eoi_token", "<end_of_image>")
     features = processor.number("image_seq_length", 256)
-    return {
+    image = {
         "placeholder": opens,
         "feature": processor.token("image_token", "<image_soft_token>"),
-        "marks": [closes],
         "before": f"\n\n{opens}",
         "after": f"{closes}\n\n",
         "rule": {"kind": "fixed", "features": features, "patches": (processor.side(default=896) // 14) ** 2},
     }
+    return {"marks": [closes], "image": image}

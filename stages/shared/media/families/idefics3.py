@@ -28,4 +28,5 @@ def family(processor: Processor) -> dict[str, Any]:
         "alone": f"{fake}{whole}",
         "end": fake,
     }
-    return {"placeholder": token, "feature": token, "marks": [fake, whole], "tiles": tiles, "rule": rule}
+    image = {"placeholder": token, "feature": token, "tiles": tiles, "rule": rule}
+    return {"marks": [fake, whole], "image": image}

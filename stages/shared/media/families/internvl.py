@@ -22,5 +22,5 @@ def family(processor: Processor) -> dict[str, Any]:
         }
     before, after = processor.token("start_image_token", "<img>"), processor.token("end_image_token", "</img>")
     video = processor.token("video_token", "<video>")
-    marks = [before, after, video]
-    return {"placeholder": token, "feature": token, "before": before, "after": after, "marks": marks, "rule": rule}
+    image = {"placeholder": token, "feature": token, "before": before, "after": after, "rule": rule}
+    return {"marks": [before, after, video], "image": image}

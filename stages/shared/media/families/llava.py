@@ -17,7 +17,7 @@ def family(processor: Processor) -> dict[str, Any]:
     side = processor.side("crop_size") if processor.image.get("do_center_crop", True) else processor.side()
     patches = (side // processor.number("patch_size")) ** 2
     rule = {"kind": "fixed", "features": patches + _extra(processor), "patches": patches}
-    return {"placeholder": token, "feature": token, "rule": rule}
+    return {"image": {"placeholder": token, "feature": token, "rule": rule}}
 
 
 def next_family(processor: Processor) -> dict[str, Any]:
@@ -31,7 +31,7 @@ def next_family(processor: Processor) -> dict[str, Any]:
         "sizes": processor.image["image_grid_pinpoints"],
         "extra": _extra(processor),
     }
-    return {"placeholder": token, "feature": token, "rule": rule}
+    return {"image": {"placeholder": token, "feature": token, "rule": rule}}
 
 
 def onevision(processor: Processor) -> dict[str, Any]:
@@ -53,4 +53,4 @@ def onevision(processor: Processor) -> dict[str, Any]:
         "extra": 0 if full else -1,
     }
     video = processor.token("video_token", "<video>")
-    return {"placeholder": token, "feature": token, "marks": [video], "rule": rule}
+    return {"marks": [video], "image": {"placeholder": token, "feature": token, "rule": rule}}

@@ -23,4 +23,4 @@ def family(processor: Processor) -> dict[str, Any]:
     token = processor.token("image_token", "<image>")
     features = processor.number("image_seq_length", 256)
     rule = {"kind": "fixed", "features": features, "patches": features}
-    return {"placeholder": token, "feature": token, "rule": rule}
+    return {"image": {"placeholder": token, "feature": token, "rule": rule}}

@@ -19,7 +19,29 @@ def family(processor: Processor) -> dict[str, Any]:
         "min_pixels": least,
         "max_pixels": most,
     }
-    return {"placeholder": token, "feature": token, "marks": [video], "rule": rule}
+    return {"marks": [video], "image": {"placeholder": token, "feature": token, "rule": rule}}
+
+
+def with_video(processor: Processor) -> dict[str, Any]:
+    """Qwen2-VL and Qwen2.5-VL: a video is its frames in twos, without marks of time between them.
+
+    Source: `resize` and `patchify` of video_processing_qwen2_vl.py.
+    """
+    found = family(processor)
+    token = processor.token("video_token", "<|video_pad|>")
+    video = processor.video
+    size = video.get("size") or {}
+    rule = {
+        "kind": "smart",
+        "patch": int(video.get("patch_size", 14)),
+        "merge": int(video.get("merge_size", 2)),
+        "min_pixels": video.get("min_pixels") or size.get("shortest_edge", 128 * 28 * 28),
+        "max_pixels": video.get("max_pixels") or size.get("longest_edge", 28 * 28 * 768),
+        "frames": int(video.get("temporal_patch_size", 2)),
+    }
+    if video.get("do_sample_frames") or video.get("cap_pixels_per_frame"):
+        return found  # which frames and pixels are kept depends on more than sizes
+    return found | {"video": {"placeholder": token, "feature": token, "rule": rule}}
 
 
 def glm4v(processor: Processor) -> dict[str, Any]:
@@ -35,4 +57,4 @@ def glm4v(processor: Processor) -> dict[str, Any]:
         "frames": processor.number("temporal_patch_size", 2),
         "enlarge": True,
     }
-    return {"placeholder": token, "feature": token, "rule": rule}
+    return {"image": {"placeholder": token, "feature": token, "rule": rule}}

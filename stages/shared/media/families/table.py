@@ -1,4 +1,4 @@
-"""The families whose pictures are understood, by the class of their processor."""
+"""The families whose pictures, sounds and videos are understood, by the class of their processor."""
 
 import importlib
 from pathlib import Path
@@ -11,8 +11,9 @@ from postmill.stages.shared.media.processor import Processor, load_processor
 
 _HERE = "postmill.stages.shared.media.families"
 FAMILIES = {
-    "Qwen2VLProcessor": "qwen_vl:family",
-    "Qwen2_5_VLProcessor": "qwen_vl:family",
+    "Qwen2AudioProcessor": "qwen_audio:family",
+    "Qwen2VLProcessor": "qwen_vl:with_video",
+    "Qwen2_5_VLProcessor": "qwen_vl:with_video",
     "Qwen3VLProcessor": "qwen_vl:family",
     "Glm4vProcessor": "qwen_vl:glm4v",
     "InternVLProcessor": "internvl:family",
@@ -28,7 +29,7 @@ FAMILIES = {
 
 
 class Family(msgspec.Struct, frozen=True):
-    """How a model's pictures are written and counted."""
+    """How a model's pictures, sounds and videos are written and counted."""
 
     processor: Processor
     members: dict[str, Any]

@@ -83,8 +83,8 @@ pub struct Encoder {
     special: Option<Regex>,
     escape: Option<Escape>,
     media: Option<Media>,
-    /// The id of the family's features.
-    feature: i32,
+    /// The ids of the family's features, by kind; -1 for what it does not read.
+    features: [i32; 3],
 }
 
 /// The chat templates of a model.
@@ -216,7 +216,7 @@ impl Encoder {
         }
         let texts: Vec<String> = vocabulary.specials.iter().map(|text| regex::escape(text)).collect();
         let special = if texts.is_empty() { None } else { Regex::new(&texts.join("|")).ok() };
-        Ok(Self { engine, vocabulary, templates, spec, options, special, escape: None, media: None, feature: -1 })
+        Ok(Self { engine, vocabulary, templates, spec, options, special, escape: None, media: None, features: [-1; 3] })
     }
 
     /// Encode special tokens in messages as text.
@@ -238,15 +238,23 @@ impl Encoder {
     /// # Errors
     /// `Error::Config` where the tokenizer does not know the family's token, as the engine.
     pub fn with_media(mut self, media: Media) -> Result<Self, Error> {
-        let mut tokens = Tokens::default();
-        self.engine.encode(&media.family.feature, &mut tokens)?;
-        let family = &media.family;
-        let [feature] = tokens.ids[..] else {
-            let message = format!("{}: the tokenizer has no token {}", family.name, family.feature);
-            return Err(Error::Config { message: message.into() });
-        };
-        (self.media, self.feature) = (Some(media), feature);
+        for (kind, writing) in media.family.writings() {
+            let mut tokens = Tokens::default();
+            self.engine.encode(&writing.feature, &mut tokens)?;
+            let [feature] = tokens.ids[..] else {
+                let message = format!("{}: the tokenizer has no token {}", media.family.name, writing.feature);
+                return Err(Error::Config { message: message.into() });
+            };
+            self.features[kind as usize] = feature;
+        }
+        self.media = Some(media);
         Ok(self)
+    }
+
+    /// Which of pictures, sounds and videos are read.
+    #[must_use]
+    pub fn kinds(&self) -> media::kind::Kinds {
+        self.media.as_ref().map(Media::kinds).unwrap_or_default()
     }
 
     /// Whether pictures are read.
@@ -494,7 +502,7 @@ impl Encoder {
     ) -> Result<(), Error> {
         if !placed.is_empty() {
             let Conversation { tokens, turns, .. } = out;
-            out.media = media::expand::unroll(placed, items, self.feature, tokens, turns)?;
+            out.media = media::expand::unroll(placed, items, self.features, tokens, turns)?;
         }
         Ok(())
     }

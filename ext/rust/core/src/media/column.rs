@@ -1,6 +1,6 @@
 //! Pictures of rows as a column of Arrow, and back.
-use super::Span;
-use super::header::Format;
+use super::header::{Format, Header};
+use super::{About, Span};
 use crate::encode::tokens::{arrow, item, offsets, wrong_column};
 use crate::error::Error;
 use arrow_array::builder::{FixedSizeBinaryBuilder, LargeBinaryBuilder, StringBuilder};
@@ -8,8 +8,8 @@ use arrow_array::{Array, ArrayRef, Int32Array, ListArray, RecordBatch, StructArr
 use arrow_schema::{DataType, Field, Fields};
 use std::sync::Arc;
 
-const INTS: [&str; 10] =
-    ["start", "end", "features", "grid_t", "grid_h", "grid_w", "patches", "width", "height", "orientation"];
+const INTS: [&str; 11] =
+    ["start", "end", "features", "grid_t", "grid_h", "grid_w", "patches", "width", "height", "orientation", "rate"];
 
 /// The members of a picture.
 #[must_use]
@@ -31,6 +31,19 @@ fn name_of(format: Format) -> &'static str {
         Format::Gif => "gif",
         Format::Webp => "webp",
         Format::Bmp => "bmp",
+    }
+}
+
+/// The form, width, height, orientation and rate; of a sound, its samples and channels.
+fn sizes(about: &About) -> (&'static str, [i32; 4]) {
+    let picture = |header: &Header, rate: u32| {
+        let (height, width) = header.upright();
+        (name_of(header.format), [width as i32, height as i32, i32::from(header.orientation), rate as i32])
+    };
+    match about {
+        About::Picture(header) => picture(header, 0),
+        About::Frames(header, milli_fps) => picture(header, *milli_fps),
+        About::Sound(sound) => ("wav", [sound.samples as i32, i32::from(sound.channels), 0, sound.rate as i32]),
     }
 }
 
@@ -69,15 +82,14 @@ impl MediaColumn {
     /// None in practice: digests have 32 bytes by their type.
     pub fn push(&mut self, pictures: &[Span]) -> Result<(), Error> {
         for span in pictures {
-            let (plan, header) = (&span.item.plan, &span.item.header);
-            let (height, width) = header.upright();
+            let plan = &span.item.plan;
             let [t, h, w] = plan.grid.map(|side| side as i32);
-            let orientation = i32::from(header.orientation);
-            let sizes = [plan.patches as i32, width as i32, height as i32, orientation];
+            let (format, sizes) = sizes(&span.item.about);
+            let sizes = [plan.patches as i32].into_iter().chain(sizes);
             let values = [span.start, span.end, span.features, t, h, w].into_iter().chain(sizes);
             self.ints.iter_mut().zip(values).for_each(|(column, value)| column.push(value));
-            self.kind.append_value("image");
-            self.format.append_value(name_of(header.format));
+            self.kind.append_value(span.item.kind.name());
+            self.format.append_value(format);
             self.digest.append_value(span.item.digest).map_err(|error| arrow(&error))?;
             self.reference.append_option(span.item.reference.as_deref());
             self.folder.append_option(span.item.folder.as_deref());

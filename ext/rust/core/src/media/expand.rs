@@ -3,7 +3,8 @@
 //! First the text: what the family writes around and between features stands with its neighbours when it is encoded, and
 //! a run of features is written once. Then the ids: each run is repeated. So a picture costs the same to encode whatever
 //! its size, and the ids are those of the whole text.
-use super::{Family, Item, Span};
+use super::kind::Kind;
+use super::{Family, Item, Span, Writing};
 use crate::error::RowError;
 use crate::tokenizer::engine::Tokens;
 use crate::types::Rendered;
@@ -11,9 +12,10 @@ use crate::weigh::sequence::{Span as Weight, TokenTurn};
 use std::fmt::Write;
 use std::ops::Range;
 
-/// A picture in the expanded text.
+/// A picture, sound or video in the expanded text.
 #[derive(Debug)]
 pub struct Placed {
+    kind: Kind,
     bytes: Range<usize>,
     /// Features of each run.
     runs: Vec<usize>,
@@ -28,27 +30,37 @@ fn fault(reason: &'static str, message: String) -> RowError {
 /// # Errors
 /// [`RowError`] where the template did not write a placeholder for each picture.
 pub fn expand(family: &Family, rendered: &mut Rendered, items: &[Item]) -> Result<Vec<Placed>, RowError> {
-    let spots: Vec<usize> = rendered.text.match_indices(&*family.placeholder).map(|(at, _)| at).collect();
-    if spots.len() != items.len() {
-        let message = format!(
-            "the chat template writes {} times {} for {} pictures, so the model would not see them all; pass a \
-             --chat-template that writes one for each",
-            spots.len(),
-            family.placeholder,
-            items.len()
-        );
-        return Err(fault("unwritten", message));
+    let mut spots: Vec<(usize, Kind, &Writing)> = vec![];
+    for (kind, writing) in family.writings() {
+        let found = rendered.text.match_indices(&*writing.placeholder).map(|(at, _)| (at, kind, writing));
+        let before = spots.len();
+        spots.extend(found);
+        let (written, wanted) = (spots.len() - before, items.iter().filter(|item| item.kind == kind).count());
+        if written != wanted {
+            let message = format!(
+                "the chat template writes {written} times {} for {wanted} {}s, so the model would not see them all; \
+                 pass a --chat-template that writes one for each",
+                writing.placeholder,
+                kind.noun(),
+            );
+            return Err(fault("unwritten", message));
+        }
+    }
+    spots.sort_unstable_by_key(|(at, _, _)| *at);
+    if spots.iter().zip(items).any(|((_, kind, _), item)| *kind != item.kind) {
+        let message = "the chat template writes pictures, sounds and videos in another order than the row has them";
+        return Err(fault("unwritten", format!("{message}; pass a --chat-template that keeps it")));
     }
     let old = std::mem::take(&mut rendered.text);
     let mut placed = Vec::with_capacity(items.len());
     let mut moved = Vec::with_capacity(items.len());
     let mut copied = 0;
-    for (&at, item) in spots.iter().zip(items) {
+    for (&(at, kind, writing), item) in spots.iter().zip(items) {
         rendered.text.push_str(&old[copied..at]);
-        copied = at + family.placeholder.len();
+        copied = at + writing.placeholder.len();
         let start = rendered.text.len();
-        let runs = write(family, item, &mut rendered.text);
-        placed.push(Placed { bytes: start..rendered.text.len(), runs });
+        let runs = write(writing, item, &mut rendered.text);
+        placed.push(Placed { kind, bytes: start..rendered.text.len(), runs });
         moved.push((copied, rendered.text.len()));
     }
     rendered.text.push_str(&old[copied..]);
@@ -65,15 +77,15 @@ pub fn expand(family: &Family, rendered: &mut Rendered, items: &[Item]) -> Resul
 }
 
 /// What a picture is written as, each run of features as one; returns the runs' lengths.
-fn write(family: &Family, item: &Item, text: &mut String) -> Vec<usize> {
+fn write(writing: &Writing, item: &Item, text: &mut String) -> Vec<usize> {
     let plan = &item.plan;
-    text.push_str(&family.before);
+    text.push_str(&writing.before);
     let mut runs = vec![];
     let mut run = |text: &mut String, features: usize| {
-        text.push_str(&family.feature);
+        text.push_str(&writing.feature);
         runs.push(features);
     };
-    if let Some(marks) = &family.tiles {
+    if let Some(marks) = &writing.tiles {
         let [_, rows, columns] = plan.grid;
         for row in 1..=rows {
             for column in 1..=columns {
@@ -89,34 +101,37 @@ fn write(family: &Family, item: &Item, text: &mut String) -> Vec<usize> {
     } else {
         run(text, plan.features);
     }
-    text.push_str(&family.after);
+    text.push_str(&writing.after);
     runs
 }
 
-/// Repeat each run of features in the ids, and move turns along. `feature`: the id that is repeated.
+/// Repeat each run of features in the ids, and move turns along. `features`: the id that is repeated, by kind.
 ///
 /// # Errors
 /// [`RowError`] where the tokenizer makes another number of features of the text than was written.
 pub fn unroll(
     placed: &[Placed],
     items: Vec<Item>,
-    feature: i32,
+    features: [i32; 3],
     tokens: &mut Tokens,
     turns: &mut [TokenTurn],
 ) -> Result<Vec<Span>, RowError> {
-    let runs: Vec<usize> = placed.iter().flat_map(|one| one.runs.iter().copied()).collect();
-    let found = tokens.ids.iter().filter(|id| **id == feature).count();
-    if found != runs.len() {
-        let message = format!("{} runs of features were written, {found} are in the ids; report this row", runs.len());
+    let id_of = |one: &Placed| features[one.kind as usize];
+    let runs: Vec<(i32, usize)> = placed.iter().flat_map(|one| one.runs.iter().map(|run| (id_of(one), *run))).collect();
+    let is_feature = |id: i32| id >= 0 && features.contains(&id);
+    let found: Vec<i32> = tokens.ids.iter().copied().filter(|id| is_feature(*id)).collect();
+    if !found.iter().eq(runs.iter().map(|(id, _)| id)) {
+        let (wrote, found) = (runs.len(), found.len());
+        let message = format!("{wrote} runs of features were written, {found} are in the ids; report this row");
         return Err(fault("media_tokens", message));
     }
-    let total = tokens.ids.len() + runs.iter().sum::<usize>();
+    let total = tokens.ids.len() + runs.iter().map(|(_, run)| run).sum::<usize>();
     let (mut ids, mut ends) = (Vec::with_capacity(total), Vec::with_capacity(total));
     let mut starts = Vec::with_capacity(tokens.ids.len() + 1);
     let mut runs = runs.into_iter();
     for (&id, &end) in tokens.ids.iter().zip(&tokens.ends) {
         starts.push(ids.len() as i32);
-        let times = if id == feature { runs.next().unwrap_or(1) } else { 1 };
+        let times = if is_feature(id) { runs.next().map_or(1, |(_, run)| run) } else { 1 };
         ids.resize(ids.len() + times, id);
         ends.resize(ends.len() + times, end);
     }

@@ -1,33 +1,69 @@
-//! Pictures in rows: what they are, how many tokens they become, and where these lie.
+//! Pictures, sounds and videos in rows: what they are, how many tokens they become, and where these lie.
 //!
-//! Nothing is decoded here. The first bytes of a file say how large the picture is, the family's rule says what becomes of
-//! that size, and a digest says which picture it was. Pixels are made where they are used.
+//! Nothing is decoded here. The first bytes of a file say how large or long it is, the family's rule says what becomes of
+//! that, and a digest says which file it was. Pixels and spectra are made where they are used.
 pub mod column;
 pub mod expand;
 pub mod header;
+pub mod kind;
 pub mod rule;
+pub mod sound;
 pub mod source;
 
 use crate::error::{Error, RowError};
 use crate::types::{Json, Message};
 use header::Header;
-use rule::{Plan, Rule};
+use kind::{Kind, Kinds, part, reference_of};
+use rule::{Plan, Rule, Subject};
 use serde::Deserialize;
+use sound::Sound;
 use source::{Roots, Source};
 
-/// How a family of models writes pictures, from the model's folder.
+/// How a family of models writes pictures, sounds and videos, from the model's folder.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Family {
     /// What messages call it.
     pub name: Box<str>,
-    /// What the chat template writes for a picture.
+    /// Tokens beside placeholders and features that only media may write.
+    #[serde(default)]
+    pub marks: Vec<Box<str>>,
+    /// What it reads of pictures; none for a model that reads none.
+    #[serde(default)]
+    pub image: Option<Writing>,
+    /// Of sounds.
+    #[serde(default)]
+    pub audio: Option<Writing>,
+    /// Of videos.
+    #[serde(default)]
+    pub video: Option<Writing>,
+}
+
+impl Family {
+    /// How one kind is written; none for a kind that the family does not read.
+    #[must_use]
+    pub fn writing(&self, kind: Kind) -> Option<&Writing> {
+        match kind {
+            Kind::Image => self.image.as_ref(),
+            Kind::Audio => self.audio.as_ref(),
+            Kind::Video => self.video.as_ref(),
+        }
+    }
+
+    /// The kinds that the family reads, and how each is written.
+    pub fn writings(&self) -> impl Iterator<Item = (Kind, &Writing)> {
+        Kind::ALL.into_iter().filter_map(|kind| Some((kind, self.writing(kind)?)))
+    }
+}
+
+/// How one kind is written.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Writing {
+    /// What the chat template writes for one.
     pub placeholder: Box<str>,
     /// The token that stands for one feature.
     pub feature: Box<str>,
-    /// Other tokens that only pictures may write.
-    #[serde(default)]
-    pub marks: Vec<Box<str>>,
     /// What is put before and after the features of a picture.
     #[serde(default)]
     pub before: Box<str>,
@@ -57,19 +93,32 @@ pub struct TileMarks {
     pub end: Box<str>,
 }
 
-/// A picture of a row, looked at.
+/// What the first bytes say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum About {
+    /// Of a picture.
+    Picture(Header),
+    /// Of a sound.
+    Sound(Sound),
+    /// Of a video's first frame, and how many frames there are in 1,000 seconds.
+    Frames(Header, u32),
+}
+
+/// A picture, sound or video of a row, looked at.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Item {
-    /// Where it lies, as the row says it; none where the row brings its bytes.
+    /// What it is.
+    pub kind: Kind,
+    /// Where it lies, as the row says it, as a JSON list for frames; none where the row brings its bytes.
     pub reference: Option<Box<str>>,
     /// The folder from where a relative path counts.
     pub folder: Option<Box<str>>,
     /// Its bytes, where the row brings them.
     pub content: Option<Vec<u8>>,
-    /// BLAKE3 of its bytes.
+    /// BLAKE3 of its bytes; of its frames' digests.
     pub digest: [u8; 32],
     /// What its first bytes say.
-    pub header: Header,
+    pub about: About,
     /// What becomes of it.
     pub plan: Plan,
 }
@@ -96,23 +145,6 @@ pub struct Media {
     pub roots: Roots,
 }
 
-/// The name a picture has as a part of a message's content.
-const IMAGE: &str = "image";
-
-/// A part of a content that is a picture.
-#[must_use]
-pub fn part(reference: Json) -> Json {
-    Json::Object(vec![("type".into(), Json::String(IMAGE.into())), (IMAGE.into(), reference)])
-}
-
-/// What a part says of where its picture is: none for other parts.
-fn reference_of(part: &Json) -> Option<&Json> {
-    match part.member("type") {
-        Some(Json::String(name)) if **name == *IMAGE => Some(part.member(IMAGE).unwrap_or(&Json::Null)),
-        _ => None,
-    }
-}
-
 fn parts_of(message: &Message) -> &[Json] {
     match message.fields.get(1) {
         Some((name, Json::Array(parts))) if &**name == "content" => parts,
@@ -120,23 +152,34 @@ fn parts_of(message: &Message) -> &[Json] {
     }
 }
 
-/// Whether a message has a picture.
+/// Whether a message has a picture, sound or video.
 #[must_use]
 pub fn has_any(message: &Message) -> bool {
     parts_of(message).iter().any(|part| reference_of(part).is_some())
 }
 
-/// Give the pictures of a row's column their places: parts without a picture of their own, and `<image>` in texts.
+/// What a row's column brings of one kind.
+#[derive(Debug)]
+pub struct Given {
+    /// Which kind.
+    pub kind: Kind,
+    /// The column, as messages call it.
+    pub place: String,
+    /// Each.
+    pub items: Vec<Json>,
+}
+
+/// Give what a row's columns bring its places: parts without an own reference, and tags in texts.
 ///
 /// # Errors
-/// [`RowError`] where there are more places than pictures, or fewer.
-pub fn attach(messages: &mut [Message], pictures: &[Json], path: &str) -> Result<(), RowError> {
-    const TAG: &str = "<image>";
-    let mut waiting = pictures.iter();
-    let mut places = 0;
-    let mut next = || {
-        places += 1;
-        waiting.next().cloned().unwrap_or_default()
+/// [`RowError`] where there are more places than items, or fewer.
+pub fn attach(messages: &mut [Message], given: &[Given]) -> Result<(), RowError> {
+    let mut places = [0; 3];
+    let mut next = |kind: Kind| {
+        let number = places[kind as usize];
+        places[kind as usize] += 1;
+        let items = given.iter().find(|given| given.kind == kind).map_or(&[][..], |given| &given.items);
+        items.get(number).cloned().unwrap_or_default()
     };
     for message in messages.iter_mut() {
         let Some((name, content)) = message.fields.get_mut(1) else { continue };
@@ -144,41 +187,60 @@ pub fn attach(messages: &mut [Message], pictures: &[Json], path: &str) -> Result
             continue;
         }
         match content {
-            Json::String(text) if !pictures.is_empty() && text.contains(TAG) => {
-                let mut parts = vec![];
-                for (index, piece) in text.split(TAG).enumerate() {
-                    if index > 0 {
-                        parts.push(part(next()));
-                    }
-                    if !piece.is_empty() {
-                        parts.push(text_part(piece));
-                    }
+            Json::String(text) => {
+                if let Some(parts) = tagged(text, given, &mut next) {
+                    message.pieces.clear();
+                    *content = Json::Array(parts);
                 }
-                message.pieces.clear();
-                *content = Json::Array(parts);
             }
             Json::Array(parts) => {
                 for one in parts.iter_mut() {
-                    if reference_of(one) == Some(&Json::Null) {
-                        *one = part(next());
+                    if let Some((kind, Json::Null)) = reference_of(one) {
+                        *one = part(kind, next(kind));
                     }
                 }
             }
             _ => {}
         }
     }
-    if places == pictures.len() {
-        return Ok(());
+    for kind in Kind::ALL {
+        let (noun, count) = (kind.noun(), places[kind as usize]);
+        let column = given.iter().find(|given| given.kind == kind);
+        let number = column.map_or(0, |column| column.items.len());
+        if count == number {
+            continue;
+        }
+        let message = if number == 0 {
+            format!("{count} {noun} parts name no {noun}; give each one, or the row a column {}s", kind.name())
+        } else {
+            let tag = kind.tag();
+            format!("the row has {number} {noun}s and {count} places for them; write {tag} once for each where it belongs")
+        };
+        let path = column.map_or_else(|| "$".to_owned(), |column| column.place.clone());
+        return Err(RowError { reason: "media_tags", column: None, path, message });
     }
-    let message = if pictures.is_empty() {
-        format!("{places} picture parts name no picture; give each one, or the row a column images")
-    } else {
-        format!(
-            "the row has {} pictures and {places} places for them; write <image> once for each where it belongs",
-            pictures.len()
-        )
+    Ok(())
+}
+
+/// A text with tags as parts; none for a text without. A tag of a kind that the row does not bring is text.
+fn tagged(text: &str, given: &[Given], next: &mut impl FnMut(Kind) -> Json) -> Option<Vec<Json>> {
+    let first = |from: usize| {
+        let kinds = given.iter().filter(|given| !given.items.is_empty()).map(|given| given.kind);
+        kinds.filter_map(|kind| Some((from + text[from..].find(kind.tag())?, kind))).min_by_key(|(at, _)| *at)
     };
-    Err(RowError { reason: "media_tags", column: None, path: path.to_owned(), message })
+    first(0)?;
+    let (mut parts, mut at) = (vec![], 0);
+    while let Some((place, kind)) = first(at) {
+        if place > at {
+            parts.push(text_part(&text[at..place]));
+        }
+        parts.push(part(kind, next(kind)));
+        at = place + kind.tag().len();
+    }
+    if at < text.len() {
+        parts.push(text_part(&text[at..]));
+    }
+    Some(parts)
 }
 
 /// A part of a content that is a text.
@@ -198,16 +260,17 @@ impl Media {
         Ok(Self { family, roots })
     }
 
-    /// Take the pictures out of a row's messages, which keep their places, and look at each.
+    /// Take pictures, sounds and videos out of a row's messages, which keep their places, and look at each.
     ///
     /// # Errors
     /// [`RowError`] for a picture that cannot be used, and for text that only a picture may write.
     pub fn take(&self, messages: &mut [Message], folder: Option<&str>) -> Result<Vec<Item>, RowError> {
         let mut items = vec![];
-        let number = messages.iter().flat_map(parts_of).filter(|part| reference_of(part).is_some()).count();
-        if number == 0 {
+        let all = || messages.iter().flat_map(parts_of).filter_map(reference_of);
+        if all().next().is_none() {
             return Ok(items);
         }
+        let numbers = Kind::ALL.map(|kind| all().filter(|(other, _)| *other == kind).count());
         for (index, message) in messages.iter_mut().enumerate() {
             for (name, value) in &message.fields {
                 if &**name != "role" {
@@ -216,35 +279,86 @@ impl Media {
             }
             let Some((_, Json::Array(parts))) = message.fields.get_mut(1) else { continue };
             for (at, part) in parts.iter_mut().enumerate() {
-                let Some(reference) = reference_of(part) else { continue };
+                let Some((kind, reference)) = reference_of(part) else { continue };
                 let fault = |mut fault: RowError| {
                     fault.path = format!("$.messages[{index}].content[{at}]");
                     fault
                 };
-                items.push(self.look(reference, folder, number).map_err(fault)?);
-                *part = Json::Object(vec![("type".into(), Json::String(IMAGE.into()))]);
+                items.push(self.look(kind, reference, folder, numbers[kind as usize]).map_err(fault)?);
+                *part = Json::Object(vec![("type".into(), Json::String(kind.name().into()))]);
             }
         }
         Ok(items)
     }
 
-    fn look(&self, reference: &Json, folder: Option<&str>, number: usize) -> Result<Item, RowError> {
-        let Source { reference, folder, bytes } = self.roots.open(reference, folder)?;
-        let header = header::read(&bytes)?;
-        let (height, width) = header.upright();
-        let plan = self.family.rule.plan(height as usize, width as usize, number)?;
-        let digest = *blake3::hash(&bytes).as_bytes();
-        let content = reference.is_none().then_some(bytes);
-        Ok(Item { reference, folder, content, digest, header, plan })
+    /// The kinds that are read.
+    #[must_use]
+    pub fn kinds(&self) -> Kinds {
+        Kinds::new(self.family.writings().map(|(kind, _)| kind))
     }
 
-    /// A text that says what only a picture may would take its place.
+    fn look(&self, kind: Kind, reference: &Json, folder: Option<&str>, number: usize) -> Result<Item, RowError> {
+        let Some(writing) = self.family.writing(kind) else {
+            let message = format!("{} reads no {}; leave the part out", self.family.name, kind.noun());
+            return Err(RowError { reason: "media", column: None, path: String::new(), message });
+        };
+        if kind == Kind::Video {
+            return self.look_at_frames(&writing.rule, reference, folder);
+        }
+        let Source { reference, folder, bytes } = self.roots.open(reference, folder)?;
+        let (about, subject) = if kind == Kind::Audio {
+            let sound = sound::read(&bytes)?;
+            (About::Sound(sound), Subject::Sound(sound.samples, sound.rate))
+        } else {
+            let header = header::read(&bytes)?;
+            let (height, width) = header.upright();
+            (About::Picture(header), Subject::Picture(height as usize, width as usize))
+        };
+        let plan = writing.rule.plan_of(subject, number)?;
+        let digest = *blake3::hash(&bytes).as_bytes();
+        let content = reference.is_none().then_some(bytes);
+        Ok(Item { kind, reference, folder, content, digest, about, plan })
+    }
+
+    /// A video as the list of its frames, which are files of one size.
+    fn look_at_frames(&self, rule: &Rule, reference: &Json, folder: Option<&str>) -> Result<Item, RowError> {
+        let (frames, milli_fps) = frames_of(reference)?;
+        let (mut digests, mut first, mut base) = (blake3::Hasher::new(), None, None);
+        let mut names = vec![];
+        for (index, frame) in frames.iter().enumerate() {
+            let fault = |mut fault: RowError| {
+                fault.message = format!("frame {}: {}", index + 1, fault.message);
+                fault
+            };
+            let Source { reference, folder, bytes } = self.roots.open(frame, folder).map_err(fault)?;
+            let header = header::read(&bytes).map_err(fault)?;
+            let Some(reference) = reference else {
+                return Err(video_fault("media", "the frames of a video are files; write them and give their paths"));
+            };
+            if *first.get_or_insert(header) != header || *base.get_or_insert(folder.clone()) != folder {
+                let message = format!("frame {} has another size, form or folder than the first one", index + 1);
+                return Err(video_fault("media_size", &format!("{message}; save all alike")));
+            }
+            digests.update(blake3::hash(&bytes).as_bytes());
+            names.push(Json::String(reference));
+        }
+        let Some(header) = first else {
+            return Err(video_fault("media_empty", "the video has no frames; leave it out"));
+        };
+        let (height, width) = header.upright();
+        let plan = rule.plan_of(Subject::Frames(names.len(), height as usize, width as usize), 1)?;
+        let reference = Some(crate::json::to_canonical(&Json::Array(names)).into());
+        let (digest, about) = (*digests.finalize().as_bytes(), About::Frames(header, milli_fps));
+        Ok(Item { kind: Kind::Video, reference, folder: base.flatten(), content: None, digest, about, plan })
+    }
+
+    /// A text that says what only media may write would take their place.
     fn refuse_marks(&self, value: &Json, message: usize) -> Result<(), RowError> {
         match value {
             Json::String(text) => {
                 let family = &self.family;
-                let own = [&family.placeholder, &family.feature];
-                match own.into_iter().chain(&family.marks).find(|mark| text.contains(&***mark)) {
+                let own = family.writings().flat_map(|(_, writing)| [&writing.placeholder, &writing.feature]);
+                match own.chain(&family.marks).find(|mark| text.contains(&***mark)) {
                     None => Ok(()),
                     Some(mark) => Err(RowError {
                         reason: "media_token_in_text",
@@ -260,5 +374,38 @@ impl Media {
             }
             _ => Ok(()),
         }
+    }
+}
+
+/// Frames a second of a list that does not say: what Qwen's own tools take.
+const MILLI_FPS: u32 = 2000;
+
+fn video_fault(reason: &'static str, message: &str) -> RowError {
+    RowError { reason, column: None, path: String::new(), message: message.to_owned() }
+}
+
+/// The frames of a video, and how many of them 1,000 seconds have.
+fn frames_of(reference: &Json) -> Result<(&[Json], u32), RowError> {
+    match reference {
+        Json::Array(frames) => Ok((frames, MILLI_FPS)),
+        Json::Object(_) => {
+            let Some(Json::Array(frames)) = reference.member("frames") else {
+                return Err(video_fault("media", "a video is a list of frames, or an object with frames and fps"));
+            };
+            let fps = match reference.member("fps") {
+                None | Some(Json::Null) => return Ok((frames, MILLI_FPS)),
+                Some(Json::Number(number)) => number.to_string().parse::<f64>().unwrap_or(0.0),
+                Some(_) => 0.0,
+            };
+            let milli = (fps * 1000.0).round();
+            if !(1.0..=1e6).contains(&milli) {
+                return Err(video_fault("media", "fps: expected a number from 0.001 to 1000"));
+            }
+            Ok((frames, milli as u32))
+        }
+        _ => Err(video_fault(
+            "media_format",
+            "a video file is not decoded; write its frames and give their list: ffmpeg -i FILE -r 2 frames/%05d.png",
+        )),
     }
 }

@@ -76,6 +76,15 @@ pub enum Rule {
         /// Whether tiles are cut at all.
         split: bool,
     },
+    /// A spectrum of windows, halved by a convolution and by pooling (Whisper's encoder with Qwen2-Audio's pooling).
+    Spectrum {
+        /// Samples a second that the tower hears.
+        rate: u32,
+        /// Samples from one window to the next.
+        hop: u32,
+        /// The longest sound, in samples.
+        most_samples: u32,
+    },
 }
 
 fn one() -> usize {
@@ -95,7 +104,38 @@ pub struct Plan {
     pub tile_features: usize,
 }
 
+/// What a rule is asked about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Subject {
+    /// Height and width of a picture, upright.
+    Picture(usize, usize),
+    /// Pictures of one size, height and width: how many.
+    Frames(usize, usize, usize),
+    /// Samples, and how many of them a second has.
+    Sound(u32, u32),
+}
+
 impl Rule {
+    /// The plan of an item among `number` of its row.
+    ///
+    /// # Errors
+    /// [`RowError`] for a size or length that the family's processor refuses, or would cut without a word.
+    pub fn plan_of(&self, subject: Subject, number: usize) -> Result<Plan, RowError> {
+        match (self, subject) {
+            (&Self::Spectrum { rate, hop, most_samples }, Subject::Sound(samples, own)) => {
+                spectrum(samples, own, [rate, hop, most_samples])
+            }
+            (&Self::Smart { patch, merge, min_pixels, max_pixels, frames, .. }, Subject::Frames(count, height, width)) => {
+                let (h, w) = smart_size(height, width, patch * merge, [min_pixels, max_pixels], 1, false)?;
+                let grid = [count.div_ceil(frames), h / patch, w / patch];
+                let patches = grid.iter().product::<usize>();
+                Ok(Plan { features: patches / (merge * merge), grid, patches, tile_features: 0 })
+            }
+            (_, Subject::Picture(height, width) | Subject::Frames(_, height, width)) => self.plan(height, width, number),
+            (_, Subject::Sound(..)) => Err(too("media", "the family's rule counts no sounds; report this".to_owned())),
+        }
+    }
+
     /// The plan of a picture among `number` of its row.
     ///
     /// # Errors
@@ -128,6 +168,9 @@ impl Rule {
                 let patches = tiles * cells * cells;
                 Plan { features, grid: [tiles, h / side, w / side], patches, tile_features: cells * cells }
             }
+            Self::Spectrum { .. } => {
+                return Err(too("media", "the family's rule counts no pictures; report this".to_owned()));
+            }
             Self::Tiles { tile, longest_edge, features, patches, split } => {
                 let (rows, columns) = if split { tile_grid(height, width, tile, longest_edge) } else { (0, 0) };
                 let tiles = rows * columns + 1;
@@ -136,6 +179,30 @@ impl Rule {
             }
         })
     }
+}
+
+fn too(reason: &'static str, message: String) -> RowError {
+    RowError { reason, column: None, path: String::new(), message }
+}
+
+/// Features of a sound: windows, half of them after the convolution, half of these after pooling.
+///
+/// Samples at another rate are `ceil(samples * rate / own)` after resampling. Source: processing_qwen2_audio.py.
+fn spectrum(samples: u32, own: u32, [rate, hop, most]: [u32; 3]) -> Result<Plan, RowError> {
+    let heard = (u64::from(samples) * u64::from(rate)).div_ceil(u64::from(own));
+    if heard > u64::from(most) {
+        let (length, limit) = (heard as f64 / f64::from(rate), f64::from(most) / f64::from(rate));
+        let message = format!("the sound has {length:.1} s, the model hears {limit:.0} s; cut it into several");
+        return Err(too("media_too_long", message));
+    }
+    let windows = heard.div_ceil(u64::from(hop)) as usize;
+    let convolved = windows.saturating_sub(1) / 2 + 1;
+    if convolved < 2 {
+        let message = format!("the sound has {heard} samples at {rate} a second, too few for one token; leave it out");
+        return Err(too("media_too_short", message));
+    }
+    let features = (convolved - 2) / 2 + 1;
+    Ok(Plan { features, grid: [windows, 1, 1], patches: convolved, tile_features: features })
 }
 
 fn rounded(value: f64) -> usize {

@@ -2,6 +2,7 @@
 use crate::error::RowError;
 use crate::json;
 use crate::media;
+use crate::media::kind::{Kind, Kinds};
 use crate::rows::messages::is_whole_conversation;
 use crate::rows::place::{Place, did_you_mean, listed, quoted};
 use crate::rows::{RowOptions, Source};
@@ -24,11 +25,13 @@ pub(super) enum Column {
     Tools,
     TemplateKwargs,
     Images,
+    Audios,
+    Videos,
     Media,
 }
 
 impl Column {
-    const ALL: [Self; 15] = [
+    const ALL: [Self; 17] = [
         Self::Messages,
         Self::System,
         Self::Query,
@@ -43,6 +46,8 @@ impl Column {
         Self::Tools,
         Self::TemplateKwargs,
         Self::Images,
+        Self::Audios,
+        Self::Videos,
         Self::Media,
     ];
 
@@ -75,8 +80,15 @@ impl Column {
             Self::Tools => &["tools"],
             Self::TemplateKwargs => &["chat_template_kwargs"],
             Self::Images => &["images", "image"],
-            Self::Media => &["videos", "video", "audios", "audio", "objects"],
+            Self::Audios => &["audios", "audio"],
+            Self::Videos => &["videos", "video"],
+            Self::Media => &["objects"],
         }
+    }
+
+    /// Whether it brings something else than text, so that it is spent when it is empty.
+    fn is_media(self) -> bool {
+        matches!(self, Self::Media | Self::Images | Self::Audios | Self::Videos)
     }
 
     fn of(name: &str) -> Option<Self> {
@@ -97,19 +109,14 @@ const PREFIXED: [&str; 5] = ["tools", "images", "videos", "audios", "objects"];
 const GUARDED: [&str; 5] =
     ["system_prompt", "rejected_response", "rejected", "rejected_messages", "chat_template_kwargs"];
 
-/// The pictures of a row's column.
-#[derive(Debug, Default)]
-pub(super) struct Pictures {
-    name: Box<str>,
-    items: Vec<Json>,
-}
+/// Pictures, sounds and videos of a row's columns.
+#[derive(Debug)]
+pub(super) struct Pictures(Vec<media::Given>);
 
 impl Pictures {
     /// Give them their places in a conversation.
     pub(super) fn attach(&self, messages: &mut [Message]) -> Result<(), RowError> {
-        let place =
-            if self.items.is_empty() { "$".to_owned() } else { Place::Key(&Place::Root, &self.name).to_string() };
-        media::attach(messages, &self.items, &place)
+        media::attach(messages, &self.0)
     }
 }
 
@@ -305,9 +312,22 @@ impl Columns {
         Err(Place::Root.fault("no_answer", message))
     }
 
-    /// The pictures of the row's column.
+    /// Pictures, sounds and videos of the row's columns.
     pub(super) fn take_pictures(&mut self) -> Result<Pictures, RowError> {
-        let Some((name, value)) = self.take(Column::Images)? else { return Ok(Pictures::default()) };
+        let mut given = vec![];
+        for (column, kind) in
+            [(Column::Images, Kind::Image), (Column::Audios, Kind::Audio), (Column::Videos, Kind::Video)]
+        {
+            if let Some((name, value)) = self.take(column)? {
+                let place = Place::Key(&Place::Root, &name).to_string();
+                given.push(media::Given { kind, place, items: Self::listed(value) });
+            }
+        }
+        Ok(Pictures(given))
+    }
+
+    /// What a column brings, one by one.
+    fn listed(value: Json) -> Vec<Json> {
         let items = match value {
             Json::Array(items) => items,
             Json::String(text) if text.is_empty() => vec![],
@@ -317,12 +337,12 @@ impl Columns {
             },
             other => vec![other],
         };
-        Ok(Pictures { name, items: items.into_iter().filter(|item| *item != Json::Null).collect() })
+        items.into_iter().filter(|item| *item != Json::Null).collect()
     }
 
-    /// Videos, sounds and boxes are not read yet, so a row that has some cannot be trained on as it was meant; nor can one
-    /// with pictures by a model that `reads_pictures` not.
-    pub(super) fn refuse_media(&self, reads_pictures: bool) -> Result<(), RowError> {
+    /// Boxes are not read yet, so a row that has some cannot be trained on as it was meant; nor can one with something
+    /// that the model does not read.
+    pub(super) fn refuse_media(&self, reads: Kinds) -> Result<(), RowError> {
         for (name, value, column) in &self.members {
             let empty = match value {
                 Json::Null => true,
@@ -335,13 +355,22 @@ impl Columns {
                 continue;
             }
             let place = Place::Key(&Place::Root, name);
-            if *column == Some(Column::Images) && !reads_pictures {
-                let message = "the row has pictures and the model reads none; give one that does with -m, or leave the \
-                               column out with --drop";
-                return Err(place.fault("media", message.to_owned()));
+            let kind = match column {
+                Some(Column::Images) => Some(Kind::Image),
+                Some(Column::Audios) => Some(Kind::Audio),
+                Some(Column::Videos) => Some(Kind::Video),
+                _ => None,
+            };
+            if let Some(kind) = kind.filter(|kind| !reads.has(*kind)) {
+                let message = format!(
+                    "the row has {}s and the model reads none; give one that does with -m, or leave the column out \
+                     with --drop",
+                    kind.noun()
+                );
+                return Err(place.fault("media", message));
             }
             if *column == Some(Column::Media) {
-                let message = "videos, audios and objects are not supported yet; remove the column or these rows";
+                let message = "objects are not supported yet; remove the column or these rows";
                 return Err(place.fault("media", message.to_owned()));
             }
             let rest = ["rejected_", "positive_", "negative_"].iter().find_map(|prefix| name.strip_prefix(prefix));
@@ -409,7 +438,7 @@ impl Columns {
                 return Err(typo(&name, meant));
             }
             // An empty column of ours is spent, as are media columns, which are all empty here; anybody else's null is data.
-            if column.is_none() || (value != Json::Null && !matches!(column, Some(Column::Media | Column::Images))) {
+            if column.is_none() || (value != Json::Null && !column.is_some_and(Column::is_media)) {
                 left.push((name, value));
             }
         }

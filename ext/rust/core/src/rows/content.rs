@@ -2,6 +2,7 @@
 use crate::error::RowError;
 use crate::json::{PythonStyle, python_dumps};
 use crate::media;
+use crate::media::kind::{self as media_kind, Kind};
 use crate::rows::calls;
 use crate::rows::marks;
 use crate::rows::messages::Reader;
@@ -204,24 +205,24 @@ impl Reader<'_> {
                 };
                 content.results.push((id, answer.text.into(), take("is_error") == Json::Bool(true)));
             }
-            "image" | "image_url" | "input_image" if self.options.media => {
-                // OpenAI's, Hugging Face's and Anthropic's names of where it is; none: in the column of the row
-                let keys = ["image_url", "image", "url", "path", "source", "value"];
-                let reference = keys.into_iter().map(&mut take).find(|value| *value != Json::Null);
-                content.media.push((content.text.len(), media::part(reference.unwrap_or_default())));
-            }
-            "image" | "image_url" | "input_image" | "video" | "video_url" | "audio" | "audio_url" | "input_audio" => {
-                let is_image = part_type.contains("image");
-                let message = if is_image {
-                    format!(
-                        "{part_type} parts need a model that reads pictures; give one with -m, or remove these rows"
-                    )
-                } else {
-                    format!("{part_type} parts are not supported yet; remove them or these rows")
-                };
-                return Err(place.fault("media", message));
-            }
-            _ => {
+            other => {
+                if let Some(kind) = Kind::of_part(other) {
+                    if !self.options.media.has(kind) {
+                        let noun = kind.noun();
+                        let message =
+                            format!("{other} parts need a model that reads {noun}s; give one with -m, or remove these rows");
+                        return Err(place.fault("media", message));
+                    }
+                    // OpenAI's, Hugging Face's and Anthropic's names of where it is; none: in the column of the row
+                    let keys: &[&str] = match kind {
+                        Kind::Image => &["image_url", "image", "url", "path", "source", "value"],
+                        Kind::Audio => &["audio_url", "input_audio", "audio", "url", "path", "source", "value"],
+                        Kind::Video => &["video_url", "video", "url", "path", "source", "value"],
+                    };
+                    let reference = keys.iter().map(|key| take(key)).find(|value| *value != Json::Null);
+                    content.media.push((content.text.len(), media_kind::part(kind, reference.unwrap_or_default())));
+                    return Ok(false);
+                }
                 let message = format!(
                     "unknown content part {}; known are text, thinking, reasoning, tool_call, tool_use, tool_result",
                     quoted(&part_type)

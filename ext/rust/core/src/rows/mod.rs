@@ -27,6 +27,7 @@ mod tokens;
 
 use crate::error::RowError;
 use crate::json;
+use crate::media::kind::Kinds;
 use crate::types::{Body, Json, Message, Role, Row};
 pub use columns::is_column;
 use columns::{Column, Columns};
@@ -58,8 +59,8 @@ pub struct RowOptions {
     pub columns: Vec<(Box<str>, Box<str>)>,
     /// Columns to leave out. `system` leaves out system messages too.
     pub drop: Vec<Box<str>>,
-    /// Whether the model reads pictures.
-    pub media: bool,
+    /// Which of pictures, sounds and videos the model reads.
+    pub media: Kinds,
     /// `name=role`: what else roles are called.
     pub roles: Vec<(Box<str>, Box<str>)>,
     /// Of a prompt: go on with the assistant's words at the end, instead of taking them for the answer.
