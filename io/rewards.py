@@ -6,6 +6,7 @@ out (dropped, or without an advantage) is dead: it has no advantage, and counts 
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,9 @@ from postmill.io.manifest import Artifact, load_artifact
 from postmill.io.rollouts import REWARDS, rollout_batches
 from postmill.io.schemas import REWARDS_V1
 from postmill.io.table import TableReader
+
+BY_TOKEN = ("advantages", "returns", "values")
+"""Columns that have an entry for each sampled token."""
 
 
 class RewardsReader:
@@ -36,6 +40,8 @@ class RewardsReader:
         self.is_truncated = any(made.manifest.metrics.get("truncated") for made in self.rollouts)
         """Whether the sampler left tokens out (top-k, top-p, min-p): then log-probs are not those of its choices."""
         self._group_tokens: NDArray[np.float64] | None = None
+        self._judged = [batch for made in self.artifacts for batch in TableReader(made.file(REWARDS), REWARDS_V1)]
+        self._judged_starts = np.cumsum([0] + [batch.num_rows for batch in self._judged])
 
     def _check_rollouts(self) -> None:
         others = [made for made in self.rollouts if made.manifest.kind != "rollouts"]
@@ -89,18 +95,43 @@ class RewardsReader:
 
         lengths: tokens of each row.
         """
+        return self._by_token("logp", self._batches, self._starts, rows, lengths)
+
+    def has(self, name: str) -> bool:
+        """Whether a row has the column `name` of `BY_TOKEN`."""
+        return any(batch.column(name).null_count < batch.num_rows for batch in self._judged)
+
+    def tokens(self, name: str, rows: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.float32] | None:
+        """A column of `BY_TOKEN`, rows end to end, NaN at tokens that were not sampled; None if no row has it."""
+        if not self.has(name):
+            return None
+        return self._by_token(name, self._judged, self._judged_starts, rows, lengths)
+
+    def _by_token(
+        self,
+        name: str,
+        batches_of: Sequence[Any],
+        starts: NDArray[np.int64],
+        rows: NDArray[np.int64],
+        lengths: NDArray[np.int64],
+    ) -> NDArray[np.float32]:
         pieces = []
-        batches = np.searchsorted(self._starts, rows, side="right") - 1
+        batches = np.searchsorted(starts, rows, side="right") - 1
         for row, number, length in zip(rows.tolist(), batches.tolist(), lengths.tolist(), strict=True):
-            batch, at = self._batches[number], row - int(self._starts[number])
+            at = row - int(starts[number])
             piece = np.full(length, np.nan, np.float32)
-            column = batch.column("logp")
+            column = batches_of[number].column(name)
             if column[at].is_valid:
                 offsets, known = to_numpy(column.offsets), column.values
                 first, end = int(offsets[at]), int(offsets[at + 1])
                 values = np.where(validity(known)[first:end], to_numpy(known)[first:end], np.nan)
-                runs = batch.column("sampled")[at].as_py()
+                runs = self._runs(row)
                 places = np.concatenate([np.empty(0, np.int64)] + [np.arange(r["start"], r["end"]) for r in runs])
                 piece[places] = values
             pieces.append(piece)
         return np.concatenate(pieces)
+
+    def _runs(self, row: int) -> list[dict[str, int]]:
+        number = int(np.searchsorted(self._starts, row, side="right")) - 1
+        runs: list[dict[str, int]] = self._batches[number].column("sampled")[row - int(self._starts[number])].as_py()
+        return runs

@@ -216,14 +216,19 @@ REWARDS_V1: Final = pa.schema(
         pa.field("errors", pa.list_(pa.field("item", REWARD_ERROR, nullable=False)), nullable=False),
         pa.field("reward", pa.float64()),
         pa.field("advantage", pa.float64()),
+        pa.field("advantages", pa.list_(pa.field("item", pa.float32(), nullable=False))),
+        pa.field("returns", pa.list_(pa.field("item", pa.float32(), nullable=False))),
+        pa.field("values", pa.list_(pa.field("item", pa.float32(), nullable=False))),
         pa.field("group_kind", pa.utf8(), nullable=False),
         pa.field("kept", pa.bool_(), nullable=False),
         pa.field("drop_reason", pa.utf8()),
     ]
 )
 """One rollout's rewards, in the order of its rollouts table. `scores` has one entry for each function, in the order of
-the manifest's `functions`; null means that the function failed or does not apply, and `errors` says why. `group_kind`
-is `mixed`, `best` or `worst` (all rewards equal, above 0 or not), or `few` (fewer than two rewards)."""
+the manifest's `functions`; null means that the function failed or does not apply, and `errors` says why. `advantages`,
+`returns` and a critic's `values` have an entry for each sampled token where they differ by token, and `advantage` is
+their mean. `group_kind` is `mixed`, `best` or `worst` (all rewards equal, above 0 or not), or `few` (fewer than two
+rewards)."""
 
 
 SCORES_V1: Final = pa.schema(

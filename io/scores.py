@@ -88,6 +88,10 @@ class ScoresReader:
 
         Raises ArtifactError (78) if these are scores of tokens.
         """
+        if self.artifact.manifest.metrics.get("head") == "token":
+            raise ArtifactError(
+                f"{self.artifact.path}: a critic's numbers, one for each token; score with a reward model", MISMATCH
+            )
         batches = np.searchsorted(self._offsets, rows, side="right") - 1
         found = []
         for row, number in zip(rows.tolist(), batches.tolist(), strict=True):

@@ -5,7 +5,12 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
+from postmill.stages.reward.by_token_options import ByToken
 from postmill.stages.spec import SAME_BYTES, Port, Stage
+
+Advantage = Literal[
+    "grpo", "group_mean", "batch", "rloo", "reinforce_pp", "gdpo", "max_rl", "opo", "none", "gae", "opd"
+]
 
 
 class Reward(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -13,12 +18,15 @@ class Reward(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     weights: list[float] = []
     """Weight of each `--func` in the total reward, then of each `--scores`, in their order: 1,0.2. Default: 1 each."""
-    advantage: Literal["grpo", "group_mean", "batch", "rloo", "reinforce_pp", "gdpo", "max_rl", "opo", "none"] = "grpo"
+    advantage: Advantage = "grpo"
     """How a reward is compared with the others of its prompt. `grpo`: minus the group's mean, over its standard
     deviation; `group_mean`: minus the mean (Dr. GRPO); `batch`: minus the group's mean, over the standard deviation of
     all rewards; `rloo`: minus the mean of the others; `reinforce_pp`: as `group_mean`, then over the standard deviation
     of all advantages; `gdpo`: each function by itself, then their sum over all rows; `max_rl`: over the mean; `opo`:
-    minus the mean weighted by length; `none`: the reward itself."""
+    minus the mean weighted by length; `none`: the reward itself; `gae`: by token, from a critic's --values (without
+    them, what was earned); `opd`: by token, how much likelier --teacher finds it, whatever the reward."""
+    by_token: ByToken = ByToken()
+    """What tokens are worth one by one."""
     keep: Literal["all", "mixed"] = "all"
     """`mixed` leaves out prompts all of whose samples have the same reward: there is nothing to learn from them."""
     min_pass: Annotated[float, Meta(ge=0, le=1)] = 0.0
@@ -67,7 +75,7 @@ def output_kind(cfg: Any) -> str:
 
 STAGE = Stage(
     name="reward",
-    version=2,
+    version=3,
     config=Reward,
     inputs={
         "rollouts": Port(kinds=("rollouts",), help="rollouts artifacts, scored as one", many=True),
@@ -87,6 +95,22 @@ STAGE = Stage(
             many=True,
             required=False,
             help="what a reward model said of these rollouts (postmill score), as one more function: NAME=DIR",
+        ),
+        "values": Port(
+            kinds=("scores",),
+            flag="--values",
+            required=False,
+            help="a critic's values of these rollouts, for --advantage gae (postmill score with what --objective value"
+            " trained)",
+        ),
+        "ref": Port(
+            kinds=("scores",), flag="--ref", required=False, help="log-probs of a reference model, for --kl-coef"
+        ),
+        "teacher": Port(
+            kinds=("scores",),
+            flag="--teacher",
+            required=False,
+            help="log-probs of a teacher: tokens that it finds likelier than the policy did are worth more",
         ),
         "reuse": Port(
             kinds=("rewards",),

@@ -29,6 +29,9 @@ class Judged(msgspec.Struct, frozen=True, kw_only=True):
     errors: list[dict[str, str]]
     reward: float | None
     advantage: float | None
+    advantages: list[float] | None = None
+    returns: list[float] | None = None
+    values: list[float] | None = None
     group_kind: str
     drop_reason: str | None
 

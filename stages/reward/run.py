@@ -23,6 +23,16 @@ from postmill.stages.progress import Meter, Progress
 from postmill.stages.protocol import Input, Inputs, Out, Result
 from postmill.stages.reward import emit
 from postmill.stages.reward.advantages import ESTIMATORS, Groups, group_kinds
+from postmill.stages.reward.by_token import (
+    Credit,
+    TokenSample,
+    add_teacher,
+    by_row,
+    check_ports,
+    credit_gae,
+    divergences,
+    read_samples,
+)
 from postmill.stages.reward.config import Reward
 from postmill.stages.reward.pool import Pool
 from postmill.stages.reward.row import Answer, Row
@@ -40,7 +50,8 @@ def run(cfg: Reward, inputs: Inputs, out: Out) -> Result:
     """
     scores = [msgspec.structs.replace(item, name=item.port.removeprefix("scores.")) for item in inputs["scores"]]
     functions = [*inputs["functions"], *scores]
-    if not functions:
+    check_ports(cfg.advantage, cfg.by_token, inputs)
+    if not functions and cfg.advantage != "opd":
         raise ConfigError("reward: nothing says what is good; pass --func, or --scores of a reward model", USAGE)
     weights = _weights(cfg, functions)
     artifacts = [item.artifact for item in inputs["rollouts"] if item.artifact is not None]
@@ -55,12 +66,19 @@ def run(cfg: Reward, inputs: Inputs, out: Out) -> Result:
     answers = _answers(cfg, functions, rows, copied, out)
     for function, column in zip(functions, answers, strict=True):
         _check_failures(cfg, function.name, column)
-    table = _judged(cfg, rows, answers, weights, functions)
+    tokens = read_samples(inputs, artifacts, every, _logps(artifacts)) if _needs_tokens(cfg, inputs) else []
+    judges = list(zip(functions, weights, strict=True))
+    table = _judged(cfg, rows, answers, judges, tokens)
     kind = "rewards" if cfg.emit == "rewards" else cfg.emit
     if cfg.emit == "rewards":
         of_sample = dict(zip(ends, table, strict=True))
+        credits = _credits(cfg, tokens, table, judges)
         emit.write_rewards(
-            [msgspec.structs.replace(of_sample[_sample_of(row)], row_id=row["row_id"]) for row in every], out
+            [
+                _with_credit(of_sample[_sample_of(row)], row["row_id"], credits.get(number))
+                for number, row in enumerate(every)
+            ],
+            out,
         )
     else:
         emit.write_tokens(cfg, dict(zip(ends.values(), table, strict=True)), every, artifacts, out)
@@ -190,11 +208,13 @@ def _judged(
     cfg: Reward,
     rows: list[dict[str, Any]],
     answers: list[list[Answer]],
-    weights: list[float],
-    functions: list[Input],
+    judges: list[tuple[Input, float]],
+    tokens: list[TokenSample],
 ) -> list[emit.Judged]:
-    """Reward, advantage and fate of every row."""
+    """Reward, advantage and fate of every sample."""
     scores = np.array([[np.nan if a.score is None else a.score for a in column] for column in answers]).T
+    scores = scores.reshape(len(rows), len(answers))
+    weights = [weight for _, weight in judges]
     given = ~np.isnan(scores)
     reward = np.where(given.any(1), np.where(given, scores * weights, 0.0).sum(1), np.nan)
     _, group = np.unique(np.array([row["prompt_id"] for row in rows], "S16"), return_inverse=True)
@@ -203,8 +223,12 @@ def _judged(
     there = ~np.isnan(reward)
     lengths = np.array([row["num_sampled"] for row in rows], np.float64)
     advantage = np.full(len(rows), np.nan)
-    members = Groups(group[there], reward[there], scores[there], np.array(weights), lengths[there])
-    advantage[there] = ESTIMATORS[cfg.advantage](members)
+    shaped = reward - divergences(cfg.by_token, tokens) if tokens and cfg.advantage != "gae" else reward
+    members = Groups(group[there], shaped[there], scores[there], np.array(weights), lengths[there])
+    advantage[there] = ESTIMATORS.get(cfg.advantage, ESTIMATORS["none"])(members)
+    needs_group = cfg.advantage not in ("none", "gae", "opd")
+    if cfg.advantage == "opd":
+        advantage[:] = 0.0
     return [
         emit.Judged(
             row_id=row["row_id"],
@@ -212,16 +236,50 @@ def _judged(
             scores=[column[number].score for column in answers],
             errors=[
                 {"function": function.name, "reason": column[number].reason, "detail": column[number].detail}
-                for function, column in zip(functions, answers, strict=True)
+                for (function, _), column in zip(judges, answers, strict=True)
                 if column[number].reason
             ],
             reward=_or_none(reward[number]),
-            advantage=None if kinds[number] == "few" and cfg.advantage != "none" else _or_none(advantage[number]),
+            advantage=None if kinds[number] == "few" and needs_group else _or_none(advantage[number]),
             group_kind=kinds[number],
             drop_reason=reasons[number],
         )
         for number, row in enumerate(rows)
     ]
+
+
+def _needs_tokens(cfg: Reward, inputs: Inputs) -> bool:
+    return cfg.emit == "rewards" and (cfg.advantage == "gae" or bool(inputs["ref"] or inputs["teacher"]))
+
+
+def _logps(artifacts: list[Artifact]) -> list[Any]:
+    """What the sampler said of its tokens, by row."""
+    return [row["logp"] for row in read_rollouts(artifacts, ["logp"])]
+
+
+def _credits(
+    cfg: Reward, tokens: list[TokenSample], table: list[emit.Judged], judges: list[tuple[Input, float]]
+) -> dict[int, Credit]:
+    """What the tokens of each row get, where that differs by token."""
+    if not tokens or (cfg.advantage != "gae" and "teacher" not in tokens[0].signals):
+        return {}
+    credits = [Credit()] * len(tokens)
+    if cfg.advantage == "gae":
+        env = sum(weight for function, weight in judges if function.name == "env")
+        reward = np.array([np.nan if line.reward is None else line.reward for line in table])
+        alive = np.array([line.drop_reason is None for line in table])
+        credits = credit_gae(cfg.by_token, tokens, reward, env, alive)
+    advantage = np.array([np.nan if line.advantage is None else line.advantage for line in table])
+    return by_row(tokens, add_teacher(cfg.by_token, tokens, advantage, credits))
+
+
+def _with_credit(line: emit.Judged, row_id: bytes, credit: Credit | None) -> emit.Judged:
+    """The line of a row, which may be one of several branches of its sample."""
+    line = msgspec.structs.replace(line, row_id=row_id)
+    if credit is None or credit.advantages is None or line.advantage is None or not len(credit.advantages):
+        return line
+    lists = {name: None if part is None else part.tolist() for name, part in credit._asdict().items()}
+    return msgspec.structs.replace(line, advantage=float(credit.advantages.mean()), **lists)
 
 
 def _or_none(value: float) -> float | None:
@@ -241,7 +299,7 @@ def _drop_reasons(
         passed = mean[group[number]]
         if row["error"] is not None:
             reasons.append(_NO_ROLLOUT)
-        elif not there[number]:
+        elif not there[number] and cfg.advantage != "opd":
             reasons.append("no_reward")
         elif cfg.keep == "mixed" and kinds[number] != "mixed":
             reasons.append("same_rewards" if kinds[number] != "few" else "few_rewards")

@@ -11,9 +11,9 @@ from postmill.stages.spec import LAST_BITS, Port, Stage
 class Score(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Write down what a model thinks of rows: log-probs of their tokens, a reward, classes, or an embedding."""
 
-    head: Literal["auto", "lm", "sequence", "pool"] = "auto"
-    """What is written. lm: log-probs of tokens; sequence: the numbers of a classifier or reward model; pool: a vector
-    of each row. auto: what the model was trained for."""
+    head: Literal["auto", "lm", "sequence", "token", "pool"] = "auto"
+    """What is written. lm: log-probs of tokens; sequence: the numbers of a classifier or reward model; token: a number
+    before each token, of a critic; pool: a vector of each row. auto: what the model was trained for."""
     pooling: Literal["auto", "last", "mean", "cls"] = "auto"
     """What a row's vector is made of: its last token, the mean over its tokens, or its first. auto: what the model was
     trained with, and last for one that was not trained for it."""

@@ -67,6 +67,8 @@ def run(cfg: Score, inputs: Inputs, out: Out) -> Result:
         if forward.head.kind == "lm":
             pixels = pixels or _pixels(cfg, rows, model)
             _write_part(path, _score(cfg, forward, rows, part, pixels))
+        elif forward.head.kind == "token":
+            _write_part(path, _token_values(cfg, forward, rows, part))
         else:
             _write_part(path, _values(cfg, forward, rows, part))
         Progress.say("score", meter.of(min(start + PART_ROWS, len(rows)), "rows"))
@@ -80,10 +82,20 @@ def run(cfg: Score, inputs: Inputs, out: Out) -> Result:
     table.close()
     out.after_commit = lambda: shutil.rmtree(out.work, ignore_errors=True)
     return Result(
-        metrics={"rows": len(rows), "tokens": count, "mean_logp": total / count if count else None},
+        metrics={
+            "head": _head_kind(cfg, inputs),
+            "rows": len(rows),
+            "tokens": count,
+            "mean_logp": total / count if count else None,
+        },
         digests=dict(source.manifest.digests),
         versions=hf.need("torch", "transformers", remedy="pip install 'postmill[train]'"),
     )
+
+
+def _head_kind(cfg: Score, inputs: Inputs) -> str:
+    paths = [item.path for port in ("model", "adapter") for item in inputs[port] if item.path is not None]
+    return find_head(paths[0], paths[1] if len(paths) > 1 else None).kind if cfg.head == "auto" else cfg.head
 
 
 def _rows(given: Input) -> tuple[Artifact, TokenRows]:
@@ -149,9 +161,11 @@ def _head(cfg: Score, model: Path, adapter: Path | None) -> Head:
         raise ArtifactError(
             f"{adapter or model}: has no classifier; train one (--objective rm), or ask for --head lm or pool", MISMATCH
         )
-    if kind == "token":
+    if kind == "token" and (found.kind != kind or found.outputs != 1):
         raise ArtifactError(
-            f"{adapter or model}: --head auto cannot read a classifier of tokens; name a head", MISMATCH
+            f"{adapter or model}: is no critic with one number for each token; train one (--objective value), or name"
+            " another --head",
+            MISMATCH,
         )
     pooling = found.pooling if cfg.pooling == "auto" else cfg.pooling
     return Head(kind=kind, outputs=found.outputs, pooling=pooling)
@@ -227,6 +241,30 @@ def _values(cfg: Score, forward: Forward, rows: TokenRows, part: NDArray[np.int6
     empty = [np.empty(0, np.float32)] * len(part)
     row_id = rows.columns(part, ["row_id"])["row_id"]
     return _batch(row_id, np.zeros(len(part), np.int32), {"logp": empty, "values": found})
+
+
+def _token_values(cfg: Score, forward: Forward, rows: TokenRows, part: NDArray[np.int64]) -> pa.RecordBatch:
+    """The rows of `part` as SCORES_V1, with a critic's number before each token of their spans."""
+    found: list[NDArray[np.float32]] = [np.empty(0, np.float32)] * len(part)
+    first = np.zeros(len(part), np.int32)
+    lengths = rows.columns(part, ["length"])["length"].astype(np.int64)
+    device = next(forward.parameters()).device
+    for places in _bins(lengths, cfg.bin_tokens):
+        laid = rows.lay(part[places])
+        spans = [_span(cfg, laid.weights[a:b]) for a, b in zip(laid.cu_seqlens, laid.cu_seqlens[1:], strict=False)]
+        # what is said of a token stands at the token before it
+        at = [np.arange(border + a - 1, border + b - 1) for border, (a, b) in zip(laid.cu_seqlens, spans, strict=False)]
+        points_N = torch.from_numpy(np.concatenate([np.empty(0, np.int64), *at])).to(device)
+        with torch.no_grad():
+            values = forward(collate([laid]).to(device), Ask(points_N=points_N)).values_NC
+        assert values is not None
+        if not bool(torch.isfinite(values).all()):
+            raise StageError(f"rows {part[places].tolist()[:4]}: numbers are not finite; check the model", FAILED)
+        pieces = np.split(values[:, 0].float().cpu().numpy(), np.cumsum([len(piece) for piece in at])[:-1])
+        for place, (a, _), piece in zip(places.tolist(), spans, pieces, strict=True):
+            found[place], first[place] = piece, a
+    empty = [np.empty(0, np.float32)] * len(part)
+    return _batch(rows.columns(part, ["row_id"])["row_id"], first, {"logp": empty, "values": found})
 
 
 def _span(cfg: Score, weights: NDArray[np.float32]) -> tuple[int, int]:

@@ -17,6 +17,7 @@ from postmill.stages.shared.media.pixels import Media
 
 ALIGNMENT: dict[str, Literal["token", "row"]] = {
     "advantage": "row",
+    "advantages": "token",
     "engine_logp": "token",
     "group_tokens": "row",
     "kl_logp": "token",
@@ -27,9 +28,11 @@ ALIGNMENT: dict[str, Literal["token", "row"]] = {
     "ref_logp": "token",
     "ref_top_ids": "token",
     "ref_top_logp": "token",
+    "returns": "token",
     "step_label": "token",
     "teacher_top_ids": "token",
     "teacher_top_logp": "token",
+    "values": "token",
 }
 """What an entry of `Batch.columns` is about, by name."""
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from postmill.io.packed import Bin, PackedReader
 from postmill.io.partners import Partners
-from postmill.io.rewards import RewardsReader
+from postmill.io.rewards import BY_TOKEN, RewardsReader
 from postmill.io.scores import ScoresReader
 from postmill.stages.progress import Progress
 from postmill.stages.shared.batch import ALIGNMENT, Batch, Groups, as_padding, collate
@@ -97,6 +97,9 @@ class BatchSource:
     def _of_tokens(self, name: str, rows: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.float32] | None:
         if name == "step_label":
             return step_labels(self.reader, rows)
+        if name in BY_TOKEN:
+            assert self.data.rewards is not None
+            return self.data.rewards.tokens(name, rows, lengths)
         role, _, kind = name.partition("_")
         if role == SAMPLER:
             assert self.data.rewards is not None

@@ -275,8 +275,8 @@ def check_objective(place: str, data: Data, needs: Needs) -> None:
                 f" {role}=DIR",
                 USAGE,
             )
-    if data.rewards is not None and data.rewards.is_truncated and needs.sampled:
-        _check_truncated(place, needs)
+    if data.rewards is not None:
+        _check_rewards(place, data.rewards, needs)
     for scores in data.scores.values():
         if isinstance(scores, ScoresReader):
             scores.check(data.reader)
@@ -290,8 +290,14 @@ def check_objective(place: str, data: Data, needs: Needs) -> None:
         check_labels(data.reader, data.reader.layout()[0], needs.head)
 
 
-def _check_truncated(place: str, needs: Needs) -> None:
-    if needs.compares_sampler:
+def _check_rewards(place: str, rewards: RewardsReader, needs: Needs) -> None:
+    if "returns" in needs.columns and not rewards.has("returns"):
+        raise ConfigError(
+            f"{rewards.artifacts[0].path}: has no returns for a critic to learn; make them with `postmill reward"
+            " --advantage gae`",
+            USAGE,
+        )
+    if rewards.is_truncated and needs.compares_sampler:
         raise ConfigError(
             f"{place}: its rows were sampled with --top-p, --top-k or --min-p, and the engine's log-probs are not those"
             " of its choices; pass --rl.mismatch none, or sample without",

@@ -51,6 +51,7 @@ OBJECTIVES = Choice(
         "kto": "postmill.stages.train.objectives.kto_options:Kto",
         "rm": "postmill.stages.train.objectives.rm_options:Rm",
         "seq_cls": "postmill.stages.train.objectives.seq_cls_options:SeqCls",
+        "value": "postmill.stages.train.objectives.value_options:Value",
         "prm": "postmill.stages.train.objectives.prm_options:Prm",
         "embedding": "postmill.stages.train.objectives.embedding_options:Embedding",
         "reranker": "postmill.stages.train.objectives.reranker_options:Reranker",

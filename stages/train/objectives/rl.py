@@ -92,14 +92,14 @@ class RlLoss:
         def column(name: str) -> Tensor | None:
             return batch.columns[name][at_N].to(logp_N.dtype) if name in batch.columns else None
 
-        engine_N, old_N = column("engine_logp"), column("old_logp")
+        engine_N, old_N, by_token_N = column("engine_logp"), column("old_logp"), column("advantages")
         assert engine_N is not None
         if self._options.old == "engine":
             old_N = torch.where(engine_N.isnan(), logp_N.detach(), engine_N)
         return Sampled(
             logp_T=logp_N,
             old_T=logp_N.detach() if old_N is None else old_N,
-            advantage_T=batch.columns["advantage"][row_N].to(logp_N.dtype),
+            advantage_T=by_token_N if by_token_N is not None else batch.columns["advantage"][row_N].to(logp_N.dtype),
             row_T=row_N,
             num_rows=len(batch.row_R),
             ref_T=column("ref_logp"),

@@ -104,7 +104,7 @@ class Rl(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, 
     def needs(self) -> Needs:
         """See `Needs`."""
         stats: set[Stat] = {"logp"}
-        columns = ["advantage", "engine_logp"]
+        columns = ["advantage", "advantages", "engine_logp"]
         if self.share == "group_mean_token_mean":
             columns.append("group_tokens")
         if self.old == "start":
