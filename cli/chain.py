@@ -34,6 +34,10 @@ RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 """Recipes that come with the package."""
 
 
+class _NoInput(ConfigError):
+    """Nothing is there for an input of a section."""
+
+
 class Step(msgspec.Struct, frozen=True):
     """One section, ready to run."""
 
@@ -107,6 +111,9 @@ def read_steps(
     for name in sections:
         try:
             steps.append(_step(path, name, steps, wires=wires, settings=settings, output=folder / name))
+        except _NoInput as fault:
+            # after a section with a fault, what it would have made is missing too: one fault is enough
+            faults += [] if faults else [str(fault)]
         except ConfigError as fault:
             faults.append(str(fault))
     if not sections:
@@ -255,7 +262,7 @@ def _implied(place: str, name: str, port: Port, before: list[Step], wires: dict[
     if port.required:
         known = {"model": "-m MODEL", "data": "it behind the recipe"}
         flag = known.get(name, f"--set {place.rpartition(' ')[2]}.{name}=...")
-        raise ConfigError(f"{place}: no {name}; no section before makes {' or '.join(port.kinds)}; pass {flag}")
+        raise _NoInput(f"{place}: no {name}; no section before makes {' or '.join(port.kinds)}; pass {flag}")
     return []
 
 

@@ -17,6 +17,7 @@ TOOLS = {
     "get": "a model from Hugging Face or ModelScope",
     "chat": "talk with a model",
     "show": "what is trained on, coloured by weight, at every stage",
+    "ui": "a page in the browser: fill in, look, run, compare",
     "view": "an artifact or a run as one HTML page",
     "verify": "check an artifact against its manifest",
     "inspect": "what an artifact is",

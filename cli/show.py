@@ -146,16 +146,12 @@ def _encoder(folder: Path, config: "Tokenize | None" = None, template: Path | No
     return make_encoder(dated, model, chosen, [], family)
 
 
-def _raw_rows(reference: str, args: Args, wanted: RowName | None, count: int) -> Iterator[Shown]:
-    """The first rows of raw data, or of those that `wanted` names, as tokenize would make them."""
-    import pyarrow as pa
-
+def raw_rows(reference: str, args: Args, wanted: RowName | None, count: int) -> "tuple[Iterator[Shown], ChatEncoder]":
+    """The first rows of raw data, or of those that `wanted` names, as tokenize would make them; and what reads ids."""
     model = args.options.get("-m")
     if model is None:
         raise ConfigError("show: a raw file needs -m MODEL, to render and tokenize it as training would")
     from postmill.stages.shared.model_reference import find_model
-    from postmill.stages.tokenize.reading import Reading
-    from postmill.stages.tokenize.sources import open_sources
     from postmill.stages.tokenize.work import refusals
 
     config = _raw_config(args)
@@ -164,22 +160,27 @@ def _raw_rows(reference: str, args: Args, wanted: RowName | None, count: int) ->
         raise ArtifactError(f"{template}: no such file", NO_INPUT)
     with refusals():
         encoder = _encoder(find_model(model, tokenizer_only=True).path, config, template)
+    return itertools.islice(_encoded(reference, config, encoder, wanted), count), encoder
+
+
+def _encoded(reference: str, config: "Tokenize", encoder: "ChatEncoder", wanted: RowName | None) -> Iterator[Shown]:
+    import pyarrow as pa
+
+    from postmill.stages.tokenize.reading import Reading
+    from postmill.stages.tokenize.sources import open_sources
+    from postmill.stages.tokenize.work import refusals
+
     sources = open_sources([reference], reading=Reading(columns=config.columns, drop=frozenset(config.drop)))
     names = [source.name for source in sources.sources]
-    shown = 0
     for chunk in sources.chunks():
         with refusals():
             start = (chunk.source, chunk.first_line, chunk.first_record)
             rows, *_ = encoder.encode_chunk(chunk.data, names[chunk.source], *start)
         lines = chunk.data.split(b"\n")
         for row in pa.record_batch(rows).to_pylist():
-            if wanted is not None and not wanted.fits(row, names):
-                continue
-            raw = lines[row["line"] - chunk.first_line].decode(errors="replace")
-            yield Shown(_title(row, names), pieces_of(row, encoder), raw[:_SHOWN_RAW])
-            shown += 1
-            if shown == count:
-                return
+            if wanted is None or wanted.fits(row, names):
+                raw = lines[row["line"] - chunk.first_line].decode(errors="replace")
+                yield Shown(_title(row, names), pieces_of(row, encoder), raw[:_SHOWN_RAW])
 
 
 def _bins(reader: "PackedReader", bins: Sequence[int], viewer: Viewer, wanted: RowName | None) -> Iterator[Shown]:
@@ -214,7 +215,7 @@ def _collect(args: Args, count: int) -> Iterator[Shown]:
     path = Path(args.words[0])
     wanted = RowName(args.options["--row"]) if "--row" in args.options else None
     if not (path / MANIFEST).is_file() and path.name != MANIFEST:
-        yield from _raw_rows(args.words[0], args, wanted, count)
+        yield from raw_rows(args.words[0], args, wanted, count)[0]
         return
     artifact = open_artifact(args.words[0])
     kind, model = artifact.manifest.kind, args.options.get("-m")

@@ -50,17 +50,26 @@ def run(argv: list[str]) -> int:
         raise ConfigError(f"-n {args.options['-n']}: expected a number of rows")
     shown = int(args.options.get("-n", "300"))
     folder = Path(args.words[0])
-    artifacts = _artifacts(folder)
-    tables = [table for artifact in artifacts for table in tables_of(artifact, args.options.get("-m"), shown)]
-    curves = [one for artifact in artifacts for one in curves_of(artifact)]
-    summary = [(f"about {one.path.name}", _summary(one)) for one in artifacts]
-    name = folder.resolve().name or "postmill"
-    about = f"{len(artifacts)} artifacts" if len(artifacts) > 1 else describe(artifacts[0]).splitlines()[0]
-    made = to_html(Page(tables, curves, graph_of(artifacts), summary), name, about)
+    made = page_of(folder, args.options.get("-m"), shown)
+    name = _name(folder)
     target = Path(args.options.get("-o", f"{name}.html"))
     target.write_bytes(made)
     sys.stdout.write(f"{target}\n")
     return 0
+
+
+def page_of(folder: Path, model: str | None = None, shown: int = 300) -> bytes:
+    """The file about an artifact, or about a folder of them. Raises ArtifactError (66)."""
+    artifacts = _artifacts(folder)
+    tables = [table for artifact in artifacts for table in tables_of(artifact, model, shown)]
+    curves = [one for artifact in artifacts for one in curves_of(artifact)]
+    summary = [(f"about {one.path.name}", _summary(one)) for one in artifacts]
+    about = f"{len(artifacts)} artifacts" if len(artifacts) > 1 else describe(artifacts[0]).splitlines()[0]
+    return to_html(Page(tables, curves, graph_of(artifacts), summary), _name(folder), about)
+
+
+def _name(folder: Path) -> str:
+    return folder.resolve().name or "postmill"
 
 
 def _artifacts(folder: Path) -> list[Artifact]:
@@ -172,11 +181,15 @@ def _pieces(row: dict[str, Any], encoder: "ChatEncoder | None", where: str, titl
     pieces = []
     runs = [(p.text, p.ids, p.weight, p.role) for p in pieces_of(row, encoder)] if encoder else _blind(row)
     for whole, ids, weight, role in runs:
-        words = _words(ids, encoder) if encoder else [(f"{one} ", [one]) for one in ids]
-        is_exact = encoder is None or "".join(word for word, _ in words) == whole
-        shown = words if is_exact else [(whole, ids)]
-        pieces.append(([word for word, _ in shown], [part for _, part in shown], weight, role))
+        words = words_of(whole, ids, encoder) if encoder else [(f"{one} ", [one]) for one in ids]
+        pieces.append(([word for word, _ in words], [part for _, part in words], weight, role))
     return {"title": title, "place": where, "pieces": pieces}
+
+
+def words_of(whole: str, ids: list[int], encoder: "ChatEncoder") -> list[tuple[str, list[int]]]:
+    """What each token of a text says, or the whole, where they do not make it up one by one."""
+    words = _words(ids, encoder)
+    return words if "".join(word for word, _ in words) == whole else [(whole, ids)]
 
 
 def _words(ids: list[int], encoder: "ChatEncoder") -> list[tuple[str, list[int]]]:

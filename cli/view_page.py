@@ -68,15 +68,21 @@ def to_html(page: Page, title: str, about: str) -> bytes:
 
 
 def _to_html(page: Page, title: str, about: str) -> bytes:
-    script, style = ((HERE / name).read_text(encoding="utf-8") for name in ("view.js", "view.css"))
+    script, style = read_text("draw.js", "view.js"), read_text("view.css")
     data = base64.b64encode(gzip.compress(msgspec.json.encode(page), 6, mtime=0)).decode()
     policy = (
-        f"default-src 'none'; script-src {_digest(script)}; style-src {_digest(style)}; base-uri 'none';"
+        f"default-src 'none'; script-src {digest_source(script)}; style-src {digest_source(style)}; base-uri 'none';"
         " form-action 'none'"
     )
     texts = {"title": html.escape(title), "about": html.escape(about), "policy": policy}
     return _PAGE.format(style=style, script=script, data=data, **texts).encode()
 
 
-def _digest(text: str) -> str:
+def read_text(*names: str) -> str:
+    """Files that lie beside this one, one after another."""
+    return "".join((HERE / name).read_text(encoding="utf-8") for name in names)
+
+
+def digest_source(text: str) -> str:
+    """The word by which a content security policy allows one script or style."""
     return "'sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() + "'"

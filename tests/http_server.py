@@ -9,7 +9,8 @@ from typing import Any
 
 from postmill.stages.runner import find_inputs
 from postmill.stages.serve.config import STAGE, Serve
-from postmill.stages.serve.run import listen, load, make_server
+from postmill.stages.serve.run import load, make_server
+from postmill.stages.shared.http import bind
 
 
 class Served:
@@ -31,7 +32,7 @@ def serving(
     """A server on a free port, until the block ends."""
     cfg = Serve(**({"port": 0, "log": "none"} | options))
     service = load(cfg, find_inputs(STAGE, {"served": [str(model)], "adapter": list(adapters)}), threads=1)
-    listener = listen(cfg)
+    listener = bind(cfg.host, cfg.port, "serve")
     server = make_server(service, keys or {}, admin_keys)
 
     async def run() -> None:

@@ -226,10 +226,10 @@ def to_toml(imported: Imported, origin: str) -> str:
     ]
     left = [line for line in imported.lines if line.status in ("missing", "unknown", "refused")]
     parts += [f"# not carried over: {line.name} = {_one_line(line.value)}: {line.note}\n" for line in left]
-    parts.append("\n" + "".join(f"{key} = {_toml(value)}\n" for key, value in imported.top.items()))
+    parts.append("\n" + "".join(f"{key} = {toml_value(value)}\n" for key, value in imported.top.items()))
     for name, table in imported.sections.items():
         parts.append(f"\n[{name}]\n")
-        parts += [f"{_key(option)} = {_toml(_plain(value))}\n" for option, value in table.items()]
+        parts += [f"{toml_key(option)} = {toml_value(_plain(value))}\n" for option, value in table.items()]
     return "".join(parts)
 
 
@@ -238,16 +238,16 @@ def _one_line(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _key(name: str) -> str:
+def toml_key(name: str) -> str:
     return name if re.fullmatch(r"[\w.-]+", name, re.ASCII) else json.dumps(name)
 
 
-def _toml(value: Any) -> str:
+def toml_value(value: Any) -> str:
     """A value of TOML: what looks like a number or a switch is one."""
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{_key(str(key))} = {_toml(item)}" for key, item in value.items()) + "}"
+        return "{" + ", ".join(f"{toml_key(str(key))} = {toml_value(item)}" for key, item in value.items()) + "}"
     if isinstance(value, list):
-        return "[" + ", ".join(_toml(item) for item in value) + "]"
+        return "[" + ", ".join(toml_value(item) for item in value) + "]"
     text = str(value)
     if isinstance(value, bool) or text.lower() in ("true", "false"):
         return text.lower()

@@ -6,13 +6,12 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from postmill.io.errors import FAILED, NO_INPUT, UNAVAILABLE, ArtifactError, ConfigError, StageError
+from postmill.io.errors import FAILED, NO_INPUT, ArtifactError, ConfigError, StageError
 from postmill.io.json_file import load_json
 from postmill.stages.progress import Progress
 from postmill.stages.protocol import Inputs, Out
@@ -26,6 +25,8 @@ from postmill.stages.shared.engine.pooled import PooledEngine
 from postmill.stages.shared.engine.text import Speaker
 from postmill.stages.shared.heads import Head, Pooling
 from postmill.stages.shared.hf import need
+from postmill.stages.shared.http import bind
+from postmill.stages.shared.http import make_server as http_server
 from postmill.stages.shared.saved_head import find_head
 from postmill.stages.tables import closest
 
@@ -43,7 +44,7 @@ def run(cfg: Serve, inputs: Inputs, out: Out) -> None:
     admin_keys = read_keys(Path(cfg.admin_key_file)) if cfg.admin_key_file else {}
     if cfg.adapter_dir and not Path(cfg.adapter_dir).is_dir():
         raise ArtifactError(f"--adapter-dir {cfg.adapter_dir}: no such folder", NO_INPUT)
-    listener = listen(cfg)
+    listener = bind(cfg.host, cfg.port, "serve")
     with contextlib.closing(listener):
         service = load(cfg, inputs, threads=out.threads)
         asyncio.run(_serve(service, make_server(service, keys, admin_keys), listener))
@@ -123,44 +124,11 @@ def read_keys(path: Path) -> dict[str, str]:
     return keys
 
 
-def listen(cfg: Serve) -> socket.socket:
-    """The socket, before anything is loaded. Raises StageError (69) where the address cannot be had."""
-    family = socket.AF_INET6 if ":" in cfg.host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((cfg.host, cfg.port))
-    except OSError as error:
-        listener.close()
-        why = error.strerror or str(error)
-        raise StageError(f"serve: {cfg.host}:{cfg.port}: {why}; choose another --port", UNAVAILABLE) from None
-    return listener
-
-
 def make_server(service: Service, keys: dict[str, str], admin_keys: dict[str, str] | None = None) -> Any:
-    """Uvicorn with the application, which leaves signals to the caller."""
-    import uvicorn
-
+    """The HTTP server with the application."""
     from postmill.stages.serve.app import App
 
-    class Server(uvicorn.Server):
-        @contextlib.contextmanager
-        def capture_signals(self) -> Iterator[None]:
-            yield
-
-    return Server(
-        uvicorn.Config(
-            App(service, keys, admin_keys),
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            timeout_keep_alive=75,
-            timeout_graceful_shutdown=1,
-            h11_max_incomplete_event_size=16 << 10,
-            http="h11",
-            lifespan="off",
-        )
-    )
+    return http_server(App(service, keys, admin_keys))
 
 
 async def _serve(service: Service, server: Any, listener: socket.socket) -> None:

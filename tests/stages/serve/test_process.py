@@ -16,7 +16,8 @@ from tiny_chat import write_chat_model
 from postmill.io.errors import ConfigError, StageError
 from postmill.stages.options import make
 from postmill.stages.serve.config import Serve
-from postmill.stages.serve.run import listen, read_keys
+from postmill.stages.serve.run import read_keys
+from postmill.stages.shared.http import bind
 
 SERVE = [sys.executable, "-P", "-m", "postmill.cli.main", "serve"]
 
@@ -58,9 +59,9 @@ def test_sigterm_lets_running_requests_finish(folder):
 def test_what_cannot_be_served_is_said_before_anything_is_loaded(folder, tmp_path):
     with pytest.raises(ValueError, match="can be reached by other machines; pass --key-file"):
         make(Serve, host="0.0.0.0")
-    with listen(Serve(port=0)) as taken, pytest.raises(StageError, match="choose another --port"):
+    with bind("127.0.0.1", 0, "serve") as taken, pytest.raises(StageError, match="choose another --port"):
         taken.listen()
-        listen(Serve(port=taken.getsockname()[1]))
+        bind("127.0.0.1", taken.getsockname()[1], "serve")
     keys = tmp_path / "keys"
     keys.write_text("# of the team\nann: a-long-key\n\nanother-key\n")
     assert read_keys(keys) == {"ann": "a-long-key", "line4": "another-key"}
