@@ -141,7 +141,8 @@ EVAL_ITEMS_V1: Final = pa.schema(
         pa.field("error", pa.utf8()),
     ]
 )
-"""One question asked: `prompt` is the conversation as JSON; either `output` and `finish_reason`, or `error`."""
+"""One question asked: `prompt` is the conversation, or a task's text, as JSON; either `output` and `finish_reason`, or
+`error`."""
 
 EVAL_SCORES_V1: Final = pa.schema(
     [
@@ -154,6 +155,18 @@ EVAL_SCORES_V1: Final = pa.schema(
     ]
 )
 """One answer scored; `score` and `ok` are null where nothing was answered or expected, never 0."""
+
+EVAL_CHOICES_V1: Final = pa.schema(
+    [
+        pa.field("item_id", pa.utf8(), nullable=False),
+        pa.field("choice", pa.int32(), nullable=False),
+        pa.field("text", pa.utf8(), nullable=False),
+        pa.field("logp", pa.float64(), nullable=False),
+        pa.field("num_tokens", pa.int32(), nullable=False),
+        pa.field("is_greedy", pa.bool_(), nullable=False),
+    ]
+)
+"""What a model thinks of each choice of a task's item: the log-prob of its text after the prompt."""
 
 
 SAMPLED: Final = pa.struct(

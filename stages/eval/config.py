@@ -14,6 +14,12 @@ Rule = Literal["exact", "contains", "contains_all", "regex", "choice"]
 class Eval(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Ask a model questions, and score what it answers."""
 
+    task: str = ""
+    """A benchmark, whose rows come with --data; its numbers are those of lm-eval. --task-file describes another one."""
+    fewshot: Annotated[int, Meta(ge=0)] | None = None
+    """Solved rows before each row of the task. Default: the task's own."""
+    limit: Annotated[int, Meta(ge=0)] = 0
+    """Ask the first rows of the task only; 0 is all."""
     question: list[str] = []
     """A question to ask; may be given several times, beside or instead of --ask."""
     system: str = ""
@@ -43,6 +49,10 @@ class Eval(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     min_accuracy: Annotated[float, Meta(ge=0, le=1), SAME_BYTES] = 0.0
     """Fail if a smaller share of the scored answers is right."""
 
+    def __post_init__(self) -> None:
+        if self.task and self.question:
+            raise ValueError("task and question exclude each other")
+
 
 _TESTED = ("model", "adapter", "eval")
 
@@ -55,6 +65,20 @@ STAGE = Stage(
             kinds=_TESTED, required=False, help="a model, an adapter, or an eval artifact whose answers to score again"
         ),
         "ask": Port(kinds=("file",), flag="--ask", required=False, help="questions, one JSON object a line"),
+        "data": Port(
+            kinds=("file",),
+            flag="--data",
+            many=True,
+            named=True,
+            required=False,
+            help="SPLIT=FILE: rows of the task, as jsonl, json, csv or parquet; may be given several times",
+        ),
+        "task_file": Port(
+            kinds=("file",),
+            flag="--task-file",
+            required=False,
+            help="a task of your own, described as the built-in ones are",
+        ),
         "before": Port(kinds=_TESTED, flag="--before", required=False, help="what to compare with, like the base"),
         "model": Port(
             kinds=("model",),

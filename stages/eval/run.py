@@ -17,6 +17,7 @@ from postmill.stages.eval.config import Eval
 from postmill.stages.eval.questions import Question, read_questions
 from postmill.stages.eval.report import Side, compare, markdown, summarize, terminal
 from postmill.stages.eval.scoring import score
+from postmill.stages.eval.tasks.run import run_task
 from postmill.stages.progress import Progress
 from postmill.stages.protocol import Input, Inputs, Out, Result
 from postmill.stages.shared.engine.ask import ask_all
@@ -32,6 +33,8 @@ ITEMS, SCORES, REPORT = "items.arrow", "scores.arrow", "report.md"
 
 def run(cfg: Eval, inputs: Inputs, out: Out) -> Result:
     """Raises ArtifactError (65) for bad questions; StageError (65) over --max-errors, (1) under --min-accuracy."""
+    if cfg.task or inputs["task_file"]:
+        return run_task(cfg, inputs, out)
     questions = read_questions(cfg, inputs["ask"][0].path if inputs["ask"] else None)
     base = inputs["model"][0].path if inputs["model"] else None
     versions: dict[str, str] = {}

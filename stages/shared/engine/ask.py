@@ -57,17 +57,18 @@ def _check(batch: list[Request], replies: list[Reply], sampling: Sampling) -> No
 def _fault(reply: Reply, sampling: Sampling) -> str:
     """What is impossible in an answer, or an empty string."""
     count, most = len(reply.ids), sampling.max_new_tokens
-    if not 1 <= count <= most:
-        return f"{count} tokens, expected 1 to {most}"
+    if not min(most, 1) <= count <= most:
+        return f"{count} tokens, expected {min(most, 1)} to {most}"
     if not count == len(reply.logp) == len(reply.sampled_logp):
         return f"{count} tokens with {len(reply.logp)} and {len(reply.sampled_logp)} log-probs"
     for value in (*reply.logp, *reply.sampled_logp):
         if not math.isfinite(value) or value > _ROUNDING:
             return f"a log-prob of {value}"
-    stops = [token in sampling.stop_ids for token in reply.ids]
+    stops = [token in sampling.stop_ids for token in reply.ids] or [False]
     if any(stops[:-1]):
         return f"it goes on after {reply.ids[stops.index(True)]}, which ends answers"
-    finish = "stop" if stops[-1] else "length"
+    is_held = sampling.constraint is not None and reply.finish == "stop"  # a grammar can end an answer too
+    finish = "stop" if stops[-1] or is_held or reply.stop is not None else "length"
     if reply.finish != finish or (finish == "length" and count < most):
         return f"{count} of {most} tokens, the last one is {reply.ids[-1]}, and it says {reply.finish}"
     return ""

@@ -28,6 +28,13 @@ class Speaker:
         return frozenset() if found is None else frozenset({found})
 
     @property
+    def first_id(self) -> int | None:
+        """What stands before a text that begins with nothing: the token that begins texts, else the one that ends
+        them."""
+        found: int | None = self._tokenizer.bos_token_id
+        return self._tokenizer.eos_token_id if found is None else found
+
+    @property
     def template(self) -> str:
         """The chat template's source; empty if there is none."""
         found = self._tokenizer.chat_template
