@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from postmill.stages.rollout.search_options import Search
 from postmill.stages.rollout.turns_options import Turns
 from postmill.stages.shared.engine.endpoint import Endpoint
 from postmill.stages.spec import SAME_BYTES, Port, Stage
@@ -43,6 +44,8 @@ class Rollout(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """What to compute in: auto is float32 on a CPU and bfloat16 on a GPU."""
     endpoint: Endpoint = Endpoint()
     """A server to ask in place of the model here, whose tokenizer is used; it has to give back token ids."""
+    search: Search = Search()
+    """Answers that are looked for step by step, with --guide or --prm."""
     turns: Turns = Turns()
     """Conversations of several answers, with --env or --tools."""
     max_errors: Annotated[float, Meta(ge=0, le=1), SAME_BYTES] = 0.0
@@ -53,6 +56,8 @@ class Rollout(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             raise ValueError("regex and json_schema both say what answers have to be; give one")
         if self.json_schema and not self.json_schema.lstrip().startswith("{"):
             raise ValueError('json_schema: expected the schema itself, {...}; pass --json-schema "$(cat FILE)"')
+        if self.search.search != "none" and self.temperature == 0:
+            raise ValueError("search tries several ways to go on, which temperature 0 makes equal; raise --temperature")
         if self.temperature == 0 and self.samples > 1:
             raise ValueError(f"samples {self.samples} at temperature 0 would all be the same; raise --temperature")
 
@@ -81,6 +86,19 @@ STAGE = Stage(
             resolver="postmill.stages.rollout.inputs:resolve",
             help="an environment that answers the model, turn after turn: file.py:Class, or a program that speaks lines"
             " of JSON",
+        ),
+        "guide": Port(
+            kinds=("function",),
+            flag="--guide",
+            required=False,
+            resolver="postmill.stages.rollout.inputs:resolve",
+            help="for --search, a function(row, text) that gives a number to the start of an answer: file.py:function",
+        ),
+        "prm": Port(
+            kinds=("model",),
+            flag="--prm",
+            required=False,
+            help="for --search, a model that judges steps: of --objective prm or value",
         ),
         "tools": Port(
             kinds=("function",),

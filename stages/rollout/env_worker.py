@@ -65,7 +65,7 @@ async def _finish(value: Any) -> Any:
 
 
 def answer_to(
-    environments: dict[str, Any], make: Callable[[], Callable[[], Any]], call: dict[str, Any]
+    environments: dict[str, Any], make: Callable[[], Callable[..., Any]], call: dict[str, Any]
 ) -> dict[str, Any]:
     """The answer to one call, a dict for JSON. What an environment raises is an answer too."""
     name = call["id"]
@@ -74,6 +74,9 @@ def answer_to(
             close = getattr(environments.pop(name, None), "close", None)
             found = wait_for(close()) if close is not None else None
             return {"id": name}
+        if call["call"] == "judge":
+            value = wait_for(make()(call["row"], call["text"]))
+            return {"id": name, "reward": None if value is None else float(value)}
         if call["call"] == "reset":
             environments[name] = make()()
             found = wait_for(environments[name].reset(call["row"], call["seed"]))
@@ -103,18 +106,18 @@ def read(found: Any, call: str) -> dict[str, Any]:
     return found | {"messages": messages, "reward": None if reward is None else float(reward), "done": done}
 
 
-def maker(mode: str, references: list[str]) -> Callable[[], Any]:
-    """What makes the environment of a conversation."""
+def maker(mode: str, references: list[str]) -> Callable[..., Any]:
+    """What makes the environment of a conversation, or judges beginnings of answers."""
     loaded = [load(reference, number) for number, reference in enumerate(references)]
-    if mode == "env":
-        made: Callable[[], Any] = loaded[0]
+    if mode in ("env", "guide"):
+        made: Callable[..., Any] = loaded[0]
         return made
     names = [reference.rpartition(":")[2] for reference in references]
     return lambda: Tools(dict(zip(names, loaded, strict=True)))
 
 
 def main() -> None:
-    """Answer calls until stdin ends. Arguments: env or tools, memory limit, parent's id, references."""
+    """Answer calls until stdin ends. Arguments: env, tools or guide, memory limit, parent's id, references."""
     mode, memory_mb, parent, *references = sys.argv[1:]
     limit_self(int(memory_mb))
     if os.getppid() != int(parent):  # the parent died before it could be watched

@@ -10,7 +10,7 @@ from postmill.stages.protocol import Input
 
 def resolve(port: str, reference: str) -> list[Input]:
     """One environment or tool. Raises ConfigError (2) for what can be none, ArtifactError (66) for no such file."""
-    flag = "--env" if port == "env" else "--tools"
+    flag = f"--{port}"
     file, _, name = reference.rpartition(":")
     is_python = file.endswith(".py") and name.isidentifier()
     path = Path(file if is_python else reference)

@@ -5,6 +5,7 @@ With an environment or tools, what they say stands between answers. A sample tha
 error and no spans, never missing.
 """
 
+import contextlib
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,8 +24,10 @@ from postmill.stages.protocol import Inputs, Out, Result
 from postmill.stages.rollout.config import Rollout
 from postmill.stages.rollout.dialogue import Dialogue
 from postmill.stages.rollout.episodes import Episode, Episodes
+from postmill.stages.rollout.guides import FunctionGuide, ModelGuide
 from postmill.stages.rollout.host import Host, python_argv
 from postmill.stages.rollout.rows import Branch, Ended, Sample, digest16, metrics_of, write_samples
+from postmill.stages.rollout.search import Guide, Searcher
 from postmill.stages.shared.base_model import all_stop_ids
 from postmill.stages.shared.engine.ask import ask_all
 from postmill.stages.shared.engine.local import LocalEngine
@@ -66,12 +69,15 @@ def run(cfg: Rollout, inputs: Inputs, out: Out) -> Result:
         constraint=_constraint(cfg, engine),
     )
     more: dict[str, Any] = {}
-    if inputs["env"] or inputs["tools"]:
-        if any(prompt.get(MEDIA) for prompt in prompts):
-            raise ConfigError("--env, --tools: prompts with pictures are answered once; leave them out", USAGE)
-        samples, more = _talk(cfg, inputs, prompts, (engine, Ended(speaker, sampling.stop_ids), sampling), out)
+    model = (engine, Ended(speaker, sampling.stop_ids), sampling)
+    is_searched = cfg.search.search != "none"
+    if (is_searched or inputs["env"] or inputs["tools"]) and any(prompt.get(MEDIA) for prompt in prompts):
+        raise ConfigError("--search, --env, --tools: prompts with pictures are answered once; leave them out", USAGE)
+    if is_searched:
+        samples, more = _search(cfg, inputs, prompts, model, out)
+    elif inputs["env"] or inputs["tools"]:
+        samples, more = _talk(cfg, inputs, prompts, model, out)
     else:
-        model = (engine, Ended(speaker, sampling.stop_ids), sampling)
         samples = _answer(cfg, prompts, _read_pictures(prompts, folders[0]), model, out)
     _check_errors(cfg, samples)
     num_rows = write_samples(samples, out)
@@ -244,6 +250,43 @@ def _talk(
         "turns": sum(episode.turn for episode in good) / max(len(good), 1),
         "calls": sum(episode.num_calls for episode in good),
         "forks": dict(sorted(work.forks.items())),
+    }
+
+
+def _search(
+    cfg: Rollout, inputs: Inputs, prompts: list[dict[str, Any]], model: _Model, out: Out
+) -> tuple[list[Sample], dict[str, Any]]:
+    """The best answers to each prompt, and what looking for them cost. Raises ConfigError (2) without one guide."""
+    engine, ended, sampling = model
+    if len(inputs["guide"]) + len(inputs["prm"]) != 1 or inputs["env"] or inputs["tools"]:
+        raise ConfigError("--search needs what judges beginnings of answers: --guide or --prm, and nothing else", USAGE)
+    stop = () if cfg.search.search == "best_of_n" or not cfg.search.step_text else (cfg.search.step_text,)
+
+    def ask(requests: Sequence[Request], most: int) -> dict[str, Reply]:
+        limited = msgspec.structs.replace(sampling, max_new_tokens=most, stop=stop)
+        return ask_all(engine, list(requests), limited, out=out, name=_JOURNAL, what="steps")
+
+    with contextlib.ExitStack() as stack:
+        guide: Guide
+        if inputs["prm"]:
+            path = inputs["prm"][0].path
+            assert path is not None
+            guide = ModelGuide(path, threads=out.threads)
+        else:
+            item, turns = inputs["guide"][0], cfg.turns
+            reference = f"{item.path}:{item.name.rpartition(':')[2]}"
+            argv = python_argv("guide", [reference], turns.env_memory_mb)
+            guide = FunctionGuide(
+                stack.enter_context(Host(argv, out.threads, call_limit_s=turns.call_limit_s, time_limit_s=0))
+            )
+        searcher = Searcher(cfg.search, ended, guide, max_new_tokens=cfg.max_new_tokens, seed=cfg.seed)
+        samples = searcher.samples(prompts, searcher.run(prompts, ask), cfg.samples)
+    if searcher.num_judged and searcher.num_judged == searcher.num_unjudged:
+        raise StageError("--guide: judged none of the answers; it has to return a number", BAD_DATA)
+    return samples, {
+        "search_tokens": searcher.sampled_tokens,
+        "judged": searcher.num_judged,
+        "unjudged": searcher.num_unjudged,
     }
 
 
