@@ -134,20 +134,27 @@ def rows_attention(  # noqa: PLR0917  # the interface's signature
     s_aux: Tensor | None = None,
     row_starts: tuple[int, ...] = (),
     blocks: Blocks | None = None,
+    prefix: tuple[tuple[Tensor, Tensor], ...] = (),
     **_: Any,
 ) -> tuple[Tensor, None]:
     """Attention within rows, causal but in encoders. Row i is `row_starts[i]:row_starts[i + 1]`; without starts all is
-    one row.
+    one row, whose first keys may be of a cache.
 
+    prefix: key and value of each layer, [1, K, P, D], that every row sees before its own.
     Returns [1, T, N, D], as the interface asks. Honours sliding windows, softcapping and `blocks`. Raises
     NotImplementedError for attention sinks.
     """
     _refuse_sinks(s_aux)
     starts, causal = row_starts or (0, query_1NTD.shape[2]), _is_causal(module)
+    cached = key_1KTD.shape[2] - query_1NTD.shape[2]
+    layer: Any = module
+    before = prefix[layer.layer_idx] if prefix else (key_1KTD[:, :, :cached], value_1KTD[:, :, :cached])
     pieces = []
     for start, end in itertools.pairwise(starts):
-        q, k, v = (t[:, :, start:end] for t in (query_1NTD, key_1KTD, value_1KTD))
-        mask_LL = _window(end - start, sliding_window, q.device, causal=causal)
+        q, k, v = query_1NTD[:, :, start:end], *(t[:, :, cached + start : cached + end] for t in (key_1KTD, value_1KTD))
+        mask_LL = _window(end - start, sliding_window, q.device, causal=causal, before=before[0].shape[2])
+        if before[0].shape[2]:
+            k, v = (torch.cat([first.to(own.dtype), own], dim=2) for first, own in zip(before, (k, v), strict=True))
         if blocks is not None:
             mask_LL = _with_blocks(blocks._replace(number_T=blocks.number_T[start:end]), sliding_window)
         if softcap is not None:
@@ -227,13 +234,16 @@ def in_groups(row_starts: tuple[int, ...], group: int, offset: int) -> tuple[int
     return (*starts, row_starts[-1])
 
 
-def _window(length: int, sliding_window: int | None, device: torch.device, *, causal: bool = True) -> Tensor | None:
-    """Mask of the tokens less than `sliding_window` away, causal or not; None where all of them are."""
-    if sliding_window is None or length <= sliding_window:
+def _window(
+    length: int, sliding_window: int | None, device: torch.device, *, causal: bool = True, before: int = 0
+) -> Tensor | None:
+    """Mask of the tokens less than `sliding_window` away, causal or not; None where all of them are. `before` keys lie
+    before the row."""
+    if not before and (sliding_window is None or length <= sliding_window):
         return None
-    at = torch.arange(length, device=device)
-    distance_LL = at[:, None] - at[None, :]
-    return (distance_LL.abs() < sliding_window) & ((distance_LL >= 0) | (not causal))
+    at = torch.arange(before + length, device=device)
+    distance_LL = at[before:, None] - at[None, :]
+    return (distance_LL.abs() < (sliding_window or before + length)) & ((distance_LL >= 0) | (not causal))
 
 
 def _with_blocks(blocks: Blocks, window: int | None) -> Tensor:

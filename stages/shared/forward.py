@@ -24,6 +24,7 @@ from postmill.stages.shared.heads import LM, Head
 from postmill.stages.shared.media.hearing import hear
 from postmill.stages.shared.media.layout import features_of
 from postmill.stages.shared.media.pixels import Seen
+from postmill.stages.shared.soft_prompt import SoftPrompt
 from postmill.stages.shared.stats import Stat
 from postmill.stages.shared.vocab import is_slice, sliced_head, whole_head
 
@@ -150,8 +151,10 @@ class Forward(nn.Module):
         head: Head = LM,
         neftune_alpha: float = 0.0,
         router_aux: float = 0.0,
+        prompt: SoftPrompt | None = None,
     ) -> None:
-        """`model` is transformers' of the class that `head` names, adapters injected or not."""
+        """`model` is transformers' of the class that `head` names, adapters injected or not. prompt: what stands before
+        every row."""
         super().__init__()
         self.head = head
         self.model: Any = model
@@ -166,6 +169,9 @@ class Forward(nn.Module):
         self._no_cache = {"use_cache": False} if hasattr(config, "use_cache") else {}
         self._context: Context | None = None
         self._each_row = False
+        self.prompt = prompt
+        if prompt is not None and neftune_alpha:
+            raise ConfigError("--neftune-alpha: not with vectors before each row; leave it out", USAGE)
         self.is_encoder_decoder = bool(getattr(config, "is_encoder_decoder", False))
         if self.is_encoder_decoder and (head.kind != "lm" or neftune_alpha):
             raise ConfigError(
@@ -232,6 +238,8 @@ class Forward(nn.Module):
         hidden states, [1, T, H], without a head."""
         if self.is_encoder_decoder:
             return own_answer_logits(self.model, ids_1T)
+        if self.prompt is not None:
+            return self.prompt.own_logits(self.model, ids_1T)
         types = {"token_type_ids": token_types(ids_1T, (0, ids_1T.shape[1]))} if self._has_types else {}
         found = self.model(input_ids=ids_1T, **types, **self._no_cache)
         logits: Tensor = found.last_hidden_state if self.head.kind == "pool" else found.logits
@@ -350,13 +358,21 @@ class Forward(nn.Module):
                     inputs |= {} if media.blocks is None else {"blocks": media.blocks}
                     if read:
                         inputs["mm_encoder_outputs"] = {kind: self._encoded(kind, seen) for kind, seen in read.items()}
+            starts = mine.row_starts
+            real_T: Tensor | slice = slice(None)
+            if self.prompt is not None:
+                embedding = self.model.get_input_embeddings()
+                longer, positions, starts, real_T = self.prompt.before_rows(
+                    embedding, mine.input_ids_1T, starts, positions
+                )
+                inputs = {name: value for name, value in inputs.items() if name != "input_ids"} | longer
             found = decode(
                 functools.partial(decoder, **self._no_cache),
                 inputs | {"position_ids": positions},
-                mine.row_starts,
+                starts,
                 each_row=self._each_row,
             )
-        hidden_TH = torch.cat([part.last_hidden_state[0] for part in found])
+        hidden_TH = torch.cat([part.last_hidden_state[0] for part in found])[real_T]
         for nothing in blank:
             hidden_TH = hidden_TH + nothing
         if not self._router_aux:

@@ -111,6 +111,7 @@ def _train(
         head=objective.needs.head,
         neftune_alpha=cfg.neftune_alpha,
         router_aux=router_coefficient(net.config, cfg.router_aux),
+        prompt=model.soft_prompt(net),
     ).train()
     wrapped = layout.wrap(forward)
     check(forward, reader, dtype, device, loss_kernel=cfg.compute.loss_kernel, cut=cfg.parallel.cuts_model)

@@ -214,6 +214,12 @@ def check_request(cfg: Train) -> None:
             USAGE,
         )
     form = cfg.parallel
+    if form.cuts_model and tuner in ("prompt-tuning", "p-tuning", "prefix-tuning"):
+        raise ConfigError(
+            f"--tuner {tuner}: its vectors stand before whole rows, which --shard, --tp, --cp and --ep cut or share;"
+            " leave them out, or use --tuner lora",
+            USAGE,
+        )
     if (form.shard != "none" or max(form.tp, form.ep) > 1) and not cfg.optimizer.shards:
         said = f"--shard {form.shard}" if form.shard != "none" else f"--tp {form.tp} --ep {form.ep}"
         raise ConfigError(
