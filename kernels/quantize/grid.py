@@ -12,8 +12,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-FP8_MAX = 448.0
-"""The largest number of E4M3 without infinities."""
+FP8_MAX, FP4_MAX = 448.0, 6.0
+"""The largest numbers of E4M3, which has no infinities, and of E2M1."""
+BLOCK = 128
+"""Rows and columns that share a scale in blocks of FP8."""
 
 
 class Form(NamedTuple):
@@ -23,7 +25,10 @@ class Form(NamedTuple):
     group: int = 128
     symmetric: bool = True
     floating: bool = False
-    """Codes are FP8 (E4M3) instead of integers."""
+    """Codes are FP8 (E4M3), or FP4 (E2M1) for 4 bits, instead of integers."""
+    scales: str = ""
+    """What scales are, where that is not the dtype they are stored in: `e4m3`, FP8 under one power of two (NVFP4);
+    `e8m0`, powers of two (MXFP4); `block`, float32 that 128 rows share as well."""
 
     @property
     def lowest(self) -> int:
@@ -33,13 +38,19 @@ class Form(NamedTuple):
     def highest(self) -> int:
         return (1 << (self.bits - 1)) - 1
 
+    @property
+    def largest(self) -> float:
+        """Of floating codes."""
+        return FP8_MAX if self.bits == 8 else FP4_MAX
+
     def columns(self, num_columns: int) -> int:
         """Columns of one group in a row of `num_columns`."""
         return self.group or num_columns
 
 
 class Encoded(NamedTuple):
-    """One weight on its grid. codes: int8 or float8_e4m3fn [N, K]; scale: [N, G], as stored; zero: int8 [N, G]."""
+    """One weight on its grid. codes: int8, or float8_e4m3fn, which holds all of FP4 [N, K]; scale: [N, G], as stored
+    (float32 where the form has scales of its own); zero: int8 [N, G]."""
 
     codes: Tensor
     scale: Tensor
@@ -61,15 +72,42 @@ def fit(
     An all-zero group gets scale 1.
     """
     groups = by_group(weight_NK, form)
+    if form.scales:
+        return _own_scales(groups.abs().amax(-1), shrink, form), None
     if form.floating or form.symmetric:
         # 15 steps of four bits lie between -8 and 7: their half is 7.5, the convention of compressed-tensors
-        steps = FP8_MAX if form.floating else (form.highest - form.lowest) / 2
+        steps = form.largest if form.floating else (form.highest - form.lowest) / 2
         scale = _stored(groups.abs().amax(-1) * shrink / steps, dtype)
         return scale, None
     low, high = groups.amin(-1).clamp(max=0) * shrink, groups.amax(-1).clamp(min=0) * shrink
     scale = _stored((high - low) / (form.highest - form.lowest), dtype)
     zero = (form.lowest - low / scale.float()).round().clamp(form.lowest, form.highest)
     return scale, zero
+
+
+def _own_scales(size_NG: Tensor, shrink: Tensor | float, form: Form) -> Tensor:
+    """Scales [N, G], float32, of groups of such a largest size, rounded to what `form.scales` can say."""
+    if form.scales == "e8m0":
+        # the sizes are rounded to one bit after the point first, as compressed-tensors does: 7 is nearer to 8 than to 4
+        mantissa, exponent = torch.frexp(size_NG * shrink)
+        scale = torch.ldexp(torch.ones_like(size_NG), exponent - 3 + (mantissa >= 0.875).int())
+        return torch.where(size_NG == 0, 1.0, scale.clamp(2.0**-126, 2.0**126))
+    if form.scales == "e4m3":
+        whole = power_of_two(size_NG.amax() / FP4_MAX)
+        scale = (size_NG * shrink / FP4_MAX * whole).to(torch.float8_e4m3fn).float()
+        return torch.where(scale == 0, 1.0, scale) / whole
+    rows = size_NG.shape[0]
+    padded = torch.nn.functional.pad(size_NG * shrink, (0, 0, 0, -rows % BLOCK))
+    scale = padded.view(-1, BLOCK, padded.shape[1]).amax(1) / FP8_MAX
+    return torch.where(scale == 0, 1.0, scale).repeat_interleave(BLOCK, 0)[:rows]
+
+
+def power_of_two(largest: Tensor) -> Tensor:
+    """What scales up to `largest` are multiplied by so that they fill FP8: it changes no digit of them."""
+    if not float(largest):
+        return torch.ones(())
+    whole = torch.exp2((FP8_MAX / largest.float()).log2().floor())
+    return torch.where(largest * whole * 2 <= FP8_MAX, whole * 2, whole)
 
 
 def _stored(scale: Tensor, dtype: torch.dtype) -> Tensor:
@@ -82,13 +120,21 @@ def encode(weight_NK: Tensor, form: Form, scale: Tensor, zero: Tensor | None) ->
     """The nearest codes on a given grid, half to even; what lies outside is clamped."""
     steps = by_group(weight_NK, form) / scale.float().unsqueeze(-1)
     if form.floating:
-        codes = steps.clamp(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn)
+        steps = steps.clamp(-form.largest, form.largest)
+        codes = (steps if form.bits == 8 else _to_fp4(steps)).to(torch.float8_e4m3fn)
         return Encoded(codes.view(weight_NK.shape), scale, None)
     steps = steps.round_()
     if zero is not None:
         steps += zero.unsqueeze(-1)
     codes = steps.clamp_(form.lowest, form.highest).to(torch.int8)
     return Encoded(codes.view(weight_NK.shape), scale, None if zero is None else zero.to(torch.int8))
+
+
+def _to_fp4(values: Tensor) -> Tensor:
+    """The nearest numbers of E2M1, ties to the even one: steps of 1/2 up to 2, of 1 up to 4, of 2 up to 6."""
+    size = values.abs()
+    step = torch.where(size < 2, 0.5, torch.where(size < 4, 1.0, 2.0))
+    return torch.copysign((size / step).round() * step, values)
 
 
 def decode(encoded: Encoded) -> Tensor:
@@ -108,7 +154,8 @@ def fake(weight_NK: Tensor, form: Form, scale: Tensor, zero: Tensor | None) -> T
 def count_clipped(encoded: Encoded, weight_NK: Tensor, form: Form) -> int:
     """How many weights lie more than half a step outside their grid."""
     if form.floating:
-        return int((weight_NK.abs() > FP8_MAX * encoded.scale.float() * (1 + 2**-4)).sum())
+        outside = by_group(weight_NK.abs(), form) > form.largest * encoded.scale.float().unsqueeze(-1) * (1 + 2**-4)
+        return int(outside.sum())
     steps = by_group(weight_NK, form) / encoded.scale.float().unsqueeze(-1)
     if encoded.zero is not None:
         steps = steps + encoded.zero.float().unsqueeze(-1)
@@ -116,8 +163,13 @@ def count_clipped(encoded: Encoded, weight_NK: Tensor, form: Form) -> int:
     return int(((steps < form.lowest - 0.51) | (steps > form.highest + 0.51)).sum())
 
 
-def round_activations(values: Tensor, floating: bool) -> Tensor:
-    """Activations as a runtime quantizes them, one scale a token: to 8 bits, integer or E4M3, and back. float32."""
+def round_activations(values: Tensor, floating: bool, group: int = 0) -> Tensor:
+    """Activations as a runtime quantizes them, to 8 bits, integer or E4M3, and back. float32.
+
+    One scale a token, or one for each `group` numbers of it.
+    """
+    if group:
+        return round_activations(values.view(*values.shape[:-1], -1, group), floating).flatten(-2)
     limit = FP8_MAX if floating else 127.5
     scale = (values.abs().amax(-1, keepdim=True) / limit).clamp(min=1e-12)
     if floating:

@@ -34,3 +34,22 @@ def unpack_rows(words: Tensor, bits: int, num_columns: int, order: tuple[int, ..
     if order:
         codes = codes[:, :, [order.index(place) for place in range(per_word)]]
     return (codes.flatten(1)[:, :num_columns] - (1 << (bits - 1))).to(torch.int8)
+
+
+_FP4 = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
+
+
+def pack_fp4(codes_NK: Tensor) -> Tensor:
+    """Numbers of E2M1 (in any dtype that holds them) to uint8 [N, K / 2]: sign and place in its list, the first low."""
+    values = codes_NK.float()
+    codes = torch.searchsorted(_FP4, values.abs().contiguous()).to(torch.uint8) | (
+        values.signbit().to(torch.uint8) << 3
+    )
+    return codes[:, ::2] | codes[:, 1::2] << 4
+
+
+def unpack_fp4(packed: Tensor) -> Tensor:
+    """The inverse: float8_e4m3fn [N, K]."""
+    codes = torch.stack([packed & 15, packed >> 4], -1).flatten(1).long()
+    values = _FP4.to(packed.device)[codes & 7]
+    return torch.where(codes > 7, -values, values).to(torch.float8_e4m3fn)

@@ -16,9 +16,9 @@ def rounded_activations(plan: Plan, prefix: str, layer: nn.Module) -> Iterator[N
         for name, module in layer.named_modules():
             target = plan.targets.get(f"{prefix}{name}")
             if target and target.activations:
-                floating = target.form.floating
+                how = (target.form.floating, target.activation_group)
                 handle = module.register_forward_pre_hook(
-                    lambda _, given, floating=floating: (round_activations(given[0], floating), *given[1:])
+                    lambda _, given, how=how: (round_activations(given[0], *how), *given[1:])
                 )
                 hooks.callback(handle.remove)
         yield

@@ -24,10 +24,14 @@ from postmill.stages.progress import Meter, Progress
 from postmill.stages.protocol import Out
 from postmill.stages.quantize.activations import rounded_activations
 from postmill.stages.quantize.config import Quantize
+from postmill.stages.quantize.fold import Inputs, fold
 from postmill.stages.quantize.formats.compressed_tensors import tensors
 from postmill.stages.quantize.layers import Row, StreamedModel
 from postmill.stages.quantize.plan import Plan
 from postmill.stages.shared.quantized_weights import TORCH_DTYPES, read_float32
+
+_REPLACED = "="
+"""Before the name of a replaced tensor in a layer's file."""
 
 
 class Chosen:
@@ -36,12 +40,22 @@ class Chosen:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._file_of: dict[str, Path] = {}
+        self.replaced: dict[str, Path] = {}
+        """Tensors that are not quantized and yet have other numbers now: norms that took scales."""
         for path in sorted(folder.glob("layer-*.safetensors")):
             with safe_open(path, "pt") as file:
                 self._file_of |= dict.fromkeys(file.metadata(), path)
+                names: list[str] = list(file.keys())
+                self.replaced |= {n.removeprefix(_REPLACED): path for n in names if n.startswith(_REPLACED)}
 
     def __contains__(self, module: str) -> bool:
         return module in self._file_of
+
+    def read_replaced(self, name: str) -> Tensor:
+        """One of `replaced`, as it is stored."""
+        with safe_open(self.replaced[name], "pt") as file:
+            found: Tensor = file.get_tensor(_REPLACED + name)
+            return found
 
     def read(self, module: str) -> tuple[dict[str, Tensor], int]:
         """The tensors of a module, and how many of its weights lie outside their grid."""
@@ -101,11 +115,16 @@ class _Layers:
             for name, module in layer.named_modules()
             if isinstance(module, nn.Linear) and f"{prefix}{name}" in self.plan.targets
         }
-        moments = self._moments(index, modules, states)
+        found = self._look(index, modules, states)
+        replaced: dict[str, Tensor] = {}
+        if hasattr(self.cfg.method, "scales"):
+            with torch.inference_mode():
+                found, replaced = self._fold(index, found, states)
+        moments = {name: inputs.moment for inputs in found for name in inputs.readers}
 
         def solve(name: str) -> tuple[dict[str, Tensor], int]:
             target = self.plan.targets[f"{prefix}{name}"]
-            dtype = TORCH_DTYPES[self.weights.entry(f"{prefix}{name}.weight").dtype]
+            dtype = self.dtype_of(f"{prefix}{name}.weight")
             with torch.inference_mode():
                 weight = modules[name].weight
                 encoded = self.cfg.method.encode(weight, target.form, dtype, moments[name])
@@ -113,30 +132,64 @@ class _Layers:
             modules[name].weight = nn.Parameter(decode(encoded), requires_grad=False)
             return tensors(f"{prefix}{name}", target, encoded), clipped
 
-        stored: dict[str, Tensor] = {}
+        stored: dict[str, Tensor] = {
+            f"{_REPLACED}{prefix}{name}": values.to(self.dtype_of(f"{prefix}{name}"))
+            for name, values in replaced.items()
+        }
         clipped: dict[str, int] = {}
         for name, (parts, count) in zip(modules, self.pool.map(solve, modules), strict=True):
             stored |= {key: tensor.contiguous() for key, tensor in parts.items()}
             clipped[f"{prefix}{name}"] = count
         return stored, clipped
 
-    def _moments(self, index: int, modules: dict[str, nn.Linear], states: States) -> dict[str, Tensor]:
-        """Sum of x x^T over the inputs of each module [K, K]; modules that are fed the same have one."""
+    def dtype_of(self, name: str) -> torch.dtype:
+        """In which a tensor of the source is stored."""
+        return TORCH_DTYPES[self.weights.entry(name).dtype]
+
+    def _fold(self, index: int, found: list[Inputs], states: States) -> tuple[list[Inputs], dict[str, Tensor]]:
+        """Put the method's scales into the layer, which is loaded."""
+        prefix = f"{self.model.prefix}.{index}."
+
+        def scales(names: list[str], weights: list[Tensor], inputs: Inputs) -> Tensor | None:
+            forms = {self.plan.targets[f"{prefix}{name}"].form for name in names}
+            if len(forms) > 1:
+                return None
+            dtype = self.dtype_of(f"{prefix}{names[0]}.weight")
+            chosen: Tensor | None = self.cfg.method.scales(
+                weights, forms.pop(), dtype, moment=inputs.moment, largest=inputs.largest
+            )
+            return chosen
+
+        return fold(
+            self.model.layers[index],
+            found,
+            scales,
+            foldable=lambda name: f"{prefix}{name}" in self.plan.targets,
+            answer=lambda: self.model.through(index, self.calls[0], states[0]),
+            stored=lambda name, values: values.to(self.dtype_of(f"{prefix}{name}")).float(),
+        )
+
+    def _look(self, index: int, modules: dict[str, nn.Linear], states: States) -> list[Inputs]:
+        """What goes into each module over all rows; modules that are fed the same have one."""
         here = threading.local()
         sums: dict[str, Tensor] = {}
+        largest: dict[str, Tensor] = {}
         leader: dict[str, str] = {}
+        makers: dict[str, str] = {}
+        layer = self.model.layers[index]
+        norms = [name for name, m in layer.named_modules() if getattr(getattr(m, "weight", None), "ndim", 0) == 1]
 
-        def look(row: int) -> dict[str, Tensor]:
-            here.seen = {}
+        def look(row: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+            here.seen, here.made = {}, {}
             self.model.through(index, self.calls[row], states[row])
-            seen: dict[str, Tensor] = here.seen
-            return seen
+            return here.seen, here.made
 
-        def add(name: str, found: list[dict[str, Tensor]]) -> None:
+        def add(name: str, found: list[tuple[dict[str, Tensor], dict[str, Tensor]]]) -> None:
             with torch.inference_mode():
-                for seen in found:  # in the order of rows: equal bits for any number of threads
+                for seen, _ in found:  # in the order of rows: equal bits for any number of threads
                     flat = seen[name].reshape(-1, seen[name].shape[-1])
                     sums[name].addmm_(flat.T, flat)
+                    largest[name] = torch.maximum(largest[name], flat.abs().amax(0))
 
         with ExitStack() as hooks:
             for name, module in modules.items():
@@ -144,15 +197,26 @@ class _Layers:
                     lambda _, given, name=name: here.seen.__setitem__(name, given[0])
                 )
                 hooks.callback(handle.remove)
+            for name in norms:
+                handle = layer.get_submodule(name).register_forward_hook(
+                    lambda _, __, made, name=name: here.made.__setitem__(name, made)
+                )
+                hooks.callback(handle.remove)
             for start in range(0, len(self.calls), self.threads):
                 found = list(self.pool.map(look, range(start, min(start + self.threads, len(self.calls)))))
                 if not leader:
-                    leader = _leaders(found[0])
-                    widths = {name: found[0][name].shape[-1] for name in leader.values()}
-                    sums |= {name: torch.zeros(width, width) for name, width in widths.items()}
+                    seen, made = found[0]
+                    leader = _leaders(seen)
+                    for name in leader.values():
+                        width = seen[name].shape[-1]
+                        sums[name], largest[name] = torch.zeros(width, width), torch.zeros(width)
+                        makers[name] = next((norm for norm, values in made.items() if values is seen[name]), "")
                 for waited in [self.pool.submit(add, name, found) for name in sums]:
                     waited.result()
-        return {name: sums[first] for name, first in leader.items()}
+        return [
+            Inputs([name for name, first in leader.items() if first == own], sums[own], largest[own], makers[own])
+            for own in sums
+        ]
 
     def go_on(self, index: int, before: States, after: States) -> None:
         """Take all rows through a layer, which is loaded."""

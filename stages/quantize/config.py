@@ -44,14 +44,14 @@ class Quantize(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     method: Annotated[Any, METHODS] = Rtn()
     """How codes and scales are chosen."""
     scheme: Literal[
-        "w2a16", "w4a16", "w8a16", "w8a8", "fp8",
+        "w2a16", "w4a16", "w8a16", "w8a8", "fp8", "fp8_block", "nvfp4a16", "mxfp4a16",
         "f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1",
         "q2_k", "q3_k_s", "q3_k_m", "q3_k_l", "q4_k_s", "q4_k_m", "q5_k_s", "q5_k_m", "q6_k",
     ] = "w4a16"  # fmt: skip
-    """Bits of weights and of activations; w8a8 and fp8 round those too, one scale a token, when the model runs.
+    """Bits of weights and of activations; w8a8, fp8 and fp8_block round those too when the model runs.
     From f32 on they are types and mixes of llama.cpp: the result is a GGUF file with a Modelfile for Ollama."""
     group_size: Literal[32, 64, 128, -1] = 128
-    """Columns that share a scale, for schemes that end in a16; -1 is a whole row. The others have one scale a row."""
+    """Columns that share a scale, for w2a16, w4a16 and w8a16; -1 is a whole row."""
     symmetric: bool = True
     """Steps lie evenly around zero, and there is no zero point. Fewer bytes and every engine; asymmetric is closer."""
     rule: list[str] = []
@@ -77,7 +77,7 @@ STAGE = Stage(
             kinds=("tokens",),
             flag="--rows",
             required=False,
-            help="tokens that methods which look at data (gptq) are calibrated on",
+            help="tokens that methods which look at data (gptq, awq, smoothquant) are calibrated on",
         ),
         "held_out": Port(
             kinds=("tokens",),

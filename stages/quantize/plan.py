@@ -5,12 +5,11 @@ from typing import NamedTuple
 
 from postmill.io.errors import USAGE, ConfigError
 from postmill.io.safetensors_file import Weights
-from postmill.kernels.quantize.grid import Form
+from postmill.kernels.quantize.grid import BLOCK, Form
 from postmill.stages.quantize.config import Quantize
 
 DTYPES = ("F32", "F16", "BF16")
 KEEP = "keep"
-_SCHEMES = {"w2a16": 2, "w4a16": 4, "w8a16": 8, "w8a8": 8, "fp8": 8}
 
 
 class Target(NamedTuple):
@@ -23,7 +22,28 @@ class Target(NamedTuple):
     @property
     def layout(self) -> str:
         """The layout of compressed-tensors that holds it."""
+        own = {"e4m3": "nvfp4-pack-quantized", "e8m0": "mxfp4-pack-quantized"}
+        if self.form.scales in own:
+            return own[self.form.scales]
         return {"": "pack-quantized", "int8": "int-quantized", "fp8": "float-quantized"}[self.activations]
+
+    @property
+    def activation_group(self) -> int:
+        """Activations that share a scale; 0 is all of a token."""
+        return BLOCK if self.form.scales == "block" else 0
+
+
+_FIXED = {
+    "w8a8": Target("w8a8", Form(8, 0, True), "int8"),
+    "fp8": Target("fp8", Form(8, 0, True, True), "fp8"),
+    "fp8_block": Target("fp8_block", Form(8, BLOCK, True, True, "block"), "fp8"),
+    "nvfp4a16": Target("nvfp4a16", Form(4, 16, True, True, "e4m3"), ""),
+    "mxfp4a16": Target("mxfp4a16", Form(4, 32, True, True, "e8m0"), ""),
+}
+"""Schemes that leave nothing to choose."""
+_BITS = {"w2a16": 2, "w4a16": 4, "w8a16": 8}
+"""Those that take `--group-size` and `--symmetric`."""
+SCHEMES = (*_BITS, *_FIXED)
 
 
 class Plan(NamedTuple):
@@ -78,17 +98,15 @@ def make_plan(cfg: Quantize, weights: Weights, linears: list[str], in_layers: se
 
 def make_target(scheme: str, cfg: Quantize) -> Target:
     """The grid that a scheme stands for."""
-    if scheme.endswith("a16"):
-        return Target(scheme, Form(_SCHEMES[scheme], max(cfg.group_size, 0), cfg.symmetric), "")
-    return Target(scheme, Form(8, 0, True, scheme == "fp8"), "fp8" if scheme == "fp8" else "int8")
+    if scheme in _FIXED:
+        return _FIXED[scheme]
+    return Target(scheme, Form(_BITS[scheme], max(cfg.group_size, 0), cfg.symmetric), "")
 
 
 def _rule(text: str) -> tuple[re.Pattern[str], str]:
     pattern, _, scheme = text.rpartition("=")
-    if not pattern or scheme not in (*_SCHEMES, KEEP):
-        raise ConfigError(
-            f"--rule {text}: expected REGEX=SCHEME, where SCHEME is {', '.join((*_SCHEMES, KEEP))}", USAGE
-        )
+    if not pattern or scheme not in (*SCHEMES, KEEP):
+        raise ConfigError(f"--rule {text}: expected REGEX=SCHEME, where SCHEME is {', '.join((*SCHEMES, KEEP))}", USAGE)
     try:
         return re.compile(pattern), scheme
     except re.error as error:
@@ -100,9 +118,10 @@ def _check_groups(targets: dict[str, Target], shapes: dict[str, tuple[int, int]]
     if ragged:
         columns, group = shapes[ragged[0]][1], targets[ragged[0]].form.group
         fitting = [str(size) for size in (128, 64, 32) if not any(shapes[name][1] % size for name in ragged)]
-        remedy = f"--group-size {fitting[0]}" if fitting else "--group-size -1"
+        remedy = f"pass --group-size {fitting[0] if fitting else -1}"
+        said = f"--group-size {group}"
+        if (scheme := targets[ragged[0]].scheme) in _FIXED:
+            said, remedy = f"{group}, which {scheme} needs", "keep them by --rule, or pass another --scheme"
         raise ConfigError(
-            f"{ragged[0]}: {columns} columns are no multiple of --group-size {group}, in {len(ragged)} layers; pass"
-            f" {remedy}",
-            USAGE,
+            f"{ragged[0]}: {columns} columns are no multiple of {said}, in {len(ragged)} layers; {remedy}", USAGE
         )

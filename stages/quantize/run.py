@@ -69,7 +69,11 @@ def _make_folder(
     seen = _calibration_rows(cfg, inputs, model.folder)
     chosen = calibrate(cfg, plan, list(seen.values()), out, model=model, weights=weights) if seen else None
     metrics = _write_weights(cfg, plan, weights, out, chosen=chosen)
-    if seen:
+    if chosen:
+        if hasattr(cfg.method, "scales"):
+            metrics["num_scaled"] = len(chosen.replaced)
+            if not chosen.replaced:
+                Progress.warn("quantize", "no layer could be scaled: no norm of theirs feeds linear layers alone")
         metrics["calibration"] = {
             "rows": len(seen),
             "tokens": sum(len(ids) for ids in seen.values()),
@@ -179,7 +183,11 @@ def _write_weights(cfg: Quantize, plan: Plan, weights: Weights, out: Out, *, cho
                 modules = [name.removesuffix(".weight") for name in file.tensors]
                 modules = [m for m in modules if m in plan.targets and f"{m}.weight" in file.tensors]
                 for name in file.tensors:
-                    if name.removesuffix(".weight") not in modules or not name.endswith(".weight"):
+                    if name.removesuffix(".weight") in modules and name.endswith(".weight"):
+                        continue
+                    if chosen and name in chosen.replaced:
+                        writer.write(name, _bytes(chosen.read_replaced(name)))
+                    else:
                         writer.copy(name, file, name)
                 clipped += sum(
                     _encode_all(cfg, plan, weights, modules=modules, writer=writer, pool=pool, chosen=chosen)

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from postmill.io.errors import BAD_DATA, ArtifactError
 from postmill.io.safetensors_file import Weights
-from postmill.kernels.quantize.grid import Encoded, decode
-from postmill.kernels.quantize.packing import unpack_rows
+from postmill.kernels.quantize.grid import BLOCK, Encoded, decode
+from postmill.kernels.quantize.packing import unpack_fp4, unpack_rows
 
 TORCH_DTYPES = {
     "F32": torch.float32,
@@ -52,9 +52,15 @@ def read_encoded(weights: Weights, module: str) -> Encoded:
     """A quantized weight in its codes. Raises ArtifactError (65) if its parts do not fit together."""
     scale = read_tensor(weights, f"{module}.weight_scale")
     zero_name = f"{module}.weight_zero_point"
+    packed_name = f"{module}.weight_packed"
+    if packed_name in weights.where and weights.entry(packed_name).dtype == "U8":
+        return _read_fp4(weights, module, scale)
     if f"{module}.weight_packed" not in weights.where:
         zero = read_tensor(weights, zero_name) if zero_name in weights.where else None
-        return Encoded(read_tensor(weights, f"{module}.weight"), scale, zero)
+        codes = read_tensor(weights, f"{module}.weight")
+        if scale.shape[0] == -(-codes.shape[0] // BLOCK) != codes.shape[0]:
+            scale = scale.repeat_interleave(BLOCK, 0)[: codes.shape[0]]
+        return Encoded(codes, scale, zero)
     words = read_tensor(weights, f"{module}.weight_packed")
     rows, columns = read_tensor(weights, f"{module}.weight_shape").tolist()
     bits = next((bits for bits in (2, 4, 8) if -(-columns * bits // 32) == words.shape[1]), 0)
@@ -68,3 +74,13 @@ def read_encoded(weights: Weights, module: str) -> Encoded:
     if zero_name in weights.where:
         zero = unpack_rows(read_tensor(weights, zero_name).T, bits, rows).T
     return Encoded(unpack_rows(words, bits, columns), scale, zero)
+
+
+def _read_fp4(weights: Weights, module: str, scale: Tensor) -> Encoded:
+    """A weight of NVFP4, which has one scale for all of its scales, or of MXFP4, whose scales are exponents."""
+    name = f"{module}.weight_global_scale"
+    if name in weights.where:
+        scale = scale.float() / read_tensor(weights, name)
+    else:
+        scale = torch.ldexp(torch.ones(scale.shape), scale.int() - 127)
+    return Encoded(unpack_fp4(read_tensor(weights, f"{module}.weight_packed")), scale, None)

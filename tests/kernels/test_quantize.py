@@ -7,6 +7,13 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from postmill.kernels.quantize.clip import fit_clipped  # noqa: E402
+from postmill.kernels.quantize.folding import (  # noqa: E402
+    POWERS,
+    awq_scales,
+    fit_to_inputs,
+    nearest,
+    smooth_scales,
+)
 from postmill.kernels.quantize.gptq import solve  # noqa: E402
 from postmill.kernels.quantize.grid import (  # noqa: E402
     Encoded,
@@ -19,6 +26,7 @@ from postmill.kernels.quantize.grid import (  # noqa: E402
 )
 from postmill.kernels.quantize.hqq import fit_half_quadratic  # noqa: E402
 from postmill.kernels.quantize.packing import AWQ_ORDER, pack_rows, unpack_rows  # noqa: E402
+from postmill.stages.quantize.config import Quantize  # noqa: E402
 
 INTEGERS = [Form(b, g, s) for b, g, s in itertools.product((2, 4, 8), (32, 0), (True, False))]
 
@@ -182,3 +190,89 @@ def test_gptq_damps_until_there_is_an_inverse() -> None:
     inputs[:, 1] = inputs[:, 0]
     found = solve(weight(5, 3, 64), inputs.T @ inputs, Form(4, 32, False), torch.float32, damp=1e-9, sort=True)
     assert bool(torch.isfinite(decode(found)).all())
+
+
+@pytest.mark.parametrize("shrunk", [False, True])
+def test_fp4_is_what_compressed_tensors_unpacks(shrunk: bool) -> None:
+    """Codes, scales and their exponents, through its own compressor and back; groups of very different sizes."""
+    pytest.importorskip("compressed_tensors")
+    from compressed_tensors.compressors.mxfp4 import MXFP4PackedCompressor
+    from compressed_tensors.compressors.nvfp4 import NVFP4PackedCompressor
+    from compressed_tensors.quantization import QuantizationScheme
+    from compressed_tensors.quantization.quant_scheme import MXFP4A16, NVFP4A16
+    from compressed_tensors.quantization.utils.mxfp_utils import generate_mx_scales
+
+    from postmill.stages.quantize.formats.compressed_tensors import tensors
+    from postmill.stages.quantize.plan import make_target
+
+    x = torch.randn(7, 96, generator=torch.manual_seed(0)) * torch.logspace(-3, 1, 7)[:, None]
+    x[2, 32:64] = 0
+    for scheme, theirs, arguments in (
+        ("nvfp4a16", NVFP4PackedCompressor, NVFP4A16),
+        ("mxfp4a16", MXFP4PackedCompressor, MXFP4A16),
+    ):
+        target = make_target(scheme, Quantize())
+        fitted, _ = (fit_clipped if shrunk else fit)(x, target.form, torch.float32)
+        encoded = encode(x, target.form, fitted, None)
+        parts = {name.removeprefix("m."): t for name, t in tensors("m", target, encoded).items()}
+        how = QuantizationScheme(targets=["Linear"], **arguments)
+        back = theirs.decompress({name: t.clone() for name, t in parts.items()}, how)["weight"]
+        torch.testing.assert_close(back.float(), decode(encoded), rtol=2**-8, atol=0)
+        whole = parts.get("weight_global_scale")
+        scale = fitted * (1 if whole is None else whole)
+        again = theirs.compress({"weight": x, "weight_scale": scale, "weight_global_scale": whole}, how)
+        assert torch.equal(again["weight_packed"] & 0x77, parts["weight_packed"] & 0x77)
+        if scheme == "mxfp4a16" and not shrunk:
+            largest = x.view(7, 3, 32).abs().amax(-1)
+            sizes = generate_mx_scales(largest)[largest > 0]
+            assert torch.equal(sizes.to(torch.uint8), parts["weight_scale"][largest > 0])
+
+
+def test_awq_takes_the_power_that_changes_outputs_least() -> None:
+    """Against AWQ's formula on the inputs themselves, in float64, for two weights that share them."""
+    generator = torch.manual_seed(3)
+    inputs = torch.randn(40, 64, generator=generator) * torch.logspace(-1, 1, 64)
+    weights = [torch.randn(n, 64, generator=generator) for n in (5, 9)]
+    form = Form(4, 32, False)
+
+    def rounded(values: "torch.Tensor") -> "torch.Tensor":
+        return nearest(values, form, torch.float32)
+
+    found = awq_scales(weights, inputs.T @ inputs, rounded)
+    size = inputs.double().square().mean(0).sqrt()
+    errors = []
+    for power in POWERS:
+        scale = size**power
+        scale = (scale / (scale.max() * scale.min()).sqrt()).float()
+        off = [(rounded(w * scale) / scale - w).double() @ inputs.double().T for w in weights]
+        errors.append(sum(float(o.square().sum()) for o in off))
+    best = size ** POWERS[errors.index(min(errors))]
+    assert min(errors) < 0.8 * errors[0]
+    torch.testing.assert_close(found, (best / (best.max() * best.min()).sqrt()).float())
+    assert awq_scales(weights, torch.eye(64), lambda values: values) is None  # nothing to gain
+
+
+def test_ranges_for_outputs_are_no_worse_than_any_single_one() -> None:
+    values = weight(seed=4)
+    inputs = torch.randn(50, 96, generator=torch.manual_seed(5)) * torch.logspace(-1, 1, 96)
+    moment = inputs.T @ inputs
+    form = Form(4, 32, True)
+    groups = torch.block_diag(*[moment[n : n + 32, n : n + 32] for n in (0, 32, 64)])
+
+    def error(kept: "torch.Tensor") -> "torch.Tensor":
+        off = kept - values
+        return ((off @ groups) * off).sum(1)
+
+    found = error(decode(fit_to_inputs(values, form, torch.float32, moment)))
+    for shrink in (1.0, 0.9, 0.8):
+        scale, zero = fit(values, form, torch.float32, shrink)
+        assert (found <= error(decode(encode(values, form, scale, zero))) * 1.001 + 1e-9).all()
+
+
+def test_smoothing_shares_size_between_inputs_and_weights() -> None:
+    """s = max|x|^a / max|w|^(1 - a): with a = 1/2 both are as large afterwards."""
+    largest = torch.tensor([4.0, 0.25, 0.0, 9.0])
+    weights = [torch.tensor([[1.0, -2.0, 3.0, 1.0]]), torch.tensor([[-4.0, 1.0, 1.0, 0.5]])]
+    scale = smooth_scales(weights, largest, 0.5)
+    torch.testing.assert_close(scale, torch.tensor([1.0, (0.25 / 2) ** 0.5, 1.0, 3.0]))
+    assert torch.equal(smooth_scales(weights, largest, 1.0), torch.tensor([4.0, 0.25, 1.0, 9.0]))

@@ -133,8 +133,8 @@ def describe(architecture: str, config: dict[str, Any]) -> dict[str, Value]:
     if architecture == "llama":
         said["rope.dimension_count"] = head_dim
     num_experts = config.get("num_local_experts") or config.get("num_experts")
-    if (num_experts and "moe" in config["model_type"]) or config["model_type"] == "mixtral":
-        said |= {"expert_count": num_experts, "expert_used_count": config["num_experts_per_tok"]}
+    if num_experts:
+        said |= {"expert_count": int(num_experts), "expert_used_count": int(config["num_experts_per_tok"])}
         if "moe_intermediate_size" in config:
             said["expert_feed_forward_length"] = config["moe_intermediate_size"]
     said |= _describe_rope(config.get("rope_parameters") or {})

@@ -1,6 +1,7 @@
 """Quantized folders: read back by compressed-tensors and by us as the same numbers; bad ones never committed."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from postmill.stages.options import make  # noqa: E402
 from postmill.stages.protocol import Stop  # noqa: E402
 from postmill.stages.quantize import calibrate  # noqa: E402
 from postmill.stages.quantize.config import STAGE, Quantize  # noqa: E402
+from postmill.stages.quantize.fold import Inputs, fold  # noqa: E402
 from postmill.stages.quantize.gate import compare, judge, limits_of  # noqa: E402
 from postmill.stages.quantize.layers import StreamedModel  # noqa: E402
 from postmill.stages.quantize.plan import Plan, make_plan  # noqa: E402
@@ -83,6 +85,8 @@ def logits_of(folder: Path, dtype: Any = torch.float32) -> "torch.Tensor":
         {"scheme": "w8a16", "group_size": -1, "clip": "mse"},
         {"scheme": "w2a16", "symmetric": False, "group_size": -1},
         {"rule": [r"down_proj=w8a16", r"layers\.0\..*q_proj=keep"]},
+        {"scheme": "nvfp4a16"},
+        {"scheme": "mxfp4a16"},
     ],
     ids=str,
 )
@@ -92,8 +96,9 @@ def test_transformers_reads_the_numbers_we_do(options: dict[str, Any], base: Pat
 
     metrics = quantize(base, tmp_path / "q", **options)
     assert metrics["bytes_after"] < metrics["bytes_before"]
-    # compressed-tensors 0.20.1 cannot load packed zero points but to widen them at once
-    how = {} if options.get("symmetric", True) else {"quantization_config": CompressedTensorsConfig(dequantize=True)}
+    # compressed-tensors 0.20.1 loads packed zero points only to widen them at once, and computes with FP4 in bfloat16
+    widen = not options.get("symmetric", True) or "fp4" in options.get("scheme", "")
+    how = {} if not widen else {"quantization_config": CompressedTensorsConfig(dequantize=True)}
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "q", dtype=torch.float32, **how).eval()
     with torch.inference_mode():
         found = theirs(torch.tensor([[3, 9, 27, 14, 2, 41]])).logits[0]
@@ -103,11 +108,16 @@ def test_transformers_reads_the_numbers_we_do(options: dict[str, Any], base: Pat
     assert not torch.allclose(found, logits_of(base), atol=1e-3)  # something was quantized
 
 
-@pytest.mark.parametrize("scheme", ["w8a8", "fp8"])
+@pytest.mark.parametrize("scheme", ["w8a8", "fp8", "fp8_block"])
 def test_rounded_activations_are_those_of_compressed_tensors(scheme: str, base: Path, tmp_path: Path) -> None:
     pytest.importorskip("compressed_tensors")
     from transformers import AutoModelForCausalLM
 
+    if scheme == "fp8_block":  # keys have 64 rows, half a block
+        shape = SHAPE | {"hidden_size": 128, "intermediate_size": 384}
+        base = tiny_model.write_model(tmp_path / "b", dtype="bfloat16", **shape)
+        (base / "chat_template.jinja").unlink()
+        tiny_tokenizer.write_tokenizer(base)
     quantize(base, tmp_path / "q", scheme=scheme)
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "q", dtype=torch.float32).eval()
     ids = [3, 9, 27, 14, 2, 41]
@@ -151,9 +161,10 @@ def test_gptq_is_nearer_than_rounding_and_its_gate_sees_other_rows(base: Path, h
         assert w8["kl_mean"] < rounded["kl_mean"]
 
 
-def test_gptq_stopped_at_any_layer_ends_with_the_same_bytes(base: Path, held_out: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ["gptq", "awq"])
+def test_stopped_at_any_layer_ends_with_the_same_bytes(method: str, base: Path, held_out: Path, tmp_path: Path) -> None:
     """For one thread and four; stopped after the first layer, and killed while the second is being written."""
-    how: dict[str, Any] = {"seen": held_out, "method": "gptq", "calibration_tokens": 300, "parity": "off"}
+    how: dict[str, Any] = {"seen": held_out, "method": method, "calibration_tokens": 300, "parity": "off"}
     for threads in (1, 4):
         quantize(base, tmp_path / str(threads), None, threads, **how)
     assert contents(tmp_path / "1") == contents(tmp_path / "4")
@@ -170,6 +181,75 @@ def test_gptq_stopped_at_any_layer_ends_with_the_same_bytes(base: Path, held_out
     quantize(base, tmp_path / "stopped", **how)
     assert contents(tmp_path / "stopped") == contents(tmp_path / "1")
     assert not (tmp_path / "stopped.checkpoints").exists()
+
+
+@pytest.fixture(scope="module")
+def uneven(tmp_path_factory: pytest.TempPathFactory, base: Path) -> Path:
+    """The base with a few channels that are thirty times as large as others, as real models have."""
+    folder = tmp_path_factory.mktemp("given") / "uneven"
+    shutil.copytree(base, folder)
+    tensors = load_file(folder / "model.safetensors")
+    read_by = {"input_layernorm": ("q_proj", "k_proj", "v_proj"), "post_attention_layernorm": ("gate_proj", "up_proj")}
+    for name in list(tensors):
+        norm = name.split(".")[-2]
+        if norm in read_by:
+            tensors[name][5::17] *= 30
+            layer = name.removesuffix(f"{norm}.weight")
+            for reader in [n for n in tensors if n.startswith(layer) and n.split(".")[-2] in read_by[norm]]:
+                tensors[reader][:, 5::17] /= 8
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+@pytest.mark.parametrize(("method", "scheme"), [("awq", "w4a16"), ("smoothquant", "w8a8")])
+def test_scaled_inputs_are_nearer_than_rounding(
+    method: str, scheme: str, uneven: Path, held_out: Path, tmp_path: Path
+) -> None:
+    """The gate reads norms and weights back: it compares the whole folded model with its source."""
+    rounded = quantize(uneven, tmp_path / "rtn", held_out, scheme=scheme)["parity"]
+    how: dict[str, Any] = {"seen": held_out, "method": method, "calibration_tokens": 250}
+    found = quantize(uneven, tmp_path / "found", held_out, scheme=scheme, **how)
+    assert found["num_scaled"] == 4  # two norms of two layers
+    assert found["parity"]["kl_mean"] < 0.8 * rounded["kl_mean"]
+    assert found["bytes_after"] == quantize(uneven, tmp_path / "again", scheme=scheme, parity="off")["bytes_after"]
+
+
+def test_scales_leave_an_unrounded_layer_as_it_was(uneven: Path) -> None:
+    """And a norm that something else reads too keeps its weights."""
+    model = StreamedModel(uneven)
+    generator = torch.manual_seed(0)
+    with open_weights(uneven) as weights:
+        model.load_ends(lambda name: read_float32(weights, name))
+        row, hidden = model.start([3, 9, 27, 14, 2, 41])
+        layer = model.load_layer(0, lambda name: read_float32(weights, name))
+    before = model.through(0, row, hidden)
+    attention = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"]
+    found = [
+        Inputs(attention, torch.eye(64), torch.ones(64), "input_layernorm"),
+        Inputs(["mlp.gate_proj"], torch.eye(64), torch.ones(64), "post_attention_layernorm"),
+        Inputs(["mlp.down_proj"], torch.eye(96), torch.ones(96), ""),
+    ]
+    old = {name: value.clone() for name, value in layer.state_dict().items()}
+    after, replaced = fold(
+        layer,
+        found,
+        lambda _names, _weights, inputs: torch.rand(len(inputs.largest), generator=generator) * 4 + 0.1,
+        foldable=lambda _: True,
+        answer=lambda: model.through(0, row, hidden),
+        stored=lambda _, values: values.bfloat16().float(),
+    )
+    torch.testing.assert_close(model.through(0, row, hidden), before, rtol=1e-4, atol=1e-4)
+    assert set(replaced) == {"input_layernorm.weight"}
+    moved = {name for name, value in layer.state_dict().items() if not torch.equal(value, old[name])}
+    assert moved == {
+        "input_layernorm.weight",
+        *(f"{name}.weight" for name in attention),
+        "mlp.up_proj.weight",
+        "mlp.down_proj.weight",
+    }
+    scale = layer.mlp.down_proj.weight / old["mlp.down_proj.weight"]
+    torch.testing.assert_close(after[2].largest, 1 / scale[0])
+    torch.testing.assert_close(after[2].moment.diagonal(), scale[0] ** -2)
 
 
 def _killed(*_: Any) -> None:
