@@ -8,7 +8,7 @@ from msgspec import Meta
 from postmill.stages.shared.engine.endpoint import Endpoint
 from postmill.stages.spec import SAME_BYTES, Port, Stage
 
-Rule = Literal["exact", "contains", "contains_all", "regex", "choice"]
+Rule = Literal["exact", "contains", "contains_all", "regex", "choice", "agent"]
 
 
 class Eval(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

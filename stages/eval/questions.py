@@ -3,8 +3,8 @@
 One JSON object a line, or one JSON list of them.
 
 `question` or `messages` is asked; `answer` (or `expect`) is one text or several; `score` names the rule; `choices` are
-offered with letters; `group` names a part of the summary; `id` names the row, by default by its place. `images` are
-files below the folder of the questions, one for each `<image>` of the text.
+offered with letters; `tools` are those that an `agent` may call; `group` names a part of the summary; `id` names the
+row, by default by its place. `images` are files below the folder of the questions, one for each `<image>` of the text.
 """
 
 import re
@@ -29,6 +29,8 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
     answers: list[str]
     choices: list[str]
     rule: Rule | None
+    tools: list[str] = []
+    """Names that an action may have."""
     pictures: list[Path] = []
     """For each `<image>` of the messages."""
 
@@ -48,6 +50,7 @@ class _Line(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     expect: str | int | float | list[str] | None = None
     images: list[str] = []
     choices: list[str] = []
+    tools: list[str | dict[str, Any]] = []
     score: Rule | None = None
     group: str = ""
     meta: Any = None
@@ -140,6 +143,7 @@ def _checked(cfg: Eval, folder: Path, line: _Line, place: str, default_id: str) 
         answers=answers,
         choices=line.choices,
         rule=rule,
+        tools=[_tool_name(tool, fail) for tool in line.tools],
         pictures=_pictures(folder, line.images, messages, fail),
     )
 
@@ -150,6 +154,14 @@ def _pictures(folder: Path, names: list[str], messages: list[Message], fail: Any
     if names and num_places != len(names):
         raise fail(f"has {len(names)} images and {num_places} places for them; write <image> once for each")
     return [_picture(folder, name, fail) for name in names]
+
+
+def _tool_name(tool: str | dict[str, Any], fail: Any) -> str:
+    """A tool by its name, or as OpenAI and ToolBench describe one."""
+    name = tool if isinstance(tool, str) else tool.get("function", tool).get("name")
+    if not isinstance(name, str):
+        raise fail(f"tool {str(tool)[:60]} has no name")
+    return name
 
 
 def _picture(folder: Path, name: str, fail: Any) -> Path:

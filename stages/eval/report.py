@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from postmill.stages.eval.agent import Row, agent_metrics
 from postmill.stages.eval.answers import Answer
 from postmill.stages.eval.questions import Question
 from postmill.stages.eval.scoring import Score
@@ -24,7 +25,12 @@ def summarize(questions: list[Question], side: Side) -> dict[str, Any]:
     groups = sorted({question.group for question in questions} - {""})
     if groups:
         metrics["groups"] = {name: _counts([q for q in questions if q.group == name], side) for name in groups}
-    return metrics
+    agents = [
+        Row(question.answers[0], side.replies[question.item_id].output or "", question.tools)
+        for question in questions
+        if question.rule == "agent" and side.replies[question.item_id].output is not None
+    ]
+    return metrics | ({"agent": agent_metrics(agents)} if agents else {})
 
 
 def _counts(questions: list[Question], side: Side) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from fractions import Fraction
 
 import msgspec
 
+from postmill.stages.eval.agent import read_said
 from postmill.stages.eval.config import Rule
 from postmill.stages.eval.questions import LETTERS, Question
 
@@ -50,12 +51,20 @@ def _choice(output: str, question: Question) -> Score:
     return Score(letter in question.answers, f"chose {letter}" if letter else "chose nothing")
 
 
+def _agent(output: str, question: Question) -> Score:
+    """The same plan as the reference, and the same action; `agent_metrics` has the numbers of all rows."""
+    right, said = read_said(question.answers[0]), read_said(output)
+    done = f"{said.plan} {said.action}" if said.plan == "call" else said.plan
+    return Score((said.plan, said.action) == (right.plan, right.action), done)
+
+
 RULES: dict[Rule, Callable[[str, Question], Score]] = {
     "exact": _exact,
     "contains": _contains,
     "contains_all": _contains_all,
     "regex": _regex,
     "choice": _choice,
+    "agent": _agent,
 }
 
 

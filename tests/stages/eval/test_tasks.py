@@ -217,6 +217,7 @@ def write_yaml(folder: Path, data: Path, name: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.skipif(not LM_EVAL.exists(), reason="make engines")
 @pytest.mark.parametrize("kind", ["tiny", "real"])
 def test_numbers_are_those_of_lm_eval(kind, model, tmp_path):
