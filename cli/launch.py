@@ -7,7 +7,6 @@ a rank ends badly, is stopped, or gives no sign of life, the others get a moment
 import importlib
 import os
 import signal
-import socket
 import sys
 import tempfile
 from pathlib import Path
@@ -16,6 +15,7 @@ import msgspec
 
 from postmill.cli.launch_watch import Watch, start
 from postmill.io.errors import ConfigError
+from postmill.stages.shared.ports import free_port
 
 USAGE = """Run a stage in several processes, and leave with its exit code.
 
@@ -143,10 +143,3 @@ def _check(job: Job) -> None:
         raise ConfigError(f"launch: --node {job.node}: machines of {job.nodes} count from 0")
     if job.nodes > 1 and not job.on and ":" not in job.master:
         raise ConfigError("launch: --nodes: pass --master HOST:PORT of the first machine, the same on all")
-
-
-def free_port() -> int:
-    """A port of this machine that nobody has, for rank 0 to listen at."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])

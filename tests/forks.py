@@ -5,9 +5,9 @@ import os
 import signal
 import time
 
-from postmill.cli.launch import free_port
 from postmill.io.errors import ArtifactError, ConfigError, StageError
 from postmill.stages.runner import Options, run_stage
+from postmill.stages.shared.ports import free_port
 from postmill.stages.train.config import STAGE
 
 HANGS_S = 240

@@ -1,11 +1,12 @@
 """What `postmill eval` can be told."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
 
 from postmill.stages.shared.engine.endpoint import Endpoint
+from postmill.stages.shared.engine.options import ENGINES, Dtype, Transformers, check_engine
 from postmill.stages.spec import SAME_BYTES, Port, Stage
 
 Rule = Literal["exact", "contains", "contains_all", "regex", "choice", "agent"]
@@ -24,8 +25,8 @@ class Eval(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """A question to ask; may be given several times, beside or instead of --ask."""
     system: str = ""
     """System prompt for questions that bring none."""
-    engine: Literal["transformers"] = "transformers"
-    """What generates the answers."""
+    engine: Annotated[Any, ENGINES] = Transformers()
+    """What answers: transformers is our own engine; vllm and command start a server for this run."""
     max_new_tokens: Annotated[int, Meta(ge=1)] = 128
     """Longest answer."""
     temperature: Annotated[float, Meta(ge=0)] = 0.0
@@ -38,7 +39,7 @@ class Eval(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """Seed of sampling."""
     batch_size: Annotated[int, Meta(ge=1)] = 16
     """Questions generated at a time."""
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    dtype: Dtype = "auto"
     """What to compute in: auto is float32 on a CPU and bfloat16 on a GPU."""
     score: Rule = "contains"
     """How to compare an answer where the question does not say."""
@@ -50,6 +51,9 @@ class Eval(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """Fail if a smaller share of the scored answers is right."""
 
     def __post_init__(self) -> None:
+        check_engine(self.engine, self.endpoint)
+        if self.task and not isinstance(self.engine, Transformers):
+            raise ValueError("task reads log-probs of prompts, which only --engine transformers tells")
         if self.task and self.question:
             raise ValueError("task and question exclude each other")
 

@@ -21,8 +21,8 @@ from postmill.stages.eval.tasks.run import run_task
 from postmill.stages.progress import Progress
 from postmill.stages.protocol import Input, Inputs, Out, Result
 from postmill.stages.shared.engine.ask import ask_all
-from postmill.stages.shared.engine.local import LocalEngine
-from postmill.stages.shared.engine.protocol import Request, Sampling
+from postmill.stages.shared.engine.options import Wanted, open_engine
+from postmill.stages.shared.engine.protocol import Engine, Request, Sampling
 from postmill.stages.shared.engine.text import Speaker
 from postmill.stages.shared.engine.url import UrlEngine
 from postmill.stages.shared.media.decode import decode
@@ -36,7 +36,7 @@ def run(cfg: Eval, inputs: Inputs, out: Out) -> Result:
     if cfg.task or inputs["task_file"]:
         return run_task(cfg, inputs, out)
     questions = read_questions(cfg, inputs["ask"][0].path if inputs["ask"] else None)
-    base = inputs["model"][0].path if inputs["model"] else None
+    base = inputs["model"][0] if inputs["model"] else None
     versions: dict[str, str] = {}
     out.stop.graceful = True
     sides: dict[str, Side] = {}
@@ -82,7 +82,7 @@ def _gate(cfg: Eval, metrics: dict[str, Any], side: Side) -> None:
 
 
 def _side(  # noqa: PLR0917  every one of them is needed, and named at the one call
-    cfg: Eval, questions: list[Question], tested: Input, base: Path | None, out: Out, prefix: str
+    cfg: Eval, questions: list[Question], tested: Input, base: Input | None, out: Out, prefix: str
 ) -> tuple[Side, dict[str, str]]:
     """Answers of one model, from it or from the artifact that has them, written with scores; and versions used."""
     versions: dict[str, str] = {}
@@ -90,8 +90,17 @@ def _side(  # noqa: PLR0917  every one of them is needed, and named at the one c
         replies = _read_replies(tested, questions)
     else:
         assert tested.path is not None
-        folders = [base, tested.path] if tested.kind == "adapter" and base else [tested.path]
-        replies, versions = _ask(cfg, questions, folders, out, prefix)
+        asked = [base, tested] if tested.kind == "adapter" and base else [tested]
+        wanted = Wanted(
+            folders=[item.path for item in asked if item.path is not None],
+            digest=digest_bytes("\n".join(item.digest for item in asked).encode()),
+            dtype=cfg.dtype,
+            batch_size=cfg.batch_size,
+            threads=out.threads,
+        )
+        with open_engine(cfg.engine, cfg.endpoint, wanted) as engine:
+            replies = _ask(cfg, questions, engine, wanted.folders, out, prefix)
+            versions = engine.about.versions
     side = Side(replies, {q.item_id: score(q, replies[q.item_id].output) for q in questions})
     _write(out, prefix, questions, side)
     return side, versions
@@ -126,11 +135,10 @@ def _journal_path(out: Out, prefix: str) -> Path:
     return out.work / f"{prefix}replies.jsonl"
 
 
-def _ask(
-    cfg: Eval, questions: list[Question], folders: list[Path], out: Out, prefix: str
-) -> tuple[dict[str, Answer], dict[str, str]]:
-    """The answer to every question, taking over what an earlier run of the same work got; and versions used."""
-    engine = LocalEngine(folders, dtype=cfg.dtype, batch_size=cfg.batch_size, threads=out.threads)
+def _ask(  # noqa: PLR0917  every one of them is needed
+    cfg: Eval, questions: list[Question], engine: Engine, folders: list[Path], out: Out, prefix: str
+) -> dict[str, Answer]:
+    """The answer to every question, taking over what an earlier run of the same work got."""
     speaker = Speaker(folders)
     stop_ids = engine.about.stop_ids or speaker.eos_ids
     prompts: dict[str, list[int] | str] = {}
@@ -165,7 +173,7 @@ def _ask(
             answers[key] = Answer(
                 item_id=key, prompt_ids=prompt, output=text, output_ids=reply.ids, finish_reason=reply.finish
             )
-    return answers, engine.about.versions
+    return answers
 
 
 def _prompt(speaker: Speaker, question: Question) -> tuple[list[int] | str, dict[str, Any]]:

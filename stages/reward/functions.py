@@ -120,6 +120,8 @@ def env(row: Row, options: dict[str, Any]) -> float | None:
 
 Function = Callable[[Row, dict[str, Any]], float | None]
 
+GROUP = "postmill.rewards"
+"""Entry points that add names."""
 BUILT_IN: dict[str, tuple[Function, int]] = {
     "exact": (exact, 1),
     "contains": (contains, 1),

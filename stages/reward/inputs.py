@@ -1,11 +1,13 @@
 """Reward functions as inputs: a file of code counts by its content, a built-in one by its name and version."""
 
+import importlib.util
 from pathlib import Path
 
 from postmill.io.digest import digest_json
 from postmill.io.errors import NO_INPUT, ArtifactError, ConfigError
 from postmill.stages.protocol import Input
-from postmill.stages.reward.functions import BUILT_IN
+from postmill.stages.reward.functions import BUILT_IN, GROUP
+from postmill.stages.tables import added
 
 
 def resolve(port: str, reference: str) -> list[Input]:
@@ -13,10 +15,18 @@ def resolve(port: str, reference: str) -> list[Input]:
     if reference in BUILT_IN:
         _, version = BUILT_IN[reference]
         return [Input(port, "function", digest_json([reference, version]), reference)]
+    others = added(GROUP)
+    if reference in others:
+        module, _, _ = others[reference].partition(":")
+        found = importlib.util.find_spec(module)
+        assert found is not None and found.origin is not None, module
+        source = Path(found.origin).read_text("utf-8")
+        return [Input(port, "function", digest_json([others[reference], source]), reference)]
     file, separator, name = reference.rpartition(":")
     if not separator or not file.endswith(".py") or not name.isidentifier():
         raise ConfigError(
-            f"--func {reference}: no such function; built in are {', '.join(BUILT_IN)}; one of your own is file.py:name"
+            f"--func {reference}: no such function; there are {', '.join([*BUILT_IN, *others])}; one of your own is"
+            " file.py:name"
         )
     path = Path(file)
     if not path.is_file():

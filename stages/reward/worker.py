@@ -16,9 +16,10 @@ from typing import Any, BinaryIO
 
 import msgspec
 
-from postmill.stages.reward.functions import BUILT_IN
+from postmill.stages.reward.functions import BUILT_IN, GROUP
 from postmill.stages.reward.row import NOT_LOADED, READY, Answer, Row, Task
 from postmill.stages.shared.child_limits import limit_self
+from postmill.stages.tables import added, find
 
 _DETAIL_CHARACTERS = 300
 
@@ -28,13 +29,20 @@ def load(reference: str, options: dict[str, Any]) -> Callable[[Row], Any]:
     if reference in BUILT_IN:
         built_in, _ = BUILT_IN[reference]
         return lambda row: built_in(row, options)
+    others = added(GROUP)
+    if reference in others:
+        return _callable(find("--func", GROUP, {}, reference))
     path, _, name = reference.rpartition(":")
     spec = importlib.util.spec_from_file_location("reward_file", path)
     assert spec is not None and spec.loader is not None, path
     module = importlib.util.module_from_spec(spec)
     sys.modules["reward_file"] = module  # dataclasses and the like look their module up
     spec.loader.exec_module(module)
-    loaded: Any = getattr(module, name)
+    return _callable(getattr(module, name))
+
+
+def _callable(loaded: Any) -> Callable[[Row], Any]:
+    """A function as it is, a class as an object of it."""
     if inspect.isclass(loaded):
         loaded = loaded()
     function: Callable[[Row], Any] = loaded

@@ -1,6 +1,6 @@
 """Options of `rollout`."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta
@@ -8,6 +8,7 @@ from msgspec import Meta
 from postmill.stages.rollout.search_options import Search
 from postmill.stages.rollout.turns_options import Turns
 from postmill.stages.shared.engine.endpoint import Endpoint
+from postmill.stages.shared.engine.options import ENGINES, Dtype, Transformers, check_engine
 from postmill.stages.spec import SAME_BYTES, Port, Stage
 
 
@@ -40,7 +41,9 @@ class Rollout(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Take this many prompts after that, from the start again at the end; 0 takes the rest."""
     batch_size: Annotated[int, Meta(ge=1)] = 64
     """Samples generated at a time."""
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    engine: Annotated[Any, ENGINES] = Transformers()
+    """What answers: transformers is our own engine; vllm and command start a server for this run."""
+    dtype: Dtype = "auto"
     """What to compute in: auto is float32 on a CPU and bfloat16 on a GPU."""
     endpoint: Endpoint = Endpoint()
     """A server to ask in place of the model here, whose tokenizer is used; it has to give back token ids."""
@@ -52,6 +55,7 @@ class Rollout(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Fail if more than this share of samples could not be made."""
 
     def __post_init__(self) -> None:
+        check_engine(self.engine, self.endpoint)
         if self.regex and self.json_schema:
             raise ValueError("regex and json_schema both say what answers have to be; give one")
         if self.json_schema and not self.json_schema.lstrip().startswith("{"):

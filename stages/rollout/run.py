@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from postmill.io.digest import digest_bytes
 from postmill.io.errors import BAD_DATA, MISMATCH, USAGE, ArtifactError, ConfigError, StageError
 from postmill.io.manifest import Artifact
 from postmill.io.model_folder import tokenizer_digest
@@ -31,9 +32,9 @@ from postmill.stages.rollout.search import Guide, Searcher
 from postmill.stages.shared.base_model import all_stop_ids
 from postmill.stages.shared.engine.ask import ask_all
 from postmill.stages.shared.engine.local import LocalEngine
+from postmill.stages.shared.engine.options import Wanted, open_engine
 from postmill.stages.shared.engine.protocol import Constraint, Engine, Reply, Request, Sampling
 from postmill.stages.shared.engine.text import Speaker
-from postmill.stages.shared.engine.url import UrlEngine
 
 _COLUMNS = ["row_id", "source", "line", "input_ids", "channel", "extra", "messages", "tools"]
 _KEPT = ("tokenizer", "template")
@@ -53,11 +54,23 @@ def run(cfg: Rollout, inputs: Inputs, out: Out) -> Result:
     _check_tokenizer(artifact, folders)
     prompts = _read_prompts(cfg, artifact)
 
-    engine: Engine
-    if cfg.endpoint.url:
-        engine = UrlEngine(cfg.endpoint, concurrency=cfg.batch_size)
-    else:
-        engine = LocalEngine(folders, dtype=cfg.dtype, batch_size=cfg.batch_size, threads=out.threads)
+    wanted = Wanted(
+        folders=folders,
+        digest=digest_bytes("\n".join(item.digest for port in ("model", "policy") for item in inputs[port]).encode()),
+        dtype=cfg.dtype,
+        batch_size=cfg.batch_size,
+        threads=out.threads,
+    )
+    with open_engine(cfg.engine, cfg.endpoint, wanted) as engine:
+        return _rollouts(cfg, inputs, prompts, folders, engine, out)
+
+
+def _rollouts(  # noqa: PLR0917  every one of them is needed
+    cfg: Rollout, inputs: Inputs, prompts: list[dict[str, Any]], folders: list[Path], engine: Engine, out: Out
+) -> Result:
+    """Ask for every sample and write the table."""
+    artifact = inputs["prompts"][0].artifact
+    assert artifact is not None
     speaker = Speaker(folders)
     sampling = Sampling(
         max_new_tokens=cfg.max_new_tokens,

@@ -6,12 +6,22 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
+import tiny_model
+from tiny_chat import write_chat_model
+
+from postmill.io.rollouts import REWARDS
+from postmill.io.schemas import REWARDS_V1
+from postmill.io.table import TableReader
+
+torch = pytest.importorskip("torch")
+from safetensors.torch import load_file  # noqa: E402
 
 PACKAGE = '''
-"""A stage, a kind, a schedule and an optimizer that Postmill does not have."""
+"""One of each thing that Postmill does not have."""
 
-from typing import Annotated
+from typing import Annotated, ClassVar, Literal
 
 import msgspec
 import pyarrow as pa
@@ -19,6 +29,7 @@ from msgspec import Meta
 
 from postmill.io.kinds import Kind
 from postmill.stages.spec import SAME_BYTES, Port, Stage
+from postmill.stages.train.objectives.needs import Needs
 
 MEAL_V1 = pa.schema([pa.field("grain", pa.utf8(), nullable=False)])
 MEAL = Kind(tables={"meal.arrow": MEAL_V1}, stream=MEAL_V1)
@@ -32,6 +43,74 @@ class Steps(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     def share(self, done: float, rest: int, num_steps: int) -> float:
         return 0.5 ** int(done / self.every)
+
+
+class Sums(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="sums"):
+    """Steps against the sign of the gradient."""
+
+    shards: ClassVar[bool] = True
+    shrink: float = 0.0
+    """Weight decay."""
+
+    def make(self, parameters, lr):
+        import torch
+
+        return torch.optim.SGD(list(parameters.values()), lr=lr, weight_decay=self.shrink)
+
+
+class Norms(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="norms"):
+    """Trains norms, nothing else."""
+
+    default_lr: ClassVar[float] = 1e-3
+    makes: ClassVar[str] = "model"
+    also: str = "nothing"
+    """Another word in names."""
+
+    def build(self):
+        from postmill.stages.train.tuners.full import all_tensors, load_whole, save_model
+        from postmill.stages.train.tuners.interface import Tuner
+
+        def start(given):
+            model = load_whole(given)
+            for name, parameter in model.named_parameters():
+                parameter.requires_grad_("norm" in name or self.also in name)
+            return model
+
+        return Tuner(start, all_tensors, save_model)
+
+
+class Brier(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="brier"):
+    """Squared distance of each token's probability from 1."""
+
+    normalize: Literal["tokens", "rows"] = "tokens"
+    """What the sum is divided by."""
+
+    @property
+    def needs(self):
+        return Needs(stats=frozenset({"logp"}), measures=(self.normalize,))
+
+    def build(self):
+        from mill_extras.grind.brier import BrierLoss
+
+        return BrierLoss(self)
+
+
+class Echo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="echo"):
+    """Says one token."""
+
+    token: int = 5
+    """It."""
+
+    def open(self, wanted):
+        from contextlib import nullcontext
+
+        from mill_extras.grind.echo import EchoEngine
+
+        return nullcontext(EchoEngine(self.token, wanted))
+
+
+def fives(row):
+    return float(row.num_tokens == 5)
 
 
 class Grind(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -68,7 +147,59 @@ def run(cfg, inputs, out):
     out.ledger.keep(len(words))
     return Result()
 """
+BRIER = """
+from postmill.stages.shared.forward import Ask
+from postmill.stages.train.objectives.interface import Loss
+
+
+class BrierLoss:
+    def __init__(self, options):
+        self.needs = options.needs
+
+    def ask(self, batch, norms):
+        return Ask(self.needs.stats)
+
+    def loss(self, outputs, batch, norms, constants):
+        [measure] = self.needs.measures
+        missed = (batch.weights_T * (1 - outputs.logp_T.exp()) ** 2).sum()
+        loss = missed / norms[measure]
+        return Loss(loss, {"brier": loss.detach()}, {"missed": (missed.detach().double(), measure)})
+"""
+ECHO = """
+from postmill.stages.shared.engine.protocol import About, Loaded, Reply
+
+
+class EchoEngine:
+    def __init__(self, token, wanted):
+        self.token, self.loaded = token, Loaded(digest=wanted.digest, proof="claimed")
+        self.about = About(kind="echo", versions={}, can=frozenset({"logp"}), max_tokens=None, stop_ids=frozenset())
+
+    def batches(self, requests):
+        return [requests]
+
+    def answer(self, batch, sampling):
+        many = sampling.max_new_tokens
+        return [
+            Reply(key=r.key, ids=[self.token] * many, logp=[0.0] * many, sampled_logp=[0.0] * many, finish="length")
+            for r in batch
+        ]
+"""
 ENTRIES = """
+[postmill.optimizers]
+sums = mill_extras.grind.config:Sums
+
+[postmill.tuners]
+norms = mill_extras.grind.config:Norms
+
+[postmill.objectives]
+brier = mill_extras.grind.config:Brier
+
+[postmill.engines]
+echo = mill_extras.grind.config:Echo
+
+[postmill.rewards]
+fives = mill_extras.grind.config:fives
+
 [postmill.stages]
 grind = mill_extras.grind.config:STAGE
 
@@ -86,7 +217,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     site = tmp_path_factory.mktemp("site")
     (site / "mill_extras" / "grind").mkdir(parents=True)
     (site / "mill_extras" / "grind" / "config.py").write_text(PACKAGE)
-    (site / "mill_extras" / "grind" / "run.py").write_text(RUN)
+    for name, text in (("run", RUN), ("brier", BRIER), ("echo", ECHO)):
+        (site / "mill_extras" / "grind" / f"{name}.py").write_text(text)
     about = site / "mill_extras-1.dist-info"
     about.mkdir()
     (about / "METADATA").write_text("Metadata-Version: 2.1\nName: mill-extras\nVersion: 1\n")
@@ -135,6 +267,38 @@ def test_a_schedule(site: Path, tmp_path: Path) -> None:
     wrong = postmill(site, "train", "x", "-m", "y", "-o", "z", "--schedule", "halve")
     assert wrong.returncode == 2
     assert "did you mean halves?" in wrong.stderr
+
+
+def test_an_objective_a_tuner_an_optimizer_and_a_schedule_train(site: Path, tmp_path: Path) -> None:
+    """In one run; the objective's own number is what is recorded, and only what the tuner leaves has moved."""
+    base = tiny_model.write_model(tmp_path / "base")
+    packed = tiny_model.write_packed(tmp_path / "packed", base, tiny_model.make_rows(12))
+    words = ["--objective", "brier", "--brier.normalize", "rows", "--tuner", "norms", "--schedule", "halves"]
+    words += ["--optimizer", "sums", "--shrink", "0.001", "--lr", "0.1", "--epochs", "2", "-o", tmp_path / "run"]
+    done = postmill(site, "train", packed, "-m", base, *words)
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert lines and all(line["missed"] > 0 for line in lines)
+    before, after = (load_file(folder / "model.safetensors") for folder in (base, tmp_path / "run"))
+    assert {name for name in before if not torch.equal(before[name], after[name])} == {n for n in before if "norm" in n}
+
+
+def test_an_engine_and_a_reward(site: Path, tmp_path: Path) -> None:
+    base = write_chat_model(tmp_path / "base")
+    (tmp_path / "asks.jsonl").write_text('{"messages": [{"role": "user", "content": "say"}]}\n')
+    done = postmill(
+        site, "tokenize", tmp_path / "asks.jsonl", "-m", base, "--for", "prompt", "-o", tmp_path / "prompts"
+    )
+    assert done.returncode == 0, done.stderr
+    words = ["--engine", "echo", "--echo.token", "9", "--samples", "2", "--max-new-tokens", "5"]
+    done = postmill(site, "rollout", tmp_path / "prompts", "-m", base, *words, "-o", tmp_path / "rollouts")
+    assert done.returncode == 0, done.stderr
+    done = postmill(site, "reward", tmp_path / "rollouts", "--func", "fives", "-o", tmp_path / "rewards")
+    assert done.returncode == 0, done.stderr
+    table = pa.Table.from_batches(list(TableReader(tmp_path / "rewards" / REWARDS, REWARDS_V1)))
+    assert table["reward"].to_pylist() == [1.0, 1.0]
+    wrong = postmill(site, "reward", tmp_path / "rollouts", "--func", "fours", "-o", tmp_path / "no")
+    assert (wrong.returncode, "fives" in wrong.stderr) == (2, True)
 
 
 def test_a_name_that_nobody_has(tmp_path: Path, site: Path) -> None:

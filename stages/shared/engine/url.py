@@ -2,7 +2,8 @@
 
 Prompts are sent as token ids where the caller has them (`/v1/completions`), and then ids and log-probs have to come
 back: our own server gives both (`return_token_ids`), and a server that does not is refused, never guessed from text.
-Where only text matters, as in eval, messages are sent and the server's own template renders them
+vLLM gives ids and one log-prob a token, which is enough where that one is both what was drawn from and what a ratio
+needs. Where only text matters, as in eval, messages are sent and the server's own template renders them
 (`/v1/chat/completions`).
 """
 
@@ -32,9 +33,14 @@ class Refused(Exception):
 class UrlEngine:
     """A model of a server. `concurrency` requests are under way at a time."""
 
-    def __init__(self, endpoint: Endpoint, *, concurrency: int) -> None:
-        """Raises ArtifactError (66) for the key's file; StageError (69) where the server cannot be asked."""
-        self._endpoint, self._concurrency = endpoint, concurrency
+    def __init__(
+        self, endpoint: Endpoint, *, concurrency: int, is_processed: bool = False, loaded: Loaded | None = None
+    ) -> None:
+        """`is_processed`: log-probs of vLLM's form are of what was drawn from. `loaded`: what the server should hold.
+
+        Raises ArtifactError (66) for the key's file; StageError (69) where the server cannot be asked.
+        """
+        self._endpoint, self._concurrency, self._is_processed = endpoint, concurrency, is_processed
         self._root = endpoint.url.rstrip("/").removesuffix("/v1")
         self._key = _read_key(endpoint.key_file)
         self._lock = threading.Lock()
@@ -44,7 +50,7 @@ class UrlEngine:
         card = self._card()
         self._name = str(card["id"])
         digest = card.get("digest")
-        self.loaded = Loaded(digest=str(digest or f"url:{self._root}#{self._name}"), proof="claimed")
+        self.loaded = loaded or Loaded(digest=str(digest or f"url:{self._root}#{self._name}"), proof="claimed")
         length = card.get("max_model_len")
         self.about = About(
             kind="url",
@@ -102,8 +108,11 @@ class UrlEngine:
                 "prompt": request.prompt_ids,
                 "stop_token_ids": sorted(sampling.stop_ids),
                 "return_token_ids": True,
+                "logprobs": 0,
             }
-            return _exact_reply(request.key, self._ask("/v1/completions", body | exact), self._root)
+            found = self._ask("/v1/completions", body | exact)
+            one_for_all = not sampling.is_truncated and (self._is_processed or sampling.temperature in (0, 1))
+            return _exact_reply(request.key, found, self._root, one_for_all=one_for_all)
         except Refused as error:
             return Reply(key=request.key, error=str(error))
 
@@ -203,12 +212,15 @@ def _text_reply(key: str, found: dict[str, Any]) -> Reply:
     return Reply(key=key, text=str(text), finish=_finish(choice.get("finish_reason")))
 
 
-def _exact_reply(key: str, found: dict[str, Any], root: str) -> Reply:
+def _exact_reply(key: str, found: dict[str, Any], root: str, *, one_for_all: bool) -> Reply:
+    """Raises StageError (69) for an answer without ids or log-probs. `one_for_all`: see `_vllm_columns`."""
     choice = _choice(found)
-    columns = [choice.get(name) for name in ("token_ids", "token_logps", "token_sampled_logps", "token_raw_logps")]
+    names = ("token_ids", "token_logps", "token_sampled_logps", "token_raw_logps")
+    columns = [choice.get(name) for name in names] if names[1] in choice else _vllm_columns(choice, one_for_all)
     if not all(isinstance(column, list) for column in columns):
         raise StageError(
-            f"{root}: the server does not give back token ids with log-probs, which rollouts need; use postmill serve",
+            f"{root}: the server does not give back token ids with log-probs, which rollouts need; use postmill"
+            " serve, or vLLM without --top-p, --top-k and --min-p",
             UNAVAILABLE,
         )
     ids, logp, sampled, raw = columns
@@ -220,3 +232,10 @@ def _exact_reply(key: str, found: dict[str, Any], root: str) -> Reply:
         raw_logp=raw or [],
         finish=_finish(choice.get("finish_reason")),
     )
+
+
+def _vllm_columns(choice: dict[str, Any], one_for_all: bool) -> list[Any]:
+    """Ids, and their log-probs, which stand for all kinds where these are one number (`one_for_all`)."""
+    told = choice.get("logprobs")
+    logps = told.get("token_logprobs") if isinstance(told, dict) and one_for_all else None
+    return [choice.get("token_ids"), logps, logps, []]

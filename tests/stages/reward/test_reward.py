@@ -183,7 +183,7 @@ def test_filters_leave_out_rows_with_a_reason(sums, tmp_path):
 @pytest.mark.parametrize(
     ("argv", "code", "words"),
     [
-        (["--func", "nothing"], 2, "no such function; built in are exact"),
+        (["--func", "nothing"], 2, "no such function; there are exact"),
         (["--func", "absent.py:f"], 66, "no such file"),
         (["--func", "number", "--func", "number"], 2, "named twice"),
         (["--func", "number", "--weights", "1,2"], 2, "2 weights for 1 functions"),

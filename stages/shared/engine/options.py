@@ -1,0 +1,100 @@
+"""What can answer, by name: the options of each engine, and how it is opened. Nothing heavy is loaded before that."""
+
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from postmill.stages.shared.engine.endpoint import Endpoint
+from postmill.stages.spec import SAME_BYTES, Choice
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+ENGINES = Choice(
+    group="postmill.engines",
+    table={
+        "transformers": "postmill.stages.shared.engine.options:Transformers",
+        "vllm": "postmill.stages.shared.engine.options:Vllm",
+        "command": "postmill.stages.shared.engine.options:Command",
+    },
+)
+
+
+class Wanted(msgspec.Struct, frozen=True, kw_only=True):
+    """What an engine is opened with."""
+
+    folders: list[Path]
+    """A model's folder, or a base and adapters."""
+    digest: str
+    """Of the files in these folders."""
+    dtype: Dtype
+    batch_size: int
+    """Requests under way at a time."""
+    threads: int
+
+
+class Transformers(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="transformers"):
+    """Our own engine, on models of transformers, in this process."""
+
+    def open(self, wanted: Wanted) -> AbstractContextManager[Any]:
+        """Raises ArtifactError and StageError as loading a model does."""
+        from postmill.stages.shared.engine.local import LocalEngine
+
+        return nullcontext(
+            LocalEngine(wanted.folders, dtype=wanted.dtype, batch_size=wanted.batch_size, threads=wanted.threads)
+        )
+
+
+class Vllm(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="vllm"):
+    """vLLM's server, started for this run on a port of this machine only, and ended with it."""
+
+    engine_python: Annotated[str, SAME_BYTES] = ""
+    """The Python that has vLLM, as ~/vllm/bin/python. Default: the one that runs this."""
+    engine_arguments: list[str] = []
+    """Words to add to the server's command line; may be given several times."""
+    start_timeout_s: Annotated[float, Meta(gt=0), SAME_BYTES] = 600.0
+    """Longest wait until it answers, in seconds."""
+
+    def open(self, wanted: Wanted) -> AbstractContextManager[Any]:
+        """Raises StageError (69) where it does not start, ConfigError (2) for several adapters."""
+        from postmill.stages.shared.engine.child import start_vllm
+
+        return start_vllm(self, wanted)
+
+
+class Command(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="command"):
+    """Any server that speaks OpenAI's API, started for this run by a command line, and ended with it."""
+
+    engine_command: str
+    """Its command line, with {port} and {model}; split as a shell would, though no shell runs it. With an adapter it
+    has {adapter} too, served by the name policy: postmill serve {model} --adapter policy={adapter} --port {port}."""
+    start_timeout_s: Annotated[float, Meta(gt=0), SAME_BYTES] = 600.0
+    """Longest wait until it answers, in seconds."""
+
+    def __post_init__(self) -> None:
+        if "{port}" not in self.engine_command:
+            raise ValueError("engine_command has no {port}: the server has to listen where it will be asked")
+
+    def open(self, wanted: Wanted) -> AbstractContextManager[Any]:
+        """Raises StageError (69) where it does not start, ConfigError (2) where it has no place for the adapter."""
+        from postmill.stages.shared.engine.child import start_command
+
+        return start_command(self, wanted)
+
+
+def check_engine(engine: Any, endpoint: Endpoint) -> None:
+    """Raises ValueError for an engine beside a server that runs already."""
+    if endpoint.url and not isinstance(engine, Transformers):
+        raise ValueError("url is a server that runs already, engine one to start; give one of them")
+
+
+def open_engine(engine: Any, endpoint: Endpoint, wanted: Wanted) -> AbstractContextManager[Any]:
+    """The engine, until the block ends: the server at `endpoint` if that has a URL. Raises what opening it raises."""
+    if endpoint.url:
+        from postmill.stages.shared.engine.url import UrlEngine
+
+        return nullcontext(UrlEngine(endpoint, concurrency=wanted.batch_size))
+    opened: AbstractContextManager[Any] = engine.open(wanted)
+    return opened
