@@ -25,7 +25,7 @@ from postmill.stages.protocol import Out
 from postmill.stages.quantize.activations import rounded_activations
 from postmill.stages.quantize.config import Quantize
 from postmill.stages.quantize.fold import Inputs, fold
-from postmill.stages.quantize.formats.compressed_tensors import tensors
+from postmill.stages.quantize.formats.table import FORMATS, scale_dtype
 from postmill.stages.quantize.layers import Row, StreamedModel
 from postmill.stages.quantize.plan import Plan
 from postmill.stages.shared.quantized_weights import TORCH_DTYPES, read_float32
@@ -124,13 +124,13 @@ class _Layers:
 
         def solve(name: str) -> tuple[dict[str, Tensor], int]:
             target = self.plan.targets[f"{prefix}{name}"]
-            dtype = self.dtype_of(f"{prefix}{name}.weight")
+            dtype = scale_dtype(self.cfg.layout, self.dtype_of(f"{prefix}{name}.weight"))
             with torch.inference_mode():
                 weight = modules[name].weight
                 encoded = self.cfg.method.encode(weight, target.form, dtype, moments[name])
                 clipped = count_clipped(encoded, weight, target.form)
             modules[name].weight = nn.Parameter(decode(encoded), requires_grad=False)
-            return tensors(f"{prefix}{name}", target, encoded), clipped
+            return FORMATS[self.cfg.layout].tensors(f"{prefix}{name}", target, encoded), clipped
 
         stored: dict[str, Tensor] = {
             f"{_REPLACED}{prefix}{name}": values.to(self.dtype_of(f"{prefix}{name}"))
@@ -154,7 +154,7 @@ class _Layers:
             forms = {self.plan.targets[f"{prefix}{name}"].form for name in names}
             if len(forms) > 1:
                 return None
-            dtype = self.dtype_of(f"{prefix}{names[0]}.weight")
+            dtype = scale_dtype(self.cfg.layout, self.dtype_of(f"{prefix}{names[0]}.weight"))
             chosen: Tensor | None = self.cfg.method.scales(
                 weights, forms.pop(), dtype, moment=inputs.moment, largest=inputs.largest
             )

@@ -50,6 +50,9 @@ class Quantize(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     ] = "w4a16"  # fmt: skip
     """Bits of weights and of activations; w8a8, fp8 and fp8_block round those too when the model runs.
     From f32 on they are types and mixes of llama.cpp: the result is a GGUF file with a Modelfile for Ollama."""
+    layout: Literal["compressed-tensors", "gptq", "awq"] = "compressed-tensors"
+    """How the same codes lie in the folder: as compressed-tensors, GPTQModel or AutoAWQ arrange them. gptq takes w2a16,
+    w4a16 and w8a16, awq takes w4a16, one of them for all layers. A GGUF file has its own."""
     group_size: Literal[32, 64, 128, -1] = 128
     """Columns that share a scale, for w2a16, w4a16 and w8a16; -1 is a whole row."""
     symmetric: bool = True

@@ -93,6 +93,7 @@ def make_plan(cfg: Quantize, weights: Weights, linears: list[str], in_layers: se
     if not targets:
         raise ConfigError("no linear layer is left to quantize; loosen --rule", USAGE)
     _check_groups(targets, shapes)
+    _check_layout(cfg.layout, targets, shapes)
     return Plan(targets, kept, shapes)
 
 
@@ -124,4 +125,26 @@ def _check_groups(targets: dict[str, Target], shapes: dict[str, tuple[int, int]]
             said, remedy = f"{group}, which {scheme} needs", "keep them by --rule, or pass another --scheme"
         raise ConfigError(
             f"{ragged[0]}: {columns} columns are no multiple of {said}, in {len(ragged)} layers; {remedy}", USAGE
+        )
+
+
+def _check_layout(layout: str, targets: dict[str, Target], shapes: dict[str, tuple[int, int]]) -> None:
+    """Raises ConfigError (2) for what the layouts of GPTQ and AWQ cannot hold."""
+    if layout == "compressed-tensors":
+        return
+    schemes = sorted({target.scheme for target in targets.values()})
+    allowed = tuple(_BITS) if layout == "gptq" else ("w4a16",)
+    if len(schemes) > 1 or schemes[0] not in allowed:
+        raise ConfigError(
+            f"--layout {layout}: holds one of {', '.join(allowed)} for all layers, not {', '.join(schemes)}; pass"
+            " another --scheme, or --layout compressed-tensors",
+            USAGE,
+        )
+    per_word = 32 // _BITS[schemes[0]]
+    ragged = [name for name, shape in shapes.items() if shape[0] % per_word or shape[1] % per_word]
+    if ragged:
+        raise ConfigError(
+            f"{ragged[0]}: its shape {shapes[ragged[0]]} is no multiple of the {per_word} codes of a word of --layout"
+            f" {layout}; keep it by --rule, or pass --layout compressed-tensors",
+            USAGE,
         )

@@ -57,7 +57,7 @@ def _make_folder(
 ) -> tuple[dict[str, Any], dict[str, float]]:
     """A model folder like the source's. Returns metrics and seconds."""
     from postmill.stages.quantize.calibrate import calibrate
-    from postmill.stages.quantize.formats.compressed_tensors import quantization_config
+    from postmill.stages.quantize.formats.table import FORMATS
     from postmill.stages.quantize.plan import make_plan
     from postmill.stages.shared.quantized_weights import read_float32
 
@@ -80,7 +80,7 @@ def _make_folder(
             "digest": digest_json(sorted(row_id.hex() for row_id in seen)),
         }
         out.after_commit = lambda: shutil.rmtree(out.work, ignore_errors=True)
-    write_sidecars(model.folder, out.dir, quantization_config(plan))
+    write_sidecars(model.folder, out.dir, FORMATS[cfg.layout].quantization_config(plan))
     seconds = {"quantize": time.monotonic() - started}
     if cfg.gate.parity == "on":
         started = time.monotonic()
@@ -165,8 +165,9 @@ def _check_names(expected: list[str], weights: Weights, source: Path) -> None:
 
 def _write_weights(cfg: Quantize, plan: Plan, weights: Weights, out: Out, *, chosen: Any) -> dict[str, Any]:
     """Write every shard, and their index if there are several. `chosen`: see `Chosen`. Returns the metrics."""
-    from postmill.stages.quantize.formats.compressed_tensors import layout
+    from postmill.stages.quantize.formats.table import FORMATS
 
+    form = FORMATS[cfg.layout]
     written: dict[str, list[tuple[str, int]]] = {}
     clipped = 0
     with ThreadPoolExecutor(out.threads) as pool:
@@ -175,7 +176,7 @@ def _write_weights(cfg: Quantize, plan: Plan, weights: Weights, out: Out, *, cho
             for name, entry in file.tensors.items():
                 module = name.removesuffix(".weight")
                 if name.endswith(".weight") and module in plan.targets:
-                    tensors |= layout(module, plan.targets[module], plan.shapes[module], entry.dtype)
+                    tensors |= form.layout(module, plan.targets[module], plan.shapes[module], entry.dtype)
                 else:
                     tensors[name] = (entry.dtype, entry.shape)
             with SafetensorsWriter(out.dir / file_name, tensors, file.metadata or {"format": "pt"}) as writer:
@@ -220,7 +221,7 @@ def _encode_all(
     import torch
 
     from postmill.kernels.quantize.grid import count_clipped
-    from postmill.stages.quantize.formats.compressed_tensors import tensors
+    from postmill.stages.quantize.formats.table import FORMATS, scale_dtype
     from postmill.stages.shared.quantized_weights import TORCH_DTYPES, read_float32
 
     def one(module: str) -> int:
@@ -232,9 +233,9 @@ def _encode_all(
         target = plan.targets[module]
         with torch.inference_mode():
             weight = read_float32(weights, f"{module}.weight")
-            dtype = TORCH_DTYPES[weights.entry(f"{module}.weight").dtype]
+            dtype = scale_dtype(cfg.layout, TORCH_DTYPES[weights.entry(f"{module}.weight").dtype])
             encoded = cfg.method.encode(weight, target.form, dtype, None)
-            for name, tensor in tensors(module, target, encoded).items():
+            for name, tensor in FORMATS[cfg.layout].tensors(module, target, encoded).items():
                 writer.write(name, _bytes(tensor))
             return count_clipped(encoded, weight, target.form)
 

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from postmill.io.errors import BAD_DATA, ArtifactError
+from postmill.io.json_file import load_json
 from postmill.io.safetensors_file import Weights
 from postmill.kernels.quantize.grid import BLOCK, Encoded, decode
-from postmill.kernels.quantize.packing import unpack_fp4, unpack_rows
+from postmill.kernels.quantize.packing import AWQ_ORDER, unpack_fp4, unpack_rows
 
 TORCH_DTYPES = {
     "F32": torch.float32,
@@ -40,7 +41,7 @@ def read_tensor(weights: Weights, name: str) -> Tensor:
 def read_float32(weights: Weights, name: str) -> Tensor:
     """The numbers that tensor `name` of the model stands for. Raises ArtifactError (65, 66) if it is not there."""
     module = name.removesuffix(".weight")
-    if f"{module}.weight_scale" in weights.where:
+    if f"{module}.weight_scale" in weights.where or f"{module}.qweight" in weights.where:
         return decode(read_encoded(weights, module))
     if name not in weights.where:
         place = next(iter(weights.files.values())).path.parent
@@ -50,6 +51,8 @@ def read_float32(weights: Weights, name: str) -> Tensor:
 
 def read_encoded(weights: Weights, module: str) -> Encoded:
     """A quantized weight in its codes. Raises ArtifactError (65) if its parts do not fit together."""
+    if f"{module}.qweight" in weights.where:
+        return _read_words(weights, module)
     scale = read_tensor(weights, f"{module}.weight_scale")
     zero_name = f"{module}.weight_zero_point"
     packed_name = f"{module}.weight_packed"
@@ -84,3 +87,22 @@ def _read_fp4(weights: Weights, module: str, scale: Tensor) -> Encoded:
     else:
         scale = torch.ldexp(torch.ones(scale.shape), scale.int() - 127)
     return Encoded(unpack_fp4(read_tensor(weights, f"{module}.weight_packed")), scale, None)
+
+
+def _read_words(weights: Weights, module: str) -> Encoded:
+    """A weight in the layout of GPTQ, whose inputs stand in groups in order, or of AWQ, which has no `g_idx`."""
+    words, zeros, scales = (read_tensor(weights, f"{module}.{part}") for part in ("qweight", "qzeros", "scales"))
+    rows = scales.shape[1]
+    bits = 32 * zeros.shape[1] // rows
+    if f"{module}.g_idx" not in weights.where:
+        codes, zero = (unpack_rows(part, bits, rows, AWQ_ORDER).T for part in (words, zeros))
+        return Encoded(codes.contiguous(), scales.T.contiguous(), zero.contiguous())
+    groups = read_tensor(weights, f"{module}.g_idx")
+    place = weights.file_of(f"{module}.qweight").path
+    if not torch.equal(groups, torch.arange(len(groups), dtype=groups.dtype) // (len(groups) // scales.shape[0])):
+        raise ArtifactError(f"{place}: {module} has groups out of order (desc_act), which is not read here", BAD_DATA)
+    zero = unpack_rows(zeros, bits, rows).T
+    said = load_json(place.parent / "config.json").get("quantization_config") or {}
+    if said.get("checkpoint_format", "gptq") == "gptq":  # the first version stores zero points less one
+        zero = zero + 1
+    return Encoded(unpack_rows(words.T, bits, len(groups)), scales.T.contiguous(), zero.contiguous())

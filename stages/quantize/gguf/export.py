@@ -55,6 +55,8 @@ def export(cfg: Quantize, folder: Path, config: dict[str, Any], weights: Weights
     """Write `model-SCHEME.gguf` and `Modelfile` into `out.dir`. config: the model's, as transformers completes it."""
     if cfg.method.__struct_config__.tag != "rtn" or cfg.method.clip != "none":
         raise ConfigError(f"--scheme {cfg.scheme}: GGUF's types choose codes by themselves; leave --method out", USAGE)
+    if cfg.layout != "compressed-tensors":
+        raise ConfigError(f"--layout {cfg.layout}: --scheme {cfg.scheme} makes a GGUF file; leave one out", USAGE)
     architecture = architecture_of(config)
     sources = find_sources(architecture, config, weights)
     kinds = _choose_types(cfg, config, sources, weights)

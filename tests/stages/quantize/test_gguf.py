@@ -223,6 +223,7 @@ def test_modelfile_has_a_template_only_where_it_says_the_same(base: Path) -> Non
     ("options", "change", "says"),
     [
         ({"method": "hqq"}, {}, "GGUF's types choose codes by themselves"),
+        ({"layout": "awq"}, {}, "--layout awq: --scheme f32 makes a GGUF file"),
         ({"rule": ["q_proj=w4a16"]}, {}, "--rule q_proj=w4a16: expected REGEX=TYPE"),
         ({"rule": ["nothing=q8_0"]}, {}, "matches no weight"),
         ({}, {"hidden_act": "gelu"}, "hidden_act gelu"),

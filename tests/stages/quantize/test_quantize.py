@@ -108,6 +108,65 @@ def test_transformers_reads_the_numbers_we_do(options: dict[str, Any], base: Pat
     assert not torch.allclose(found, logits_of(base), atol=1e-3)  # something was quantized
 
 
+def _as_gptq_says(folder: Path, module: str, bits: int, zero_more: int) -> "torch.Tensor":
+    """AutoGPTQ's own formula (`QuantLinear.forward` of its torch kernel): scales * (codes - (zeros + 1)), by g_idx."""
+    t = load_file(folder / "model.safetensors")
+    shifts = torch.arange(0, 32, bits, dtype=torch.int32)
+    zeros = (t[f"{module}.qzeros"].unsqueeze(2) >> shifts) & (2**bits - 1)
+    zeros = zeros.reshape(t[f"{module}.scales"].shape) + zero_more
+    codes = (t[f"{module}.qweight"].unsqueeze(1) >> shifts.view(1, -1, 1)) & (2**bits - 1)
+    codes = codes.reshape(-1, zeros.shape[1])
+    group = t[f"{module}.g_idx"].long()
+    return ((codes - zeros[group]) * t[f"{module}.scales"].float()[group]).T
+
+
+def _as_awq_says(folder: Path, module: str, group: int) -> "torch.Tensor":
+    """AutoAWQ's own formula (`unpack_awq`, `reverse_awq_order`, `dequantize_gemm` of its packing utilities)."""
+    t = load_file(folder / "model.safetensors")
+    shifts = torch.arange(0, 32, 4)
+    back = torch.tensor([0, 4, 1, 5, 2, 6, 3, 7])
+
+    def unpack(words: "torch.Tensor") -> "torch.Tensor":
+        return ((words[:, :, None] >> shifts) & 15)[:, :, back].reshape(len(words), -1)
+
+    codes, zeros = unpack(t[f"{module}.qweight"]), unpack(t[f"{module}.qzeros"])
+    scales = t[f"{module}.scales"].float().repeat_interleave(group, 0)
+    return ((codes - zeros.repeat_interleave(group, 0)) * scales).T
+
+
+@pytest.mark.parametrize(
+    ("layout", "options"),
+    [
+        ("gptq", {}),
+        ("gptq", {"symmetric": False, "rule": [r"layers\.0\.mlp\.down_proj=keep"]}),
+        ("gptq", {"scheme": "w8a16", "group_size": -1}),
+        ("awq", {}),
+        ("awq", {"symmetric": False}),
+    ],
+    ids=str,
+)
+def test_other_layouts_hold_the_numbers_of_their_own_formulas(
+    layout: str, options: dict[str, Any], base: Path, tmp_path: Path
+) -> None:
+    """And nearly those of compressed-tensors, whose scales have fewer digits; the gate reads them as we do."""
+    report = quantize(base, tmp_path / "q", layout=layout, **options)["parity"]
+    said = json.loads((tmp_path / "q" / "config.json").read_text())["quantization_config"]
+    assert said["quant_method"] == layout
+    module = "model.layers.1.mlp.up_proj"
+    if layout == "gptq":
+        first = said["checkpoint_format"] == "gptq"
+        assert (said["sym"], first) == (options.get("symmetric", True),) * 2
+        found = _as_gptq_says(tmp_path / "q", module, said["bits"], int(first))
+        assert len(said["dynamic"]) == ("rule" in options)
+    else:
+        found = _as_awq_says(tmp_path / "q", module, 32)
+        assert said["modules_to_not_convert"] == ["lm_head"]
+    with open_weights(tmp_path / "q") as weights:
+        assert torch.equal(read_float32(weights, f"{module}.weight"), found)
+    other = quantize(base, tmp_path / "other", **options)["parity"]
+    assert report["kl_mean"] == pytest.approx(other["kl_mean"], rel=0.2)
+
+
 @pytest.mark.parametrize("scheme", ["w8a8", "fp8", "fp8_block"])
 def test_rounded_activations_are_those_of_compressed_tensors(scheme: str, base: Path, tmp_path: Path) -> None:
     pytest.importorskip("compressed_tensors")
@@ -283,6 +342,8 @@ def test_shards_stay_shards(base: Path, tmp_path: Path) -> None:
         ({"rule": ["layers=keep"]}, "no linear layer is left"),
         ({"method": "hqq"}, "--no-symmetric"),
         ({"method": "gptq"}, "--method gptq needs --rows"),
+        ({"layout": "awq", "scheme": "w8a16"}, "--layout awq: holds one of w4a16 for all layers, not w8a16"),
+        ({"layout": "gptq", "rule": ["q_proj=fp8"]}, "--layout gptq: holds one of w2a16, w4a16, w8a16"),
     ],
     ids=str,
 )
