@@ -12,6 +12,7 @@ TOOLS = {
     "loop": "rounds of sampling, rewards and training",
     "status": "where a loop is",
     "lossdiff": "every policy loss on the same samples, with its gradient at each token",
+    "evaldiff": "whether one eval is better than another, item by item",
     "recipe": "recipes to start from, read from other tools, written for other programs",
     "again": "a command until it is done: for programs that know only success and failure",
     "get": "a model from Hugging Face or ModelScope",
