@@ -70,11 +70,12 @@ programs: setup ## Snakemake, DVC, Airflow and axe-core, each in a place of its 
 	$(BIN)/uv pip install -q --python .cache/airflow/bin/python apache-airflow-task-sdk
 	npm install --silent --prefix .cache/axe axe-core
 
-rivals: setup ## environments of the tools that bench/stages/bench_train.py compares with (4 GB)
+rivals: setup ## environments of the tools that tests and bench/stages/bench_train.py compare with (4 GB)
 	$(BIN)/uv venv -q --allow-existing .cache/rivals/trl
 	$(BIN)/uv pip install -q --python .cache/rivals/trl/bin/python torch==2.13.0 trl==1.16.0 transformers==5.23.0 accelerate==1.15.0 datasets==5.2.0
 	$(BIN)/uv venv -q --allow-existing .cache/rivals/swift
 	$(BIN)/uv pip install -q --python .cache/rivals/swift/bin/python torch==2.13.0 ms-swift==4.6.0 'transformers<5.20'
+	$(BIN)/uv pip install -q --no-deps --target .cache/rivals/mcore megatron-core==0.16.1
 
 engines: setup ## lm-eval, and vLLM for CPUs, each in an environment of its own, for slow tests (10 GB)
 	$(BIN)/uv venv -q --allow-existing .cache/engines/lm-eval

@@ -42,6 +42,7 @@ KINDS: dict[str, Kind] = {
     "adapter": Kind(),
     "gguf": Kind(),
     "checkpoint": Kind(),
+    "mcore": Kind(),
     "eval": Kind(tables={"items.arrow": EVAL_ITEMS_V1, "scores.arrow": EVAL_SCORES_V1}),
 }
 """Kind -> what it holds."""

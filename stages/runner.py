@@ -31,6 +31,7 @@ from postmill.io.manifest import (
     list_files,
     load_artifact,
 )
+from postmill.io.mcore_folder import is_mcore, mcore_digest
 from postmill.io.model_folder import ADAPTER_CONFIG, model_digest, tokenizer_digest
 from postmill.io.table import stdin_stream, stdout_sink
 from postmill.stages.options import keyed, to_plain
@@ -121,13 +122,19 @@ def find_input(name: str, port: Port, reference: str) -> list[Input]:
     if port.kinds == ("tokenizer",):
         return [Input(name, "tokenizer", tokenizer_digest(path), label, path, source=source)]
     if _MODELS & set(port.kinds) and not (path / MANIFEST).is_file():
-        digest = model_digest(path)
-        kind = "adapter" if (path / ADAPTER_CONFIG).is_file() else "model"
+        kind, digest = _foreign(path, mcore="mcore" in port.kinds)
         if kind not in port.kinds:
             raise ArtifactError(f"{path}: kind is {kind}, expected {' or '.join(port.kinds)}", MISMATCH)
         return [Input(name, kind, digest, label, path, source=source)]
     artifact = load_artifact(path, port.kinds)
     return [Input(name, artifact.manifest.kind, artifact.digest, path.name, path, artifact)]
+
+
+def _foreign(path: Path, *, mcore: bool) -> tuple[str, str]:
+    """Kind and digest of a folder that another tool made."""
+    if mcore and is_mcore(path):
+        return "mcore", mcore_digest(path)
+    return ("adapter" if (path / ADAPTER_CONFIG).is_file() else "model"), model_digest(path)
 
 
 def name_work(stage: Stage, config: Any, inputs: Inputs) -> tuple[str, dict[str, Any], list[InputEntry]]:

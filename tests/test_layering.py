@@ -30,6 +30,10 @@ def imported(path: Path) -> set[str]:
     return names
 
 
+PICKLES = {"stages/merge/mcore/torch_dist.py"}
+"""Who reads and writes another tool's pickles: by a list of what may be in them."""
+
+
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_imports_point_one_way(path: Path) -> None:
     folder = path.relative_to(ROOT).parts[0]
@@ -39,7 +43,7 @@ def test_imports_point_one_way(path: Path) -> None:
             assert parts[1] in ALLOWED[folder], f"{path}: {folder} imports {name}"
         if folder == "io":
             assert parts[0] not in ("torch", "transformers"), f"{path}: io imports {name}"
-        assert parts[0] != "pickle", f"{path}: nothing is pickled"
+        assert parts[0] != "pickle" or str(path.relative_to(ROOT)) in PICKLES, f"{path}: nothing is pickled"
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))

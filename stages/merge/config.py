@@ -13,6 +13,9 @@ from postmill.stages.spec import Port, Stage
 class Merge(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Put adapters into the weights of their model, or models into one, tensor by tensor."""
 
+    to: Literal["hf", "mcore"] = "hf"
+    """Layout of the result: Hugging Face's, or mcore, a checkpoint that Megatron-Core loads under any split over ranks.
+    A checkpoint of Megatron as input becomes a Hugging Face model."""
     scale: list[float] = []
     """Strength of each adapter, once for each in their order; none is 1 for all."""
     method: Annotated[Any, MIXES] = Linear()
@@ -37,23 +40,33 @@ class Merge(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
                     raise ValueError(f"rule {text!r}: the method has no {name}; it has {', '.join(known) or 'none'}")
 
 
+def output_kind(cfg: Any) -> str:
+    """`mcore` or `model`."""
+    return "mcore" if cfg.to == "mcore" else "model"
+
+
 STAGE = Stage(
     name="merge",
     version=2,
     config=Merge,
     inputs={
-        "parts": Port(kinds=("adapter", "model"), help="adapters, merged in this order; or models", many=True),
+        "parts": Port(
+            kinds=("adapter", "model", "mcore"),
+            help="adapters, merged in this order; or models; or one checkpoint of Megatron-Core",
+            many=True,
+        ),
         "model": Port(
             kinds=("model",),
             flag="-m",
             required=False,
-            help="the base model, a folder or owner/name; default: the one the adapter was trained on",
+            help="the base model, a folder or owner/name; default: the one the adapter was trained on. For a"
+            " checkpoint of Megatron a model of the same shape",
         ),
         "rows": Port(
             kinds=("tokens",), flag="--rows", required=False, help="tokens to compare logits on, instead of own prompts"
         ),
     },
-    output="model",
+    output=output_kind,
     implied="postmill.stages.shared.base_model:imply_base",
     example="postmill merge run/ -m base/ -o tuned/",
 )

@@ -28,6 +28,7 @@ from postmill.stages.merge.plan import Plan, make_plan
 from postmill.stages.merge.sidecars import check_tokenizer, write_sidecars
 from postmill.stages.progress import Meter, Progress
 from postmill.stages.protocol import Input, Inputs, Out, Result
+from postmill.stages.shared.hf import need
 
 _DTYPE_NAMES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
@@ -38,6 +39,8 @@ def run(cfg: Merge, inputs: Inputs, out: Out) -> Result:
     kinds = {item.kind for item in inputs["parts"]}
     if len(kinds) > 1:
         raise ConfigError("merge: adapters and models; merge the adapters into their base first", USAGE)
+    if cfg.to == "mcore" or kinds == {"mcore"}:
+        return _convert(cfg, paths, kinds.pop(), inputs, out)
     if kinds == {"model"}:
         return _mix(cfg, paths, inputs, out)
     if cfg.rule or cfg.method != Linear():
@@ -88,6 +91,28 @@ def run(cfg: Merge, inputs: Inputs, out: Out) -> Result:
         versions |= more
     digests = {"tokenizer": tokenizer_digest(out.dir)} if (out.dir / "tokenizer.json").is_file() else {}
     return Result(metrics=metrics, digests=digests, versions=versions, seconds=seconds)
+
+
+def _convert(cfg: Merge, paths: list[Path], kind: str, inputs: Inputs, out: Out) -> Result:
+    """A model to a checkpoint of Megatron, or back."""
+    if len(paths) > 1 or kind == "adapter" or (kind == "mcore" and cfg.to == "mcore"):
+        raise ConfigError(
+            f"--to {cfg.to}: converts one {'model' if cfg.to == 'mcore' else 'checkpoint'}, got {len(paths)} of kind"
+            f" {kind}; merge into one model first",
+            USAGE,
+        )
+    if cfg.scale or cfg.rule or cfg.method != Linear() or cfg.dtype != "auto":
+        raise ConfigError(
+            "--scale, --method, --rule, --dtype: weights are converted as they are; leave them out", USAGE
+        )
+    versions = need("torch", "transformers", remedy="pip install 'postmill[train]'")
+    from postmill.stages.merge.mcore.run import from_mcore, to_mcore
+
+    like = _path(inputs["model"][0]) if inputs.get("model") else None
+    started = time.monotonic()
+    metrics = to_mcore(cfg, paths[0], out) if cfg.to == "mcore" else from_mcore(cfg, paths[0], like, out)
+    digests = {"tokenizer": tokenizer_digest(out.dir)} if (out.dir / "tokenizer.json").is_file() else {}
+    return Result(metrics=metrics, digests=digests, versions=versions, seconds={"merge": time.monotonic() - started})
 
 
 def _mix(cfg: Merge, paths: list[Path], inputs: Inputs, out: Out) -> Result:
