@@ -6,7 +6,7 @@ V vocabulary, R rows.
 """
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,21 @@ from postmill.stages.shared.vocab import is_slice, sliced_head, whole_head
 
 _POSITIONS_AFTER_PAD = {"roberta", "xlm-roberta", "camembert"}
 """Families that count positions from the one after `pad_token_id`."""
+
+
+class Stage(Protocol):
+    """Some of a model's layers in a row, where ranks have some each."""
+
+    is_first: bool
+    is_last: bool
+
+    def receive(self, num_tokens: int, like: Tensor) -> Tensor:
+        """Hidden states of the stage before, [1, T, H]."""
+        ...
+
+    def keep(self, received: Tensor | None, hidden_1TH: Tensor) -> None:
+        """What went in and what came out: for the next stage, and for the backward pass."""
+        ...
 
 
 class Linear(NamedTuple):
@@ -168,6 +183,7 @@ class Forward(nn.Module):
         # encoders have no cache, and some do not know the word
         self._no_cache = {"use_cache": False} if hasattr(config, "use_cache") else {}
         self._context: Context | None = None
+        self._stage: Stage | None = None
         self._each_row = False
         self.prompt = prompt
         if prompt is not None and neftune_alpha:
@@ -189,10 +205,16 @@ class Forward(nn.Module):
         context.attach(self.model)
         self._context = context
 
+    def take_stage(self, stage: Stage) -> None:
+        """Compute some of the layers from now on; only the last stage's `forward` has answers."""
+        self._stage = stage
+
     def forward(self, batch: Batch, ask: Ask) -> Outputs:
         """What is asked of `batch`."""
         context, num_tokens = self._context, batch.input_ids_1T.shape[1]
         hidden_TH, router_logits = self._hidden(batch)
+        if self._stage is not None and not self._stage.is_last:
+            return Outputs()
         if context is not None:
             router_logits = tuple(context.gather(logits.flatten(0, -2), num_tokens) for logits in router_logits)
             if self.head.kind != "lm":  # it is small, and looks anywhere
@@ -336,7 +358,12 @@ class Forward(nn.Module):
         inputs: dict[str, Any] = {"input_ids": mine.input_ids_1T}
         positions, media = mine.position_ids_1T + self._first_position, batch.media
         blank: list[Tensor] = []
-        if self.training and self._neftune_alpha:
+        received = None
+        if self._stage is not None and not self._stage.is_first:
+            embedding = self.model.get_input_embeddings().weight
+            received = self._stage.receive(mine.input_ids_1T.shape[1], embedding)
+            inputs = {"inputs_embeds": received}
+        elif self.training and self._neftune_alpha:
             inputs = {"inputs_embeds": self._noisy_embeddings(batch)}
         if self._has_types:
             types_1T = token_types(batch.input_ids_1T, batch.row_starts)
@@ -372,6 +399,8 @@ class Forward(nn.Module):
                 starts,
                 each_row=self._each_row,
             )
+        if self._stage is not None:
+            self._stage.keep(received, found[0].last_hidden_state)
         hidden_TH = torch.cat([part.last_hidden_state[0] for part in found])[real_T]
         for nothing in blank:
             hidden_TH = hidden_TH + nothing

@@ -65,10 +65,14 @@ class Parallel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     ep: Annotated[int, Meta(ge=1), LAST_BITS] = 1
     """Of the ranks that share tokens, those that the experts of a mixture are dealt to (expert parallelism)."""
 
+    pp: Annotated[int, Meta(ge=1), LAST_BITS] = 1
+    """Stages of layers, each on ranks of its own, that bins pass through one after another (pipeline parallelism); of
+    bins a data rank has, take several times as many as stages. Not with --shard or --ep."""
+
     @property
     def cuts_model(self) -> bool:
         """Whether a rank has less than the whole model or less than whole bins."""
-        return self.shard != "none" or max(self.tp, self.cp, self.ep) > 1
+        return self.shard != "none" or max(self.tp, self.cp, self.ep, self.pp) > 1
 
 
 class Checkpoints(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -235,6 +239,7 @@ STAGE = Stage(
         "parallel.shard",
         "parallel.tp",
         "parallel.cp",
+        "parallel.pp",
         "checkpoints.save_every",
         "measure.valid_every",
     ),

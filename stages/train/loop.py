@@ -19,6 +19,7 @@ from torch import Tensor
 from postmill.io.errors import MISMATCH, USAGE, ArtifactError, ConfigError
 from postmill.io.json_file import load_json
 from postmill.io.manifest import Artifact
+from postmill.io.packed import PackedReader
 from postmill.stages.options import changes
 from postmill.stages.progress import Meter, Progress
 from postmill.stages.protocol import Input, Out, Result
@@ -113,8 +114,7 @@ def _train(
         router_aux=router_coefficient(net.config, cfg.router_aux),
         prompt=model.soft_prompt(net),
     ).train()
-    wrapped = layout.wrap(forward)
-    check(forward, reader, dtype, device, loss_kernel=cfg.compute.loss_kernel, cut=cfg.parallel.cuts_model)
+    wrapped = _wrapped(cfg, forward, layout, reader)
     own = start_scores(data, objective.needs, wrapped, layout, found=found and found[0], num_steps=steps.total)
     source = BatchSource(reader, objective.needs, {**data.scores, **own}, data.rewards, data.pixels)
     valid_source = (
@@ -313,9 +313,25 @@ def _load(
     return net if cfg.parallel.cuts_model else net.to(device)
 
 
+def _wrapped(cfg: Train, forward: Forward, layout: Layout, reader: PackedReader) -> Any:
+    """What to call, looked at first: a pipeline's model on the CPU, while it is whole."""
+    is_whole = cfg.parallel.pp > 1
+    wrapped: Any = None if is_whole else layout.wrap(forward)
+    check(
+        forward,
+        reader,
+        forward.compute_dtype,
+        torch.device("cpu") if is_whole else layout.device,
+        loss_kernel=cfg.compute.loss_kernel,
+        cut=cfg.parallel.cuts_model,
+    )
+    return layout.wrap(forward) if is_whole else wrapped
+
+
 def _learner(cfg: Train, tuner: Tuner, net: Any, parameters: dict[str, Tensor], layout: Layout) -> Learner:
     """The optimizer over what is trained, each parameter at its rate. Raises ConfigError (2) for unused --lr-groups."""
-    optimizer = cfg.optimizer.make(parameters, cfg.peak_lr)
+    here = {name: parameter for name, parameter in parameters.items() if not parameter.is_meta}
+    optimizer = cfg.optimizer.make(here, cfg.peak_lr)
     groups = named_factors(cfg.lr_groups, parameters)
     factors = {p: groups.get(name, 1.0) * tuner.lr_factor(name) for name, p in parameters.items()}
     if set(factors.values()) != {1.0}:

@@ -138,11 +138,9 @@ def state_tensors(learner: Learner, *, keep: bool) -> dict[str, Tensor]:
         state: dict[str, Any] = dict(learner.optimizer.state.get(parameter, {}))
         if learner.ema is not None:
             state[_EMA] = learner.ema.mean[parameter]
-        for key, value in state.items():
-            if not isinstance(value, Tensor):
-                continue
-            Progress.beat()
-            whole = learner.layout.whole(value)
+        Progress.beat()
+        tensors = {key: value for key, value in state.items() if isinstance(value, Tensor) and not value.is_meta}
+        for key, whole in learner.layout.whole_state(parameter, tensors).items():
             if keep:
                 found[f"{name}/{key}"] = whole.cpu().contiguous()
     return found

@@ -64,7 +64,7 @@ def compute_own_scores(forward: Any, source: BatchSource, layout: Layout) -> Own
     with torch.no_grad():
         for number in bins.reshape(-1, ranks)[:, layout.data_rank].tolist():
             logp_T = forward(source.load(np.array([number])).to(layout.device), ask).logp_T
-            if number >= 0:
+            if number >= 0 and logp_T is not None:
                 found_T[starts[number] + 1 : starts[number + 1]] = logp_T[:-1]
     forward.train()
-    return OwnScores(reader, layout.sum(found_T).cpu().numpy())
+    return OwnScores(reader, layout.agreed(lambda: layout.sum(found_T)).cpu().numpy())

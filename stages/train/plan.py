@@ -216,16 +216,36 @@ def check_request(cfg: Train) -> None:
     form = cfg.parallel
     if form.cuts_model and tuner in ("prompt-tuning", "p-tuning", "prefix-tuning"):
         raise ConfigError(
-            f"--tuner {tuner}: its vectors stand before whole rows, which --shard, --tp, --cp and --ep cut or share;"
-            " leave them out, or use --tuner lora",
+            f"--tuner {tuner}: its vectors stand before whole rows, which --shard, --tp, --cp, --ep and --pp cut or"
+            " share; leave them out, or use --tuner lora",
             USAGE,
         )
-    if (form.shard != "none" or max(form.tp, form.ep) > 1) and not cfg.optimizer.shards:
-        said = f"--shard {form.shard}" if form.shard != "none" else f"--tp {form.tp} --ep {form.ep}"
+    if form.pp > 1:
+        _check_pipeline(cfg, tuner)
+    if (form.shard != "none" or max(form.tp, form.ep, form.pp) > 1) and not cfg.optimizer.shards:
+        said = f"--shard {form.shard}" if form.shard != "none" else f"--tp {form.tp} --ep {form.ep} --pp {form.pp}"
         raise ConfigError(
             f"{said}: the state of this optimizer cannot be split; use --optimizer adamw, sgd or lion",
             USAGE,
         )
+
+
+def _check_pipeline(cfg: Train, tuner: str) -> None:
+    """Raise ConfigError (2) for what cannot be had of a model whose layers lie on several ranks."""
+    needs = cfg.objective.needs
+    others = {
+        f"--tuner {tuner}: its adapters look at all layers": tuner not in ("full", "lora"),
+        "--lora.modules-to-save: modules beside the layers are not trained": bool(
+            getattr(cfg.tuner, "modules_to_save", [])
+        ),
+        "--ema: means of other stages' weights are not kept": cfg.ema > 0,
+        "--router-aux: only the last stage sees routers": bool(cfg.router_aux),
+        "--objective: its loss looks at a step twice, or at the hidden states": needs.head.kind != "lm"
+        or needs.coupling not in ("row", "group"),
+    }
+    for what, is_asked in others.items():
+        if is_asked:
+            raise ConfigError(f"--pp {cfg.parallel.pp} {what}; leave one of the two out", USAGE)
 
 
 def check_quantized(cfg: Train, model: Input) -> None:

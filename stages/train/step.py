@@ -9,6 +9,7 @@ How far one term of the loss looks decides the passes of a step:
                      <https://arxiv.org/abs/2101.06983>)
 """
 
+import contextlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple, cast
 
@@ -69,37 +70,51 @@ def accumulate(
         cached = step_gradients(cast("GradientsObjective", objective), forward, blocks, layout)
 
     losses: list[Tensor] = []
+    held: dict[int, tuple[Tensor | None, contextlib.ExitStack]] = {}
     tally = Tally()
     sums = torch.zeros(2, len(channels.names), dtype=torch.float64) if channels else None
-    for number, block in enumerate(blocks.bins):
+    for number, is_forward in layout.order(len(blocks.bins)):
+        if not is_forward:
+            share, inside = held.pop(number)
+            with inside:
+                layout.backward(share)
+            continue
+        block = blocks.bins[number]
         batch = blocks.load(block)
-        with blocks.guarded(batch), layout.gathering(forward, last=number + 1 == len(blocks.bins)):
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(blocks.guarded(batch))
+            stack.enter_context(layout.gathering(forward, last=number + 1 == len(blocks.bins)))
             ask = blocks.ask(objective, batch, block)
             if channels is not None:
                 ask = ask._replace(stats=ask.stats | _LOGP)
             outputs = forward(batch, ask)
+            if not layout.has_outputs:
+                held[number] = None, stack.pop_all()
+                continue
             if cached is None:
                 loss = objective.loss(outputs, batch, step.norms, constants)
             else:
                 loss = cached.share(outputs, batch)
             total = loss.total if outputs.router is None else loss.total + outputs.router
-            layout.backward(total)
+            held[number] = total, stack.pop_all()
         losses.append(total.detach())
         tally.add(loss)
         if sums is not None and channels is not None and block[0] >= 0:
             assert outputs.logp_T is not None
             of_row = channels.of_row[batch.row_R.cpu().numpy()]
             sums += _channel_sums(outputs.logp_T.detach(), batch, of_row, len(channels.names))
-    total = torch.stack(losses).double().sum()
-    if cached is None:
-        metrics = tally.means(step.norms, layout)
-    else:  # all ranks have the whole of it
-        tally.add(cached.loss)
-        total, metrics = cached.loss.total.detach().double(), tally.means(step.norms, None)
-    if cached is None:
-        total = layout.sum(total)
-    sums = None if sums is None else layout.sum(sums)
-    return Gradient(total, losses, metrics, sums, blocks.data_seconds)
+
+    def measured() -> Gradient:
+        if cached is None:
+            total = layout.sum(torch.stack(losses).double().sum())
+            metrics = tally.means(step.norms, layout)
+        else:  # all ranks have the whole of it
+            tally.add(cached.loss)
+            total, metrics = cached.loss.total.detach().double(), tally.means(step.norms, None)
+        whole = None if sums is None else layout.sum(sums)
+        return Gradient(total, losses, metrics, whole, blocks.data_seconds)
+
+    return layout.agreed(measured)
 
 
 class Tally:
@@ -165,10 +180,16 @@ def validate(
         for block in blocks.bins:
             batch = blocks.load(block)
             outputs = forward(batch, blocks.ask(objective, batch, block))
+            if not layout.has_outputs:
+                continue
             found = objective.loss(outputs, batch, norms, constants)
             tally.add(found)
             total += found.total.double()
     forward.train()
+
     # all ranks have the whole of what looks at all rows
-    means = tally.means(norms, layout if objective.needs.coupling != "step_gradients" else None)
-    return {"loss": float(layout.sum(total))} | {name: float(value) for name, value in means.items()}
+    def measured() -> dict[str, float]:
+        means = tally.means(norms, layout if objective.needs.coupling != "step_gradients" else None)
+        return {"loss": float(layout.sum(total))} | {name: float(value) for name, value in means.items()}
+
+    return layout.agreed(measured)

@@ -70,9 +70,17 @@ class Piece(NamedTuple):
         return self.name.endswith(".bias")
 
     @property
-    def spelt_out(self) -> str:
-        """The name where layers are tensors of their own."""
-        return self.name.replace("layers.", f"layers.{self.at[0]}.", 1) if self.at else self.name
+    def also(self) -> str:
+        """Another name that some layers of Megatron ask for: of a mixture, its local ones; "" for none."""
+        norm, as_dense = "pre_mlp_layernorm.weight", "mlp.linear_fc1.layer_norm_weight"
+        return self.name.replace(norm, as_dense) if self.name.endswith(norm) else ""
+
+    @property
+    def names(self) -> list[tuple[str, tuple[int, ...]]]:
+        """What it may be called, each with the place in a tensor of that name: where layers are one, and apart."""
+        known = [name for name in (self.name, self.also) if name]
+        apart = [name.replace("layers.", f"layers.{self.at[0]}.", 1) for name in known if self.at]
+        return [(name, self.at) for name in known] + [(name, self.at[1:]) for name in apart]
 
 
 _LAYER = {

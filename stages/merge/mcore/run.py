@@ -65,7 +65,10 @@ def to_mcore(cfg: Merge, model: Path, out: Out) -> dict[str, Any]:
         with Writer(folder) as writer:
             for number, piece in enumerate(found):
                 tensors = [_read(weights, part) for part in piece.parts]
-                writer.add(piece.name, piece.counts, piece.at, join(piece, tensors, shape))
+                block = join(piece, tensors, shape)
+                writer.add(piece.name, piece.counts, piece.at, block)
+                if piece.also:
+                    writer.add(piece.also, piece.counts, piece.at, block)
                 Progress.say("merge", meter.of(number + 1, "tensors"))
             for name, counts, at in extra_states(shape):
                 writer.add_empty(name, counts, at)
@@ -84,9 +87,9 @@ def from_mcore(cfg: Merge, given: Path, like: Path | None, out: Out) -> dict[str
     config = load_json(beside / "config.json")
     shape = read_shape(config, str(beside / "config.json"))
     checkpoint = Checkpoint(newest(given))
-    found = [(piece, name) for piece in pieces(shape) if (name := _name_in(checkpoint, piece))]
-    _check_taken(checkpoint, {name for _, name in found})
-    layout = {part: entry for piece, name in found for part, entry in _parts(checkpoint, piece, name, shape)}
+    found = [(piece, *place) for piece in pieces(shape) if (place := _place_in(checkpoint, piece))]
+    _check_taken(checkpoint, {name for piece, _, _ in found for name, _ in piece.names})
+    layout = {part: entry for place in found for part, entry in _parts(checkpoint, *place, shape)}
     shards = _by_size(layout)
     with ExitStack() as stack:
         writers: dict[str, SafetensorsWriter] = {}
@@ -95,12 +98,12 @@ def from_mcore(cfg: Merge, given: Path, like: Path | None, out: Out) -> dict[str
             writer = stack.enter_context(SafetensorsWriter(out.dir / file, entries, {"format": "pt"}))
             writers |= dict.fromkeys(names, writer)
         meter = Meter(len(found))
-        for number, (piece, name) in enumerate(found):
-            tensor = checkpoint.read(name, piece.at if name == piece.name else piece.at[1:])
+        for number, (piece, name, at) in enumerate(found):
+            tensor = checkpoint.read(name, at)
             if not bool(torch.isfinite(tensor).all()):
                 raise ArtifactError(f"{given}: {name} is not finite; nothing was saved")
             for part, values in zip(piece.parts, split(piece, tensor, shape), strict=True):
-                data = values.contiguous().view(torch.uint8).numpy().reshape(-1)
+                data: Any = values.contiguous().view(torch.uint8).numpy().reshape(-1)
                 writers[part].write(part, memoryview(data))
             Progress.say("merge", meter.of(number + 1, "tensors"))
     if len(shards) > 1:
@@ -118,10 +121,8 @@ def compare(cfg: Merge, checkpoint: Checkpoint, shape: Shape, model: Path, out: 
     net = load_model(model, "float32")
 
     def read(name: str, at: tuple[int, ...]) -> Tensor | None:
-        piece = Piece(name, (), at, ())
-        if name in checkpoint.tensors:
-            return checkpoint.read(name, at).float()
-        return checkpoint.read(piece.spelt_out, at[1:]).float() if piece.spelt_out in checkpoint.tensors else None
+        place = next((p for p in Piece(name, (), at, ()).names if p[0] in checkpoint.tensors), None)
+        return checkpoint.read(*place).float() if place else None
 
     with torch.inference_mode():
         theirs = torch.cat([net(input_ids=torch.tensor([row])).logits[0] for row in rows])
@@ -163,13 +164,12 @@ def _read(weights: Weights, name: str) -> Tensor:
     return torch.frombuffer(weights.file_of(name).read(name), dtype=_DTYPES[entry.dtype]).view(entry.shape)
 
 
-def _name_in(checkpoint: Checkpoint, piece: Piece) -> str:
-    """What the checkpoint calls it; "" for one that a model may lack. Raises ArtifactError (78)."""
-    for name in (piece.name, piece.spelt_out):
-        if name in checkpoint.tensors:
-            return name
-    if piece.may_lack:
-        return ""
+def _place_in(checkpoint: Checkpoint, piece: Piece) -> tuple[str, tuple[int, ...]] | None:
+    """What the checkpoint calls it, and where in that it is; None for one that a model may lack. Raises ArtifactError
+    (78)."""
+    found = next((place for place in piece.names if place[0] in checkpoint.tensors), None)
+    if found or piece.may_lack:
+        return found
     raise ArtifactError(
         f"{checkpoint.folder}: has no tensor {piece.name}, which the config asks for; pass a model of the same shape"
         " with -m",
@@ -190,13 +190,12 @@ def _check_taken(checkpoint: Checkpoint, taken: set[str]) -> None:
 
 
 def _parts(
-    checkpoint: Checkpoint, piece: Piece, name: str, shape: Shape
+    checkpoint: Checkpoint, piece: Piece, name: str, at: tuple[int, ...], shape: Shape
 ) -> Iterator[tuple[str, tuple[str, tuple[int, ...]]]]:
     """Each tensor of the model that the piece holds: name, dtype and shape. Raises ArtifactError (78)."""
-    stored, depth = checkpoint.tensors[name], len(piece.at) if name == piece.name else len(piece.at) - 1
-    counts = piece.counts[len(piece.counts) - max(depth, 0) :]
-    size = stored.shape[max(depth, 0) :]
-    fits = stored.shape[: max(depth, 0)] == counts and stored.dtype in _NAMES
+    stored, depth = checkpoint.tensors[name], len(at)
+    size = stored.shape[depth:]
+    fits = stored.shape[:depth] == piece.counts[len(piece.counts) - depth :] and stored.dtype in _NAMES
     if piece.how == "qkv":
         fits = fits and size[0] == (shape.heads + 2 * shape.keys) * shape.head_size
     elif piece.how == "vocab":

@@ -5,14 +5,23 @@ from what a rank holds. The loop is the same for all of them, and so are checkpo
 that hold parts of one copy of the model (tensor, context parallelism) are one *data rank*: they see the same bins.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from postmill.stages.shared.forward import Forward
+
+T = TypeVar("T")
+
+
+def one_by_one(num_blocks: int) -> Iterator[tuple[int, bool]]:
+    """Each micro-batch forward, then backward."""
+    for number in range(num_blocks):
+        yield number, True
+        yield number, False
 
 
 class Layout(Protocol):
@@ -27,6 +36,9 @@ class Layout(Protocol):
     name: str
     """What the record says, as `fsdp, tp 2`: with another one the last bits may differ."""
 
+    has_outputs: bool
+    """Whether this rank has what the model says; of a pipeline only the last stage has."""
+
     def wrap(self, forward: Forward) -> nn.Module:
         """The module to call instead of `forward`. Parameters of the model are to be looked up after this."""
         ...
@@ -39,7 +51,15 @@ class Layout(Protocol):
         """Around forward and backward of a micro-batch: gradients of ranks meet in the `last` one only."""
         ...
 
-    def backward(self, loss: Tensor) -> None:
+    def order(self, num_blocks: int) -> Iterable[tuple[int, bool]]:
+        """Which micro-batch is computed next, and whether forward; each once forward and then once backward."""
+        ...
+
+    def agreed(self, make: Callable[[], T]) -> T:
+        """What `make` makes of the model's outputs, on all ranks; called where there are outputs only."""
+        ...
+
+    def backward(self, loss: Tensor | None) -> None:
         """Add the gradient of this rank's share of the loss; over all ranks the shares are summed, not averaged."""
         ...
 
@@ -57,6 +77,10 @@ class Layout(Protocol):
 
     def whole(self, tensor: Tensor) -> Tensor:
         """The whole of a parameter, or of optimizer state that lies as it does."""
+        ...
+
+    def whole_state(self, parameter: Tensor, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The optimizer's state of a parameter, each tensor whole; empty where another rank saves it."""
         ...
 
     def part(self, tensor: Tensor, parameter: Tensor) -> Tensor:

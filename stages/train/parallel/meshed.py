@@ -6,7 +6,7 @@ computed other tokens, and norms are sums over the ranks that hold other weights
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,11 +14,14 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from torch.utils._pytree import tree_map
 
+from postmill.io.errors import USAGE, ConfigError
 from postmill.stages.shared.context import Context
 from postmill.stages.shared.forward import Forward
 from postmill.stages.train.config import Parallel
-from postmill.stages.train.parallel import expert, fsdp, mesh, tensor
+from postmill.stages.train.parallel import expert, fsdp, mesh, pipeline, tensor
+from postmill.stages.train.parallel.layout import T, one_by_one
 
 _BUCKET_BYTES = 64 << 20
 
@@ -31,14 +34,24 @@ class Meshed:
         ranks = accelerator.num_processes
         found = mesh.grid(form, ranks, ranks_here=int(os.environ.get("LOCAL_WORLD_SIZE", ranks)))
         self._meshes = mesh.make(found, accelerator.device.type)
+        pipes = self._meshes.pipes
         self._in_shards = form.shard != "none"
         self._accelerator = accelerator
         self._trained: list[nn.Parameter] = []
         self._summed: list[nn.Parameter] = []
         self._dealt: list[nn.Parameter] = []
+        self._stage: pipeline.Stage | None = None
+        self._saved_by: dict[int, int] = {}
+        self._twice: nn.Parameter | None = None
+        self._ends: dist.ProcessGroup | None = None
+        if found.pipe > 1:
+            ahead, back = _one_each(pipes), _one_each(pipes)
+            self._ends = _ends_of(pipes)
+            self._stage = pipeline.Stage(ahead, back, accelerator.device)
+        self.has_outputs = self._stage is None or self._stage.is_last
         self.device = accelerator.device
         self.num_data, self.data_rank = found.data, self._meshes.tokens.get_local_rank("data")
-        sizes = {"tp": found.tensor, "cp": found.context, "ep": found.expert}
+        sizes = {"tp": found.tensor, "cp": found.context, "ep": found.expert, "pp": found.pipe}
         shard = form.shard if form.shard != "hsdp" else f"hsdp {found.shards}"
         self.name = ", ".join([shard, *(f"{word} {size}" for word, size in sizes.items() if size > 1)])
 
@@ -56,9 +69,14 @@ class Meshed:
         if self._in_shards:
             around = weights["shard"] if self._meshes.grid.copies == 1 else weights["copies", "shard"]
             fsdp.shard(forward, around, set(self._dealt))
-        forward.to(self.device)
+        if self._stage is not None:
+            self._saved_by = pipeline.cut(forward, self._stage)
+            if not any(p.requires_grad and not p.is_meta for p in forward.parameters()):
+                raise ConfigError(f"--pp {self._stage.count}: nothing is trained in stage {self._stage.index}", USAGE)
+            self._twice = self._shared_weight(forward)
+        _move(forward, self.device)
         # by name, for sharding makes other parameters of them
-        trained = {name: parameter for name, parameter in forward.named_parameters() if parameter.requires_grad}
+        trained = {name: p for name, p in forward.named_parameters() if p.requires_grad and not p.is_meta}
         dealt = {id(parameter) for parameter in self._dealt}
         self._dealt = [parameter for parameter in trained.values() if id(parameter) in dealt]
         self._trained = [parameter for parameter in trained.values() if id(parameter) not in dealt]
@@ -89,23 +107,46 @@ class Meshed:
             _sum_gradients(self._summed, self._meshes.weights.get_group("tensor"))
         if not self._in_shards and grid.copies > 1:
             _sum_gradients(self._trained, self._meshes.weights.get_group("copies"))
+        if self._twice is not None and self._ends is not None:
+            _sum_gradients([self._twice], self._ends)
         if self._dealt and self._meshes.experts is not None:
             _sum_gradients(self._dealt, self._meshes.experts.get_group("replicas"))
             for parameter in self._dealt if self._in_shards else ():  # they are not averaged as the others are
                 assert parameter.grad is not None
                 _local(parameter.grad).div_(grid.data * grid.context)
 
-    def backward(self, loss: Tensor) -> None:
+    def order(self, num_blocks: int) -> Iterable[tuple[int, bool]]:
+        """A pipeline has an order of its own."""
+        return one_by_one(num_blocks) if self._stage is None else self._stage.order(num_blocks)
+
+    def agreed(self, make: Callable[[], T]) -> T:
+        """The last stage tells the others."""
+        if self._stage is None:
+            return make()
+        self._stage.settle()
+        found: list[Any] = [tree_map(_to_cpu, make()) if self.has_outputs else None]
+        dist.broadcast_object_list(found, group=self._stage.ahead, group_src=self._stage.count - 1, device=self.device)
+        told: T = tree_map(lambda value: value.to(self.device) if isinstance(value, Tensor) else value, found[0])
+        return told
+
+    def backward(self, loss: Tensor | None) -> None:
         """FSDP averages what we want to be a sum."""
+        if self._stage is not None:
+            self._stage.backward(loss)
+            return
+        assert loss is not None
         grid = self._meshes.grid
         around = grid.data * grid.context
         (loss * around if self._in_shards and around > 1 else loss).backward()  # type: ignore[no-untyped-call]
 
     def clip(self, parameters: Iterable[Tensor], norm: float) -> Tensor:
         """The norm is summed over the ranks that hold other parts; what several hold alike counts once."""
+        parameters = [parameter for parameter in parameters if parameter.grad is not None]
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        once = [p.grad for p in parameters if p is not self._twice or self._stage is None or self._stage.is_first]
         squares: dict[tuple[Any, ...], Tensor] = {}
-        for gradient in gradients:
+        for gradient in once:
+            assert gradient is not None
             groups = tuple(_cut_by(gradient))
             before = squares.get(groups, torch.zeros((), dtype=torch.float64, device=self.device))
             squares[groups] = before + _local(gradient).double().square().sum()
@@ -114,6 +155,8 @@ class Meshed:
             for group in groups:
                 dist.all_reduce(square, group=group)
             total += square
+        if self._stage is not None:
+            dist.all_reduce(total, group=self._stage.ahead)
         found = total.sqrt().float()
         factor = (norm / (found + 1e-6)).clamp(max=1.0)
         for gradient in gradients:
@@ -141,7 +184,42 @@ class Meshed:
         return torch.cat(pieces)
 
     def whole(self, tensor: Tensor) -> Tensor:
-        """Gathered from all ranks."""
+        """Gathered from all ranks; of a pipeline, the first stage has it then."""
+        stage, by = self._stage, self._saved_by.get(id(tensor), 0)
+        if stage is None or by == 0:
+            return self._gathered(tensor)
+        if stage.index == by:
+            mine = self._gathered(tensor).contiguous()
+            dist.send(mine, group=stage.ahead, group_dst=0)
+            return mine
+        if stage.is_first:
+            theirs = torch.empty(tensor.shape, dtype=tensor.dtype, device=self.device)
+            dist.recv(theirs, group=stage.ahead, group_src=by)
+            return theirs
+        return tensor.detach()
+
+    def whole_state(self, parameter: Tensor, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The stage that saves the parameter sends its state to the first."""
+        stage, by = self._stage, self._saved_by.get(id(parameter), 0)
+        mine = {key: self._gathered(value) for key, value in state.items()}
+        if stage is None or by == 0:
+            return mine if stage is None or stage.is_first else {}
+        found: list[Any] = [tree_map(_to_cpu, mine)]
+        if stage.index == by:
+            dist.send_object_list(found, group=stage.ahead, group_dst=0, device=self.device)
+        elif stage.is_first:
+            dist.recv_object_list(found, group=stage.ahead, group_src=by, device=self.device)
+            return dict(found[0])
+        return {}
+
+    def _shared_weight(self, forward: Forward) -> nn.Parameter | None:
+        """The weight that is embedding in the first stage and head in the last, if it is trained."""
+        model = forward.model
+        weight: nn.Parameter = model.get_input_embeddings().weight
+        is_shared = weight is model.get_output_embeddings().weight and weight.requires_grad
+        return weight if is_shared and not weight.is_meta else None
+
+    def _gathered(self, tensor: Tensor) -> Tensor:
         if not isinstance(tensor, DTensor):
             return tensor.detach()
         gathered: Tensor = tensor.full_tensor()
@@ -149,6 +227,8 @@ class Meshed:
 
     def part(self, tensor: Tensor, parameter: Tensor) -> Tensor:
         """The part that goes with the parameter's; a scalar (the step count) is whole on every rank."""
+        if parameter.is_meta:  # another stage's
+            return tensor.to("meta")
         if tensor.ndim == 0 or not isinstance(parameter, DTensor):
             return tensor.to(self.device)
         mesh, local = parameter.device_mesh, tensor
@@ -169,6 +249,34 @@ class Meshed:
     def close(self) -> None:
         """No C++ object holds the group."""
         self._accelerator.end_training()
+
+
+def _one_each(pipes: list[list[int]]) -> dist.ProcessGroup:
+    """A new group of the ranks of each pipeline; every rank calls it, and has its own."""
+    groups = [dist.new_group(ranks) for ranks in pipes]
+    here = dist.get_rank()
+    mine: dist.ProcessGroup = next(g for ranks, g in zip(pipes, groups, strict=True) if here in ranks)
+    return mine
+
+
+def _move(module: nn.Module, device: torch.device) -> None:
+    """To `device`, but for what has no memory."""
+
+    def moved(tensor: Tensor) -> Tensor:
+        return tensor if tensor.is_meta else tensor.to(device)
+
+    module._apply(moved)  # type: ignore[no-untyped-call]
+
+
+def _ends_of(pipes: list[list[int]]) -> dist.ProcessGroup | None:
+    """A group of the first and the last rank of each pipeline; None for ranks between them."""
+    groups = [dist.new_group([ranks[0], ranks[-1]]) for ranks in pipes]
+    here = dist.get_rank()
+    return next((group for ranks, group in zip(pipes, groups, strict=True) if here in (ranks[0], ranks[-1])), None)
+
+
+def _to_cpu(value: Any) -> Any:
+    return value.cpu() if isinstance(value, Tensor) else value
 
 
 def _chunk(tensor: Tensor, num_chunks: int, index: int, dim: int) -> Tensor:

@@ -1,7 +1,7 @@
 """The whole model on every rank; one rank is the simplest case."""
 
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -11,12 +11,14 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from postmill.stages.shared.forward import Forward
+from postmill.stages.train.parallel.layout import T, one_by_one
 
 
 class Replicated:
     """Gradients are averaged by torch's DistributedDataParallel, in buckets while the backward pass runs."""
 
     name = "none"
+    has_outputs = True
 
     def __init__(self, accelerator: Accelerator) -> None:
         self._accelerator = accelerator
@@ -41,8 +43,17 @@ class Replicated:
         found: AbstractContextManager[Any] = self._accelerator.no_sync(module)
         return found
 
-    def backward(self, loss: Tensor) -> None:
+    def order(self, num_blocks: int) -> Iterable[tuple[int, bool]]:
+        """One by one."""
+        return one_by_one(num_blocks)
+
+    def agreed(self, make: Callable[[], T]) -> T:
+        """Every rank has outputs."""
+        return make()
+
+    def backward(self, loss: Tensor | None) -> None:
         """DDP averages what we want to be a sum."""
+        assert loss is not None
         self._accelerator.backward(loss * self.num_data if self.num_data > 1 else loss)
 
     def clip(self, parameters: Iterable[Tensor], norm: float) -> Tensor:
@@ -66,6 +77,10 @@ class Replicated:
     def whole(self, tensor: Tensor) -> Tensor:
         """The tensor itself."""
         return tensor.detach()
+
+    def whole_state(self, parameter: Tensor, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The state itself."""
+        return {key: self.whole(value) for key, value in state.items()}
 
     def part(self, tensor: Tensor, parameter: Tensor) -> Tensor:
         """The tensor, where the parameter is."""

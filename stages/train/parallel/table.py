@@ -13,7 +13,11 @@ def choose(form: Parallel, accelerator: Accelerator) -> Layout:
     if not form.cuts_model:
         return Replicated(accelerator)
     if accelerator.num_processes == 1:
-        given = f"--shard {form.shard}" if form.shard != "none" else f"--tp {form.tp} --cp {form.cp} --ep {form.ep}"
+        given = (
+            f"--shard {form.shard}"
+            if form.shard != "none"
+            else f"--tp {form.tp} --cp {form.cp} --ep {form.ep} --pp {form.pp}"
+        )
         raise ConfigError(f"{given}: one rank shares with nobody; start several (postmill launch --ranks 2 ...)", USAGE)
     from postmill.stages.train.parallel.meshed import Meshed
 

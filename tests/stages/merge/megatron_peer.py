@@ -47,6 +47,7 @@ def pretend():
     cuda = torch.cuda
     names = ("wait_stream", "wait_event", "synchronize", "wait", "record")
     stream = type("Stream", (), {"__init__": nothing, **dict.fromkeys(names, nothing)})
+    stream.record_event = lambda *_: stream()
     cuda.Stream = cuda.Event = stream
     cuda.current_device, cuda.synchronize = (lambda: CPU), nothing
     cuda.current_stream = cuda.default_stream = lambda *_: stream()

@@ -80,7 +80,7 @@ def check(world, tmp_path, family, ranks, form):
             assert off <= 1e-5 * max(1.0, moved), (name, tensor, off, moved)
 
 
-QUICK = [("qwen3-tied", 2, {"tp": 2}), ("qwen3", 2, {"cp": 2})]
+QUICK = [("qwen3-tied", 2, {"tp": 2}), ("qwen3", 2, {"cp": 2}), ("qwen3-tied", 2, {"pp": 2})]
 ALL = [
     ("llama", 2, {"tp": 2}),
     ("qwen3", 2, {"tp": 2}),
@@ -97,6 +97,12 @@ ALL = [
     ("qwen3-moe", 4, {"ep": 2}),
     ("qwen3-moe", 4, {"ep": 2, "shard": "fsdp"}),
     ("qwen3-moe", 4, {"ep": 4, "cp": 2}),
+    ("llama", 2, {"pp": 2}),
+    ("qwen3-tied", 3, {"pp": 3}),
+    ("qwen3-moe", 4, {"pp": 4}),
+    ("qwen3", 4, {"pp": 2}),
+    ("qwen3-tied", 4, {"pp": 2, "tp": 2}),
+    ("qwen3", 4, {"pp": 2, "cp": 2}),
 ]
 """cp 3: heads do not divide, so keys are gathered; cp 4: two key heads on four ranks."""
 
@@ -109,12 +115,14 @@ def test_ranks_learn_what_one_does(world, tmp_path, family, ranks, form):
     check(world, tmp_path, family, ranks, form)
 
 
-def test_an_adapter_is_cut_with_its_layers(world, tmp_path):
-    tuner = Lora(rank=4, targets=["q_proj", "o_proj", "down_proj"], modules_to_save=["norm"])
+@pytest.mark.parametrize("form", [{"tp": 2}, {"pp": 2}])
+def test_an_adapter_is_cut_with_its_layers(world, tmp_path, form):
+    also = ["norm"] if "tp" in form else []
+    tuner = Lora(rank=4, targets=["q_proj", "o_proj", "down_proj"], modules_to_save=also)
     # from the second step on the first factor has a gradient too; clipped, for the norm of adapters is summed as well
     cfg = changed(ONE, tuner=tuner, steps=3, clip=0.1)
     one, two = alone(world, cfg, "qwen3"), tmp_path / "two"
-    pids = fork_ranks([changed(cfg, tp=2)] * 2, given(world, "qwen3"), two)
+    pids = fork_ranks([changed(cfg, **form)] * 2, given(world, "qwen3"), two)
     assert [wait_code(pid) for pid in pids] == [0, 0]
     a, b = (load_file(path / "adapter_model.safetensors") for path in (one, two))
     assert a.keys() == b.keys()
@@ -124,7 +132,9 @@ def test_an_adapter_is_cut_with_its_layers(world, tmp_path):
         assert y["grad_norm"] == pytest.approx(x["grad_norm"], rel=1e-5)
 
 
-@pytest.mark.parametrize("form", [{"tp": 2}, pytest.param({"cp": 2, "shard": "fsdp"}, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "form", [{"tp": 2}, pytest.param({"cp": 2, "shard": "fsdp"}, marks=pytest.mark.slow), {"pp": 2}]
+)
 def test_a_stopped_run_goes_on_to_the_same_bytes_and_in_another_form(world, tmp_path, form):
     whole, target = tmp_path / "whole", tmp_path / "run"
     cfg = changed(STEPS, keep_checkpoints=True, save_every=2, keep_last=3, **form)
@@ -152,6 +162,9 @@ def test_a_stopped_run_goes_on_to_the_same_bytes_and_in_another_form(world, tmp_
         ({"shard": "hsdp", "shard_ranks": 3}, 4, "groups of 3 do not divide"),
         ({"ep": 3}, 4, "4 ranks share the tokens"),
         ({"ep": 2, "tp": 2}, 4, "experts are cut as other matrices are"),
+        ({"pp": 2, "tp": 2}, 6, "--tp 2 --cp 1 --pp 2: 6 ranks are not a multiple of 4"),
+        ({"pp": 2, "shard": "fsdp"}, 4, "--pp 2 --shard fsdp: stages hold their layers whole"),
+        ({"pp": 2, "ep": 2}, 4, "--pp 2 --ep 2: stages hold their layers whole"),
     ],
 )
 def test_ranks_that_cannot_be_dealt_are_refused(form, ranks, says):
@@ -161,8 +174,8 @@ def test_ranks_that_cannot_be_dealt_are_refused(form, ranks, says):
 
 def test_ranks_are_dealt_neighbours_first():
     """Tensor parallelism has the nearest ranks; a copy of sharded weights lies on one machine."""
-    assert grid(Parallel(tp=2, cp=2), 8, ranks_here=4) == (2, 2, 2, 4, 1)
-    assert grid(Parallel(shard="hsdp"), 16, ranks_here=8) == (16, 1, 1, 2, 1)
+    assert grid(Parallel(tp=2, cp=2), 8, ranks_here=4) == (2, 2, 2, 4, 1, 1)
+    assert grid(Parallel(shard="hsdp"), 16, ranks_here=8) == (16, 1, 1, 2, 1, 1)
     assert grid(Parallel(shard="hsdp", tp=2), 16, ranks_here=8).shards == 4
 
 
