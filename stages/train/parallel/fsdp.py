@@ -26,3 +26,4 @@ def shard(forward: Forward, mesh: DeviceMesh, apart: set[nn.Parameter]) -> None:
     fully_shard(forward, mesh=mesh, reshard_after_forward=True, ignored_params=apart)
     register_fsdp_forward_method(forward, "own_logits")
     register_fsdp_forward_method(forward, "kernel_deviation")
+    register_fsdp_forward_method(forward, "hidden")

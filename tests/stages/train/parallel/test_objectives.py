@@ -25,8 +25,10 @@ OBJECTIVES = {
     "rm": make(Train, objective="rm", tuner="full"),
     "lora": make(Train, objective=Dpo(), tuner="lora"),
 }
-FORMS = {"tp": {"tp": 2}, "cp": {"cp": 2}, "cp and shards": {"cp": 2, "shard": "fsdp"}}
-QUICK = {("aot", "cp"), ("rm", "cp")}
+FORMS = {"tp": {"tp": 2}, "cp": {"cp": 2}, "cp and shards": {"cp": 2, "shard": "fsdp"}, "pp": {"pp": 2}}
+QUICK = {("aot", "cp"), ("rm", "cp"), ("dpo", "pp")}
+REFUSED = {("aot", "pp"), ("rm", "pp")}
+"""A pipeline computes losses of rows and pairs, of the language model's head."""
 
 
 def pairs(num_pairs):
@@ -65,7 +67,27 @@ CASES = [
     pytest.param(name, form, id=f"{name}-{form}", marks=[] if (name, form) in QUICK else pytest.mark.slow)
     for name in OBJECTIVES
     for form in FORMS
+    if (name, form) not in REFUSED
 ]
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"objective": Dpo(loss="aot")}, "--pp 2 --objective: its loss looks at a step twice"),
+        ({"objective": "rm"}, "--pp 2 --objective: its loss looks at a step twice, or at the hidden states"),
+        ({"tuner": "adalora"}, "--pp 2 --tuner adalora: its adapters look at all layers"),
+        ({"tuner": "lora", "modules_to_save": ["norm"]}, "--pp 2 --lora.modules-to-save"),
+        ({"ema": 0.9}, "--pp 2 --ema"),
+        ({"router_aux": 0.1}, "--pp 2 --router-aux"),
+    ],
+)
+def test_what_a_pipeline_cannot_do_is_refused_before_torch_loads(options, says):
+    from postmill.io.errors import ConfigError
+    from postmill.stages.train.plan import check_request
+
+    with pytest.raises(ConfigError, match=says):
+        check_request(make(Train, pp=2, **options))
 
 
 @pytest.mark.parametrize(("name", "form"), CASES)
