@@ -85,7 +85,7 @@ def build(config, tp, pp, ep):
             "moe_ffn_hidden_size": config.moe_intermediate_size,
             "moe_router_load_balancing_type": "none",
             "moe_token_dispatcher_type": "alltoall",
-            "moe_router_pre_softmax": False,
+            "moe_router_pre_softmax": not config.norm_topk_prob,
         }
         if is_moe
         else {}
