@@ -348,6 +348,17 @@ class Forward(nn.Module):
             "softcap": self._scale.softcap,
         }
 
+    def _read(self, batch: Batch, mine: Batch) -> tuple[dict[str, Any], Tensor | None]:
+        """What the layers read of the slice `mine`: ids, embeddings, or what the stage before sends, which is also
+        given by itself."""
+        if self._stage is not None and not self._stage.is_first:
+            embedding = self.model.get_input_embeddings().weight
+            received = self._stage.receive(mine.input_ids_1T.shape[1], embedding)
+            return {"inputs_embeds": received}, received
+        if self.training and self._neftune_alpha:
+            return {"inputs_embeds": self._noisy_embeddings(batch)}, None
+        return {"input_ids": mine.input_ids_1T}, None
+
     def _hidden(self, batch: Batch) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Last hidden states, [T, H], each row for itself; and the routers' logits of each layer if they are used.
 
@@ -355,16 +366,9 @@ class Forward(nn.Module):
         """
         mine = self._part(batch)
         decoder = self.model.get_decoder() if self.head.kind == "lm" else self.model.base_model
-        inputs: dict[str, Any] = {"input_ids": mine.input_ids_1T}
+        inputs, received = self._read(batch, mine)
         positions, media = mine.position_ids_1T + self._first_position, batch.media
         blank: list[Tensor] = []
-        received = None
-        if self._stage is not None and not self._stage.is_first:
-            embedding = self.model.get_input_embeddings().weight
-            received = self._stage.receive(mine.input_ids_1T.shape[1], embedding)
-            inputs = {"inputs_embeds": received}
-        elif self.training and self._neftune_alpha:
-            inputs = {"inputs_embeds": self._noisy_embeddings(batch)}
         if self._has_types:
             types_1T = token_types(batch.input_ids_1T, batch.row_starts)
             inputs["token_type_ids"] = types_1T if self._context is None else self._context.slice(types_1T, 1)
