@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pyarrow as pa
@@ -75,6 +76,13 @@ def children_of(words):
     return found
 
 
+def wait_until(condition):
+    end = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
 def test_a_command_answers_as_the_model_does_and_ends_with_the_run(world, tmp_path):
     local = rollout(world, tmp_path / "local")
     child = rollout(world, tmp_path / "child", engine="command", engine_command=OURS)
@@ -127,11 +135,9 @@ def test_a_server_ends_with_a_run_that_is_killed(world, tmp_path):
     server = f"import pathlib, signal; pathlib.Path('{ready}').touch(); signal.pause()"
     command += ["--engine-command", f'{sys.executable} -c "{server}" {{port}}']
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as run:
-        while not ready.exists() and run.poll() is None:
-            os.sched_yield()
+        wait_until(lambda: ready.exists() or run.poll() is not None)
         os.kill(run.pid, signal.SIGKILL)
-    while children_of(str(ready)):
-        os.sched_yield()
+    wait_until(lambda: not children_of(str(ready)))
 
 
 @pytest.mark.slow
