@@ -20,6 +20,7 @@ usage: postmill loop RECIPE [DATA...] [-m MODEL] -o FOLDER [options]
 
   postmill loop grpo questions.jsonl -m HuggingFaceTB/SmolLM2-135M-Instruct -o out/
   postmill loop grpo.toml -o out/ --rounds 200 --set train.lr=1e-4
+  postmill loop grpo.toml -o out/ --follow all --set loop.lag=1
   postmill status out/
 
 A recipe is one of `postmill run` with a section [loop]. Sections before the first rollout are run once; from that to
@@ -29,12 +30,17 @@ the train after it is a round; sections that [loop] names in `measure` are run n
   -m MODEL         the model, for every stage that needs one
   --rounds N       rounds in all, whatever the recipe says
   --set KEY=VALUE  set an option of a section (train.lr=2e-4, loop.prompts=32), or model, data
+  --follow all     sample, reward and train in three processes side by side; with loop.lag=1 one samples while the
+                   other trains. The same bytes as without. A process that is killed is started again
+  --follow PART    be one of them, and wait for the others: rollout, reward or train
   --threads N      threads of a stage (default: all cores)
   --dry-run        print the commands of the first round; do nothing
   --quiet          no progress (-q)
 
 The same command goes on where it was stopped or killed, to the same bytes. It prints the folder of the last weights.
 """
+PARTS = ("rollout", "reward", "train")
+"""The processes of a loop."""
 _SHORT = {"-o": "--output", "-m": "--model", "-q": "--quiet"}
 
 
@@ -53,6 +59,8 @@ class Loop(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """Sections to run on the newest weights before the first round, every `measure_every` rounds, and at the end."""
     measure_every: Annotated[int, Meta(ge=1)] = 25
     """See `measure`."""
+    lag: Annotated[int, Meta(ge=0, le=64)] = 0
+    """Rounds by which the weights that sample are behind those that are trained. 0 is strictly on-policy."""
     keep: Annotated[int, Meta(ge=2)] = 2
     """Newest weights to keep, with their optimizer's state; samples and rewards of all rounds stay."""
     seed: Annotated[int, Meta(ge=0, lt=2**62)] = 0
@@ -73,7 +81,7 @@ class Plan(msgspec.Struct, frozen=True):
 def run(argv: list[str]) -> int:
     """Run all rounds. Returns 0; errors are raised with their exit code, 75 after a signal."""
     rest, settings = settings_of(argv)
-    valued = ("--output", "--model", "--rounds", "--threads")
+    valued = ("--output", "--model", "--rounds", "--threads", "--follow")
     args = parse([_SHORT.get(word, word) for word in rest], USAGE, switches=("--dry-run", "--quiet"), valued=valued)
     if args is None:
         return 0
@@ -93,11 +101,19 @@ def run(argv: list[str]) -> int:
     threads = args.options.get("--threads", "0")
     if not threads.isdecimal():
         raise ConfigError(f"--threads {threads}: expected a number from 0 up")
+    part = args.options.get("--follow", "")
+    if part == "all":
+        from postmill.cli.follow import follow_all
+
+        return follow_all(argv, plan.folder)
+    if part and part not in PARTS:
+        raise ConfigError(f"--follow {part}: expected all, or one of {', '.join(PARTS)}")
     from postmill.cli.rounds import Rounds
     from postmill.stages.progress import Progress
 
     with Progress.install(quiet=args.has("--quiet")):
-        last = Rounds(plan, threads=int(threads)).run()
+        rounds = Rounds(plan, threads=int(threads), part=part)
+        last = rounds.follow() if part else rounds.run()
     sys.stdout.write(f"{last}\n")
     return 0
 

@@ -10,35 +10,42 @@ import gc
 import os
 import platform
 import shutil
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import msgspec
 import numpy as np
 
 from postmill.cli.chain import Step
-from postmill.cli.loop import Plan
+from postmill.cli.follow import PARENT
+from postmill.cli.loop import PARTS, Plan
 from postmill.io.commit import remove_artifact
 from postmill.io.digest import digest_bytes
-from postmill.io.errors import MISMATCH, StageError
-from postmill.io.json_file import write_json
+from postmill.io.errors import MISMATCH, STOPPED, UNAVAILABLE, StageError
+from postmill.io.json_file import load_json, write_json
 from postmill.io.manifest import MANIFEST, Artifact, load_artifact
 from postmill.io.rewards import RewardsReader
 from postmill.stages.options import changed
 from postmill.stages.progress import Progress
 from postmill.stages.runner import Options, run_stage
+from postmill.stages.shared.child_limits import end_with_parent
 
-METRICS, TIMING, STATUS = "metrics.jsonl", "timing.jsonl", "status.json"
+METRICS, TIMING, STATUS, STATUSES = "metrics.jsonl", "timing.jsonl", "status.json", "status"
+_LONGEST_PAUSE_S = 0.5
 _OF_TRAIN = ("loss", "grad_norm", "lr", "nats", "entropy", "ratio", "clipped", "mismatch", "mismatch_dropped", "kl")
 
 
 class Rounds:
     """Runs a plan."""
 
-    def __init__(self, plan: Plan, *, threads: int) -> None:
-        self._plan, self._options = plan, Options(threads=threads)
+    def __init__(self, plan: Plan, *, threads: int, part: str = "") -> None:
+        """part: of `loop.PARTS`, the process that this is; empty for all in one."""
+        self._plan, self._options, self._part = plan, Options(threads=threads), part
+        self._began = time.time()
         self._folder, self._round = plan.folder, 0
         self._seconds: dict[str, float] = {}
         self._engine = ("", "")
@@ -46,45 +53,109 @@ class Rounds:
 
     def run(self) -> Path:
         """All rounds that are not done. Returns the folder of what was made last."""
-        plan = self._plan
         with self._status():
-            for step in plan.before:
-                self._stage(step)
-            start = self._next_round()
-            lines = self._lines(start)
-            for number in range(start, plan.loop.rounds):
-                self._round, self._seconds = number, {}
-                measured = self._measure(number) if number % plan.loop.measure_every == 0 else {}
-                lines.append(self._one(number) | measured)
-                self._write(lines)
-                self._prune(number)
-            lines[-1] |= self._measure(plan.loop.rounds)
+            return self._run_train()
+
+    def _run_train(self) -> Path:
+        plan = self._plan
+        for step in plan.before:
+            self._stage(step)
+        start = self._next_round()
+        lines = self._lines(start)
+        for number in range(start, plan.loop.rounds):
+            self._round, self._seconds = number, {}
+            measured = self._measure(number) if number % plan.loop.measure_every == 0 else {}
+            lines.append(self._one(number) | measured)
             self._write(lines)
-            last = self._weights(plan.loop.rounds) or Path()
-            for step in plan.after:
-                self._stage(self._placed(step, {str(plan.rounds[3].output): str(last)}, step.output))
-                last = step.output
+            self._prune(number)
+        lines[-1] |= self._measure(plan.loop.rounds)
+        self._write(lines)
+        last = self._weights(plan.loop.rounds) or Path()
+        for step in plan.after:
+            self._stage(self._placed(step, {str(plan.rounds[3].output): str(last)}, step.output))
+            last = step.output
         return last
 
-    def _one(self, number: int) -> dict[str, Any]:
-        """A round; returns its line of the record."""
-        rollout, reward, pack, train = self._plan.rounds
-        loop, folder = self._plan.loop, self._place(number)
-        here = {str(step.output): str(folder / step.name) for step in self._plan.rounds}
-        weights, seed = self._weights(number), _seed(loop.seed, number)
+    def follow(self) -> Path:
+        """One process's share of all rounds. What the others make is waited for: an artifact is whole or not there.
+
+        Raises StageError: (75) when told to stop while waiting, (69) if another process of the loop failed.
+        """
+        rollout, reward, _, _ = self._plan.rounds
+        if PARENT in os.environ:
+            end_with_parent()
+            if os.getppid() != int(os.environ[PARENT]):
+                raise StageError("the process that started this part of the loop is gone", STOPPED)
+        with self._status(), _heard():
+            if self._part == "train":
+                return self._run_train()
+            for step in self._plan.before:
+                self._wait(step.output / MANIFEST)
+            for number in range(self._next_round(), self._plan.loop.rounds):
+                self._round = number
+                if self._part == "rollout":
+                    version = max(0, number - self._plan.loop.lag)
+                    self._wait(self._place(version - 1) / "done" if version else self._folder)
+                    self._sample(number)
+                else:
+                    self._wait(self._place(number) / rollout.name / MANIFEST)
+                    self._reward(number)
+        return self._place(self._plan.loop.rounds - 1) / (rollout if self._part == "rollout" else reward).name
+
+    def _wait(self, path: Path) -> None:
+        """Until `path` is there. Raises StageError (69) if another process of the loop failed since this one began."""
+        pause = 0.02
+        while not path.exists():
+            if pause >= _LONGEST_PAUSE_S:
+                self._say_status("", "waiting", waiting_for=path)
+                self._check_others(path)
+            time.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE_S)
+
+    def _check_others(self, path: Path) -> None:
+        for other in PARTS:
+            found = self._folder / STATUSES / f"{other}.json"
+            said = load_json(found) if other != self._part and found.is_file() else {}
+            if said.get("state") == "failed" and said["since"] > self._began:
+                raise StageError(f"{path}: does not come: {other} failed; see what it said", UNAVAILABLE)
+
+    def _sample(self, number: int) -> Artifact:
+        """The rollouts of a round, by the weights of `lag` rounds before."""
+        rollout, loop, folder = self._plan.rounds[0], self._plan.loop, self._place(number)
+        weights = self._weights(max(0, number - loop.lag))
         sampled = self._stage(
             self._placed(
                 rollout,
-                here,
+                self._here(number),
                 folder / rollout.name,
                 weights=weights,
                 prompts_from=number * loop.prompts,
                 prompts_count=loop.prompts,
-                seed=seed,
+                seed=_seed(loop.seed, number),
             )
         )
         self._check_engine(sampled, weights)
-        rewarded = self._stage(self._placed(reward, here, folder / reward.name))
+        return sampled
+
+    def _reward(self, number: int) -> Artifact:
+        reward = self._plan.rounds[1]
+        return self._stage(self._placed(reward, self._here(number), self._place(number) / reward.name))
+
+    def _here(self, number: int) -> dict[str, str]:
+        """What sections make in a round, by what they make in the recipe."""
+        return {str(step.output): str(self._place(number) / step.name) for step in self._plan.rounds}
+
+    def _one(self, number: int) -> dict[str, Any]:
+        """A round; returns its line of the record."""
+        rollout, reward, pack, train = self._plan.rounds
+        loop, folder, here = self._plan.loop, self._place(number), self._here(number)
+        weights, seed = self._weights(number), _seed(loop.seed, number)
+        if self._part:
+            self._wait(folder / reward.name / MANIFEST)
+            sampled, rewarded = load_artifact(folder / rollout.name), load_artifact(folder / reward.name)
+        else:
+            sampled = self._sample(number)
+            rewarded = self._reward(number)
         line = {"step": number + 1} | _of_samples(sampled) | _of_rewards(rewarded)
         live = ~np.isnan(RewardsReader([rewarded.path], [sampled]).advantage)
         if not live.any():
@@ -209,13 +280,15 @@ class Rounds:
         (self._place(number) / "done").touch()
         name = self._plan.rounds[3].name
         kept = [path for n in range(number, -1, -1) if ((path := self._place(n) / name) / MANIFEST).is_file()]
-        for path in kept[self._plan.loop.keep :]:
+        for path in kept[max(self._plan.loop.keep, self._plan.loop.lag + 2) :]:
             remove_artifact(path)
             shutil.rmtree(path.parent / f"{name}.checkpoints", ignore_errors=True)
 
     @contextlib.contextmanager
     def _status(self) -> Iterator[None]:
         self._folder.mkdir(parents=True, exist_ok=True)
+        if not self._part:
+            shutil.rmtree(self._folder / STATUSES, ignore_errors=True)
         state = "failed"
         try:
             yield
@@ -226,7 +299,7 @@ class Rounds:
         finally:
             self._say_status("", state)
 
-    def _say_status(self, stage: str, state: str = "running") -> None:
+    def _say_status(self, stage: str, state: str = "running", *, waiting_for: Path | None = None) -> None:
         status = {
             "version": 1,
             "state": state,
@@ -237,7 +310,26 @@ class Rounds:
             "stage": stage,
             "since": time.time(),
         }
-        _replace(self._folder / STATUS, msgspec.json.encode(status) + b"\n")
+        if waiting_for is not None:
+            status["waiting_for"] = str(waiting_for.relative_to(self._folder))
+        place = self._folder / STATUSES / f"{self._part}.json" if self._part else self._folder / STATUS
+        place.parent.mkdir(parents=True, exist_ok=True)
+        _replace(place, msgspec.json.encode(status) + b"\n")
+
+
+@contextlib.contextmanager
+def _heard() -> Iterator[None]:
+    """SIGTERM and SIGINT end a wait as they end a stage: with 75."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise StageError(f"stopped by {signal.Signals(number).name}; run the same command again to go on", STOPPED)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _moved(text: str, here: dict[str, str]) -> str:

@@ -10,12 +10,17 @@ _MOST_FILE_BYTES = 64 << 20
 _MOST_FILES = 256
 
 
+def end_with_parent() -> None:
+    """Have the kernel end this process when the one that started it is gone."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 def limit_self(memory_mb: int) -> None:
     """A session of its own, so that all it starts can be killed with it; it ends with its parent; limits on memory,
     size of files and open files; no core dumps."""
     if os.getpgrp() != os.getpid():
         os.setsid()
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    end_with_parent()
     memory = memory_mb << 20
     for what, most in (
         (resource.RLIMIT_AS, memory),

@@ -1,0 +1,171 @@
+"""A loop in three processes: the bytes of one in a single process, whatever is killed; who waits for what is said."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="training needs torch")
+pytest.importorskip("transformers")
+pytest.importorskip("postmill._native", reason="native module not built")
+
+import pyarrow as pa  # noqa: E402
+import tiny_model  # noqa: E402
+from tiny_tokenizer import write_tokenizer  # noqa: E402
+
+from postmill.cli import loop, rounds, status  # noqa: E402
+from postmill.cli.loop import PARTS, read_plan  # noqa: E402
+from postmill.io.errors import StageError  # noqa: E402
+from postmill.io.manifest import load_artifact  # noqa: E402
+from postmill.io.rollouts import ROLLOUTS  # noqa: E402
+from postmill.io.schemas import ROLLOUTS_V1  # noqa: E402
+from postmill.io.table import TableReader  # noqa: E402
+
+RECIPE = """
+[prompts]
+stage = "tokenize"
+for = "prompt"
+[rollout]
+policy = "model"
+samples = 4
+max_new_tokens = 3
+[reward]
+functions = "{folder}/mine.py:letters"
+[pack]
+rewards = "reward"
+row_tokens = 128
+[train]
+objective = "rl"
+rewards = "reward"
+rank = 4
+lr = 0.05
+[loop]
+rounds = 3
+prompts = 3
+"""
+FUNCTION = "def letters(row):\n    return float(any(letter in row.output for letter in 'abcdefghijklmnop'))\n"
+PATIENCE_S = 300
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("follow")
+    base = tiny_model.write_model(folder / "base", hidden_size=16, vocab_size=263, num_hidden_layers=1)
+    (base / "chat_template.jinja").unlink()
+    write_tokenizer(base)
+    asks = [{"messages": [{"role": "user", "content": "n" * n}]} for n in range(5)]
+    (folder / "asks.jsonl").write_text("".join(json.dumps(ask) + "\n" for ask in asks))
+    (folder / "mine.py").write_text(FUNCTION)
+    (folder / "loop.toml").write_text(RECIPE.format(folder=folder))
+    return folder
+
+
+def words(world, name, *more):
+    given = [world / "loop.toml", world / "asks.jsonl", "-m", world / "base", "-o", world / name, "--threads", "1"]
+    return [str(word) for word in (*given, *more)]
+
+
+def settings(world):
+    return {"model": [str(world / "base")], "data": [str(world / "asks.jsonl")]}
+
+
+def digests(folder):
+    made = [path.parent for path in sorted(folder.rglob("manifest.json")) if ".checkpoints" not in str(path)]
+    return {str(path.relative_to(folder)): load_artifact(path).digest for path in made}
+
+
+def kill(folder, part, killed):
+    """End the process of a part that is not among `killed`, once it has said who it is."""
+    path = folder / "status" / f"{part}.json"
+    pid = json.loads(path.read_text())["pid"] if path.is_file() else None
+    if pid is None or pid in killed:
+        return False
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+    killed.add(pid)
+    return True
+
+
+def whole(world, lag):
+    """The loop in one process, made once."""
+    folder = world / f"whole-{lag}"
+    if not (folder / "status.json").is_file():
+        assert loop.run(words(world, folder.name, "-q", "--set", f"loop.lag={lag}")) == 0
+    return folder
+
+
+@pytest.mark.parametrize("lag", [pytest.param(0, marks=pytest.mark.slow), 1, pytest.param(2, marks=pytest.mark.slow)])
+def test_three_processes_make_the_bytes_of_one_whatever_is_killed(world, lag):
+    apart = world / f"apart-{lag}"
+    command = [sys.executable, "-P", "-m", "postmill.cli.main", "loop"]
+    command += words(world, apart.name, "--follow", "all", "-q", "--set", f"loop.lag={lag}")
+    killed: set[int] = set()
+    todo = list(PARTS)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + PATIENCE_S
+        while process.poll() is None and time.monotonic() < deadline:
+            todo = [part for part in todo if not kill(apart, part, killed)]
+            time.sleep(0.01)
+        said, errors = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 0, errors
+    assert len(killed) == 3
+    assert "was ended by SIGKILL; it is started again" in errors
+    assert said.strip() == str(apart / "rounds" / "00002" / "train")
+    assert digests(apart) == digests(whole(world, lag))
+    assert (apart / "metrics.jsonl").read_bytes() == (whole(world, lag) / "metrics.jsonl").read_bytes()
+    assert status.run([str(apart)]) == 0
+    assert set(status.look(apart).parts) == set(PARTS)
+
+
+def test_a_lag_samples_with_older_weights_and_loses_no_prompt(world):
+    held = {}
+    for lag in (0, 1):
+        lines = [json.loads(line) for line in (whole(world, lag) / "metrics.jsonl").read_text().splitlines()]
+        held[lag] = [line["weights"][0] for line in lines]
+        asked = []
+        for number in range(3):
+            path = whole(world, lag) / "rounds" / f"{number:05d}" / "rollout" / ROLLOUTS
+            found = pa.Table.from_batches(list(TableReader(path, ROLLOUTS_V1))).to_pylist()
+            asked += [(row["line"], row["sample"]) for row in found]
+        assert sorted(asked) == sorted((line, s) for line in (1, 2, 3, 4, 5, 1, 2, 3, 4) for s in range(4))
+    assert len(set(held[0])) == 3
+    assert held[1][0] == held[1][1] != held[1][2]
+    assert held[0][1] == held[1][2]
+
+
+def test_a_part_that_fails_ends_those_that_wait_for_it(world, monkeypatch):
+    plan = read_plan(world / "loop.toml", settings(world), world / "fails")
+    waiting = rounds.Rounds(plan, threads=1, part="reward")
+    failed = rounds.Rounds(plan, threads=1, part="rollout")
+    failed._say_status("rollout", "failed")
+    with pytest.raises(StageError, match=r"does not come: rollout failed") as caught, waiting._status():
+        waiting._wait(world / "fails" / "rounds" / "00000" / "rollout" / "manifest.json")
+    assert caught.value.code == 69
+
+
+def test_status_says_who_waits_for_what(world, capsys):
+    plan = read_plan(world / "loop.toml", settings(world), world / "waits")
+    part = rounds.Rounds(plan, threads=1, part="train")
+    part._say_status("", "waiting", waiting_for=world / "waits" / "rounds" / "00001" / "reward" / "manifest.json")
+    assert status.run([str(world / "waits")]) == 0
+    assert "  train waiting: round 1 of 3, for rounds/00001/reward/manifest.json" in capsys.readouterr().out
+
+
+def test_a_part_that_waits_is_ended_by_a_signal_with_75(world):
+    command = [sys.executable, "-P", "-m", "postmill.cli.main", "loop"]
+    command += words(world, "alone", "--follow", "reward", "-q")
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + PATIENCE_S
+        path = world / "alone" / "status" / "reward.json"
+        while time.monotonic() < deadline and not (path.is_file() and "waiting" in path.read_text()):
+            time.sleep(0.01)
+        process.terminate()
+        _, errors = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 75, errors
+    assert "run the same command again" in errors
