@@ -166,6 +166,32 @@ class Classify(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     use_activation: bool = True
 
 
+class Respond(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """POST /v1/responses."""
+
+    model: str
+    input: str | Annotated[list[dict[str, Any]], Meta(min_length=1)]
+    instructions: str | None = None
+    stream: bool | None = None
+    max_output_tokens: Annotated[int, Meta(ge=1, le=2**31)] | None = None
+    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
+    top_p: Share | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    text: dict[str, Any] | None = None
+    reasoning: dict[str, Any] | None = None
+    store: bool | None = None
+    previous_response_id: str | None = None
+    truncation: str | None = None
+    parallel_tool_calls: bool | None = None
+    include: list[str] | None = None
+    metadata: dict[str, Any] | None = None
+    user: str | None = None
+    prompt_cache_key: str | None = None
+    service_tier: str | None = None
+    seed: Seed | None = None
+
+
 class LoadAdapter(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """POST /v1/load_lora_adapter, as vLLM has it."""
 

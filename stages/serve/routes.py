@@ -5,7 +5,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from postmill.stages.serve import anthropic, chat, completions, vectors
+from postmill.stages.serve import anthropic, chat, completions, responses, vectors
 from postmill.stages.serve.adapters import Named
 from postmill.stages.serve.conversation import read_messages, read_tools
 from postmill.stages.serve.errors import ApiError, invalid
@@ -19,6 +19,7 @@ from postmill.stages.serve.fields import (
     Messages,
     Rerank,
     Rescore,
+    Respond,
     Tokenize,
     UnloadAdapter,
     parse,
@@ -113,6 +114,17 @@ async def _completions(service: Service, call: Call) -> Any:
     return await completions.answer(service, body, asks)
 
 
+async def _responses(service: Service, call: Call) -> Any:
+    body = parse(await call.body(), Respond)
+    service.check_makes("text")
+    service.check_open()
+    ask = await responses.prepare(service, body)
+    if body.stream:
+        service.check_open()
+        return Stream(responses.stream(service, body, ask), responses.event, b"")
+    return await responses.answer(service, body, ask)
+
+
 async def _messages(service: Service, call: Call) -> Any:
     body = parse(await call.body(), Messages)
     service.check_makes("text")
@@ -202,6 +214,7 @@ ROUTES: dict[str, dict[str, Handler]] = {
     "/v1/rerank": {"POST": _rerank},
     "/v1/score": {"POST": _score},
     "/v1/classify": {"POST": _classify},
+    "/v1/responses": {"POST": _responses},
     "/v1/messages": {"POST": _messages},
     "/v1/messages/count_tokens": {"POST": _count_tokens},
     "/v1/load_lora_adapter": {"POST": _load_adapter},

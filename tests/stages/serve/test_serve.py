@@ -16,6 +16,7 @@ pytest.importorskip("uvicorn")
 import peft  # noqa: E402
 from adapters import save_adapter  # noqa: E402
 from http_server import serving  # noqa: E402
+from scripted import Scripted  # noqa: E402
 from tiny_chat import write_chat_model  # noqa: E402
 
 from postmill.stages.shared.engine.local import LocalEngine  # noqa: E402
@@ -396,24 +397,3 @@ def test_calls_and_reasoning_reach_both_clients(tmp_path_factory):
         assert [block.type for block in final.content] == ["thinking", "text", "tool_use"]
         assert final.content[2].input == {"x": 1}
         assert final.stop_reason == "tool_use"
-
-
-class Scripted:
-    """In place of a model's rows: logits that have one token at each place."""
-
-    def __init__(self, ids, torch):
-        self._ids, self._torch, self._lives = ids, torch, []
-
-    def add(self, live):
-        self._lives.append(live)
-
-    def remove(self, live):
-        self._lives.remove(live)
-
-    def step(self):
-        from postmill.stages.shared.engine.paged import Ready
-
-        logits = self._torch.zeros(len(self._lives), 256)
-        for row, live in enumerate(self._lives):
-            logits[row, self._ids[len(live.answer)]] = 9.0
-        return Ready(list(self._lives), logits, [])
