@@ -5,6 +5,7 @@ to Evals, <https://arxiv.org/abs/2411.00640>; Efron, Better Bootstrap Confidence
 """
 
 import math
+from fractions import Fraction
 from statistics import NormalDist
 from typing import Any
 
@@ -76,7 +77,8 @@ def mcnemar(gained: int, lost: int) -> float:
     count, fewer = gained + lost, min(gained, lost)
     if not count:
         return 1.0
-    return min(1.0, 2 * sum(math.comb(count, k) for k in range(fewer + 1)) / 2**count)
+    ways: int = sum(math.comb(count, k) for k in range(fewer + 1))
+    return min(1.0, float(Fraction(2 * ways, 1 << count)))
 
 
 def holm(found: list[Difference]) -> list[Difference]:

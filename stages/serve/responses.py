@@ -147,7 +147,7 @@ class Items:
 
     def _begin(self, kind: str) -> list[dict[str, Any]]:
         prefix = "msg" if kind == "message" else "rs"
-        own = {"role": "assistant"} if kind == "message" else {"summary": []}
+        own: dict[str, Any] = {"role": "assistant"} if kind == "message" else {"summary": []}
         self._open = {
             "type": kind,
             "id": f"{prefix}_{self._ask.id[5:]}_{len(self.done)}",
@@ -164,7 +164,7 @@ class Items:
         call = self._ask.call(0, self._num_calls, part.call)
         self._num_calls += 1
         at = len(self.done)
-        item = {
+        item: dict[str, Any] = {
             "type": "function_call",
             "id": f"fc_{call['id'][5:]}",
             "call_id": call["id"],
