@@ -48,8 +48,8 @@ class Rounds:
         self._began = time.time()
         self._folder, self._round = plan.folder, 0
         self._seconds: dict[str, float] = {}
-        self._engine = ("", "")
-        """What the last round was sampled with: digests of its weights' files, and of what the engine then held."""
+        self._held: dict[str, str] = {}
+        """What rounds were sampled with: digests of what the engine held, and of the weights' files it was given."""
 
     def run(self) -> Path:
         """All rounds that are not done. Returns the folder of what was made last."""
@@ -234,13 +234,12 @@ class Rounds:
         [held] = sampled.manifest.metrics["weights"]
         files = load_artifact(weights).manifest.files if weights else []
         wanted = " ".join(file.digest for file in files if file.path.endswith(".safetensors") and "/" not in file.path)
-        if held == self._engine[1] and wanted != self._engine[0]:
+        if self._held.setdefault(held, wanted) != wanted:
             raise StageError(
-                f"{sampled.path}: the engine held the tensors {held[:23]} of the round before, not those of {weights};"
+                f"{sampled.path}: the engine held the tensors {held[:23]} of a round before, not those of {weights};"
                 " its samples are not of these weights",
                 MISMATCH,
             )
-        self._engine = (wanted, held)
 
     def _place(self, number: int) -> Path:
         return self._folder / "rounds" / f"{number:05d}"

@@ -173,7 +173,7 @@ def test_a_finished_loop_is_up_to_date_and_more_rounds_go_on_from_it(world, monk
 def test_an_engine_that_keeps_the_old_weights_is_found(world, monkeypatch):
     real = LocalEngine.load
     monkeypatch.setattr(LocalEngine, "load", lambda self, folders: real(self, folders[:1]))
-    with pytest.raises(StageError, match=r"the engine held the tensors .* of the round before") as caught:
+    with pytest.raises(StageError, match=r"the engine held the tensors .* of a round before") as caught:
         run(world, "lies")
     assert caught.value.code == 78
 
