@@ -62,11 +62,18 @@ STAGE = Stage(
             help="the base model, a folder or owner/name; default: the one the adapter was trained on. For a"
             " checkpoint of Megatron a model of the same shape",
         ),
+        "onto": Port(
+            kinds=("model",),
+            flag="--onto",
+            required=False,
+            help="instead of -m: merge into this model though the adapter was trained on another of its shapes,"
+            " like one that was quantized from it",
+        ),
         "rows": Port(
             kinds=("tokens",), flag="--rows", required=False, help="tokens to compare logits on, instead of own prompts"
         ),
     },
     output=output_kind,
-    implied="postmill.stages.shared.base_model:imply_base",
+    implied="postmill.stages.shared.base_model:imply_merged",
     example="postmill merge run/ -m base/ -o tuned/",
 )

@@ -55,6 +55,12 @@ def run(cfg: Merge, inputs: Inputs, out: Out) -> Result:
         raise ConfigError(
             f"{base}: its weights are quantized; pass the model before it was quantized ({original}) with -m", USAGE
         )
+    if inputs.get("onto"):
+        Progress.warn(
+            "merge",
+            f"{base} is not checked against what the adapter was trained on; if that is another model, the result"
+            " differs from base and adapter by what the two bases differ",
+        )
     for path in paths:
         other = unlike_name(path, base, inputs["model"][0].source, config)
         if other:

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import msgspec
+
 from postmill.io.errors import MISMATCH, NO_INPUT, USAGE, ArtifactError, ConfigError
 from postmill.io.json_file import load_json
 from postmill.io.model_folder import ADAPTER_CONFIG, TRAINING, model_digest
@@ -24,6 +26,20 @@ def imply_base(inputs: Inputs) -> Inputs:
     for adapter in adapters:
         check_base(adapter, bases[0])
     return inputs | {"model": bases}
+
+
+def imply_merged(inputs: Inputs) -> Inputs:
+    """As `imply_base`, but for a model that was given to merge onto whatever an adapter was trained on.
+
+    Raises ConfigError (2) for both, or without an adapter; ArtifactError: 66, 78 as `imply_base`.
+    """
+    onto = inputs.get("onto", [])
+    if not onto:
+        return imply_base(inputs)
+    adapters = [item for item in inputs["parts"] if item.kind == "adapter"]
+    if inputs.get("model") or not adapters:
+        raise ConfigError("--onto: is for adapters, instead of -m; leave one of them out", USAGE)
+    return inputs | {"model": [msgspec.structs.replace(onto[0], port="model")]}
 
 
 def imply_served(inputs: Inputs) -> Inputs:
@@ -109,6 +125,6 @@ def check_base(adapter: Input, base: Input) -> None:
     if recorded and base.digest not in recorded:
         raise ArtifactError(
             f"{adapter.path}: trained on the model {recorded[0][:23]}, but {base.path} is {base.digest[:23]};"
-            " pass the model it was trained on with -m",
+            " pass the model it was trained on with -m, or merge --onto the one that was quantized",
             MISMATCH,
         )

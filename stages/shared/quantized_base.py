@@ -1,7 +1,8 @@
-"""Quantized models as a frozen base: our own folders are read here, others by transformers with their package.
+"""Quantized models as a frozen base: layouts that are known are read here, others by transformers with their package.
 
-A layer of our folders (compressed-tensors, integers with floating activations) keeps its packed words and makes its
-weight when it computes, in the backward pass once more: memory is that of the file, and no package is needed.
+A layer of our folders (compressed-tensors, integers with floating activations), of GPTQ and of AWQ keeps its codes in
+words and makes its weight when it computes, in the backward pass once more: memory is that of the file, and no package
+is needed.
 """
 
 import importlib
@@ -15,7 +16,8 @@ from postmill.io.errors import USAGE, ConfigError
 from postmill.io.json_file import load_json
 from postmill.io.safetensors_file import Weights, open_weights
 from postmill.kernels.quantize.grid import Encoded, decode
-from postmill.kernels.quantize.packing import unpack_rows
+from postmill.kernels.quantize.packing import pack_rows, unpack_rows
+from postmill.stages.shared.foreign_codes import Foreign, Layer, read_layer, read_method
 from postmill.stages.shared.quantized_weights import read_encoded, read_tensor
 
 PACKAGES = {
@@ -54,9 +56,9 @@ def check_packages(path: Path, quantization: dict[str, Any]) -> None:
 
 
 def is_ours(quantization: dict[str, Any]) -> bool:
-    """Whether `load_packed` reads such weights: integers of compressed-tensors, activations as they are."""
+    """Whether `load_packed` reads such weights: integers of compressed-tensors, GPTQ, AWQ; activations as they are."""
     if quantization.get("quant_method") != "compressed-tensors":
-        return False
+        return read_method(quantization) is not None
     groups = quantization.get("config_groups", {}).values()
     return all(
         group.get("input_activations") is None and group.get("weights", {}).get("type", "int") == "int"
@@ -67,19 +69,18 @@ def is_ours(quantization: dict[str, Any]) -> bool:
 class PackedLinear(nn.Linear):
     """A linear layer whose weight, frozen, is made from its codes each time it is asked for."""
 
-    def __init__(self, weights: Weights, module: str, bias: Tensor | None, dtype: torch.dtype) -> None:
-        """The layer `module` of a folder; `dtype` is what its weight is made in."""
+    def __init__(self, layer: Layer, bits: int, bias: Tensor | None, dtype: torch.dtype) -> None:
+        """`dtype` is what its weight is made in; codes of less than eight bits are kept as words."""
         nn.Module.__init__(self)
-        encoded = read_encoded(weights, module)
-        self.out_features, self.in_features = encoded.codes.shape
-        self._dtype, self._bits = dtype, 8
-        codes = encoded.codes
-        if f"{module}.weight_packed" in weights.where:
-            codes = read_tensor(weights, f"{module}.weight_packed")
-            self._bits = 32 * codes.shape[1] // self.in_features
-        self.register_buffer("codes", codes, persistent=False)
-        self.register_buffer("scale", encoded.scale, persistent=False)
-        self.register_buffer("zero", encoded.zero, persistent=False)
+        codes, scale, zero = layer.encoded
+        self.out_features, self.in_features = codes.shape
+        self._dtype, self._bits = dtype, bits
+        self.register_buffer("codes", codes if bits == 8 else pack_rows(codes, bits), persistent=False)
+        self.register_buffer("scale", scale, persistent=False)
+        self.register_buffer("zero", zero, persistent=False)
+        # where each column of the weight lies among the codes
+        place = None if layer.order_K is None else layer.order_K.argsort()
+        self.register_buffer("place", place, persistent=False)
         self.bias = None if bias is None else nn.Parameter(bias.to(dtype), requires_grad=False)  # type: ignore[assignment]
 
     @property
@@ -90,7 +91,9 @@ class PackedLinear(nn.Linear):
             codes = unpack_rows(codes, self._bits, self.in_features)
         scale: Any = self.scale
         zero: Any = self.zero
-        return decode(Encoded(codes, scale, zero)).to(self._dtype)
+        place: Any = self.place
+        weight = decode(Encoded(codes, scale, zero)).to(self._dtype)
+        return weight if place is None else weight[:, place]
 
     def forward(self, values: Tensor) -> Tensor:
         """values @ weight^T + bias."""
@@ -117,12 +120,14 @@ def load_packed(path: Path, empty: Any, dtype: torch.dtype) -> Any:
 
     Raises ArtifactError (65) for a tensor that is missing or damaged.
     """
+    foreign = read_method(quantization_of(path) or {})
     with open_weights(path) as weights:
         for name in [name for name, _ in empty.named_modules()]:
-            if f"{name}.weight_scale" in weights.where:
+            if f"{name}.weight_scale" in weights.where or f"{name}.qweight" in weights.where:
                 bias = read_tensor(weights, f"{name}.bias") if f"{name}.bias" in weights.where else None
                 parent, _, leaf = name.rpartition(".")
-                setattr(empty.get_submodule(parent), leaf, PackedLinear(weights, name, bias, dtype))
+                layer, bits = _read_layer(weights, name, foreign)
+                setattr(empty.get_submodule(parent), leaf, PackedLinear(layer, bits, bias, dtype))
         plain: dict[str, Tensor] = {}
         for name, parameter in empty.named_parameters():
             if parameter.is_meta and name in weights.where:
@@ -133,6 +138,16 @@ def load_packed(path: Path, empty: Any, dtype: torch.dtype) -> Any:
     if missing:
         raise ConfigError(f"{path}: has no tensor {missing[0]}, which its class expects; quantize the model again")
     return empty.requires_grad_(False).eval()
+
+
+def _read_layer(weights: Weights, name: str, foreign: Foreign | None) -> tuple[Layer, int]:
+    """A quantized layer, and the bits of its codes."""
+    if foreign is not None:
+        return read_layer(weights, name, foreign), foreign.bits
+    encoded, bits = read_encoded(weights, name), 8
+    if f"{name}.weight_packed" in weights.where:
+        bits = 32 * weights.entry(f"{name}.weight_packed").shape[1] // encoded.codes.shape[1]
+    return Layer(encoded, None), bits
 
 
 def quantization_of(path: Path) -> dict[str, Any] | None:

@@ -10,7 +10,9 @@ torch = pytest.importorskip("torch", reason="training needs torch")
 peft = pytest.importorskip("peft")
 pytest.importorskip("postmill._native", reason="native module not built")
 
+import numpy as np  # noqa: E402
 import tiny_model  # noqa: E402
+from safetensors.torch import save_file  # noqa: E402
 from tuner_laws import config, load, loss_of, losses, trained  # noqa: E402
 
 from postmill.io.errors import ArtifactError, ConfigError  # noqa: E402
@@ -23,7 +25,7 @@ from postmill.stages.quantize.config import Quantize  # noqa: E402
 from postmill.stages.runner import Options, run_stage  # noqa: E402
 from postmill.stages.shared.hf import load_model  # noqa: E402
 from postmill.stages.shared.quantized_base import PackedLinear  # noqa: E402
-from postmill.stages.shared.quantized_weights import read_float32  # noqa: E402
+from postmill.stages.shared.quantized_weights import read_float32, read_tensor  # noqa: E402
 from postmill.stages.train.config import STAGE  # noqa: E402
 from postmill.stages.train.tuners.interface import Start  # noqa: E402
 from postmill.stages.train.tuners.lora import Lora  # noqa: E402
@@ -103,6 +105,117 @@ def test_an_adapter_trains_resumes_loads_and_merges_onto_the_source(world, tmp_p
 
 def merge(run, base, out):
     run_stage(MERGE, Merge(parity="off"), {"parts": [str(run)], "model": [str(base)]}, out, Options(threads=1))
+
+
+AWQ_NIBBLES = (0, 2, 4, 6, 1, 3, 5, 7)
+
+
+def words_of(codes, bits, nibbles=None):
+    """Codes counted from zero, [rows, columns], as words along the columns, as the libraries describe it."""
+    per_word = 32 // bits
+    words = np.zeros((codes.shape[0], codes.shape[1] // per_word), np.uint32)
+    for row, column in np.ndindex(codes.shape):
+        word, place = divmod(column, per_word)
+        at = place if nibbles is None else nibbles.index(place)
+        words[row, word] |= np.uint32(int(codes[row, column]) << (at * bits))
+    return words.view(np.int32)
+
+
+def write_foreign(source, folder, method, bits=4, *, version="gptq", shuffled=False):
+    """`source` as GPTQ or AWQ folders hold it, with random codes. Returns each weight in float64, by layer."""
+    rng = np.random.default_rng(0)
+    plain = load_model(source, "float32")
+    tensors = {name: t.contiguous() for name, t in plain.state_dict().items() if name != "lm_head.weight"}
+    expected = {}
+    for name in [n for n in tensors if n.endswith("_proj.weight")]:
+        num_out, num_in = tensors.pop(name).shape
+        layer, groups = name.removesuffix(".weight"), num_in // 32
+        codes = rng.integers(0, 2**bits, (num_in, num_out))
+        zeros = rng.integers(0, 2**bits, (groups, num_out))
+        scales = rng.uniform(0.01, 0.03, (groups, num_out)).astype(np.float16)
+        group = np.arange(num_in) // 32
+        if shuffled:
+            group = rng.permutation(group)
+        expected[layer] = ((codes - zeros[group]) * scales.astype(np.float64)[group]).T
+        stored = (zeros - 1) % 2**bits if method == "gptq" and version == "gptq" else zeros
+        nibbles = AWQ_NIBBLES if method == "awq" else None
+        words = words_of(codes, bits, nibbles) if method == "awq" else words_of(codes.T, bits).T
+        tensors[f"{layer}.qweight"] = torch.from_numpy(np.ascontiguousarray(words))
+        tensors[f"{layer}.qzeros"] = torch.from_numpy(words_of(stored, bits, nibbles))
+        tensors[f"{layer}.scales"] = torch.from_numpy(scales)
+        if method == "gptq":
+            tensors[f"{layer}.g_idx"] = torch.from_numpy(group.astype(np.int32))
+    shutil.copytree(source, folder)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    said = json.loads((folder / "config.json").read_text())
+    said["quantization_config"] = {"quant_method": method, "bits": bits, "group_size": 32, "desc_act": shuffled}
+    said["quantization_config"] |= {"checkpoint_format": version} if method == "gptq" else {"version": "gemm"}
+    (folder / "config.json").write_text(json.dumps(said))
+    return expected
+
+
+FOREIGN = {
+    "gptq": {"method": "gptq"},
+    "gptq v2, 8 bits": {"method": "gptq", "bits": 8, "version": "gptq_v2"},
+    "gptq, 2 bits": {"method": "gptq", "bits": 2},
+    "gptq, act order": {"method": "gptq", "shuffled": True},
+    "awq": {"method": "awq"},
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_layers_of_other_tools_have_the_numbers_of_the_formula(world, tmp_path, name):
+    expected = write_foreign(world / "source", tmp_path / "base", **FOREIGN[name])
+    model = load_model(tmp_path / "base", "float32")
+    packed = {n: m for n, m in model.named_modules() if isinstance(m, PackedLinear)}
+    assert packed.keys() == expected.keys()
+    assert len(packed) == 14
+    for layer, module in packed.items():
+        np.testing.assert_allclose(module.weight.double().numpy(), expected[layer], rtol=1e-6, atol=1e-9)
+    plain = load_model(world / "source", "float32")
+    for layer, weight in expected.items():
+        plain.get_submodule(layer).weight.data = torch.from_numpy(weight).float()
+    ids = torch.arange(3, 20)[None]
+    torch.testing.assert_close(model(ids).logits, plain(ids).logits, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["gptq", "awq"])
+def test_an_adapter_trains_on_a_base_of_another_tool_and_merges_onto_the_plain_one(world, tmp_path, method, capsys):
+    write_foreign(world / "source", tmp_path / "coded", method)
+    folder = tmp_path / "world"
+    folder.mkdir()
+    for link, target in (("packed", world / "packed"), ("valid", world / "valid"), ("base", tmp_path / "coded")):
+        (folder / link).symlink_to(target)
+    run = trained(folder, config("lora", rank=4), tmp_path / "run")
+    first, last, valid = losses(run)
+    assert last < first
+    tuned = peft.PeftModel.from_pretrained(load_model(tmp_path / "coded", "float32"), str(run)).eval()
+    assert loss_of(tuned, world / "valid") == pytest.approx(valid, abs=2e-6)
+    with pytest.raises(ArtifactError, match=r"trained on the model .* --onto"):
+        merge(run, world / "source", tmp_path / "no")
+    capsys.readouterr()
+    ports = {"parts": [str(run)], "onto": [str(world / "source")]}
+    run_stage(MERGE, Merge(parity="off"), ports, tmp_path / "merged", Options(threads=1))
+    assert "the result differs from base and adapter" in capsys.readouterr().err
+    on_source = peft.PeftModel.from_pretrained(load(world / "source"), str(run)).eval()
+    assert loss_of(load(tmp_path / "merged"), world / "valid") == pytest.approx(
+        loss_of(on_source, world / "valid"), abs=2e-5
+    )
+    with pytest.raises(ConfigError, match="its weights are quantized"):
+        ports["onto"] = [str(tmp_path / "coded")]
+        run_stage(MERGE, Merge(parity="off"), ports, tmp_path / "never", Options(threads=1))
+
+
+def test_a_damaged_layer_is_named(world, tmp_path):
+    write_foreign(world / "source", tmp_path / "base", "gptq")
+    with open_weights(tmp_path / "base") as weights:
+        tensors = {name: read_tensor(weights, name).clone() for name in weights.where}
+    name = "model.layers.0.mlp.up_proj"
+    tensors[f"{name}.scales"] = tensors[f"{name}.scales"][:, :-8].contiguous()
+    save_file(tensors, tmp_path / "base" / "model.safetensors")
+    with pytest.raises(ArtifactError, match=f"{name} has .* words and scales for .* they do not fit") as error:
+        load_model(tmp_path / "base", "float32")
+    assert error.value.code == 65
 
 
 @pytest.mark.parametrize(
