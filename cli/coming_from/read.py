@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from postmill.cli.coming_from import axolotl, llama_factory, ms_swift, trl
+from postmill.cli.coming_from import axolotl, deepspeed, llama_factory, ms_swift, trl
 from postmill.cli.coming_from.rule import Rule
 from postmill.cli.flags import line_of, parse_recipe
 from postmill.io.errors import ConfigError
@@ -18,6 +18,7 @@ TOOLS: dict[str, Any] = {
     "llama-factory": llama_factory,
     "axolotl": axolotl,
     "trl": trl,
+    "deepspeed": deepspeed,
 }
 """Tool -> its table and its `task`."""
 _COMMAND = re.compile(r"(?:^|\s)(?:swift|megatron)\s+([a-z]+)\b((?:[^\n]*\\\n)*[^\n]*)", re.M)
@@ -26,6 +27,12 @@ _SIGNS = {
     "llama-factory": {"finetuning_type", "cutoff_len", "template", "stage", "train_dataset", "dist_config"},
     "ms-swift": {"tuner_type", "train_type", "rlhf_type", "split_dataset_ratio", "torch_dtype"},
     "trl": {"dataset_name", "use_peft", "assistant_only_loss", "num_generations"},
+    "deepspeed": {
+        "zero_optimization",
+        "train_micro_batch_size_per_gpu",
+        "train_batch_size",
+        "zero_allow_untested_optimizer",
+    },
 }
 """Options that tell a tool."""
 
@@ -46,7 +53,11 @@ def read_config(path: Path, tool: str = "") -> list[Config]:
     options = parse_recipe(path)
     if not options:
         raise ConfigError(f"{path}: no options in it; expected a mapping of options to values")
-    return [Config(tool or _tool(path, options), options, {key: f"{path}{line_of(path, key)}" for key in options})]
+    tool = tool or _tool(path, options)
+    if tool == "deepspeed":
+        options = deepspeed.flat(options, rules_of(tool))
+    places = {key: f"{path}{line_of(path, key.rpartition('.')[2])}" for key in options}
+    return [Config(tool, options, places)]
 
 
 def _tool(path: Path, options: Mapping[str, Any]) -> str:

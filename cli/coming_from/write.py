@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from postmill.cli.coming_from import deepspeed
 from postmill.cli.coming_from.read import TOOLS, Config, rules_of
 from postmill.cli.coming_from.rule import Rule
 from postmill.cli.flags import Said, chosen_names, resolve
@@ -23,9 +24,10 @@ _CHAINS: dict[str, tuple[str, ...]] = {
     "deploy": ("eval",),
     "sample": ("prompts", "rollout"),
     "rollout": ("prompts", "rollout"),
+    deepspeed.TASK: ("train",),
 }
 """Tasks that are no training on rows -> their sections."""
-_OBJECTIVES = {"sft": "", "pt": "pretrain", "ipo": "dpo", "rm": "rm", "reward": "rm"}
+_OBJECTIVES = {"sft": "", "pt": "pretrain", "ipo": "dpo", "rm": "rm", "reward": "rm", deepspeed.TASK: ""}
 
 
 _FIRST = {"objective", "tuner", "optimizer", "max_length", "val_ratio"}

@@ -11,7 +11,9 @@ import pytest
 from postmill.cli.chain import read_steps
 from postmill.cli.coming_from.read import TOOLS, read_config, rules_of
 from postmill.cli.coming_from.write import Imported, check, convert, to_toml
+from postmill.cli.flags import resolve
 from postmill.cli.recipe import run
+from postmill.cli.stage_command import parse
 from postmill.io.errors import ConfigError
 from postmill.stages.options import options, short_names
 from postmill.stages.table import STAGES
@@ -193,6 +195,73 @@ def test_a_config_becomes_a_recipe(tmp_path: Path, name: str, text: str, task: s
             found = found[part]
         assert found == value, path
     assert not made.count("unknown"), [line for line in made.lines if line.status == "unknown"]
+
+
+# the shape of the files that ms-swift and LLaMA-Factory bring: everything auto but ZeRO itself
+ZERO = {
+    "bf16": {"enabled": "auto"},
+    "fp16": {"enabled": "auto", "loss_scale": 0, "loss_scale_window": 1000, "hysteresis": 2, "min_loss_scale": 1},
+    "zero_optimization": {
+        "stage": 3,
+        "offload_optimizer": {"device": "none", "pin_memory": True},
+        "offload_param": {"device": "none", "pin_memory": True},
+        "overlap_comm": False,
+        "contiguous_gradients": True,
+        "sub_group_size": 1e9,
+        "reduce_bucket_size": "auto",
+        "stage3_gather_16bit_weights_on_model_save": True,
+    },
+    "gradient_accumulation_steps": "auto",
+    "gradient_clipping": "auto",
+    "train_batch_size": "auto",
+    "train_micro_batch_size_per_gpu": "auto",
+    "wall_clock_breakdown": False,
+}
+
+
+def test_deepspeed_s_json_becomes_options_of_train(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Files in which all is auto carry the stage alone; own numbers are carried; what would be ignored is refused."""
+    path, recipe = tmp_path / "zero3.json", tmp_path / "zero3.toml"
+    path.write_text(json.dumps(ZERO))
+    assert run(["import", str(path), "--strict"]) == 0
+    recipe.write_text(capsys.readouterr().out)
+    assert {k: v for k, v in tomllib.loads(recipe.read_text()).items() if v} == {"train": {"shard": "fsdp"}}
+    stage = DECLARED["train"]
+    given = parse(stage, ["packed/", "-m", "base/", "-o", "run/", "@", str(recipe)])
+    assert resolve(stage.config, given.said, "train").parallel.shard == "fsdp"
+
+    numbers = {
+        "gradient_clipping": 0.5,
+        "train_micro_batch_size_per_gpu": 2,
+        "gradient_accumulation_steps": 4,
+        "optimizer": {"type": "AdamW", "params": {"lr": 3e-5, "betas": [0.8, 0.99], "eps": 1e-7, "weight_decay": 0.2}},
+        "scheduler": {"type": "WarmupDecayLR", "params": {"warmup_num_steps": 10, "total_num_steps": 100}},
+    }
+    path.write_text(json.dumps(ZERO | numbers))
+    assert run(["import", str(path), "--strict"]) == 0
+    assert tomllib.loads(capsys.readouterr().out)["train"] == {
+        "shard": "fsdp",
+        "clip": 0.5,
+        "bins_per_step": 8,
+        "optimizer": "adamw",
+        "lr": 3e-5,
+        "beta1": 0.8,
+        "beta2": 0.99,
+        "eps": 1e-7,
+        "weight_decay": 0.2,
+        "schedule": "linear",
+        "warmup": 10,
+        "steps": 100,
+    }
+
+    zero = ZERO["zero_optimization"]
+    assert isinstance(zero, dict)
+    ignored = {"zero_optimization": zero | {"offload_optimizer": {"device": "cpu"}, "zero_quantized_weights": True}}
+    path.write_text(json.dumps(ZERO | ignored | {"nonsense": {"deep": 1}}, indent=1))
+    assert run(["import", str(path), "--strict"]) == 1
+    said = capsys.readouterr().err
+    for name in ("offload_optimizer.device", "zero_quantized_weights", "nonsense.deep"):
+        assert name in said
 
 
 def test_what_is_not_carried_over_is_said_with_its_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
