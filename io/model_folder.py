@@ -9,6 +9,7 @@ from postmill.io.errors import NO_INPUT, REFUSED, ArtifactError
 from postmill.io.json_file import load_json
 from postmill.io.manifest import MANIFEST, SIDE_FILES, load_artifact
 from postmill.io.safetensors_file import SafetensorsFile
+from postmill.io.tekken import TEKKEN
 
 PICKLES = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".mdl"})
 TOKENIZER_FILES = (
@@ -49,7 +50,9 @@ def choose_tokenizer_files(names: Iterable[str]) -> list[str]:
     """Of all names in a folder or repository, those of the tokenizer and its chat templates."""
     names = set(names)
     templates = sorted(name for name in names if fnmatch.fnmatchcase(name, f"{EXTRA_TEMPLATES}/*.jinja"))
-    return [name for name in TOKENIZER_FILES if name in names] + [name for name in templates if name.count("/") == 1]
+    main = [] if "tokenizer.json" in names else [TEKKEN]
+    chosen = [name for name in (*main, *TOKENIZER_FILES) if name in names]
+    return chosen + [name for name in templates if name.count("/") == 1]
 
 
 def check_not_pickled(names: Collection[str], place: str) -> None:
@@ -108,14 +111,23 @@ def tokenizer_digest(path: Path) -> str:
 
 
 def tokenizer_files(path: Path) -> dict[str, Path]:
-    """The tokenizer's files by name. Raises ArtifactError (66) if there is no tokenizer.json."""
+    """The tokenizer's files by name. Raises ArtifactError (66) if there is no tokenizer.json, nor a tekken.json."""
     if not path.is_dir():
         raise ArtifactError(f"{path}: {_NO_FOLDER}", NO_INPUT)
-    if not (path / "tokenizer.json").is_file():
-        raise ArtifactError(
-            f"{path}: no tokenizer.json in it; save the fast tokenizer there with transformers' save_pretrained",
-            NO_INPUT,
-        )
+    if not any((path / name).is_file() for name in ("tokenizer.json", TEKKEN)):
+        raise ArtifactError(f"{path}: no tokenizer.json in it; {_how_to_convert(path)}", NO_INPUT)
     extra = [f"{EXTRA_TEMPLATES}/{p.name}" for p in (path / EXTRA_TEMPLATES).glob("*.jinja")]
-    names = [name for name in TOKENIZER_FILES if (path / name).is_file()]
+    names = [name for name in (*TOKENIZER_FILES, TEKKEN) if (path / name).is_file()]
     return {name: path / name for name in choose_tokenizer_files([*names, *extra])}
+
+
+def _how_to_convert(path: Path) -> str:
+    """What turns the tokenizer files that are there into a tokenizer.json."""
+    command = f"T.from_pretrained('{path}').save_pretrained('{path}')"
+    python = f'python -c "from transformers import AutoTokenizer as T; {command}"'
+    names = {file.name for file in path.iterdir()}
+    if "tokenizer.model" in names:
+        return f"its tokenizer.model becomes one with: pip install sentencepiece protobuf && {python}"
+    if {"vocab.json", "merges.txt"} <= names or "vocab.txt" in names:
+        return f"its vocabulary becomes one with: {python}"
+    return "give the folder of a model with its tokenizer"

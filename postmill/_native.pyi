@@ -105,6 +105,7 @@ class ChatEncoder:
         continue_final: bool = False,
         number_calls: bool = False,
         plain: bool = False,
+        unpair: bool = False,
     ) -> None: ...
     def encode_chunk(
         self,

@@ -58,10 +58,13 @@ class Tokenize(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     date: Annotated[str, Meta(pattern=r"^\d{4}-\d\d-\d\d$")] | None = None
     """The date that templates which print one shall print, YYYY-MM-DD."""
     plain: bool = False
-    """No chat template: texts one after the other, each answer with the end of sequence behind it."""
+    """No chat template: texts one after the other, each answer with the end of sequence behind it. What both texts of a
+    pair without a question begin with is then the question."""
     each_turn: bool = False
     """Make a row of each answer of a conversation, with what came before as its prompt: the template then writes each
     prompt as it will in use, where it leaves out the thinking of past turns."""
+    unpair: bool = False
+    """Make two rows of a pair, the better answer with label 1 and the worse one with label 0, for kto."""
     continue_final: bool = False
     """Of prompts: go on with the words of the assistant at the end of a conversation; else they are the answer."""
     number_calls: bool = False
@@ -124,6 +127,8 @@ class Tokenize(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             raise ValueError("continue_final is about prompts; add --for prompt")
         if self.each_turn and self.for_ != "train":
             raise ValueError("each_turn makes rows to train on; drop it or --for")
+        if self.unpair and self.for_ != "train":
+            raise ValueError("unpair makes rows to train on; drop it or --for")
         if self.plain and self.agent_format is not None:
             raise ValueError("plain writes texts alone; drop agent_format, or give a chat template")
         if self.split == "validation" and self.val_ratio == 0:

@@ -9,9 +9,11 @@ from typing import Any
 
 import msgspec
 
+from postmill.io import tekken
 from postmill.io.digest import digest_bytes
 from postmill.io.errors import ArtifactError, ConfigError
 from postmill.io.json_file import load_json
+from postmill.io.llama_tokenizer import is_rebuilt, rebuilt
 from postmill.io.model_folder import tokenizer_files
 
 _NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -48,9 +50,18 @@ def load_tokenizer(folder: Path) -> TokenizerFolder:
     for name in ("additional_special_tokens", "extra_special_tokens"):
         more = config.get(name) or mapped.get(name) or []
         extra += [_token_text(text) or "" for text in (more.values() if isinstance(more, dict) else more)]
+    if "tokenizer.json" not in files:
+        texts = tekken.SPECIAL_TEXTS | texts
     return TokenizerFolder(
-        files["tokenizer.json"].read_bytes(), texts, list(dict.fromkeys(filter(None, extra))), _templates(files, config)
+        _tokenizer_json(files, config), texts, list(dict.fromkeys(filter(None, extra))), _templates(files, config)
     )
+
+
+def _tokenizer_json(files: dict[str, Path], config: dict[str, Any]) -> bytes:
+    if "tokenizer.json" not in files:
+        return tekken.convert(files[tekken.TEKKEN])
+    text = files["tokenizer.json"].read_bytes()
+    return rebuilt(text, config) if is_rebuilt(files["tokenizer.json"].parent, config) else text
 
 
 def _token_text(value: Any) -> str | None:

@@ -124,6 +124,7 @@ def make_encoder(
         continue_final=cfg.continue_final,
         number_calls=cfg.number_calls,
         plain=cfg.plain,
+        unpair=cfg.unpair,
         agent_format=(cfg.agent_format, format_json(cfg.agent_format)) if cfg.agent_format else None,
         media=family.to_json() if family else None,
         media_roots=cfg.media_root,

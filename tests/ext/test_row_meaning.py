@@ -61,13 +61,33 @@ def test_marks_on_parts_are_marks_on_pieces() -> None:
 TEXT = {"type": "text", "text": "a"}
 
 
+def detail(begin: int, end: int, train: bool) -> dict[str, Any]:
+    return {"begin_offset": begin, "end_offset": end, "train": train}
+
+
+def test_marks_by_offsets_are_marks_on_pieces() -> None:
+    """Axolotl's `train_detail`: by characters, the last one included; what no stretch covers is not trained."""
+    details = [detail(0, 4, False), detail(6, 9, True)]
+    row = read({"messages": [ASK, said("Sé un, cuatro.", train_detail=details)]})
+    assert row["messages"][1] == said("Sé un, cuatro.", loss=[False, False, True, False], pieces=[6, 1, 4, 4])
+    row = read({"messages": [ASK, said("Four.", training_detail=[detail(0, 4, True)])]})
+    assert row["messages"][1] == said("Four.", loss=[True])
+
+
 @pytest.mark.parametrize(
     ("message", "why"),
     [
         (said("a", train=True, weight=1), "weight says what train says; keep one of them"),
         (said("a", train=True, loss=False), "says what"),
         (said("a", weight="high"), "expected a number, 0 for a message that is not trained on, got the text"),
-        (said("a", train_detail=[{"begin_offset": 0, "end_offset": 3, "train": False}]), "this mark is not read"),
+        (said("a", train_detail=[{"begin_offset": 0, "end_offset": 3, "train": False}]), "ends at character 3"),
+        (said("ab", train_detail=[detail(1, 1, True), detail(0, 0, True)]), "not in order, or overlap"),
+        (said("ab", train_detail=[detail(0, 1, True), detail(1, 1, True)]), "not in order, or overlap"),
+        (said("ab", train_detail=[{"begin_offset": 0, "train": True}]), "expected begin_offset and end_offset"),
+        (said("ab", train_detail={"train": True}), "expected a list of {begin_offset, end_offset, train}"),
+        (said("ab", train_detail=[detail(0, 1, True)], train=True), "train_detail says what train says"),
+        (said([{"type": "text", "text": "a"}, TEXT], train_detail=[detail(0, 1, True)]), "offsets mark a content"),  # type: ignore[arg-type]
+        ({**ASK, "train_detail": [detail(0, 1, True)]}, "marks train what the assistant says and nobody else"),
         (said("a", mask=True), "this mark is not read; say with loss"),
         ({**ASK, "loss": True}, "marks train what the assistant says and nobody else"),
         ({**ASK, "weight": 1}, "marks train what the assistant says and nobody else"),

@@ -216,3 +216,51 @@ def test_ids_of_calls_are_numbered_anew() -> None:
     )
     enc = encoder(template=template, number_calls=True)
     assert enc.read(run(enc, {"messages": messages})[0][0]["input_ids"]).count("000000001") == 2
+
+
+def test_pairs_become_labelled_rows() -> None:
+    row = {"query": "q", "response": "good", "rejected_response": "bad", "channel": "c", "margin": 2.0}
+    made, ledger, counts = run(enc := encoder(unpair=True), row)
+    assert [(enc.read(one["input_ids"]), one["label"]) for one in made] == [
+        ("<bos><user>q<end><bot>good<end>", 1.0),
+        ("<bos><user>q<end><bot>bad<end>", 0.0),
+    ]
+    assert [one["pair_id"] for one in made] == [None, None]
+    assert [one["channel"] for one in made] == ["c", "c"]
+    assert made[0]["row_id"] != made[1]["row_id"]
+    assert (counts["rows_in"], counts["kept"], counts["rows"], ledger) == (1, 1, 2, [])
+
+
+def test_a_pair_that_is_left_out_is_left_out_whole() -> None:
+    row = {"query": "q", "response": "good", "rejected_response": "bad " * 20}
+    made, ledger, counts = run(encoder(unpair=True, max_length=30), row)
+    assert made == [] and counts["rows_in"] == 1
+    assert [line["reason"] for line in ledger] == ["too_long"]
+
+
+def test_pairs_of_texts_have_their_prompt_in_common() -> None:
+    texts = {"chosen": "Human: q Assistant: yes", "rejected": "Human: q Assistant: no"}
+    enc = encoder(plain=True, special_texts=[("bos_token", "<bos>"), ("eos_token", "<end>")])
+    made, _, _ = run(enc, texts)
+    assert [shown(enc, row) for row in made] == [
+        [("<bos>Human: q Assistant:", 0.0), (" yes<end>", 1.0)],
+        [("<bos>Human: q Assistant:", 0.0), (" no<end>", 1.0)],
+    ]
+    trl = pytest.importorskip("trl")
+    expected = trl.data_utils.extract_prompt(texts)
+    assert [expected[name] for name in ("prompt", "chosen", "rejected")] == ["Human: q Assistant:", " yes", " no"]
+
+
+def test_segments_are_texts_with_a_mark_each() -> None:
+    segments = [{"text": "<user>hi", "label": False}, {"text": " ab", "label": True}, {"text": "<end>", "label": 1}]
+    enc = encoder(template=None)
+    made, _, _ = run(enc, {"segments": segments})
+    assert shown(enc, made[0]) == [("<user>hi", 0.0), (" ab<end>", 1.0)]
+    assert made[0]["trained_tokens"] == 3
+    for bad, why in [
+        ([{"text": "x"}], "expected a text and a label"),
+        ("x", "expected a list of {text, label}"),
+        ([{"text": "", "label": True}], "the segments have no text"),
+    ]:
+        with pytest.raises(_native.NativeError, match=why):
+            run(enc, {"segments": bad})

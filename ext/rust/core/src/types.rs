@@ -74,6 +74,8 @@ pub enum Body {
     Text(Box<str>),
     /// Ids that somebody else made, and which of them are trained on; none: all.
     Tokens(Vec<i32>, Option<Vec<bool>>),
+    /// Texts one after the other, with nothing between them, and whether each is trained on.
+    Segments(Vec<(Box<str>, bool)>),
     /// A conversation that waits for an answer.
     Prompt(Vec<Message>),
     /// Texts to compare.

@@ -205,7 +205,7 @@ impl ChatEncoder {
         skip_bad_rows = false, max_line_bytes = 0, engine = "auto", purpose = "train", drop = vec![], agent_format = None,
         media = None, media_roots = vec![],
         train_roles = vec!["assistant".to_owned()], train_closing = "turn", roles = vec![], each_turn = false,
-        continue_final = false, number_calls = false, plain = false
+        continue_final = false, number_calls = false, plain = false, unpair = false
     ))]
     #[allow(clippy::too_many_arguments, clippy::fn_params_excessive_bools)] // named in Python
     fn new(
@@ -248,6 +248,7 @@ impl ChatEncoder {
         continue_final: bool,
         number_calls: bool,
         plain: bool,
+        unpair: bool,
     ) -> PyResult<Self> {
         let build = || {
             let mut spec = Spec::parse(loss_scale, semantics(loss_rules)?, &rule_files)?;
@@ -272,9 +273,9 @@ impl ChatEncoder {
                     postmill_core::template::Options { name: template_name.into(), date, ..Default::default() };
                 Template::new(source, &specials, options)
             };
-            let plain = plain.then(|| plain_template(&vocabulary));
+            let plain_template = plain.then(|| plain_template(&vocabulary));
             let templates = Templates {
-                default: plain.as_deref().or(template).map(compile).transpose()?,
+                default: plain_template.as_deref().or(template).map(compile).transpose()?,
                 with_tools: tools_template.map(compile).transpose()?,
                 agent: agent_format.map(|(name, text)| AgentFormat::new(&name, &text, &specials)).transpose()?,
             };
@@ -293,11 +294,12 @@ impl ChatEncoder {
                 columns: boxed(columns),
                 roles: boxed(roles),
                 continue_final,
+                plain,
                 number_calls,
                 model_name: model_name.map(Into::into),
                 model_author: model_author.map(Into::into),
             };
-            Ok(Self { encoder, read: ReadOptions { rows, skip_bad_rows, each_turn, max_line_bytes } })
+            Ok(Self { encoder, read: ReadOptions { rows, skip_bad_rows, each_turn, unpair, max_line_bytes } })
         };
         build().map_err(|error: Error| to_python(py, &error))
     }

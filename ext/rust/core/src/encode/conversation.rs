@@ -380,6 +380,25 @@ impl Encoder {
         Ok(())
     }
 
+    /// Encode texts one after the other, each by itself, with nothing between and around them.
+    ///
+    /// # Errors
+    /// As the engine.
+    pub fn segments(&self, segments: &[(Box<str>, bool)], out: &mut Conversation) -> Result<(), Error> {
+        let (mut ids, mut mask) = (vec![], vec![]);
+        let (mut calls, mut look_alikes, mut bytes) = (0, 0, 0);
+        for (text, trained) in segments {
+            out.reset(Form::Text);
+            self.encode_bare(text, out)?;
+            ids.append(&mut out.tokens.ids);
+            mask.resize(ids.len(), *trained);
+            (calls, look_alikes, bytes) = (calls + out.encode_calls, look_alikes + out.look_alikes, bytes + text.len());
+        }
+        self.tokens(ids, Some(&mask), out)?;
+        (out.encode_calls, out.look_alikes, out.rendered_bytes) = (calls, look_alikes, bytes);
+        Ok(())
+    }
+
     /// Encode text to go on with: as [`Self::text`], without the end of sequence.
     ///
     /// # Errors
@@ -389,7 +408,18 @@ impl Encoder {
         self.encode_text(text, out)
     }
 
+    /// Encode a text with what the tokenizer puts before one.
     fn encode_text(&self, text: &str, out: &mut Conversation) -> Result<(), Error> {
+        self.encode_bare(text, out)?;
+        if !self.vocabulary.text_prefix.is_empty() && !out.tokens.ids.starts_with(&self.vocabulary.text_prefix) {
+            let prefix = &self.vocabulary.text_prefix;
+            out.tokens.ids.splice(0..0, prefix.iter().copied());
+            out.tokens.ends.splice(0..0, prefix.iter().map(|_| 0));
+        }
+        Ok(())
+    }
+
+    fn encode_bare(&self, text: &str, out: &mut Conversation) -> Result<(), Error> {
         self.look_alikes(text, out)?;
         let marked = self.escape.as_ref().map(|escape| escape.mark_text(text)).transpose()?.flatten();
         if let (Some(escape), Some((marked, mark))) = (&self.escape, marked) {
@@ -399,11 +429,6 @@ impl Encoder {
             out.encode_calls = 1;
         }
         out.rendered_bytes = text.len();
-        if !self.vocabulary.text_prefix.is_empty() && !out.tokens.ids.starts_with(&self.vocabulary.text_prefix) {
-            let prefix = &self.vocabulary.text_prefix;
-            out.tokens.ids.splice(0..0, prefix.iter().copied());
-            out.tokens.ends.splice(0..0, prefix.iter().map(|_| 0));
-        }
         Ok(())
     }
 

@@ -119,6 +119,8 @@ pub struct ReadOptions {
     pub skip_bad_rows: bool,
     /// Make a row of each answer of a conversation, with what came before it as its prompt.
     pub each_turn: bool,
+    /// Make two rows of a pair: the better answer with the label 1, the worse one with 0.
+    pub unpair: bool,
     /// Longest line; 0: the default.
     pub max_line_bytes: usize,
 }
@@ -147,6 +149,7 @@ pub fn encode_chunk(encoder: &Encoder, read: &ReadOptions, chunk: &Chunk) -> Res
         rows: TokensBuilder::for_bytes(chunk.data.len(), read.rows.purpose == Purpose::Prompt, encoder.reads_media()),
         purpose: read.rows.purpose,
         each_turn: read.each_turn,
+        unpair: read.unpair,
         ledger: vec![],
         counts: Counts::default(),
         scratch: Scratch::default(),
@@ -249,6 +252,7 @@ struct Run<'a> {
     rows: TokensBuilder,
     purpose: Purpose,
     each_turn: bool,
+    unpair: bool,
     ledger: Vec<LedgerLine>,
     counts: Counts,
     scratch: Scratch,
@@ -357,14 +361,20 @@ impl Run<'_> {
             return result;
         }
         let mut places: Vec<i8> = vec![];
+        let mut labels: &[f64] = &[];
         let used = match body {
             Body::Text(text) if is_prompt => self.encoder.text_prompt(&text, &mut sides[0]).map(|()| 1),
             Body::Text(text) => self.encoder.text(&text, &mut sides[0]).map(|()| 1),
             Body::Tokens(ids, mask) => self.encoder.tokens(ids, mask.as_deref(), &mut sides[0]).map(|()| 1),
             Body::Prompt(messages) => self.encoder.prompt(messages, side, &mut sides[0]).map(|()| 1),
+            Body::Segments(segments) => self.encoder.segments(&segments, &mut sides[0]).map(|()| 1),
             Body::Chat(messages) => self.encoder.chat(messages, side, &mut sides[0]).map(|()| 1),
             Body::Pair(chosen, rejected) => {
-                places = vec![0, 1];
+                if self.unpair {
+                    labels = &[1.0, 0.0];
+                } else {
+                    places = vec![0, 1];
+                }
                 self.encoder
                     .chat(chosen, side, &mut sides[0])
                     .and_then(|()| self.encoder.chat(rejected, side, &mut sides[1]))
@@ -392,13 +402,21 @@ impl Run<'_> {
             messages: conversation.as_deref(),
             tools: tools_text.as_deref(),
         };
-        let result = used.and_then(|used| self.commit(&mut sides[..used], &places, &meta, line));
+        let result = used.and_then(|used| self.commit(&mut sides[..used], &places, labels, &meta, line));
         self.sides = sides;
         result
     }
 
-    /// Add the sides of a record (one, or all of a pair or group with their `places` in it), or drop them together.
-    fn commit(&mut self, sides: &mut [Conversation], places: &[i8], meta: &RowMeta, line: u64) -> Result<(), Error> {
+    /// Add the sides of a record (one, or all of a pair or group with their `places` in it, or two that were a pair with
+    /// a label each), or drop them together.
+    fn commit(
+        &mut self,
+        sides: &mut [Conversation],
+        places: &[i8],
+        labels: &[f64],
+        meta: &RowMeta,
+        line: u64,
+    ) -> Result<(), Error> {
         let mut before = 0;
         let mut look_alikes = 0;
         for side in sides.iter() {
@@ -440,7 +458,8 @@ impl Run<'_> {
             let pair = places.get(index).map(|place| (meta.id, *place));
             let id = if index == 0 { meta.id } else { self.part_id(meta.id, index as u32) };
             self.counts.add("straddles", side.straddles);
-            self.push(&RowMeta { id, pair, ..*meta }, side, 0..side.tokens.ids.len())?;
+            let label = labels.get(index).copied().or(meta.label);
+            self.push(&RowMeta { id, pair, label, ..*meta }, side, 0..side.tokens.ids.len())?;
         }
         Ok(())
     }

@@ -294,6 +294,27 @@ impl Columns {
         Ok(Source::Query)
     }
 
+    /// A pair of texts without a question, as HH-RLHF has them: what both begin with becomes the question. A space at its
+    /// end belongs to the answers, whose first tokens hold it. As TRL has it.
+    pub(super) fn split_prompt_off(&mut self) {
+        let spoken = [Column::Messages, Column::Query, Column::History];
+        if spoken.into_iter().any(|column| self.is_present(column)) {
+            return;
+        }
+        let at = |column| self.members.iter().position(|member| is_present(member, column));
+        let (Some(chosen), Some(rejected)) = (at(Column::Chosen), at(Column::RejectedResponse)) else { return };
+        let (Json::String(one), Json::String(other)) = (&self.members[chosen].1, &self.members[rejected].1) else {
+            return;
+        };
+        let differs = one.char_indices().zip(other.chars()).find(|((_, a), b)| a != b).map(|((at, _), _)| at);
+        let same = &one[..differs.unwrap_or_else(|| one.len().min(other.len()))];
+        let end = same.strip_suffix(' ').unwrap_or(same).len();
+        let (prompt, one, other) = (one[..end].into(), one[end..].into(), other[end..].into());
+        self.members[chosen].1 = Json::String(one);
+        self.members[rejected].1 = Json::String(other);
+        self.members.push(("query".into(), Json::String(prompt), Some(Column::Query)));
+    }
+
     /// Leave out a conversation that says again what `value` says, as `UltraFeedback` has it beside its pairs.
     pub(super) fn forget_repeated(&mut self, value: &Json) {
         self.members.retain(|(_, other, column)| *column != Some(Column::Messages) || other != value);

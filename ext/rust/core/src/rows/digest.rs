@@ -27,6 +27,13 @@ pub fn content_hash(row: &Row) -> u128 {
                 hash.mark(u8::from(*trained));
             }
         }
+        Body::Segments(segments) => {
+            hash.count(b'D', segments.len());
+            for (text, trained) in segments {
+                hash.bytes(b'd', text.as_bytes());
+                hash.mark(u8::from(*trained));
+            }
+        }
         Body::Prompt(messages) => {
             hash.mark(b'Q');
             hash.messages(messages);
@@ -132,6 +139,13 @@ pub fn to_json(row: &Row) -> Json {
                 )
             });
             add("texts", Json::Array(texts.collect()));
+        }
+        Body::Segments(segments) => {
+            let segment = |(text, trained): &(Box<str>, bool)| {
+                let text = ("text".into(), Json::String(text.clone()));
+                Json::Object(vec![text, ("label".into(), Json::Bool(*trained))])
+            };
+            add("segments", Json::Array(segments.iter().map(segment).collect()));
         }
         Body::Tokens(ids, mask) => {
             let number = |id: &i32| Json::Number(id.to_string().into());

@@ -8,12 +8,68 @@ const SELECTS: [&str; 3] = ["loss", "train", "training"];
 /// Members that weigh: ms-swift's and ours; LLaMA-Factory's; that of OpenAI, Mistral and Together.
 const WEIGHS: [&str; 3] = ["loss_scale", "loss_weight", "weight"];
 /// Marks of other tools that have no reading here.
-const UNREAD: [&str; 8] =
-    ["train_detail", "training_detail", "mask", "masked", "trainable", "train_on", "loss_mask", "no_loss"];
+const UNREAD: [&str; 6] = ["mask", "masked", "trainable", "train_on", "loss_mask", "no_loss"];
+/// Axolotl's lists of stretches of the text.
+const DETAILS: [&str; 2] = ["train_detail", "training_detail"];
 
 /// Whether a member is a mark, or looks like one.
 pub(super) fn is_mark(name: &str) -> bool {
-    SELECTS.contains(&name) || WEIGHS.contains(&name) || UNREAD.contains(&name)
+    SELECTS.contains(&name) || WEIGHS.contains(&name) || UNREAD.contains(&name) || DETAILS.contains(&name)
+}
+
+/// Stretches of a text with a mark each: lengths in bytes, and whether to train. `train_detail` gives them by the places of
+/// their first and last characters; what lies between them is not trained.
+///
+/// # Errors
+/// [`RowError`] for a list that is none, stretches that overlap or leave the text, and marks beside it.
+pub(super) fn of_offsets(
+    marks: &mut Vec<(Box<str>, Json)>,
+    text: &str,
+    place: &Place,
+) -> Result<Option<(Vec<usize>, Json)>, RowError> {
+    let Some(at) = marks.iter().position(|(name, _)| DETAILS.contains(&&**name)) else { return Ok(None) };
+    let (name, value) = marks.swap_remove(at);
+    let place = Place::Key(place, &name);
+    if let Some((other, _)) = marks.first() {
+        return Err(place.fault("loss", format!("{name} says what {other} says; keep one of them")));
+    }
+    let Json::Array(items) = value else {
+        let message = format!("expected a list of {{begin_offset, end_offset, train}}, got {}", kind(&value));
+        return Err(place.fault("loss", message));
+    };
+    let starts: Vec<usize> = text.char_indices().map(|(at, _)| at).chain([text.len()]).collect();
+    let (mut lengths, mut selects, mut done) = (vec![], vec![], 0);
+    let mut add = |length: usize, trained: bool| {
+        if length > 0 {
+            lengths.push(length);
+            selects.push(Json::Bool(trained));
+        }
+    };
+    for (index, item) in items.iter().enumerate() {
+        let place = Place::Index(&place, index);
+        let offset = |name: &str| match item.member(name) {
+            Some(Json::Number(text)) => text.parse::<usize>().ok(),
+            _ => None,
+        };
+        let train = item.member("train").and_then(as_bool);
+        let (Some(begin), Some(last), Some(train)) = (offset("begin_offset"), offset("end_offset"), train) else {
+            let message = "expected begin_offset and end_offset (of the first and the last character) and train";
+            return Err(place.fault("loss", message.to_owned()));
+        };
+        let (Some(from), Some(to)) = (starts.get(begin), starts.get(last + 1)) else {
+            let message = format!("ends at character {last}, and the text has {}", starts.len() - 1);
+            return Err(place.fault("loss", message));
+        };
+        if *from < done || to <= from {
+            let message = "the stretches are not in order, or overlap; give each character one mark";
+            return Err(place.fault("loss", message.to_owned()));
+        }
+        add(from - done, false);
+        add(to - from, train);
+        done = *to;
+    }
+    add(text.len() - done, false);
+    Ok(Some((lengths, Json::Array(selects))))
 }
 
 /// `loss` and `loss_scale`, as the marks of a message or a part have them.

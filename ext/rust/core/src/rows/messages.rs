@@ -267,7 +267,15 @@ impl Reader<'_> {
             let message = "only a user message can hold tool_result blocks";
             return Err(place.fault("content", message.to_owned()));
         }
-        let of_parts = marks::of_parts(std::mem::take(&mut content.marks), &content_place)?;
+        let mut of_parts = marks::of_parts(std::mem::take(&mut content.marks), &content_place)?;
+        if let Some((lengths, selects)) = marks::of_offsets(&mut raw.marks, &content.text, place)? {
+            if of_parts != (None, None) || content.pieces.len() > 1 || !content.media.is_empty() {
+                let message = "offsets mark a content that is one text; mark its parts with loss instead";
+                return Err(place.fault("loss", message.to_owned()));
+            }
+            content.pieces = if lengths.len() > 1 { lengths } else { vec![] };
+            of_parts = (Some(selects), None);
+        }
         let (loss, loss_scale) = marks::read(raw.marks, place)?;
         let (loss, loss_scale) = match ((loss, loss_scale), of_parts) {
             (of_message, (None, None)) => of_message,

@@ -65,6 +65,8 @@ pub struct RowOptions {
     pub roles: Vec<(Box<str>, Box<str>)>,
     /// Of a prompt: go on with the assistant's words at the end, instead of taking them for the answer.
     pub continue_final: bool,
+    /// A pair without a prompt is two texts: what they begin with is the prompt.
+    pub plain: bool,
     /// Number the ids of calls anew, nine digits each, as Mistral's templates want them.
     pub number_calls: bool,
     /// What `{{NAME}}` and `{{name}}` become.
@@ -128,12 +130,16 @@ fn read_row(members: Vec<(Box<str>, Json)>, options: &RowOptions) -> Result<Row,
     let system = read_system(&mut columns, &reader)?;
     if let Some(body) = tokens::read(&mut columns)? {
         if options.purpose == Purpose::Prompt {
-            return Err(Place::Root.fault("prompt", "input_ids are no prompt to be answered; give the text".to_owned()));
+            return Err(Place::Root
+                .fault("prompt", "input_ids and segments are no prompt to be answered; give the text".to_owned()));
         }
         let (channel, label, margin) = (read_channel(&mut columns)?, columns.take_label(), read_margin(&mut columns)?);
         let (extra, unused) = columns.into_extra()?;
         let (tools, template_kwargs) = (None, vec![]);
         return Ok(Row { body, tools, template_kwargs, channel, label, margin, extra, unused });
+    }
+    if options.plain {
+        columns.split_prompt_off();
     }
     let source = columns.conversation_source()?;
     let side = Side { system, reader: &reader };
@@ -310,7 +316,7 @@ fn read_rejected(columns: &mut Columns, side: &Side, body: &Conversation) -> Res
                 let last_user = chosen.iter().rposition(|message| message.role == Role::User).map(|last| last + 1);
                 let Some(length) = Some(body.num_prompt).filter(|length| *length > 0).or(last_user) else {
                     let message = "replaces what follows the last user message, but the row has no user message; if both \
-                                   texts begin with the prompt, split it off";
+                                   texts begin with the prompt, split it off or pass --plain";
                     return Err(place.fault("pair", message.to_owned()));
                 };
                 let mut messages = chosen[..length].to_vec();

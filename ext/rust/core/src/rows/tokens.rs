@@ -1,6 +1,8 @@
-//! Rows that somebody else tokenized: `input_ids`, and what of them is trained on, as labels or as a mask.
+//! Rows without a conversation: `input_ids` that somebody else made, and what of them is trained on, as labels or as a
+//! mask; and Axolotl's `segments`, texts one after the other with a mark each.
 use crate::error::RowError;
 use crate::rows::columns::{Column, Columns};
+use crate::rows::marks::as_bool;
 use crate::rows::place::{Place, kind};
 use crate::types::{Body, Json};
 
@@ -12,7 +14,13 @@ const IGNORED: i64 = -100;
 /// The ids of a row that has them and no conversation. Padding, where `attention_mask` is 0, is taken off.
 pub(super) fn read(columns: &mut Columns) -> Result<Option<Body>, RowError> {
     let spoken = [Column::Messages, Column::Query, Column::Response, Column::Chosen];
-    if !columns.has("input_ids") || spoken.into_iter().any(|column| columns.is_present(column)) {
+    if spoken.into_iter().any(|column| columns.is_present(column)) {
+        return Ok(None);
+    }
+    if columns.has("segments") && !columns.has("input_ids") {
+        return segments(columns);
+    }
+    if !columns.has("input_ids") {
         return Ok(None);
     }
     let Some(ids) = numbers(columns, "input_ids", None)? else { return Ok(None) };
@@ -54,6 +62,27 @@ pub(super) fn read(columns: &mut Columns) -> Result<Option<Body>, RowError> {
     }
     let ids = ids[kept.clone()].iter().map(|id| i32::try_from(*id).unwrap_or(-1)).collect();
     Ok(Some(Body::Tokens(ids, mask.map(|mask| mask[kept].to_vec()))))
+}
+
+/// `[{"text": ..., "label": true}, ...]`.
+fn segments(columns: &mut Columns) -> Result<Option<Body>, RowError> {
+    let Some(value) = columns.take_named("segments") else { return Ok(None) };
+    let place = Place::Key(&Place::Root, "segments");
+    let Json::Array(items) = value else {
+        return Err(place.fault("segments", format!("expected a list of {{text, label}}, got {}", kind(&value))));
+    };
+    let read = |(index, item): (usize, &Json)| match (item.member("text"), item.member("label").and_then(as_bool)) {
+        (Some(Json::String(text)), Some(label)) => Ok((text.clone(), label)),
+        _ => {
+            let message = "expected a text and a label (true: trained on)";
+            Err(Place::Index(&place, index).fault("segments", message.to_owned()))
+        }
+    };
+    let found = items.iter().enumerate().map(read).collect::<Result<Vec<_>, RowError>>()?;
+    if found.iter().all(|(text, _)| text.is_empty()) {
+        return Err(place.fault("empty", "the segments have no text".to_owned()));
+    }
+    Ok(Some(Body::Segments(found)))
 }
 
 /// A column that is a list of integers or bools, `length` of them.

@@ -92,6 +92,8 @@ pub(super) enum Expr {
     Item(Box<Expr>, Box<Expr>),
     Slice(Box<Expr>, [Option<Box<Expr>>; 3]),
     Call(Box<Expr>, Box<ArgExprs>),
+    /// `*list` among the arguments of a call. `**dict` stands among the keyword ones, under the name `**`.
+    Spread(Box<Expr>),
     /// The input is absent in the head of a filter block.
     Filter(Option<Box<Expr>>, Filter, Box<ArgExprs>),
     Test(Box<Expr>, Test, Box<ArgExprs>),
@@ -124,6 +126,12 @@ pub(super) struct For {
     pub otherwise: Scope,
     /// Where `loop` lives.
     pub loop_slot: u32,
+    /// `loop(list)` runs the body again, within itself.
+    pub recursive: bool,
+    /// All slots of the body, nested scopes included: saved around such a run.
+    pub all_slots: (u32, u32),
+    /// How deep its statements and expressions nest.
+    pub height: u32,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -132,11 +140,22 @@ pub(super) struct Macro {
     pub params: Vec<(Name, Option<Expr>)>,
     /// The body names `caller`, and where it finds it.
     pub caller: Option<u32>,
+    /// Where the body finds the arguments that no parameter takes; none if it does not name them.
+    pub varargs: Option<u32>,
+    pub kwargs: Option<u32>,
     pub scope: Scope,
     /// All slots of the body, nested scopes included: saved around a recursive call.
     pub all_slots: (u32, u32),
     /// How deep its statements and expressions nest.
     pub height: u32,
+}
+
+impl Macro {
+    /// A macro whose names have no slots yet.
+    pub fn new(name: Box<str>, params: Vec<(Name, Option<Expr>)>, scope: Scope, height: u32) -> Self {
+        let all_slots = (0, 0);
+        Self { name, params, caller: None, varargs: None, kwargs: None, scope, all_slots, height }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq)]

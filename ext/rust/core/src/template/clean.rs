@@ -128,9 +128,11 @@ impl Taint {
             Expr::Name(name) => self.tainted.contains(&name.name),
             Expr::List(items) | Expr::Tuple(items) | Expr::Concat(items) => items.iter().any(|item| self.expr(item)),
             Expr::Dict(items) => items.iter().any(|(key, value)| self.expr(key) || self.expr(value)),
-            Expr::Attribute(value, _) | Expr::Not(value) | Expr::Negative(value) | Expr::Positive(value) => {
-                self.expr(value)
-            }
+            Expr::Attribute(value, _)
+            | Expr::Not(value)
+            | Expr::Negative(value)
+            | Expr::Positive(value)
+            | Expr::Spread(value) => self.expr(value),
             Expr::Item(a, b) | Expr::And(a, b) | Expr::Or(a, b) | Expr::Binary(_, a, b) => self.expr(a) || self.expr(b),
             Expr::Slice(value, bounds) => self.expr(value) || bounds.iter().flatten().any(|bound| self.expr(bound)),
             Expr::Call(callee, args) => self.expr(callee) || self.args(args),

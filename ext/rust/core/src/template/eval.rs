@@ -6,11 +6,14 @@ use super::interp::Interp;
 use super::look::Seen;
 use super::methods::Owners;
 use super::print;
-use super::value::{Builtin, LoopState, Text, Value};
+use super::value::{Builtin, Chars, LoopState, Shape, Text, Value};
 use super::{Outcome, fail, ops, undefined};
 
 /// Jinja2's sandbox refuses longer ranges.
 const MAX_RANGE: u64 = 100_000;
+
+/// Arguments that one `*` may stand for.
+const MAX_SPREAD: usize = 1000;
 
 impl<'a> Interp<'a> {
     /// The value of a name, if it has one.
@@ -62,6 +65,7 @@ impl<'a> Interp<'a> {
                 self.apply_filter(*filter, value, args)?
             }
             Expr::Filter(None, ..) => return fail("a filter has no input"),
+            Expr::Spread(_) => return fail("'*' stands only before an argument of a call"),
             Expr::Test(value, test, args) => {
                 let value = self.eval(value)?;
                 let args = self.args(args)?;
@@ -122,9 +126,17 @@ impl<'a> Interp<'a> {
     }
 
     fn eval_dict(&mut self, items: &'a [(Expr, Expr)]) -> Outcome<Value<'a>> {
-        let mut entries: Vec<(Value<'a>, Value<'a>)> = Vec::with_capacity(items.len());
+        let mut entries = Vec::with_capacity(items.len());
         for (key, value) in items {
-            let (key, value) = (self.eval(key)?, self.eval(value)?);
+            entries.push((self.eval(key)?, self.eval(value)?));
+        }
+        self.dict(entries)
+    }
+
+    /// A dict of these entries; of equal keys the last one counts.
+    fn dict(&self, given: Vec<(Value<'a>, Value<'a>)>) -> Outcome<Value<'a>> {
+        let mut entries: Vec<(Value<'a>, Value<'a>)> = Vec::with_capacity(given.len());
+        for (key, value) in given {
             if key.is_mapping() || matches!(key, Value::List(_) | Value::Json(_)) {
                 return fail(format!("unhashable type: '{}'", key.type_name()));
             }
@@ -239,8 +251,28 @@ impl<'a> Interp<'a> {
             Value::Macro(_) | Value::Builtin(_) => {
                 fail(format!("the attribute '{name}' of a function is not supported"))
             }
+            Value::Tuple(items) if items.shape == Shape::Group && matches!(name, "grouper" | "list") => {
+                Ok(items.items.get(usize::from(name == "list")).cloned().unwrap_or(Value::Undefined(name)))
+            }
             _ if attr.owners.include(object) => Ok(Value::Bound),
             _ => Ok(object.lookup_str(name).unwrap_or(Value::Undefined(name))),
+        }
+    }
+
+    /// `object | attr(name)`: an attribute, never a key.
+    pub(super) fn attribute_only(&self, object: &Value<'a>, name: &Value<'a>) -> Outcome<Value<'a>> {
+        let Value::Str(name) = name else { return fail("attr needs a name") };
+        let name = name.as_str();
+        match object {
+            Value::Undefined(of) => undefined(of),
+            _ if name.starts_with('_') => fail(format!("access to attribute '{name}' is unsafe")),
+            Value::Namespace(at) => Ok(self.member(*at, name).cloned().unwrap_or(Value::Undefined("an attribute"))),
+            Value::Loop(state) => loop_attribute(state, name),
+            Value::Tuple(items) if items.shape == Shape::Group && matches!(name, "grouper" | "list") => {
+                Ok(items.items.get(usize::from(name == "list")).cloned().unwrap_or(Value::Undefined("an attribute")))
+            }
+            _ if Owners::of(name).include(object) => Ok(Value::Bound),
+            _ => Ok(Value::Undefined("an attribute")),
         }
     }
 
@@ -281,12 +313,49 @@ impl<'a> Interp<'a> {
     // Calls.
 
     pub(super) fn args(&mut self, args: &'a ArgExprs) -> Outcome<Args<'a>> {
-        let positional = self.eval_all(&args.positional)?;
+        let mut positional = Vec::with_capacity(args.positional.len());
+        for value in &args.positional {
+            if let Expr::Spread(list) = value {
+                let list = self.eval(list)?;
+                let Some(items) = list.to_vec() else {
+                    return fail(format!("an argument after '*' must be iterable, not {}", list.type_name()));
+                };
+                if items.len() > MAX_SPREAD {
+                    return fail(format!("'*' before more than {MAX_SPREAD} arguments is not supported"));
+                }
+                positional.extend(items);
+            } else {
+                positional.push(self.eval(value)?);
+            }
+        }
         let mut keyword = Vec::with_capacity(args.keyword.len());
         for (name, value) in &args.keyword {
-            keyword.push((&**name, self.eval(value)?));
+            let value = self.eval(value)?;
+            if &**name == "**" {
+                self.spread_mapping(&value, &mut keyword)?;
+            } else {
+                keyword.push((&**name, value));
+            }
         }
         Ok(Args { positional, keyword })
+    }
+
+    /// `**value` among the arguments of a call.
+    fn spread_mapping(&mut self, value: &Value<'a>, keyword: &mut Vec<(&'a str, Value<'a>)>) -> Outcome<()> {
+        let Some(entries) = value.entries() else {
+            return fail(format!("an argument after '**' must be a mapping, not {}", value.type_name()));
+        };
+        for (key, value) in entries {
+            // names live as long as the template or the row: those that a template builds do not
+            let Value::Str(Text { chars: Chars::Borrowed(name), .. }) = key else {
+                return fail("'**' before a dict whose keys the template puts together is not supported");
+            };
+            if keyword.iter().any(|(known, _)| *known == name) {
+                return fail(format!("got two values for the argument '{name}'"));
+            }
+            keyword.push((name, value));
+        }
+        Ok(())
     }
 
     pub(super) fn call_with_caller(&mut self, call: &'a Expr, caller: &'a Macro) -> Outcome<Value<'a>> {
@@ -327,6 +396,7 @@ impl<'a> Interp<'a> {
                 }
                 self.call_macro(body, args, caller)
             }
+            Value::Loop(state) if caller.is_none() => self.call_recursive(&state.clone(), args),
             Value::Builtin(builtin) if caller.is_none() => self.call_builtin(*builtin, args),
             Value::Undefined(name) => undefined(name),
             other => fail(format!("a {} cannot be called here", other.type_name())),
@@ -337,11 +407,17 @@ impl<'a> Interp<'a> {
         match builtin {
             Builtin::Range => range(&args),
             Builtin::Dict => {
-                if !args.positional.is_empty() {
-                    return fail("dict() of positional arguments is not supported");
-                }
-                let entries = args.keyword.into_iter().map(|(key, value)| (Value::literal(key), value)).collect();
-                self.checked(Value::dict(entries))
+                let mut entries = match &args.positional[..] {
+                    [] => vec![],
+                    [of] => match (of.entries(), of.to_vec()) {
+                        (Some(entries), _) => entries,
+                        (None, Some(items)) => items.iter().map(pair).collect::<Outcome<_>>()?,
+                        (None, None) => return fail(format!("'{}' object is not iterable", of.type_name())),
+                    },
+                    _ => return fail("dict takes at most one positional argument"),
+                };
+                entries.extend(args.keyword.into_iter().map(|(key, value)| (Value::literal(key), value)));
+                self.dict(entries)
             }
             Builtin::Namespace => self.namespace(args),
             Builtin::RaiseException => {
@@ -381,6 +457,14 @@ fn char_at<'a>(text: &Text<'a>, index: i64) -> Option<Value<'a>> {
     Some(Value::Str(text.part(|text| &text[from..from + c.len_utf8()])))
 }
 
+/// A key and its value, as `dict()` takes them.
+fn pair<'a>(item: &Value<'a>) -> Outcome<(Value<'a>, Value<'a>)> {
+    match item.to_vec().as_deref() {
+        Some([key, value]) => Ok((key.clone(), value.clone())),
+        _ => fail("dict() needs pairs of a key and a value"),
+    }
+}
+
 fn range<'a>(args: &Args<'_>) -> Outcome<Value<'a>> {
     if !args.keyword.is_empty() {
         return fail("range() takes no keyword arguments");
@@ -410,7 +494,7 @@ fn range<'a>(args: &Args<'_>) -> Outcome<Value<'a>> {
     Ok(Value::Range(start, step, length as usize))
 }
 
-fn loop_attribute<'a>(state: &LoopState<'a>, name: &'a str) -> Outcome<Value<'a>> {
+fn loop_attribute<'a>(state: &LoopState<'a>, name: &str) -> Outcome<Value<'a>> {
     let index = state.index0.get();
     Ok(match name {
         "index" => Value::Int(index as i64 + 1),
@@ -420,9 +504,8 @@ fn loop_attribute<'a>(state: &LoopState<'a>, name: &'a str) -> Outcome<Value<'a>
         "first" => Value::Bool(index == 0),
         "last" => Value::Bool(index + 1 == state.length),
         "length" => Value::Int(state.length as i64),
-        // Only recursive loops are ever deeper.
-        "depth" => Value::Int(1),
-        "depth0" => Value::Int(0),
+        "depth" => Value::Int(i64::from(state.depth0) + 1),
+        "depth0" => Value::Int(i64::from(state.depth0)),
         "previtem" if index == 0 => Value::Undefined("loop.previtem"),
         "previtem" => state.items.get(index - 1).unwrap_or(Value::Undefined("loop.previtem")),
         "nextitem" => state.items.get(index + 1).unwrap_or(Value::Undefined("loop.nextitem")),

@@ -1,22 +1,28 @@
 //! Jinja2's filters, as transformers' environment has them.
 use super::args::Args;
+use super::format::{PercentArgs, percent};
 use super::interp::Interp;
 use super::number::{self, Number};
 use super::print::{self, JsonStyle, JsonWriter};
 use super::text::{self, Side};
 use super::value::{Chars, Text, Value};
-use super::{Outcome, fail, ops, undefined};
+use super::{Outcome, fail, undefined};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Filter {
     Abs,
+    Attr,
+    Batch,
     Capitalize,
     Center,
     Default,
     DictSort,
+    /// whatever it is, or only what is not |safe
+    Escape(bool),
     First,
     Float,
     Format,
+    GroupBy,
     Indent,
     Int,
     Items,
@@ -28,21 +34,26 @@ pub(super) enum Filter {
     Map,
     Max,
     Min,
+    PrettyPrint,
     Replace,
     Reverse,
     Round,
     Safe,
     /// keep what passes, by an attribute
     Select(bool, bool),
+    Slice,
     Sort,
     String,
     Sum,
     Title,
     ToJson,
     Trim,
+    Truncate,
     Unique,
     Upper,
+    UrlEncode,
     WordCount,
+    WordWrap,
 }
 
 impl Filter {
@@ -50,13 +61,18 @@ impl Filter {
     pub fn named(name: &str) -> Option<Self> {
         Some(match name {
             "abs" => Self::Abs,
+            "attr" => Self::Attr,
+            "batch" => Self::Batch,
             "capitalize" => Self::Capitalize,
             "center" => Self::Center,
             "d" | "default" => Self::Default,
             "dictsort" => Self::DictSort,
+            "e" | "escape" => Self::Escape(false),
+            "forceescape" => Self::Escape(true),
             "first" => Self::First,
             "float" => Self::Float,
             "format" => Self::Format,
+            "groupby" => Self::GroupBy,
             "indent" => Self::Indent,
             "int" => Self::Int,
             "items" => Self::Items,
@@ -68,6 +84,7 @@ impl Filter {
             "map" => Self::Map,
             "max" => Self::Max,
             "min" => Self::Min,
+            "pprint" => Self::PrettyPrint,
             "reject" => Self::Select(false, false),
             "rejectattr" => Self::Select(false, true),
             "replace" => Self::Replace,
@@ -76,22 +93,29 @@ impl Filter {
             "safe" => Self::Safe,
             "select" => Self::Select(true, false),
             "selectattr" => Self::Select(true, true),
+            "slice" => Self::Slice,
             "sort" => Self::Sort,
             "string" => Self::String,
             "sum" => Self::Sum,
             "title" => Self::Title,
             "tojson" => Self::ToJson,
             "trim" => Self::Trim,
+            "truncate" => Self::Truncate,
             "unique" => Self::Unique,
             "upper" => Self::Upper,
+            "urlencode" => Self::UrlEncode,
             "wordcount" => Self::WordCount,
+            "wordwrap" => Self::WordWrap,
             _ => return None,
         })
     }
 
     /// Filters that take a |safe string as the plain text it is.
     fn takes_markup(self) -> bool {
-        matches!(self, Self::Default | Self::Length | Self::Safe | Self::String | Self::ToJson | Self::Trim)
+        matches!(
+            self,
+            Self::Default | Self::Escape(_) | Self::Length | Self::Safe | Self::String | Self::ToJson | Self::Trim
+        )
     }
 }
 
@@ -128,28 +152,16 @@ impl<'a> Interp<'a> {
                 self.reshape(filter, value, args)
             }
             Filter::Replace => self.replace(value, args),
-            Filter::Center => {
-                let [width] = args.bind("center", ["width"])?;
-                let width = width.map_or(Some(80), |width| width.as_index());
-                let Some(width) = width.and_then(|width| usize::try_from(width.max(0)).ok()).filter(|w| *w < 1 << 16)
-                else {
-                    return fail("center needs a width below 65536");
-                };
-                let text = self.soft_text(value)?;
-                let gap = width.saturating_sub(text.as_str().chars().count());
-                // as str.center: of an odd gap, the larger half stands behind the text if the width is even
-                let before = gap / 2 + (gap & width & 1);
-                let made = [&" ".repeat(before), text.as_str(), &" ".repeat(gap - before)].concat();
-                Ok(Value::Str(Text::owned(made, 0)))
-            }
-            Filter::WordCount => {
-                args.none("wordcount")?;
-                let text = self.soft_text(value)?;
-                if !text.as_str().is_ascii() {
-                    return fail("wordcount of text that is not ASCII is not supported");
-                }
-                let words = text.as_str().split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
-                Ok(Value::Int(words.filter(|word| !word.is_empty()).count() as i64))
+            Filter::Center => self.center(value, args),
+            Filter::WordCount => args.none("wordcount").and_then(|()| self.word_count(value)),
+            Filter::Escape(force) => args.none("escape").and_then(|()| self.escape(value, force)),
+            Filter::UrlEncode => args.none("urlencode").and_then(|()| self.url_encode(&value)),
+            Filter::PrettyPrint => args.none("pprint").and_then(|()| self.pretty(&value)),
+            Filter::Truncate => self.truncate(value, args),
+            Filter::WordWrap => self.word_wrap(&value, args),
+            Filter::Attr => {
+                let [Some(name)] = args.bind("attr", ["name"])? else { return fail("attr needs a name") };
+                self.attribute_only(&value, &name)
             }
             Filter::Format => self.format(value, &args),
             Filter::Indent => self.indent(&value, args),
@@ -241,11 +253,18 @@ impl<'a> Interp<'a> {
     }
 
     fn format(&mut self, value: Value<'a>, args: &Args<'a>) -> Outcome<Value<'a>> {
-        if !args.keyword.is_empty() {
-            return fail("format with named values is not supported");
-        }
         let text = self.soft_text(value)?;
-        ops::percent(text.as_str(), &args.positional, &self.fuel).map(Value::string)
+        if args.keyword.is_empty() {
+            let given = PercentArgs { listed: &args.positional, mapping: None };
+            return percent(text.as_str(), &given, &self.fuel).map(Value::string);
+        }
+        if !args.positional.is_empty() {
+            return fail("can't handle positional and keyword arguments at the same time");
+        }
+        let entries = args.keyword.iter().map(|(name, value)| (Value::literal(name), value.clone()));
+        let named = Value::dict(entries.collect());
+        let given = PercentArgs { listed: std::slice::from_ref(&named), mapping: Some(&named) };
+        percent(text.as_str(), &given, &self.fuel).map(Value::string)
     }
 
     fn indent(&mut self, value: &Value<'a>, args: Args<'a>) -> Outcome<Value<'a>> {
@@ -338,8 +357,26 @@ fn numeric<'a>(filter: Filter, value: &Value<'a>, args: Args<'a>) -> Outcome<Val
             }
         }
         Filter::Round => {
-            let [precision] = args.bind("round", ["precision"])?;
+            let [precision, method] = args.bind("round", ["precision", "method"])?;
             let precision = precision.map_or(Some(0), |p| p.as_index());
+            let turn: fn(f64) -> f64 = match method.as_ref().map(|method| method.as_str()) {
+                None | Some(Some("common")) => |number| number,
+                Some(Some("ceil")) => f64::ceil,
+                Some(Some("floor")) => f64::floor,
+                _ => return fail("method must be common, ceil or floor"),
+            };
+            if method.is_some_and(|method| method.as_str() != Some("common")) {
+                let (Some(number), Some(places @ 0..=15)) = (Number::of(value), precision) else {
+                    return fail(format!("this rounding of a {} is not supported", value.type_name()));
+                };
+                let factor = 10_f64.powi(places as i32);
+                let turned = turn(number.as_float() * factor);
+                return if turned.abs() < 9e15 {
+                    Ok(Value::Float(turned / factor))
+                } else {
+                    fail("too large to round")
+                };
+            }
             match (Number::of(value), precision) {
                 (Some(Number::Int(number)), Some(0..)) => Ok(Value::Int(number)),
                 (Some(Number::Float(number)), Some(places @ 0..=100)) if number.is_finite() => {

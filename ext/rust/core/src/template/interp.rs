@@ -209,6 +209,23 @@ impl<'a> Interp<'a> {
 
     fn for_loop(&mut self, stmt: &'a For) -> Outcome<()> {
         let over = self.eval(&stmt.iter)?;
+        self.run_loop(stmt, &over, 0)
+    }
+
+    /// `loop(list)` inside a recursive loop: what its body prints over that list.
+    pub fn call_recursive(&mut self, state: &LoopState<'a>, args: Args<'a>) -> Outcome<Value<'a>> {
+        let Some(stmt) = state.recursive else {
+            return fail("the loop is not recursive, so it cannot be called; write 'for ... recursive'");
+        };
+        let [Some(over)] = args.bind("loop", ["iterable"])? else { return fail("loop() needs a list") };
+        self.within(stmt.height, stmt.all_slots, |interp| {
+            interp.begin_capture()?;
+            interp.run_loop(stmt, &over, state.depth0 + 1)?;
+            Ok(Value::Str(interp.end_capture()))
+        })
+    }
+
+    fn run_loop(&mut self, stmt: &'a For, over: &Value<'a>, depth0: u32) -> Outcome<()> {
         let Some(mut items) = over.iterate() else {
             return fail(format!("'{}' object is not iterable", over.type_name()));
         };
@@ -232,7 +249,8 @@ impl<'a> Interp<'a> {
             return Ok(());
         }
         let index0 = Cell::new(0);
-        let state = Rc::new(LoopState { items, index0, length, changed: RefCell::new(None) });
+        let (recursive, changed) = (stmt.recursive.then_some(stmt), RefCell::new(None));
+        let state = Rc::new(LoopState { items, index0, length, changed, recursive, depth0 });
         for i in 0..length {
             state.index0.set(i);
             self.clear(stmt.scope.slots);
@@ -320,49 +338,70 @@ impl<'a> Interp<'a> {
 
     /// Call a macro; what it printed.
     pub fn call_macro(&mut self, body: &'a Macro, args: Args<'a>, caller: Option<Value<'a>>) -> Outcome<Value<'a>> {
-        if self.calls >= MAX_CALLS {
-            return fail(format!("macros call each other more than {MAX_CALLS} deep"));
-        }
-        if self.height + body.height > MAX_HEIGHT {
-            return fail(format!("macros that call each other nest more than {MAX_HEIGHT} deep in all"));
-        }
-        if args.positional.len() > body.params.len() {
+        if args.positional.len() > body.params.len() && body.varargs.is_none() {
             return fail(format!("macro '{}' takes not more than {} arguments", body.name, body.params.len()));
         }
+        self.within(body.height, body.all_slots, |interp| {
+            interp.bind(body, args)?;
+            if let Some(slot) = body.caller {
+                interp.slots[slot as usize] = caller.unwrap_or(Value::Undefined("caller"));
+            }
+            interp.begin_capture()?;
+            if interp.run(&body.scope.body)? != Flow::Next {
+                return fail("'break' or 'continue' inside a macro has no loop to act on");
+            }
+            Ok(Value::Str(interp.end_capture()))
+        })
+    }
+
+    /// Run statements of this height that may be running already, with variables of their own.
+    fn within(
+        &mut self,
+        height: u32,
+        (from, to): (u32, u32),
+        body: impl FnOnce(&mut Self) -> Outcome<Value<'a>>,
+    ) -> Outcome<Value<'a>> {
+        if self.calls >= MAX_CALLS {
+            return fail(format!("macros or recursive loops call each other more than {MAX_CALLS} deep"));
+        }
+        if self.height + height > MAX_HEIGHT {
+            return fail(format!("macros or loops that call each other nest more than {MAX_HEIGHT} deep in all"));
+        }
         self.calls += 1;
-        self.height += body.height;
-        let (from, to) = (body.all_slots.0 as usize, body.all_slots.1 as usize);
+        self.height += height;
+        let slots = from as usize..to as usize;
         let saved: Vec<Value<'a>> =
-            self.slots[from..to].iter_mut().map(|slot| std::mem::replace(slot, Value::Unset)).collect();
-        self.bind(body, args)?;
-        if let Some(slot) = body.caller {
-            self.slots[slot as usize] = caller.unwrap_or(Value::Undefined("caller"));
-        }
-        self.begin_capture()?;
-        if self.run(&body.scope.body)? != Flow::Next {
-            return fail("'break' or 'continue' inside a macro has no loop to act on");
-        }
-        let text = self.end_capture();
-        for (slot, value) in self.slots[from..to].iter_mut().zip(saved) {
+            self.slots[slots.clone()].iter_mut().map(|slot| std::mem::replace(slot, Value::Unset)).collect();
+        let made = body(self)?;
+        for (slot, value) in self.slots[slots].iter_mut().zip(saved) {
             *slot = value;
         }
         self.calls -= 1;
-        self.height -= body.height;
-        Ok(Value::Str(text))
+        self.height -= height;
+        Ok(made)
     }
 
-    fn bind(&mut self, body: &'a Macro, args: Args<'a>) -> Outcome<()> {
-        let given = args.positional.len();
+    fn bind(&mut self, body: &'a Macro, mut args: Args<'a>) -> Outcome<()> {
+        let given = args.positional.len().min(body.params.len());
+        let rest = args.positional.split_off(given);
+        if let Some(slot) = body.varargs {
+            self.slots[slot as usize] = Value::Tuple(Value::items(rest));
+        }
         for ((name, _), value) in body.params.iter().zip(args.positional) {
             self.store(name, value);
         }
+        let mut others = vec![];
         let mut named: Vec<Option<Value<'a>>> = vec![None; body.params.len()];
         for (name, value) in args.keyword {
             match body.params.iter().position(|(param, _)| *param.name == *name) {
                 Some(at) if at >= given => named[at] = Some(value),
+                _ if body.kwargs.is_some() => others.push((Value::literal(name), value)),
                 Some(_) => return fail(format!("macro '{}' got two values for '{name}'", body.name)),
                 None => return fail(format!("macro '{}' takes no keyword argument '{name}'", body.name)),
             }
+        }
+        if let Some(slot) = body.kwargs {
+            self.slots[slot as usize] = Value::dict(others);
         }
         for ((name, default), value) in body.params.iter().zip(named).skip(given) {
             let value = match (value, default) {

@@ -1,7 +1,8 @@
 //! Jinja2's tests: what follows `is`.
 use super::args::Args;
-use super::ast::CompareOp;
+use super::ast::{BinaryOp, CompareOp};
 use super::interp::Interp;
+use super::number::Number;
 use super::ops;
 use super::value::Value;
 use super::{Outcome, fail, undefined};
@@ -78,7 +79,7 @@ impl<'a> Interp<'a> {
             }
             Test::DivisibleBy => {
                 let [Some(by)] = args.bind("divisibleby", ["num"])? else { return fail("divisibleby needs a number") };
-                return remainder(value, by.as_index());
+                return remainder(value, &by);
             }
             Test::SameAs => {
                 let [Some(other)] = args.bind("sameas", ["other"])? else { return fail("sameas needs a value") };
@@ -123,8 +124,8 @@ impl<'a> Interp<'a> {
                 );
                 has_upper != has_lower && has_upper == upper
             }
-            Test::Odd => !remainder(value, Some(2))?,
-            Test::Even => remainder(value, Some(2))?,
+            Test::Odd => is_odd(value)?,
+            Test::Even => remainder(value, &Value::Int(2))?,
             Test::Compare(_) | Test::DivisibleBy | Test::SameAs => return fail("the test needs an argument"),
         })
     }
@@ -137,11 +138,27 @@ fn is_iterable(value: &Value<'_>) -> bool {
     }
 }
 
-fn remainder(value: &Value<'_>, by: Option<i64>) -> Outcome<bool> {
-    match (value, value.as_index(), by) {
-        (_, _, Some(0)) => fail("division by zero"),
-        (_, Some(number), Some(by)) => Ok(number.checked_rem(by).unwrap_or(0) == 0),
-        (Value::Undefined(name), ..) => undefined(name),
+/// `value % by == 0`.
+fn remainder(value: &Value<'_>, by: &Value<'_>) -> Outcome<bool> {
+    match (Number::of(value), Number::of(by)) {
+        (Some(Number::Int(_)), Some(Number::Int(0))) => fail("division by zero"),
+        (Some(Number::Int(number)), Some(Number::Int(by))) => Ok(number.checked_rem(by).unwrap_or(0) == 0),
+        (Some(number), Some(by)) => ops::arithmetic(BinaryOp::Mod, &number, &by).map(|rest| !rest.truthy()),
+        _ => match (value, by) {
+            (Value::Undefined(name), _) | (_, Value::Undefined(name)) => undefined(name),
+            _ => fail(format!("divisibility of a {} is not supported", value.type_name())),
+        },
+    }
+}
+
+/// `value % 2 == 1`.
+fn is_odd<'a>(value: &Value<'a>) -> Outcome<bool> {
+    match (Number::of(value), value) {
+        (Some(number), _) => {
+            let rest = ops::arithmetic(BinaryOp::Mod, &number, &Number::Int(2))?;
+            Ok(Number::of(&rest).is_some_and(|rest| rest.as_float() == 1.0))
+        }
+        (None, Value::Undefined(name)) => undefined(name),
         _ => fail(format!("divisibility of a {} is not supported", value.type_name())),
     }
 }

@@ -234,7 +234,31 @@ impl<'s> Lexer<'s> {
         Ok(())
     }
 
+    /// A hexadecimal, octal or binary number, if one starts here.
+    fn based_number(&mut self, rest: &str) -> Result<bool, Error> {
+        let base = match rest.as_bytes() {
+            [b'0', b'x' | b'X', ..] => 16,
+            [b'0', b'o' | b'O', ..] => 8,
+            [b'0', b'b' | b'B', ..] => 2,
+            _ => return Ok(false),
+        };
+        let end = rest[2..].find(|c: char| !(c == '_' || c.is_digit(base))).map_or(rest.len(), |end| end + 2);
+        let text = &rest[2..end];
+        let number = u128::from_str_radix(&text.replace('_', ""), base);
+        match number {
+            Ok(number) if !text.ends_with('_') && !text.contains("__") => {
+                self.push(Token::Int(number.to_string().into()));
+                self.advance(end);
+                Ok(true)
+            }
+            _ => Err(syntax(self.line, format!("{} is not a number Jinja2 accepts", &rest[..end]))),
+        }
+    }
+
     fn number(&mut self, rest: &str) -> Result<(), Error> {
+        if self.based_number(rest)? {
+            return Ok(());
+        }
         let length = rest.find(|c: char| !(c == '_' || c.is_ascii_digit())).unwrap_or(rest.len());
         let mut end = length;
         let after_dot = self.at > 0 && self.source.as_bytes()[self.at - 1] == b'.';
@@ -266,9 +290,6 @@ impl<'s> Lexer<'s> {
             || (!is_float && digits.len() > 1 && digits.starts_with('0') && digits.bytes().any(|b| b != b'0'))
         {
             return Err(syntax(self.line, format!("{text} is not a number Jinja2 accepts")));
-        }
-        if rest.starts_with('0') && rest[1..].starts_with(['x', 'X', 'o', 'O', 'b', 'B']) {
-            return Err(syntax(self.line, "hexadecimal, octal and binary numbers are not supported in templates"));
         }
         if is_float {
             let value = digits.parse().map_err(|_| syntax(self.line, format!("{text} is not a number")))?;

@@ -1,10 +1,11 @@
 //! Methods of Python's `str`, `dict` and `list` that templates call.
 use super::args::Args;
 use super::interp::Interp;
-use super::print;
+use super::printable::is_printable;
 use super::sequences::pairs;
 use super::text::{self, Side};
-use super::value::{Text, Value};
+use super::text_filters::as_width;
+use super::value::{Shape, Text, Value};
 use super::{Outcome, fail, undefined};
 
 /// Public attributes of `str`: those not implemented are an error, never Undefined.
@@ -157,9 +158,11 @@ impl<'a> Interp<'a> {
             return fail("out of fuel");
         }
         Ok(match name {
-            "items" => Value::View(Value::items(pairs(entries))),
-            "keys" => Value::View(Value::items(entries.into_iter().map(|(key, _)| key).collect())),
-            "values" => Value::View(Value::items(entries.into_iter().map(|(_, value)| value).collect())),
+            "items" => Value::View(Value::shaped(pairs(entries), Shape::DictItems)),
+            "keys" => Value::View(Value::shaped(entries.into_iter().map(|(key, _)| key).collect(), Shape::DictKeys)),
+            "values" => {
+                Value::View(Value::shaped(entries.into_iter().map(|(_, value)| value).collect(), Shape::DictValues))
+            }
             "copy" => object.clone(),
             _ => return fail(format!("the method '{name}' of a dict is not allowed in a template")),
         })
@@ -200,10 +203,13 @@ impl<'a> Interp<'a> {
             }
             "split" | "rsplit" => Self::split(text, args, name == "rsplit"),
             "startswith" | "endswith" => {
-                let [Some(affix)] = args.bind(name, ["prefix"])? else {
-                    return fail(format!("{name} with positions is not supported"));
+                let [Some(affix), start, end] = args.bind(name, ["prefix", "start", "end"])? else {
+                    return fail(format!("{name} needs a text"));
                 };
-                has_affix(text.as_str(), &affix, name == "startswith").map(Value::Bool)
+                let within = window(text.as_str(), start.as_ref(), end.as_ref())?;
+                within.map_or(Ok(Value::Bool(false)), |(within, _)| {
+                    has_affix(within, &affix, name == "startswith").map(Value::Bool)
+                })
             }
             "removeprefix" | "removesuffix" => {
                 let [Some(Value::Str(affix))] = args.bind(name, ["affix"])? else {
@@ -223,6 +229,7 @@ impl<'a> Interp<'a> {
                 self.replace_text(text, old.as_str(), new.as_str(), count.as_ref())
             }
             "join" => self.join_method(text, args),
+            "center" | "ljust" | "rjust" | "zfill" => justify(text, name, args),
             "splitlines" => {
                 let [keep] = args.bind(name, ["keepends"])?;
                 let keep = keep.is_some_and(|keep| keep.truthy());
@@ -244,7 +251,7 @@ impl<'a> Interp<'a> {
         };
         let parts = match separator {
             None | Some(Value::None) if from_right && limit.is_some() => {
-                return fail("rsplit on whitespace with a limit is not supported");
+                text.parts(|text| text::rsplit_words(text, limit.unwrap_or(0)))
             }
             None | Some(Value::None) => text.parts(|text| text::split_words(text, limit)),
             Some(Value::Str(separator)) => match separator.as_str() {
@@ -276,44 +283,53 @@ impl<'a> Interp<'a> {
         }
         Ok(Value::string(out))
     }
+}
 
-    /// `format` with `{}`, `{0}` and `{name}`, without conversions or specifications.
-    fn format_method(&mut self, format: &str, args: &Args<'a>) -> Outcome<Value<'a>> {
-        let mut out = String::new();
-        let mut rest = format;
-        let mut next = 0;
-        while let Some(at) = rest.find(['{', '}']) {
-            out.push_str(&rest[..at]);
-            let doubled = rest.as_bytes().get(at + 1) == rest.as_bytes().get(at);
-            if doubled {
-                out.push_str(&rest[at..=at]);
-                rest = &rest[at + 2..];
-                continue;
-            }
-            let Some(end) = rest[at..].find('}').filter(|_| rest[at..].starts_with('{')) else {
-                return fail("single brace in format string");
-            };
-            let field = &rest[at + 1..at + end];
-            rest = &rest[at + end + 1..];
-            let value = if field.is_empty() {
-                next += 1;
-                args.positional.get(next - 1)
-            } else if let Ok(index) = field.parse::<usize>() {
-                args.positional.get(index)
-            } else if field.bytes().all(|b| b == b'_' || b.is_ascii_alphanumeric()) {
-                args.keyword.iter().find(|(name, _)| *name == field).map(|(_, value)| value)
-            } else {
-                return fail(format!("the format field {field:?} is not supported"));
-            };
-            let Some(value) = value else { return fail(format!("no argument for the format field {field:?}")) };
-            print::write_str(value, &mut out, &self.fuel)?;
-            if out.len() > 64 << 20 || !self.fuel.spend_bytes(out.len() / 16) {
-                return fail("out of fuel: a text grows without bounds");
-            }
-        }
-        out.push_str(rest);
-        Ok(Value::string(out))
+/// `text[start:end]` and how many characters stand before it; none if it starts behind its end.
+fn window<'t>(text: &'t str, start: Option<&Value<'_>>, end: Option<&Value<'_>>) -> Outcome<Option<(&'t str, usize)>> {
+    let at = |bound: Option<&Value<'_>>| match bound {
+        None | Some(Value::None) => Ok(None),
+        Some(value) => match value.as_index() {
+            Some(at) => Ok(Some(at)),
+            None => fail("slice indices must be integers or None"),
+        },
+    };
+    let (start, end) = (at(start)?, at(end)?);
+    if start.is_none() && end.is_none() {
+        return Ok(Some((text, 0)));
     }
+    let length = text::length(text) as i64;
+    let clamp = |at: i64| if at < 0 { at.saturating_add(length).max(0) } else { at };
+    let (start, end) = (start.map_or(0, clamp), end.map_or(length, clamp).min(length));
+    if start > end {
+        return Ok(None);
+    }
+    let byte = |chars: i64| text.char_indices().nth(chars as usize).map_or(text.len(), |(at, _)| at);
+    Ok(Some((&text[byte(start)..byte(end)], start as usize)))
+}
+
+fn justify<'a>(text: &Text<'a>, name: &str, args: Args<'a>) -> Outcome<Value<'a>> {
+    let [width, fill] = args.bind(name, ["width", "fillchar"])?;
+    if width.is_none() || (name == "zfill" && fill.is_some()) {
+        return fail(format!("{name} needs a width"));
+    }
+    let fill = match fill.as_ref().map(Value::as_str) {
+        None => ' ',
+        Some(Some(fill)) if text::length(fill) == 1 => fill.chars().next().unwrap_or(' '),
+        _ => return fail("the fill character must be exactly one character long"),
+    };
+    let (chars, width) = (text.as_str(), as_width(width.as_ref(), 0, name)?);
+    let gap = width.saturating_sub(text::length(chars));
+    let made = match name {
+        "center" => text::center(chars, width, fill),
+        "ljust" => text::padded(chars, 0, gap, fill),
+        "rjust" => text::padded(chars, gap, 0, fill),
+        _ => {
+            let (sign, digits) = chars.split_at(usize::from(chars.starts_with(['+', '-'])));
+            [sign, &text::padded(digits, gap, 0, '0')].concat()
+        }
+    };
+    Ok(Value::Str(Text::owned(made, text.source)))
 }
 
 fn has_affix(text: &str, affix: &Value<'_>, prefix: bool) -> Outcome<bool> {
@@ -356,17 +372,22 @@ fn partition<'a>(text: &Text<'a>, args: Args<'a>, last: bool) -> Outcome<Value<'
 }
 
 fn search<'a>(text: &str, name: &str, args: Args<'a>) -> Outcome<Value<'a>> {
-    let [Some(Value::Str(wanted))] = args.bind(name, ["sub"])? else {
-        return fail(format!("{name} with positions, or of anything but a text, is not supported"));
+    let [Some(Value::Str(wanted)), start, end] = args.bind(name, ["sub", "start", "end"])? else {
+        return fail(format!("{name} of anything but a text is not supported"));
     };
     let wanted = wanted.as_str();
+    let within = window(text, start.as_ref(), end.as_ref())?;
+    if let (None, "count") = (within, name) {
+        return Ok(Value::Int(0));
+    }
+    let (text, before) = within.unwrap_or_default();
     if name == "count" {
         let hits = if wanted.is_empty() { text::length(text) + 1 } else { text.matches(wanted).count() };
         return Ok(Value::Int(hits as i64));
     }
     let at = if name.starts_with('r') { text.rfind(wanted) } else { text.find(wanted) };
-    match at {
-        Some(at) => Ok(Value::Int(text::length(&text[..at]) as i64)),
+    match at.filter(|_| within.is_some()) {
+        Some(at) => Ok(Value::Int((before + text::length(&text[..at])) as i64)),
         None if name.ends_with("find") => Ok(Value::Int(-1)),
         None => fail("substring not found"),
     }
@@ -384,6 +405,16 @@ fn reshape<'a>(text: &Text<'a>, name: &str, args: Args<'a>) -> Outcome<Value<'a>
             None => return fail("capitalize of this first letter is not supported"),
         },
         "title" if chars.is_ascii() => ascii_title(chars),
+        "casefold" if chars.is_ascii() => chars.to_ascii_lowercase(),
+        "swapcase" if chars.is_ascii() => {
+            let swap = |c: char| if c.is_ascii_lowercase() { c.to_ascii_uppercase() } else { c.to_ascii_lowercase() };
+            chars.chars().map(swap).collect()
+        }
+        "isprintable" => return Ok(Value::Bool(chars.chars().all(is_printable))),
+        "isidentifier" if chars.is_ascii() => {
+            let is_name = chars.bytes().all(|b| b == b'_' || b.is_ascii_alphanumeric());
+            return Ok(Value::Bool(is_name && chars.starts_with(|c: char| !c.is_ascii_digit())));
+        }
         "isspace" => return Ok(Value::Bool(!chars.is_empty() && chars.chars().all(text::is_space))),
         "isascii" => return Ok(Value::Bool(chars.is_ascii())),
         "isdigit" | "isdecimal" | "isnumeric" if chars.is_ascii() => {

@@ -14,6 +14,7 @@ mod date;
 mod eval;
 mod filters;
 mod form;
+mod format;
 mod fuel;
 mod interp;
 mod is_tests;
@@ -33,6 +34,7 @@ mod row;
 mod scope;
 mod sequences;
 mod text;
+mod text_filters;
 mod turns;
 mod value;
 

@@ -116,6 +116,15 @@ impl Number {
         }
     }
 
+    /// An integer, if 128 bits hold it.
+    pub fn as_wide(&self) -> Option<i128> {
+        match self {
+            Self::Int(value) => Some(i128::from(*value)),
+            Self::Big(text) => text.parse().ok(),
+            Self::Float(_) => None,
+        }
+    }
+
     /// Exact, also between integers and floats; none with NaN.
     pub fn compare(&self, other: &Self) -> Option<Ordering> {
         match (self, other) {

@@ -2,14 +2,14 @@
 use std::cmp::Ordering;
 
 use super::ast::{BinaryOp, CompareOp};
+use super::format::{PercentArgs, percent};
 use super::fuel::Fuel;
 use super::number::Number;
-use super::print;
 use super::value::{Chars, Text, Value, joint_source};
 use super::{Outcome, fail, undefined};
 
 /// Longest text an operator may build.
-const MAX_TEXT: usize = 64 << 20;
+pub(super) const MAX_TEXT: usize = 64 << 20;
 
 fn mismatch<'a>(op: &str, left: &Value<'a>, right: &Value<'a>) -> Outcome<Value<'a>> {
     for side in [left, right] {
@@ -63,14 +63,17 @@ pub(super) fn binary<'a>(op: BinaryOp, left: &Value<'a>, right: &Value<'a>, fuel
             _ => mismatch("*", left, right),
         },
         (BinaryOp::Mod, Value::Str(text), _) if !text.markup => {
-            let args = match right {
-                Value::Tuple(items) => items.items.clone(),
-                other => vec![other.clone()],
-            };
+            let listed = if let Value::Tuple(items) = right { &items.items[..] } else { std::slice::from_ref(right) };
+            let is_mapping = matches!(right, Value::Object(..) | Value::Dict(_) | Value::List(_) | Value::Json(_));
+            let args = PercentArgs { listed, mapping: is_mapping.then_some(right) };
             percent(text.as_str(), &args, fuel).map(Value::string)
         }
-        (BinaryOp::Mul, Value::List(_) | Value::Json(_) | Value::Tuple(_), _) => {
-            fail("repeating a list is not supported")
+        (BinaryOp::Mul, list @ (Value::List(_) | Value::Json(_) | Value::Tuple(_)), other)
+        | (BinaryOp::Mul, other, list @ (Value::List(_) | Value::Json(_) | Value::Tuple(_))) => {
+            match other.as_index() {
+                Some(times) => repeat_items(list, times, fuel),
+                None => mismatch("*", left, right),
+            }
         }
         _ => mismatch(symbol(op), left, right),
     }
@@ -110,15 +113,39 @@ fn repeat<'a>(text: &Text<'a>, times: i64, fuel: &Fuel) -> Outcome<Value<'a>> {
     Ok(Value::Str(Text::owned(text.as_str().repeat(times), text.source)))
 }
 
-fn arithmetic<'a>(op: BinaryOp, left: &Number, right: &Number) -> Outcome<Value<'a>> {
+fn repeat_items<'a>(list: &Value<'a>, times: i64, fuel: &Fuel) -> Outcome<Value<'a>> {
+    let items = list.to_vec().unwrap_or_default();
+    let times = usize::try_from(times).unwrap_or(0);
+    let length = items.len().saturating_mul(times);
+    if length > 1 << 20 || !fuel.spend(length as u64) {
+        return fail("out of fuel: a list grows without bounds");
+    }
+    let items = Value::items(items.iter().cycle().take(length).cloned().collect());
+    Ok(if matches!(list, Value::Tuple(_)) { Value::Tuple(items) } else { Value::List(items) })
+}
+
+pub(super) fn arithmetic<'a>(op: BinaryOp, left: &Number, right: &Number) -> Outcome<Value<'a>> {
     match (left, right) {
         (Number::Int(a), Number::Int(b)) => integers(op, *a, *b),
-        (Number::Big(_), _) | (_, Number::Big(_)) => fail("arithmetic on integers beyond 64 bits is not supported"),
+        (Number::Big(_) | Number::Int(_), Number::Big(_) | Number::Int(_)) => match (left.as_wide(), right.as_wide()) {
+            (Some(a), Some(b)) => wide_integers(op, a, b),
+            _ => fail("arithmetic on integers beyond 128 bits is not supported"),
+        },
         _ => floats(op, left.as_float(), right.as_float()),
     }
 }
 
 pub(super) fn integers<'a>(op: BinaryOp, a: i64, b: i64) -> Outcome<Value<'a>> {
+    let result = match op {
+        BinaryOp::Add => a.checked_add(b),
+        BinaryOp::Sub => a.checked_sub(b),
+        BinaryOp::Mul => a.checked_mul(b),
+        _ => None,
+    };
+    result.map_or_else(|| wide_integers(op, a.into(), b.into()), |value| Ok(Value::Int(value)))
+}
+
+fn wide_integers<'a>(op: BinaryOp, a: i128, b: i128) -> Outcome<Value<'a>> {
     let result = match op {
         BinaryOp::Add => a.checked_add(b),
         BinaryOp::Sub => a.checked_sub(b),
@@ -132,16 +159,18 @@ pub(super) fn integers<'a>(op: BinaryOp, a: i64, b: i64) -> Outcome<Value<'a>> {
             return floats(op, a as f64, b as f64);
         }
         BinaryOp::FloorDiv | BinaryOp::Mod if b == 0 => return fail("division by zero"),
-        BinaryOp::FloorDiv => a.checked_div_euclid(b).and_then(|_| {
-            let quotient = a.checked_div(b)?;
-            Some(if a % b != 0 && (a < 0) != (b < 0) { quotient - 1 } else { quotient })
-        }),
+        BinaryOp::FloorDiv => {
+            a.checked_div(b).map(|quotient| if a % b != 0 && (a < 0) != (b < 0) { quotient - 1 } else { quotient })
+        }
         BinaryOp::Mod => a.checked_rem(b).map(|rest| if rest != 0 && (rest < 0) != (b < 0) { rest + b } else { rest }),
-        BinaryOp::Pow if b < 0 => return fail("negative powers are not supported"),
+        BinaryOp::Pow if b < 0 && a.unsigned_abs() <= 1 << 53 => {
+            #[expect(clippy::cast_precision_loss, reason = "checked above, and a power beyond i32 is 0 or 1")]
+            return floats(op, a as f64, b as f64);
+        }
         BinaryOp::Pow => u32::try_from(b).ok().and_then(|b| a.checked_pow(b)),
     };
-    result
-        .map_or_else(|| fail("the result does not fit 64 bits, which is not supported"), |value| Ok(Value::Int(value)))
+    let Some(result) = result else { return fail("an integer beyond 128 bits is not supported") };
+    Ok(i64::try_from(result).map_or_else(|_| Value::Big(result.to_string().into()), Value::Int))
 }
 
 fn floats<'a>(op: BinaryOp, a: f64, b: f64) -> Outcome<Value<'a>> {
@@ -149,10 +178,40 @@ fn floats<'a>(op: BinaryOp, a: f64, b: f64) -> Outcome<Value<'a>> {
         BinaryOp::Add => a + b,
         BinaryOp::Sub => a - b,
         BinaryOp::Mul => a * b,
-        BinaryOp::Div if b == 0.0 => return fail("division by zero"),
+        BinaryOp::Div | BinaryOp::FloorDiv | BinaryOp::Mod if b == 0.0 => return fail("division by zero"),
         BinaryOp::Div => a / b,
-        _ => return fail(format!("'{}' on floats is not supported", symbol(op))),
+        BinaryOp::FloorDiv => divide(a, b).0,
+        BinaryOp::Mod => divide(a, b).1,
+        BinaryOp::Pow if a == 0.0 && b < 0.0 => return fail("0.0 cannot be raised to a negative power"),
+        BinaryOp::Pow if a < 0.0 && a.is_finite() && b.is_finite() && b != b.trunc() => {
+            return fail("a power that is a complex number is not supported");
+        }
+        BinaryOp::Pow => match a.powf(b) {
+            power if power.is_infinite() && a.is_finite() && b.is_finite() => {
+                return fail("numerical result out of range");
+            }
+            power => power,
+        },
     }))
+}
+
+/// Python's `a // b` and `a % b`: the rest has the sign of `b`.
+fn divide(a: f64, b: f64) -> (f64, f64) {
+    let mut rest = a % b;
+    let mut quotient = (a - rest) / b;
+    if rest == 0.0 {
+        rest = 0.0_f64.copysign(b);
+    } else if (b < 0.0) != (rest < 0.0) {
+        rest += b;
+        quotient -= 1.0;
+    }
+    let floor = if quotient == 0.0 {
+        0.0_f64.copysign(a / b)
+    } else {
+        let floor = quotient.floor();
+        if quotient - floor > 0.5 { floor + 1.0 } else { floor }
+    };
+    (floor, rest)
 }
 
 /// `-value` or `+value`.
@@ -160,10 +219,14 @@ pub(super) fn sign<'a>(value: &Value<'a>, negative: bool) -> Outcome<Value<'a>> 
     match Number::of(value) {
         Some(Number::Int(number)) => {
             let result = if negative { number.checked_neg() } else { Some(number) };
-            result.map_or_else(|| fail("the result does not fit 64 bits"), |value| Ok(Value::Int(value)))
+            result.map_or_else(|| wide_integers(BinaryOp::Sub, 0, number.into()), |value| Ok(Value::Int(value)))
         }
         Some(Number::Float(number)) => Ok(Value::Float(if negative { -number } else { number })),
-        Some(Number::Big(_)) => fail("arithmetic on integers beyond 64 bits is not supported"),
+        Some(Number::Big(_)) if !negative => Ok(value.clone()),
+        Some(big @ Number::Big(_)) => match big.as_wide() {
+            Some(number) => wide_integers(BinaryOp::Sub, 0, number),
+            None => fail("arithmetic on integers beyond 128 bits is not supported"),
+        },
         None => mismatch("unary sign", value, value),
     }
 }
@@ -297,37 +360,4 @@ pub(super) fn slice<'a>(value: &Value<'a>, bounds: &[Option<i64>; 3], fuel: &Fue
         Value::Undefined(name) => undefined(name),
         other => fail(format!("a {} cannot be sliced here", other.type_name())),
     }
-}
-
-/// `format % args` with `%s`, `%d`, `%i`, `%r`-less: what chat templates use.
-pub(super) fn percent(format: &str, args: &[Value<'_>], fuel: &Fuel) -> Outcome<String> {
-    let mut out = String::new();
-    let mut args = args.iter();
-    let mut rest = format;
-    while let Some(at) = rest.find('%') {
-        out.push_str(&rest[..at]);
-        let kind = rest[at + 1..].chars().next();
-        rest = rest.get(at + 2..).unwrap_or("");
-        match kind {
-            Some('%') => out.push('%'),
-            Some('s') => {
-                let Some(value) = args.next() else { return fail("not enough arguments for format string") };
-                print::write_str(value, &mut out, fuel)?;
-            }
-            Some('d' | 'i') => match args.next() {
-                Some(Value::Int(value)) => out.push_str(&value.to_string()),
-                Some(_) => return fail("'%d' of anything but an integer is not supported"),
-                None => return fail("not enough arguments for format string"),
-            },
-            _ => return fail(format!("the conversion {kind:?} of a format string is not supported")),
-        }
-        if out.len() > MAX_TEXT || !fuel.spend_bytes(out.len() / 16) {
-            return fail("out of fuel");
-        }
-    }
-    out.push_str(rest);
-    if args.next().is_some() {
-        return fail("not all arguments converted during string formatting");
-    }
-    Ok(out)
 }

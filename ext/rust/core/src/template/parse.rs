@@ -1,4 +1,6 @@
 //! Tokens to statements, with Jinja2's grammar. Expressions are in `parse_expr`.
+use std::collections::HashSet;
+
 use super::ast::{ArgExprs, Branch, Expr, For, Macro, Name, Scope, Stmt, StmtKind, Target};
 use super::filters::Filter;
 use super::lexer::{Spanned, Token, syntax, tokenize};
@@ -17,11 +19,13 @@ pub(super) struct Parser {
     depth: u32,
     /// Deepest place of the tree since a chain or macro began.
     deepest: u32,
+    /// Names of the blocks so far.
+    blocks: HashSet<Box<str>>,
 }
 
 /// Parse a whole template. Names have no slots yet.
 pub(super) fn parse(source: &str) -> Result<Vec<Stmt>, Error> {
-    let mut parser = Parser { tokens: tokenize(source)?, at: 0, depth: 0, deepest: 0 };
+    let mut parser = Parser { tokens: tokenize(source)?, at: 0, depth: 0, deepest: 0, blocks: HashSet::new() };
     let (body, _) = parser.body(&[])?;
     Ok(body)
 }
@@ -191,7 +195,8 @@ impl Parser {
             "with" => self.with_statement(),
             "break" => Ok(StmtKind::Break),
             "continue" => Ok(StmtKind::Continue),
-            "block" | "extends" | "include" | "import" | "from" | "autoescape" | "print" => {
+            "block" => self.named_block(),
+            "extends" | "include" | "import" | "from" | "autoescape" | "print" => {
                 self.fail(format!("the tag '{tag}' is not supported in chat templates"))
             }
             _ => self.fail(format!("unknown tag '{tag}'")),
@@ -224,14 +229,16 @@ impl Parser {
         }
         let iter = self.tuple(false, true)?;
         let filter = if self.skip_name("if") { Some(self.expression()?) } else { None };
-        if self.is_name("recursive") {
-            return self.fail("recursive loops are not supported");
-        }
+        let recursive = self.skip_name("recursive");
         self.block_end()?;
-        let (body, end) = self.body(&["endfor", "else"])?;
-        let otherwise = if &*end == "else" { self.block("endfor")? } else { Scope::default() };
-        let scope = Scope { body, slots: (0, 0) };
-        Ok(StmtKind::For(Box::new(For { target, iter, filter, scope, otherwise, loop_slot: 0 })))
+        let ((scope, otherwise), height) = self.height_of(|parser| {
+            let (body, end) = parser.body(&["endfor", "else"])?;
+            let otherwise = if &*end == "else" { parser.block("endfor")? } else { Scope::default() };
+            Ok((Scope { body, slots: (0, 0) }, otherwise))
+        })?;
+        let (loop_slot, all_slots) = (0, (0, 0));
+        let made = For { target, iter, filter, scope, otherwise, loop_slot, recursive, all_slots, height };
+        Ok(StmtKind::For(Box::new(made)))
     }
 
     fn set_statement(&mut self) -> Result<StmtKind, Error> {
@@ -248,7 +255,7 @@ impl Parser {
         let name = self.name_target()?;
         let ((params, scope), height) =
             self.height_of(|parser| Ok((parser.signature()?, parser.block("endmacro")?)))?;
-        let body = Macro { name: name.name.clone(), params, caller: None, scope, all_slots: (0, 0), height };
+        let body = Macro::new(name.name.clone(), params, scope, height);
         Ok(StmtKind::Macro(name, Box::new(body)))
     }
 
@@ -259,8 +266,25 @@ impl Parser {
             return self.fail("a call block needs a call");
         }
         let (scope, height) = self.height_of(|parser| parser.block("endcall"))?;
-        let body = Macro { name: "caller".into(), params, caller: None, scope, all_slots: (0, 0), height };
+        let body = Macro::new("caller".into(), params, scope, height);
         Ok(StmtKind::CallBlock(Box::new(call), Box::new(body)))
+    }
+
+    /// `{% block name %}`: a chat template is never extended, so a block is a scope that is printed where it stands.
+    fn named_block(&mut self) -> Result<StmtKind, Error> {
+        if self.depth > 1 {
+            // inside a loop or macro a block does not see their variables
+            return self.fail("a block inside another statement is not supported in chat templates");
+        }
+        let name = self.expect_name()?;
+        let is_new = self.blocks.insert(name.clone());
+        if !is_new {
+            return self.fail(format!("block '{name}' defined twice"));
+        }
+        while self.skip_name("scoped") || self.skip_name("required") {}
+        let scope = self.block("endblock")?;
+        self.skip_name(&name);
+        Ok(StmtKind::With(vec![], scope))
     }
 
     fn with_statement(&mut self) -> Result<StmtKind, Error> {

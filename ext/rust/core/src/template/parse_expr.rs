@@ -292,17 +292,24 @@ impl Parser {
                     break;
                 }
             }
-            if self.is_op("*") || self.is_op("**") {
-                return self.fail("'*args' and '**kwargs' are not supported in calls");
-            }
-            if matches!(self.token(), Token::Name(_)) && matches!(self.look(), Token::Op("=")) {
+            let has_mapping = args.keyword.last().is_some_and(|(name, _)| &**name == "**");
+            let has_list = args.positional.last().is_some_and(|last| matches!(last, Expr::Spread(_)));
+            if self.is_op("**") && !has_mapping {
+                self.next();
+                args.keyword.push(("**".into(), self.expression()?));
+            } else if self.is_op("*") && !has_mapping && !has_list {
+                self.next();
+                args.positional.push(Expr::Spread(Box::new(self.expression()?)));
+            } else if has_mapping {
+                return self.fail("an argument follows '**'");
+            } else if matches!(self.token(), Token::Name(_)) && matches!(self.look(), Token::Op("=")) {
                 let name = self.expect_name()?;
                 self.next();
                 args.keyword.push((name, self.expression()?));
-            } else if args.keyword.is_empty() {
+            } else if args.keyword.is_empty() && !has_list {
                 args.positional.push(self.expression()?);
             } else {
-                return self.fail("a positional argument follows a keyword argument");
+                return self.fail("a positional argument follows a keyword argument or '*'");
             }
             comma = true;
         }

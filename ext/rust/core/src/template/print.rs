@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use super::fuel::Fuel;
 use super::number;
 use super::printable::is_printable;
-use super::value::{Items, Value};
+use super::value::{Items, Shape, Value};
 use super::{Fail, Outcome, fail};
 use crate::types::Json;
 
@@ -28,7 +28,7 @@ pub(super) fn to_str(value: &Value<'_>, fuel: &Fuel) -> Outcome<String> {
 }
 
 /// `repr(value)`.
-fn write_repr(value: &Value<'_>, out: &mut String, fuel: &Fuel) -> Outcome<()> {
+pub(super) fn write_repr(value: &Value<'_>, out: &mut String, fuel: &Fuel) -> Outcome<()> {
     spend(fuel)?;
     match value {
         Value::Unset | Value::Undefined(_) => out.push_str("Undefined"),
@@ -57,6 +57,15 @@ fn write_repr(value: &Value<'_>, out: &mut String, fuel: &Fuel) -> Outcome<()> {
             out.push('(');
             repr_items(items, out, fuel)?;
             out.push_str(if items.items.len() == 1 { ",)" } else { ")" });
+        }
+        Value::View(items) => {
+            out.push_str(match items.shape {
+                Shape::DictKeys => "dict_keys([",
+                Shape::DictValues => "dict_values([",
+                _ => "dict_items([",
+            });
+            repr_items(items, out, fuel)?;
+            out.push_str("])");
         }
         Value::Object(..) | Value::Dict(_) => {
             out.push('{');

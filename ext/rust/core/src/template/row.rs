@@ -105,7 +105,7 @@ fn builtin(name: &str) -> Option<Builtin> {
         "namespace" => Builtin::Namespace,
         "raise_exception" => Builtin::RaiseException,
         "strftime_now" => Builtin::StrftimeNow,
-        "lipsum" | "cycler" | "joiner" => Builtin::Unsupported,
+        "lipsum" | "cycler" | "joiner" | "self" => Builtin::Unsupported,
         _ => return None,
     })
 }

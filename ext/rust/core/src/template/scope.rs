@@ -3,7 +3,7 @@
 //! Every scope of the template owns a range of slots in one flat array. A name is looked for in the slots of the
 //! scopes around it that assign to it, innermost first, and last among the row's own variables, which have an array
 //! of their own.
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::ast::{ArgExprs, Branch, Expr, For, Macro, Name, Scope, Stmt, StmtKind, Target};
 
@@ -29,11 +29,14 @@ pub(super) struct Resolver {
     layout: Layout,
     frames: Vec<Frame>,
     outside: HashMap<Box<str>, u32>,
+    /// Slots of `varargs` and `kwargs` that some name means.
+    named: HashSet<u32>,
 }
 
 /// Give every name in `body` its slots.
 pub(super) fn resolve(body: &mut [Stmt]) -> Layout {
-    let mut resolver = Resolver { layout: Layout::default(), frames: Vec::new(), outside: HashMap::new() };
+    let mut resolver =
+        Resolver { layout: Layout::default(), frames: Vec::new(), outside: HashMap::new(), named: HashSet::new() };
     let mut names = Vec::new();
     stored(body, &mut names);
     resolver.layout.top = resolver.enter(names, None);
@@ -90,6 +93,9 @@ impl Resolver {
         }
         let mut slots: Vec<u32> =
             self.frames.iter().rev().filter_map(|frame| frame.names.get(&name.name).copied()).collect();
+        if matches!(&*name.name, "varargs" | "kwargs") {
+            self.named.extend(slots.first());
+        }
         let outside = if let Some(slot) = self.outside.get(&name.name) {
             *slot
         } else {
@@ -200,12 +206,15 @@ impl Resolver {
         self.statements(&mut stmt.scope.body, false);
         self.frames.pop();
         self.scope(&mut stmt.otherwise, Vec::new());
+        stmt.all_slots = (stmt.scope.slots.0, self.layout.num_slots);
     }
 
     fn macro_body(&mut self, body: &mut Macro) {
         let mut names: Vec<Box<str>> = body.params.iter().map(|(name, _)| name.name.clone()).collect();
         let has_caller = names.iter().any(|name| &**name == "caller");
+        let implied = ["varargs", "kwargs"].map(|name| (name, !names.iter().any(|param| &**param == name)));
         names.push("caller".into());
+        names.extend(["varargs".into(), "kwargs".into()]);
         stored(&body.scope.body, &mut names);
         let slots = self.enter(names, None);
         body.scope.slots = slots;
@@ -219,6 +228,11 @@ impl Resolver {
         if !has_caller {
             body.caller = self.frames.last().and_then(|frame| frame.names.get("caller").copied());
         }
+        let [varargs, kwargs] = implied.map(|(name, is_implied)| {
+            let slot = self.frames.last().and_then(|frame| frame.names.get(name).copied())?;
+            (is_implied && self.named.contains(&slot)).then_some(slot)
+        });
+        (body.varargs, body.kwargs) = (varargs, kwargs);
         self.frames.pop();
         body.all_slots = (slots.0, self.layout.num_slots);
     }
@@ -266,7 +280,11 @@ pub(super) fn children(expr: &mut Expr, visit: &mut impl FnMut(&mut Expr)) {
             visit(key);
             visit(value);
         }),
-        Expr::Attribute(value, _) | Expr::Not(value) | Expr::Negative(value) | Expr::Positive(value) => visit(value),
+        Expr::Attribute(value, _)
+        | Expr::Not(value)
+        | Expr::Negative(value)
+        | Expr::Positive(value)
+        | Expr::Spread(value) => visit(value),
         Expr::Item(a, b) | Expr::And(a, b) | Expr::Or(a, b) | Expr::Binary(_, a, b) => {
             visit(a);
             visit(b);

@@ -6,8 +6,11 @@ use super::filters::Filter;
 use super::interp::Interp;
 use super::is_tests::Test;
 use super::print;
-use super::value::{Text, Value, joint_source};
+use super::value::{Shape, Text, Value, joint_source};
 use super::{Outcome, ast::BinaryOp, fail, ops, undefined};
+
+/// Most lists that `slice` makes, and items of a `batch`.
+const MAX_PORTIONS: i64 = 10_000;
 
 impl<'a> Interp<'a> {
     #[expect(clippy::needless_pass_by_value, reason = "as its caller has it")]
@@ -29,6 +32,8 @@ impl<'a> Interp<'a> {
             Filter::Sort => self.sort(&value, args),
             Filter::Map => self.map(&value, args),
             Filter::Select(keep, by_attribute) => self.select(&value, args, keep, by_attribute),
+            Filter::Batch | Filter::Slice => Self::portions(filter, &value, args),
+            Filter::GroupBy => self.group_by(&value, args),
             Filter::Unique => self.unique(&value, args),
             Filter::Min | Filter::Max => self.extreme(&value, args, filter == Filter::Max),
             Filter::Sum => self.sum(&value, args),
@@ -136,10 +141,15 @@ impl<'a> Interp<'a> {
 
     fn sort(&mut self, value: &Value<'a>, args: Args<'a>) -> Outcome<Value<'a>> {
         let [reverse, case, attribute] = args.bind("sort", ["reverse", "case_sensitive", "attribute"])?;
-        if attribute.as_ref().and_then(Value::as_str).is_some_and(|name| name.contains(',')) {
-            return fail("sorting by several attributes is not supported");
-        }
-        let keyed = self.keyed(value, attribute.as_ref(), case.as_ref())?;
+        let several = attribute.as_ref().and_then(Value::as_text).filter(|name| name.as_str().contains(','));
+        let keyed = match several {
+            None => self.keyed(value, attribute.as_ref(), case.as_ref())?,
+            Some(names) => {
+                let names = names.parts(|names| names.split(',').collect());
+                let lists = names.iter().map(|name| self.keyed(value, Some(name), case.as_ref()));
+                transposed(iterated(value)?, lists.collect::<Outcome<_>>()?)
+            }
+        };
         self.sorted(keyed, reverse.is_some_and(|v| v.truthy())).map(Value::list)
     }
 
@@ -159,6 +169,63 @@ impl<'a> Interp<'a> {
             keyed.push((fold_case(&key, fold), item));
         }
         Ok(keyed)
+    }
+
+    /// `batch`: so many items in each list. `slice`: so many lists.
+    fn portions(filter: Filter, value: &Value<'a>, args: Args<'a>) -> Outcome<Value<'a>> {
+        let [number, fill] = args.bind("batch and slice", ["number", "fill_with"])?;
+        let fill = fill.filter(|fill| !matches!(fill, Value::None));
+        let Some(number @ 1..=MAX_PORTIONS) = number.and_then(|number| number.as_index()) else {
+            return fail(format!("batch and slice need a number from 1 to {MAX_PORTIONS}"));
+        };
+        let (number, items) = (number as usize, iterated(value)?);
+        if filter == Filter::Batch {
+            let lists = items.chunks(number).map(|items| {
+                let mut list = items.to_vec();
+                if let Some(fill) = &fill {
+                    list.resize(number, fill.clone());
+                }
+                Value::list(list)
+            });
+            return Ok(Value::generator(lists.collect()));
+        }
+        let (each, num_larger) = (items.len() / number, items.len() % number);
+        let mut rest = items.into_iter();
+        let lists = (0..number).map(|at| {
+            let mut list: Vec<Value<'a>> = rest.by_ref().take(each + usize::from(at < num_larger)).collect();
+            if at >= num_larger {
+                list.extend(fill.clone());
+            }
+            Value::list(list)
+        });
+        Ok(Value::generator(lists.collect()))
+    }
+
+    fn group_by(&mut self, value: &Value<'a>, args: Args<'a>) -> Outcome<Value<'a>> {
+        let [attribute, default, case] = args.bind("groupby", ["attribute", "default", "case_sensitive"])?;
+        let Some(attribute) = attribute else { return fail("groupby needs an attribute") };
+        let fold = !case.is_some_and(|case| case.truthy());
+        let mut keyed = Vec::new();
+        for item in iterated(value)? {
+            let mut key = self.attribute_path(item.clone(), &attribute)?;
+            if let (true, Some(default)) = (key.is_undefined(), &default) {
+                key = default.clone();
+            }
+            keyed.push((fold_case(&key, fold), Value::Tuple(Value::items(vec![key, item]))));
+        }
+        let mut groups: Vec<(Value<'a>, Value<'a>, Vec<Value<'a>>)> = Vec::new();
+        let keys: Vec<Value<'a>> = keyed.iter().map(|(key, _)| key.clone()).collect();
+        let order = self.sorted(keys.into_iter().zip((0..).map(Value::Int)).collect(), false)?;
+        for at in order.iter().filter_map(Value::as_index) {
+            let (folded, pair) = &keyed[at as usize];
+            let Some([key, item]) = pair.to_vec().and_then(|pair| <[_; 2]>::try_from(pair).ok()) else { continue };
+            match groups.last_mut() {
+                Some((last, _, items)) if last.equals(folded, &self.fuel) => items.push(item),
+                _ => groups.push((folded.clone(), key, vec![item])),
+            }
+        }
+        let group = |key, items| Value::Tuple(Value::shaped(vec![key, Value::list(items)], Shape::Group));
+        Ok(Value::list(groups.into_iter().map(|(_, key, items)| group(key, items)).collect()))
     }
 
     fn unique(&mut self, value: &Value<'a>, args: Args<'a>) -> Outcome<Value<'a>> {
@@ -285,6 +352,12 @@ impl<'a> Interp<'a> {
         }
         Ok(found)
     }
+}
+
+/// Each item with the list of its keys.
+fn transposed<'a>(items: Vec<Value<'a>>, keyed: Vec<Vec<(Value<'a>, Value<'a>)>>) -> Vec<(Value<'a>, Value<'a>)> {
+    let keys = |at: usize| keyed.iter().filter_map(|keyed| keyed.get(at)).map(|(key, _)| key.clone()).collect();
+    items.into_iter().enumerate().map(|(at, item)| (Value::list(keys(at)), item)).collect()
 }
 
 fn fold_case<'a>(value: &Value<'a>, fold: bool) -> Value<'a> {

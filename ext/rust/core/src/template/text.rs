@@ -84,6 +84,23 @@ pub(super) fn split_words(text: &str, limit: Option<usize>) -> Vec<&str> {
     words
 }
 
+/// `str.rsplit(None, limit)`: as [`split_words`], from the right.
+pub(super) fn rsplit_words(text: &str, limit: usize) -> Vec<&str> {
+    let mut words = Vec::new();
+    let mut rest = text.trim_end_matches(is_space);
+    while !rest.is_empty() {
+        if words.len() == limit {
+            words.push(rest);
+            break;
+        }
+        let from = rest.char_indices().rfind(|(_, c)| is_space(*c)).map_or(0, |(at, c)| at + c.len_utf8());
+        words.push(&rest[from..]);
+        rest = rest[..from].trim_end_matches(is_space);
+    }
+    words.reverse();
+    words
+}
+
 /// `str.splitlines(keepends)`.
 pub(super) fn split_lines(text: &str, keep_ends: bool) -> Vec<&str> {
     let is_break =
@@ -129,4 +146,20 @@ pub(super) fn capitalize(text: &str) -> Option<String> {
     let head: usize = first.to_lowercase().map(char::len_utf8).sum();
     out.push_str(&lower[head..]);
     Some(out)
+}
+
+/// `str.center`: of an odd gap, the larger half stands behind the text if the width is even.
+pub(super) fn center(text: &str, width: usize, fill: char) -> String {
+    let gap = width.saturating_sub(length(text));
+    let before = gap / 2 + (gap & width & 1);
+    padded(text, before, gap - before, fill)
+}
+
+/// A text with so many characters before and behind it.
+pub(super) fn padded(text: &str, before: usize, behind: usize, fill: char) -> String {
+    let mut out = String::with_capacity(text.len() + (before + behind) * fill.len_utf8());
+    out.extend(std::iter::repeat_n(fill, before));
+    out.push_str(text);
+    out.extend(std::iter::repeat_n(fill, behind));
+    out
 }

@@ -2,7 +2,7 @@
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
-use super::ast::Macro;
+use super::ast::{For, Macro};
 use super::fuel::Fuel;
 use super::marks::Captured;
 use super::number;
@@ -111,6 +111,18 @@ impl<'a> Text<'a> {
 pub(super) struct Items<'a> {
     pub items: Vec<Value<'a>>,
     pub depth: u16,
+    pub shape: Shape,
+}
+
+/// What Python calls a tuple or a view.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Shape {
+    Plain,
+    /// What `groupby` makes: its two items have names, `grouper` and `list`.
+    Group,
+    DictItems,
+    DictKeys,
+    DictValues,
 }
 
 /// Entries of a built dict, in order of insertion.
@@ -127,6 +139,10 @@ pub(super) struct LoopState<'a> {
     pub index0: Cell<usize>,
     pub length: usize,
     pub changed: RefCell<Option<Vec<Value<'a>>>>,
+    /// The statement, if `loop` may be called.
+    pub recursive: Option<&'a For>,
+    /// How many runs of it are around this one.
+    pub depth0: u32,
 }
 
 /// Something a loop goes over, without copying it.
@@ -234,8 +250,12 @@ impl<'a> Value<'a> {
     }
 
     pub fn items(items: Vec<Self>) -> Rc<Items<'a>> {
+        Self::shaped(items, Shape::Plain)
+    }
+
+    pub fn shaped(items: Vec<Self>, shape: Shape) -> Rc<Items<'a>> {
         let depth = 1 + items.iter().map(Self::depth).max().unwrap_or(0);
-        Rc::new(Items { items, depth })
+        Rc::new(Items { items, depth, shape })
     }
 
     pub fn list(items: Vec<Self>) -> Self {

@@ -3,6 +3,7 @@ use crate::error::Error;
 use crate::json;
 use crate::tokenizer::bpe::Bpe;
 use crate::tokenizer::bpe::engine::BpeEngine;
+use crate::tokenizer::char_bpe;
 use crate::tokenizer::engine::{Engine, HfEngine};
 use crate::tokenizer::guard;
 use crate::types::Json;
@@ -69,6 +70,22 @@ impl Frame {
     }
 }
 
+/// What is known of a vocabulary of characters without the crate's tokenizer.
+pub struct CharTokens<'a> {
+    /// Ids and names.
+    pub vocab: Vec<(u32, &'a str)>,
+    /// Ids and texts of added tokens, and whether they are special.
+    pub added: Vec<(u32, &'a str, bool)>,
+    /// As written.
+    pub post_processor: Option<&'a serde_json::Value>,
+    /// Ids of beginning and end of sequence.
+    pub ends: (Option<u32>, Option<u32>),
+    /// A space is put before the first text only.
+    pub opens_with_space: bool,
+    /// A space is put before every text.
+    pub adds_spaces: bool,
+}
+
 /// Names from the tokenizer's configuration.
 #[derive(Debug, Clone, Default)]
 pub struct TokenNames {
@@ -101,6 +118,12 @@ pub fn load(tokenizer_json: &[u8], names: &TokenNames, choice: EngineChoice) -> 
         (Some((bpe, _)), Some(vocabulary)) => return Ok((Box::new(BpeEngine::new(bpe)), vocabulary)),
         (own, _) => own.map(|(bpe, _)| bpe),
     };
+    if choice == EngineChoice::Auto
+        && own.is_none()
+        && let Some((engine, vocabulary)) = char_bpe::load(tokenizer_json, names)
+    {
+        return Ok((Box::new(engine), vocabulary));
+    }
     // our own engine takes no dropout; reading all of the file once more would double the time it takes to load
     let layout = json::parse(tokenizer_json).map_err(fault)?;
     if let Some(Json::Number(dropout)) = layout.member("model").and_then(|model| model.member("dropout"))
@@ -192,6 +215,36 @@ impl Vocabulary {
         let frame = Frame::seen(&framed[0], &framed[1], &framed[2]);
         let readable = byte_level || metaspace || byte_fallback;
         Self::new(surfaces, &added, frame, ends, (dummy_space(layout, byte_level), readable))
+    }
+
+    /// The tables of a vocabulary whose names are characters, `▁` for a space, and bytes; none where the post-processor
+    /// is one that only the crate knows.
+    #[must_use]
+    pub fn of_chars(tokens: CharTokens) -> Option<Self> {
+        let frame = tokens.post_processor.map_or(Some(Frame::default()), own::frame)?;
+        let (mut vocab, mut added) = (tokens.vocab, tokens.added);
+        vocab.sort_unstable();
+        added.sort_unstable();
+        let last = [vocab.last().map(|token| token.0), added.last().map(|token| token.0)];
+        let size = last.into_iter().flatten().max().map_or(0, |id| id as usize + 1);
+        let mut surfaces = Surfaces::with_capacity(size);
+        let (mut next, mut next_added) = (vocab.iter().peekable(), added.iter().peekable());
+        for id in 0..size as u32 {
+            let name = next.next_if(|token| token.0 == id);
+            let text = next_added.next_if(|token| token.0 == id);
+            match (text, name) {
+                (Some(text), _) => surfaces.bytes.extend_from_slice(text.1.as_bytes()),
+                (None, Some(name)) => append_surface(&mut surfaces.bytes, name.1, None, true, true),
+                (None, None) => {}
+            }
+            surfaces.end(text.is_some());
+        }
+        let dummy = match (tokens.opens_with_space, tokens.adds_spaces) {
+            (true, _) => DummySpace::AtStart,
+            (_, true) => DummySpace::AfterEachAddedToken,
+            _ => DummySpace::Never,
+        };
+        Some(Self::new(surfaces, &added, frame, tokens.ends, (dummy, true)))
     }
 
     /// `added` by id; `frame`: what the tokenizer puts around texts; `ends`: ids of beginning and end of sequence.

@@ -87,7 +87,7 @@ impl Lowering<'_> {
     fn for_loop(&mut self, stmt: &For) {
         let Target::Name(item) = &stmt.target else { return self.stop() };
         let of = self.around.iter().filter(|around| around.number.is_some()).count();
-        if stmt.filter.is_some() || item.slots[0] == stmt.loop_slot || of == MAX_NESTING {
+        if stmt.recursive || stmt.filter.is_some() || item.slots[0] == stmt.loop_slot || of == MAX_NESTING {
             return self.stop();
         }
         let of = of as u8;
@@ -191,7 +191,7 @@ impl Lowering<'_> {
         let at = self.namespaces.iter().position(|namespace| namespace.slot == slot && !namespace.is_made);
         let is_top = self.conditions == 0 && self.around.is_empty();
         let (Some(at), Expr::Call(function, args), true) = (at, value, is_top) else { return self.stop() };
-        let is_plain = args.positional.is_empty() && !args.keyword.iter().any(|(name, _)| name.starts_with('_'));
+        let is_plain = args.positional.is_empty() && !args.keyword.iter().any(|(name, _)| name.starts_with(['_', '*']));
         if !is_plain || function_name(function) != Some("namespace") {
             return self.stop();
         }

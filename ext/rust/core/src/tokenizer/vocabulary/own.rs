@@ -52,7 +52,7 @@ fn decodes_bytes(decoder: &Value) -> bool {
 }
 
 /// The ids that a post-processor puts around texts; none where it is not known for certain.
-fn frame(part: &Value) -> Option<Frame> {
+pub(super) fn frame(part: &Value) -> Option<Frame> {
     let list = |name: &str| part.get(name).and_then(Value::as_array);
     match kind(part) {
         "ByteLevel" => Some(Frame::default()),
