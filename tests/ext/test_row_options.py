@@ -243,8 +243,8 @@ def test_pairs_of_texts_have_their_prompt_in_common() -> None:
     enc = encoder(plain=True, special_texts=[("bos_token", "<bos>"), ("eos_token", "<end>")])
     made, _, _ = run(enc, texts)
     assert [shown(enc, row) for row in made] == [
-        [("<bos>Human: q Assistant:", 0.0), (" yes<end>", 1.0)],
-        [("<bos>Human: q Assistant:", 0.0), (" no<end>", 1.0)],
+        [("Human: q Assistant:", 0.0), (" yes<end>", 1.0)],
+        [("Human: q Assistant:", 0.0), (" no<end>", 1.0)],
     ]
     trl = pytest.importorskip("trl")
     expected = trl.data_utils.extract_prompt(texts)

@@ -21,6 +21,7 @@ from postmill.io.json_file import load_json
 from postmill.io.model_folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from postmill.stages.shared import attention
 from postmill.stages.shared.hf import need, quiet_libraries
+from postmill.stages.train.tuners.frozen import say_frozen
 from postmill.stages.train.tuners.interface import Start, Tuner
 from postmill.stages.train.tuners.lora import Lora
 from postmill.stages.train.tuners.peft_model import (
@@ -30,6 +31,7 @@ from postmill.stages.train.tuners.peft_model import (
     load_adapter,
     save_adapter,
 )
+from postmill.stages.train.tuners.targets import split
 
 BASE_CHANGING = ("pissa", "olora", "corda", "lora-ga")
 _PEFT_NAMES = {"default": True, "lora-ga": "lora_ga"}
@@ -41,6 +43,12 @@ def lora_tuner(options: Lora, make_config: MakeConfig) -> Tuner:
     first: dict[str, Tensor] = {}  # A0 and B0 by their names in the file
 
     def start(given: Start) -> Any:
+        model = begin(given)
+        if split(options.targets) == ["all-linear"]:
+            say_frozen(model)
+        return model
+
+    def begin(given: Start) -> Any:
         with quiet_libraries():
             importlib.import_module("peft")
         base = given.load(given.base, given.dtype)
