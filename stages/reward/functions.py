@@ -4,12 +4,14 @@ Each returns a number, or None where it does not apply (no solution to compare w
 answers: a wrong form is a low reward. Sources are ms-swift's rewards and DAPO, <https://arxiv.org/abs/2503.14476>.
 """
 
+import json
 import math
 import re
 from collections.abc import Callable
 from typing import Any
 
 from postmill.stages.reward.row import Row
+from postmill.stages.shared.agent_formats.read import read_calls
 
 _NUMBER = re.compile(r"(?<![\w.,/])[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?![\w/]|[.,]\d)")
 _THINK_ANSWER = re.compile(r"\s*<think>.*?</think>\s*<answer>.*?</answer>\s*", re.DOTALL)
@@ -113,10 +115,92 @@ def react_format(row: Row, options: dict[str, Any]) -> float:
     return float("Final Answer:" in text or _REACT.search(text) is not None)
 
 
+def tool_calls(row: Row, options: dict[str, Any]) -> float | None:
+    """The share of calls that are those of the solution, by name and arguments, in any order; one too many is a miss.
+
+    The solution is a call or a list of calls, `{"name": ..., "arguments": {...}}`, or the JSON of them.
+    """
+    wanted = _calls(row.columns.get(options["solution"]))
+    if wanted is None:
+        return None
+    said = [call["function"] for message in row.transcript for call in message.get("tool_calls", [])]
+    said = said or read_calls("hermes", row.output)[1]
+    if not wanted and not said:
+        return 1.0
+    left, found = list(said), 0
+    for call in wanted:
+        if call in left:
+            left.remove(call)
+            found += 1
+    return found / max(len(wanted), len(said))
+
+
+def _calls(value: Any) -> list[dict[str, Any]] | None:
+    """Calls as name and arguments; None if it is no call."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            return None
+    calls = value if isinstance(value, list) else [value]
+    found = []
+    for call in calls:
+        inner = call.get("function", call) if isinstance(call, dict) else None
+        if not isinstance(inner, dict) or not isinstance(inner.get("name"), str):
+            return None
+        arguments = inner.get("arguments", {})
+        found.append({"name": inner["name"], "arguments": _parsed(arguments)})
+    return found
+
+
+def _parsed(text: Any) -> Any:
+    """The value of JSON; what is none, as it is."""
+    try:
+        return json.loads(text) if isinstance(text, str) else text
+    except ValueError:
+        return text
+
+
+def toolbench(row: Row, options: dict[str, Any]) -> float | None:
+    """1 if the last ReAct step calls what the solution's calls, with equal input; a text that is no JSON as a text."""
+    solution = solution_of(row, options)
+    if solution is None:
+        return None
+    said, wanted = _react_step(row.output), _react_step(solution)
+    return float(said == wanted)
+
+
+def _react_step(text: str) -> tuple[str, Any]:
+    """The last action of a ReAct text and its input; `none` and nothing where it has none."""
+    text = text.strip().removesuffix("Observation:")
+    action = text.rpartition("Action:")[2].partition("Action Input:")[0].strip() if "Action:" in text else "none"
+    given = text.rpartition("Action Input:")[2].strip() if "Action Input:" in text else "{}"
+    return action, _parsed(given)
+
+
+def reasoning_gym(name: str) -> "Callable[[Row], float | None]":
+    """The scorer of a dataset of reasoning-gym. Rows have its columns `answer` (or a solution) and `metadata`."""
+    from reasoning_gym import get_score_answer_fn
+
+    score = get_score_answer_fn(name)
+
+    def judge(row: Row) -> float | None:
+        right = row.columns.get("answer", row.columns.get("solution"))
+        if right is None:
+            return None
+        entry = {"question": "", "answer": right, "metadata": row.columns.get("metadata") or {}}
+        return float(score(answer_of(row.output), row.columns | entry))
+
+    return judge
+
+
 def env(row: Row, options: dict[str, Any]) -> float | None:
     """What the environment gave, all turns together."""
     return row.env_reward
 
+
+REASONING_GYM = "reasoning-gym"
+"""What stands before the name of one of its datasets."""
 
 Function = Callable[[Row, dict[str, Any]], float | None]
 
@@ -133,5 +217,7 @@ BUILT_IN: dict[str, tuple[Function, int]] = {
     "soft_overlong": (soft_overlong, 1),
     "react_format": (react_format, 1),
     "env": (env, 1),
+    "tool_calls": (tool_calls, 1),
+    "toolbench": (toolbench, 1),
 }
 """Name -> function and version. Raise the version when a row would get another score."""

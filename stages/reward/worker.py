@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 
 import msgspec
 
-from postmill.stages.reward.functions import BUILT_IN, GROUP
+from postmill.stages.reward.functions import BUILT_IN, GROUP, REASONING_GYM, reasoning_gym
 from postmill.stages.reward.row import NOT_LOADED, READY, Answer, Row, Task
 from postmill.stages.shared.child_limits import limit_self
 from postmill.stages.tables import added, find
@@ -33,6 +33,8 @@ def load(reference: str, options: dict[str, Any]) -> Callable[[Row], Any]:
     if reference in others:
         return _callable(find("--func", GROUP, {}, reference))
     path, _, name = reference.rpartition(":")
+    if path == REASONING_GYM:
+        return reasoning_gym(name)
     spec = importlib.util.spec_from_file_location("reward_file", path)
     assert spec is not None and spec.loader is not None, path
     module = importlib.util.module_from_spec(spec)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from postmill.stages.reward.functions import BUILT_IN
+from postmill.stages.reward.functions import BUILT_IN, reasoning_gym
 from postmill.stages.reward.row import Row
 
 OPTIONS = {"solution": "solution", "max_answer_tokens": 100, "soft_tokens": 20}
@@ -87,3 +87,72 @@ def test_react_format():
     assert score("react_format", "Thought: look\nAction: search\nAction Input: {}") == 1.0
     assert score("react_format", "Thought: known\nFinal Answer: 7") == 1.0
     assert score("react_format", "Action: search\nAction Input: {}") == 0.0
+
+
+CALL = {"name": "calc", "arguments": {"x": "2*3"}}
+OTHER = {"name": "look", "arguments": {"at": 1}}
+
+
+def told(*calls, output=""):
+    """A transcript with these calls, one a turn."""
+    return [
+        {"role": "assistant", "content": output, "tool_calls": [{"type": "function", "function": call}]}
+        for call in calls
+    ]
+
+
+@pytest.mark.parametrize(
+    ("calls", "solution", "expected"),
+    [
+        ([CALL], CALL, 1.0),
+        ([OTHER, CALL], [CALL, OTHER], 1.0),
+        ([CALL, CALL], [CALL], 0.5),
+        ([CALL], [CALL, OTHER], 0.5),
+        ([{"name": "calc", "arguments": {"x": "2*4"}}], [CALL], 0.0),
+        ([CALL], '{"function": {"name": "calc", "arguments": "{\\"x\\": \\"2*3\\"}"}}', 1.0),
+        ([], [], 1.0),
+        ([], [CALL], 0.0),
+        ([CALL], "just text", None),
+        ([CALL], None, None),
+    ],
+)
+def test_calls_are_compared_by_name_and_arguments(calls, solution, expected):
+    row = Row(
+        output="", messages=[], transcript=told(*calls), finish="stop", num_tokens=1, sample=0,
+        columns={"solution": solution}, seed=0,
+    )  # fmt: skip
+    assert BUILT_IN["tool_calls"][0](row, OPTIONS) == expected
+
+
+def test_calls_are_read_from_the_text_where_none_were_run():
+    text = 'I will. <tool_call>{"name": "calc", "arguments": {"x": "2*3"}}</tool_call>'
+    assert score("tool_calls", text, solution=[CALL]) == 1.0
+    assert score("tool_calls", "6", solution=[CALL]) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("output", "expected"),
+    [
+        ('Thought: look\nAction: calc\nAction Input: {"x": 1, "y": [2]}\nObservation:', 1.0),
+        ('Action: other\nAction Input: {}\nAction: calc\nAction Input: {"y": [2], "x": 1}', 1.0),
+        ('Action: calc\nAction Input: {"x": 2, "y": [2]}', 0.0),
+        ('Action: calc2\nAction Input: {"x": 1, "y": [2]}', 0.0),
+        ("Action: calc\nAction Input: x = 1", 0.0),
+        ("nothing", 0.0),
+    ],
+)
+def test_a_react_step_is_compared_with_the_solutions(output, expected):
+    assert score("toolbench", output, solution='Action: calc\nAction Input: {"x": 1, "y": [2]}') == expected
+
+
+def test_scorers_of_reasoning_gym_are_its_own():
+    gym = pytest.importorskip("reasoning_gym", reason="pip install reasoning-gym")
+    data = gym.create_dataset("chain_sum", size=3, seed=1)
+    judge = reasoning_gym("chain_sum")
+    for entry in data:
+        for answer in (entry["answer"], "0", "no number"):
+            row = Row(
+                output=answer, messages=[], transcript=[], finish="stop", num_tokens=1, sample=0,
+                columns={"answer": entry["answer"], "metadata": entry["metadata"]}, seed=0,
+            )  # fmt: skip
+            assert judge(row) == data.score_answer(answer, entry)

@@ -218,3 +218,15 @@ def test_workers_see_no_secrets(sums, tmp_path):
     finally:
         del os.environ["MY_API_KEY"]
     assert [line["scores"] for line in lines(tmp_path / "r")][:8] == [[0.0]] * 8
+
+
+def test_a_package_that_is_not_there_is_named(sums, tmp_path, monkeypatch):
+    from postmill.io.errors import ConfigError
+    from postmill.stages.reward import inputs
+
+    def missing(name):
+        raise inputs.PackageNotFoundError(name)
+
+    monkeypatch.setattr(inputs, "version_of", missing)
+    with pytest.raises(ConfigError, match="--func reasoning-gym:chain_sum: pip install reasoning-gym"):
+        inputs.resolve("functions", "reasoning-gym:chain_sum")
