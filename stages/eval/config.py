@@ -9,7 +9,7 @@ from postmill.stages.shared.engine.endpoint import Endpoint
 from postmill.stages.shared.engine.options import ENGINES, Dtype, Transformers, check_engine
 from postmill.stages.spec import SAME_BYTES, Port, Stage
 
-Rule = Literal["exact", "contains", "contains_all", "regex", "choice", "agent"]
+Rule = Literal["exact", "contains", "contains_all", "regex", "choice", "agent", "iou", "anls", "wer"]
 
 
 class Eval(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -4,7 +4,8 @@ One JSON object a line, or one JSON list of them.
 
 `question` or `messages` is asked; `answer` (or `expect`) is one text or several; `score` names the rule; `choices` are
 offered with letters; `tools` are those that an `agent` may call; `group` names a part of the summary; `id` names the
-row, by default by its place. `images` are files below the folder of the questions, one for each `<image>` of the text.
+row, by default by its place. `images` and `audios` are files below the folder of the questions, one for each `<image>`
+and `<audio>` of the text.
 """
 
 import re
@@ -15,6 +16,7 @@ import msgspec
 
 from postmill.io.errors import BAD_DATA, USAGE, ArtifactError, ConfigError
 from postmill.stages.eval.config import Eval, Rule
+from postmill.stages.eval.measures import read_box
 
 Message = dict[str, str]
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -33,6 +35,8 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
     """Names that an action may have."""
     pictures: list[Path] = []
     """For each `<image>` of the messages."""
+    sounds: list[Path] = []
+    """For each `<audio>`."""
 
     def prompt(self) -> str:
         """The conversation as canonical JSON: what two answers must share to be compared."""
@@ -49,6 +53,7 @@ class _Line(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     answer: str | int | float | list[str] | None = None
     expect: str | int | float | list[str] | None = None
     images: list[str] = []
+    audios: list[str] = []
     choices: list[str] = []
     tools: list[str | dict[str, Any]] = []
     score: Rule | None = None
@@ -121,12 +126,7 @@ def _checked(cfg: Eval, folder: Path, line: _Line, place: str, default_id: str) 
         raise fail("an answer is empty, and everything contains nothing; write what is expected, or leave answer out")
     if line.score and not answers:
         raise fail(f'score is {line.score}, but there is no "answer" to compare with')
-    if rule == "regex":
-        for pattern in answers:
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise fail(f"answer {pattern!r} is no regular expression ({error})") from error
+    _check_answers(rule, answers, fail)
     if rule == "choice":
         answers = [_choice_letter(answer, line.choices, fail) for answer in answers]
     messages = line.messages or [{"role": "user", "content": _ask(line.question or "", line.choices)}]
@@ -144,16 +144,28 @@ def _checked(cfg: Eval, folder: Path, line: _Line, place: str, default_id: str) 
         choices=line.choices,
         rule=rule,
         tools=[_tool_name(tool, fail) for tool in line.tools],
-        pictures=_pictures(folder, line.images, messages, fail),
+        pictures=_files(folder, "image", line.images, messages, fail),
+        sounds=_files(folder, "audio", line.audios, messages, fail),
     )
 
 
-def _pictures(folder: Path, names: list[str], messages: list[Message], fail: Any) -> list[Path]:
-    """The files of a question's pictures, which need as many places in its texts."""
-    num_places = sum(message["content"].count("<image>") for message in messages)
+def _check_answers(rule: Rule | None, answers: list[str], fail: Any) -> None:
+    """Raises ArtifactError (65) for an answer that its rule cannot read."""
+    if rule == "iou" and not all(read_box(answer) for answer in answers):
+        raise fail("score is iou, and an answer is no box; write x1, y1, x2, y2, as the model should write them")
+    for pattern in answers if rule == "regex" else []:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise fail(f"answer {pattern!r} is no regular expression ({error})") from error
+
+
+def _files(folder: Path, kind: str, names: list[str], messages: list[Message], fail: Any) -> list[Path]:
+    """The files of a question's pictures or sounds, which need as many places in its texts."""
+    num_places = sum(message["content"].count(f"<{kind}>") for message in messages)
     if names and num_places != len(names):
-        raise fail(f"has {len(names)} images and {num_places} places for them; write <image> once for each")
-    return [_picture(folder, name, fail) for name in names]
+        raise fail(f"has {len(names)} {kind}s and {num_places} places for them; write <{kind}> once for each")
+    return [_file(folder, kind, name, fail) for name in names]
 
 
 def _tool_name(tool: str | dict[str, Any], fail: Any) -> str:
@@ -164,14 +176,14 @@ def _tool_name(tool: str | dict[str, Any], fail: Any) -> str:
     return name
 
 
-def _picture(folder: Path, name: str, fail: Any) -> Path:
+def _file(folder: Path, kind: str, name: str, fail: Any) -> Path:
     """A file below the folder of the questions."""
     root = folder.resolve()
     path = (root / name).resolve()
     if not path.is_relative_to(root):
-        raise fail(f"image {name!r} is not below the folder of the questions; put it there")
+        raise fail(f"{kind} {name!r} is not below the folder of the questions; put it there")
     if not path.is_file():
-        raise fail(f"image {name!r}: no such file")
+        raise fail(f"{kind} {name!r}: no such file")
     return path
 
 

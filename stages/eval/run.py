@@ -108,8 +108,8 @@ def _side(  # noqa: PLR0917  every one of them is needed, and named at the one c
 
 def _ask_url(cfg: Eval, questions: list[Question], out: Out) -> tuple[Side, str]:
     """Answers of a server, which renders the conversation by its own template; and what it says its weights are."""
-    if any(question.pictures for question in questions):
-        raise ConfigError("--endpoint: pictures are not sent to servers yet; give the model's folder", USAGE)
+    if any(question.pictures or question.sounds for question in questions):
+        raise ConfigError("--endpoint: pictures and sounds are not sent to servers yet; give the model's folder", USAGE)
     engine = UrlEngine(cfg.endpoint, concurrency=cfg.batch_size)
     sampling = Sampling(
         max_new_tokens=cfg.max_new_tokens, temperature=cfg.temperature, top_k=cfg.top_k, top_p=cfg.top_p
@@ -178,13 +178,14 @@ def _ask(  # noqa: PLR0917  every one of them is needed
 
 def _prompt(speaker: Speaker, question: Question) -> tuple[list[int] | str, dict[str, Any]]:
     """Ids up to where the answer begins, or why they cannot be had; and what the model reads of its pictures."""
-    if not question.pictures and not speaker.reads_pictures:
+    if not question.pictures and not question.sounds and not speaker.reads_pictures:
         return speaker.prompt_ids(question.messages), {}
     try:
         pictures = [decode(path.read_bytes(), str(path)) for path in question.pictures]
+        sounds = [speaker.hear(path.read_bytes(), str(path)) for path in question.sounds]
     except ArtifactError as error:
         return str(error), {}
-    found = speaker.picture_prompt(to_parts(question.messages, pictures))
+    found = speaker.picture_prompt(to_parts(question.messages, pictures, sounds))
     return (found, {}) if isinstance(found, str) else found
 
 
@@ -216,7 +217,7 @@ def _write(out: Out, prefix: str, questions: list[Question], side: Side) -> None
         item_id=ids,
         rule=[question.rule for question in questions],
         expected=[question.answers for question in questions],
-        score=[None if s.ok is None else float(s.ok) for s in scores],
+        score=[None if s.ok is None else float(s.ok) if s.value is None else s.value for s in scores],
         ok=[s.ok for s in scores],
         reason=[s.reason for s in scores],
     )

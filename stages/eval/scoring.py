@@ -9,6 +9,7 @@ import msgspec
 
 from postmill.stages.eval.agent import read_said
 from postmill.stages.eval.config import Rule
+from postmill.stages.eval.measures import likeness, overlap, read_box, words_right
 from postmill.stages.eval.questions import LETTERS, Question
 
 
@@ -17,6 +18,8 @@ class Score(msgspec.Struct, frozen=True):
 
     ok: bool | None
     reason: str
+    value: float | None = None
+    """Between 0 and 1, for rules that measure; others are all right or all wrong."""
 
 
 def score(question: Question, output: str | None) -> Score:
@@ -58,6 +61,31 @@ def _agent(output: str, question: Question) -> Score:
     return Score((said.plan, said.action) == (right.plan, right.action), done)
 
 
+def _iou(output: str, question: Question) -> Score:
+    """A box that shares more than half of both areas with the one that is expected."""
+    box = read_box(output)
+    wanted = [found for answer in question.answers if (found := read_box(answer))]
+    if box is None or not wanted:
+        return Score(False, "no box", 0.0)
+    best = max(overlap(box, other) for other in wanted)
+    return Score(best > 0.5, f"overlap {best:.3f}", best)
+
+
+def _anls(output: str, question: Question) -> Score:
+    best = max(likeness(plain(output), plain(answer)) for answer in question.answers)
+    return Score(best == 1, f"likeness {best:.3f}", best)
+
+
+def _wer(output: str, question: Question) -> Score:
+    best = max(words_right(_spoken(output), _spoken(answer)) for answer in question.answers)
+    return Score(best == 1, f"word error rate {1 - best:.3f}", best)
+
+
+def _spoken(text: str) -> list[str]:
+    """Words without marks between them: nobody speaks commas."""
+    return re.sub(r"[^\w\s']|_", " ", unicodedata.normalize("NFKC", text).casefold()).split()
+
+
 RULES: dict[Rule, Callable[[str, Question], Score]] = {
     "exact": _exact,
     "contains": _contains,
@@ -65,6 +93,9 @@ RULES: dict[Rule, Callable[[str, Question], Score]] = {
     "regex": _regex,
     "choice": _choice,
     "agent": _agent,
+    "iou": _iou,
+    "anls": _anls,
+    "wer": _wer,
 }
 
 

@@ -197,7 +197,7 @@ def _with_pixels(
     if cfg.objective.needs.partner_columns or cfg.objective.needs.head.kind != "lm":
         raise ConfigError("--objective: it cannot see pictures yet; pack rows without them", USAGE)
     assert base.path is not None
-    pixels = Pixels(base.path, everywhere=num_ranks > 1)
+    pixels = Pixels(base.path, num_ranks=num_ranks)
     return data._replace(pixels=pixels), valid._replace(pixels=pixels) if valid else None
 
 

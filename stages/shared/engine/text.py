@@ -5,8 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from postmill.io.errors import BAD_DATA, ArtifactError
 from postmill.stages.shared.hf import load_processor, load_tokenizer
-from postmill.stages.shared.media.prompt import said_token
+from postmill.stages.shared.media.prompt import KINDS, said_token
 
 _REPLACEMENT = "\ufffd"
 _LONGEST_CHARACTER = 8
@@ -93,7 +94,7 @@ class Speaker:
         processor = self._processor
         if not getattr(processor, "chat_template", None):
             return "the model has no chat template for pictures"
-        has_pictures = any(part["type"] == "image" for message in messages for part in message["content"])
+        has_pictures = any(part["type"] in KINDS for message in messages for part in message["content"])
         if has_pictures and (token := said_token(messages, self._media_tokens)):
             return f"a text says {token}, which stands for a picture; remove it"
         given = {"add_generation_prompt": True} | options
@@ -107,6 +108,23 @@ class Speaker:
             return f"pictures: {error}"
         inputs = {name: value for name, value in made.items() if name not in ("input_ids", "attention_mask")}
         return made["input_ids"][0].tolist(), inputs if has_pictures else {}
+
+    def hear(self, data: bytes, place: str) -> Any:
+        """Samples of a WAV file as the model hears them. `place` is what the message calls it.
+
+        Raises ArtifactError (65) for one that is damaged, or longer than the model hears; for a model that is deaf.
+        """
+        from postmill.stages.shared.media.sound import decode_wav, resample  # which load torch
+
+        extractor = getattr(self._processor, "feature_extractor", None) if self.reads_pictures else None
+        if extractor is None:
+            raise ArtifactError(f"{place}: the model hears no sounds; ask one that does", BAD_DATA)
+        samples, rate = decode_wav(data, place)
+        heard = resample(samples, rate, extractor.sampling_rate)
+        if len(heard) > extractor.n_samples:
+            length, most = len(heard) / extractor.sampling_rate, extractor.n_samples / extractor.sampling_rate
+            raise ArtifactError(f"{place}: has {length:.1f} s, the model hears {most:.0f} s; cut it", BAD_DATA)
+        return heard
 
     @property
     def _media_tokens(self) -> list[str]:

@@ -66,11 +66,12 @@ class Media(NamedTuple):
 class Pixels:
     """Makes `Media` of rows' pictures."""
 
-    def __init__(self, folder: Path, cache_bytes: int = CACHE_BYTES, *, everywhere: bool = False) -> None:
-        """folder: the model whose processor and config decide. everywhere: each batch has something for each tower, a
-        blank picture where its rows have none. Ranks that train together need it: all of them compute the same layers.
+    def __init__(self, folder: Path, cache_bytes: int = CACHE_BYTES, *, num_ranks: int = 0) -> None:
+        """folder: the model whose processor and config decide. num_ranks: how many train together. Where some do, each
+        batch has something for each tower, a blank picture where its rows have none: all ranks compute the same layers,
+        and a step without pictures moves a tower as it does however many ranks there are.
         """
-        self._folder, self._everywhere = folder, everywhere
+        self._folder, self._num_ranks = folder, num_ranks
         self._processors: dict[str, Any] = {}
         self.layout = RowsLayout.of(folder)
         self._made: OrderedDict[bytes, dict[str, Tensor]] = OrderedDict()
@@ -93,14 +94,15 @@ class Pixels:
         Raises ArtifactError (65, 66) for a picture that is not what was counted.
         """
         flat = [picture for row in pictures for picture in row]
-        if not flat and self.layout.both_ways != "prompt" and not self._everywhere:
+        if not flat and self.layout.both_ways != "prompt" and not self._num_ranks:
             return None
         kinds = dict.fromkeys(picture.kind for picture in flat)
         seen = {kind: self._seen([picture for picture in flat if picture.kind == kind]) for kind in kinds}
-        if self._everywhere:
-            if "video" in kinds:
+        if self._num_ranks:
+            if "video" in kinds and self._num_ranks > 1:
                 raise ConfigError("videos are trained on by one rank; start one process", USAGE)
-            seen = {kind: seen[kind] if kind in seen else self._blank(kind) for kind in self.layout.towers}
+            busy = {"image" if kind == "video" else kind for kind in kinds}
+            seen |= {kind: self._blank(kind) for kind in self.layout.towers if kind not in busy}
         return Media(
             seen=seen,
             position_ids_31T=self.layout.positions(pictures, starts) if flat else None,

@@ -1,20 +1,29 @@
-"""Conversations with pictures as the templates of processors read them: each content is a list of parts."""
+"""Conversations with pictures and sounds as the templates of processors read them: each content is a list of parts."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
-TAG = "<image>"
+KINDS = ("image", "audio")
 
 
-def to_parts(messages: list[dict[str, Any]], pictures: Sequence[Any]) -> list[dict[str, Any]]:
-    """`messages` with a picture for each `<image>` of their texts, in order; without pictures that is text."""
-    waiting = iter(pictures)
+def to_parts(
+    messages: list[dict[str, Any]], pictures: Sequence[Any], sounds: Sequence[Any] = ()
+) -> list[dict[str, Any]]:
+    """`messages` with a picture for each `<image>` of their texts and a sound for each `<audio>`, in order.
+
+    A tag of which there is nothing is text.
+    """
+    waiting = {kind: iter(items) for kind, items in zip(KINDS, (pictures, sounds), strict=True) if items}
+    tag = re.compile(f"<({'|'.join(waiting)})>" if waiting else r"(?!)()")
 
     def parts(text: str) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = []
-        for index, piece in enumerate(text.split(TAG) if pictures else [text]):
-            found += [{"type": "image", "image": next(waiting)}] if index else []
-            found += [{"type": "text", "text": piece}] if piece else []
+        for index, piece in enumerate(tag.split(text)):
+            if index % 2:
+                found.append({"type": piece, piece: next(waiting[piece])})
+            elif piece:
+                found.append({"type": "text", "text": piece})
         return found
 
     return [message | {"content": parts(message["content"])} for message in messages]

@@ -41,6 +41,47 @@ def test_rules(rule: str, answers: list[str], output: str, ok: bool) -> None:
 
 
 @pytest.mark.parametrize(
+    ("rule", "answer", "output", "value", "ok"),
+    [
+        ("iou", "[0, 0, 10, 10]", "it is at [0, 0, 10, 10].", 1.0, True),
+        ("iou", "[0, 0, 10, 10]", "(5,0),(15,10)", 50 / 150, False),
+        ("iou", "0 0 10 10", "0.5 0 10 10", 0.95, True),
+        ("iou", "[0, 0, 10, 10]", "[20, 20, 30, 30]", 0.0, False),
+        ("iou", "[0, 0, 10, 10]", "[10, 10, 0, 0]", 0.0, False),
+        ("iou", "[0, 0, 10, 10]", "nowhere", 0.0, False),
+        ("anls", "nineteen", "Nineteen.", 1.0, True),
+        ("anls", "nineteen", "ninteen", 7 / 8, False),
+        ("anls", "nineteen", "no", 0.0, False),
+        ("wer", "He said: good morning!", "he said good morning", 1.0, True),
+        ("wer", "he said good morning", "he says good morning", 0.75, False),
+        ("wer", "he said good morning", "and he said a good", 0.25, False),
+        ("wer", "yes", "no it is not", 0.0, False),
+    ],
+)
+def test_measures(rule: str, answer: str, output: str, value: float, ok: bool) -> None:
+    found = score(question(rule, [answer]), output)
+    assert found.value == pytest.approx(value)
+    assert found.ok is ok
+
+
+def test_distances_are_those_of_all_ways_to_edit() -> None:
+    """Against the recursive definition, on all pairs of short texts."""
+    from functools import cache
+    from itertools import product
+
+    from postmill.stages.eval.measures import distance
+
+    @cache
+    def slow(one: str, other: str) -> int:
+        if not one or not other:
+            return len(one) + len(other)
+        return min(slow(one[1:], other) + 1, slow(one, other[1:]) + 1, slow(one[1:], other[1:]) + (one[0] != other[0]))
+
+    texts = ["".join(letters) for length in range(4) for letters in product("ab", repeat=length)]
+    assert all(distance(one, other) == slow(one, other) for one in texts for other in texts)
+
+
+@pytest.mark.parametrize(
     ("output", "letter"),
     [
         ("B", "B"),

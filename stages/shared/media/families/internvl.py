@@ -23,4 +23,10 @@ def family(processor: Processor) -> dict[str, Any]:
     before, after = processor.token("start_image_token", "<img>"), processor.token("end_image_token", "</img>")
     video = processor.token("video_token", "<video>")
     image = {"placeholder": token, "feature": token, "before": before, "after": after, "rule": rule}
-    return {"marks": [before, after, video], "image": image}
+    boxes = {
+        "space": "norm1000",
+        "bbox": "<box>[[{x1}, {y1}, {x2}, {y2}]]</box>",
+        "point": "<box>[[{x1}, {y1}]]</box>",
+        "name": "<ref>{name}</ref>",
+    }
+    return {"marks": [before, after, video], "image": image, "boxes": boxes}

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from postmill.stages.shared.media.boxes import plain_boxes
 from postmill.stages.shared.media.processor import Processor
 
 
@@ -22,7 +23,29 @@ def family(processor: Processor) -> dict[str, Any]:
     return {"marks": [video], "image": {"placeholder": token, "feature": token, "rule": rule}}
 
 
-def with_video(processor: Processor) -> dict[str, Any]:
+def qwen2(processor: Processor) -> dict[str, Any]:
+    """Boxes in thousandths, between marks."""
+    return _with_video(processor) | {
+        "boxes": {
+            "space": "norm1000",
+            "bbox": "<|box_start|>({x1},{y1}),({x2},{y2})<|box_end|>",
+            "point": "<|box_start|>({x1},{y1})<|box_end|>",
+            "name": "<|object_ref_start|>{name}<|object_ref_end|>",
+        }
+    }
+
+
+def qwen2_5(processor: Processor) -> dict[str, Any]:
+    """Boxes in pixels of the picture that the model sees."""
+    return _with_video(processor) | {"boxes": plain_boxes("resized")}
+
+
+def qwen3(processor: Processor) -> dict[str, Any]:
+    """Boxes in thousandths."""
+    return family(processor) | {"boxes": plain_boxes("norm1000")}
+
+
+def _with_video(processor: Processor) -> dict[str, Any]:
     """Qwen2-VL and Qwen2.5-VL: a video is its frames in twos, without marks of time between them.
 
     Source: `resize` and `patchify` of video_processing_qwen2_vl.py.

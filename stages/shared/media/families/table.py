@@ -12,9 +12,9 @@ from postmill.stages.shared.media.processor import Processor, load_processor
 _HERE = "postmill.stages.shared.media.families"
 FAMILIES = {
     "Qwen2AudioProcessor": "qwen_audio:family",
-    "Qwen2VLProcessor": "qwen_vl:with_video",
-    "Qwen2_5_VLProcessor": "qwen_vl:with_video",
-    "Qwen3VLProcessor": "qwen_vl:family",
+    "Qwen2VLProcessor": "qwen_vl:qwen2",
+    "Qwen2_5_VLProcessor": "qwen_vl:qwen2_5",
+    "Qwen3VLProcessor": "qwen_vl:qwen3",
     "Glm4vProcessor": "qwen_vl:glm4v",
     "InternVLProcessor": "internvl:family",
     "LlavaProcessor": "llava:family",

@@ -2,6 +2,7 @@
 //!
 //! Nothing is decoded here. The first bytes of a file say how large or long it is, the family's rule says what becomes of
 //! that, and a digest says which file it was. Pixels and spectra are made where they are used.
+pub mod boxes;
 pub mod column;
 pub mod expand;
 pub mod header;
@@ -12,6 +13,7 @@ pub mod source;
 
 use crate::error::{Error, RowError};
 use crate::types::{Json, Message};
+use boxes::BoxMarks;
 use header::Header;
 use kind::{Kind, Kinds, part, reference_of};
 use rule::{Plan, Rule, Subject};
@@ -37,6 +39,9 @@ pub struct Family {
     /// Of videos.
     #[serde(default)]
     pub video: Option<Writing>,
+    /// How it writes objects of pictures.
+    #[serde(default)]
+    pub boxes: Option<BoxMarks>,
 }
 
 impl Family {
@@ -268,6 +273,7 @@ impl Media {
         let mut items = vec![];
         let all = || messages.iter().flat_map(parts_of).filter_map(reference_of);
         if all().next().is_none() {
+            boxes::write(&self.family, messages, &items)?;
             return Ok(items);
         }
         let numbers = Kind::ALL.map(|kind| all().filter(|(other, _)| *other == kind).count());
@@ -288,6 +294,7 @@ impl Media {
                 *part = Json::Object(vec![("type".into(), Json::String(kind.name().into()))]);
             }
         }
+        boxes::write(&self.family, messages, &items)?;
         Ok(items)
     }
 

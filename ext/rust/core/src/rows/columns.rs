@@ -2,6 +2,7 @@
 use crate::error::RowError;
 use crate::json;
 use crate::media;
+use crate::media::boxes::Objects;
 use crate::media::kind::{Kind, Kinds};
 use crate::rows::messages::is_whole_conversation;
 use crate::rows::place::{Place, did_you_mean, listed, quoted};
@@ -27,7 +28,7 @@ pub(super) enum Column {
     Images,
     Audios,
     Videos,
-    Media,
+    Objects,
 }
 
 impl Column {
@@ -48,7 +49,7 @@ impl Column {
         Self::Images,
         Self::Audios,
         Self::Videos,
-        Self::Media,
+        Self::Objects,
     ];
 
     /// The canonical name, then its aliases. Those of query and response are ms-swift's.
@@ -82,13 +83,13 @@ impl Column {
             Self::Images => &["images", "image"],
             Self::Audios => &["audios", "audio"],
             Self::Videos => &["videos", "video"],
-            Self::Media => &["objects"],
+            Self::Objects => &["objects"],
         }
     }
 
     /// Whether it brings something else than text, so that it is spent when it is empty.
     fn is_media(self) -> bool {
-        matches!(self, Self::Media | Self::Images | Self::Audios | Self::Videos)
+        matches!(self, Self::Objects | Self::Images | Self::Audios | Self::Videos)
     }
 
     fn of(name: &str) -> Option<Self> {
@@ -109,14 +110,15 @@ const PREFIXED: [&str; 5] = ["tools", "images", "videos", "audios", "objects"];
 const GUARDED: [&str; 5] =
     ["system_prompt", "rejected_response", "rejected", "rejected_messages", "chat_template_kwargs"];
 
-/// Pictures, sounds and videos of a row's columns.
+/// Pictures, sounds and videos of a row's columns, and objects in pictures.
 #[derive(Debug)]
-pub(super) struct Pictures(Vec<media::Given>);
+pub(super) struct Pictures(Vec<media::Given>, Option<Objects>);
 
 impl Pictures {
     /// Give them their places in a conversation.
     pub(super) fn attach(&self, messages: &mut [Message]) -> Result<(), RowError> {
-        media::attach(messages, &self.0)
+        media::attach(messages, &self.0)?;
+        self.1.as_ref().map_or(Ok(()), |objects| objects.attach(messages))
     }
 }
 
@@ -344,7 +346,15 @@ impl Columns {
                 given.push(media::Given { kind, place, items: Self::listed(value) });
             }
         }
-        Ok(Pictures(given))
+        let place = |name: &str| Place::Key(&Place::Root, name).to_string();
+        let is_empty = |value: &Json| {
+            matches!(value, Json::Object(members) if members.is_empty())
+                || matches!(value, Json::Array(items) if items.is_empty())
+                || matches!(value, Json::String(text) if text.is_empty())
+        };
+        let objects = self.take(Column::Objects)?.filter(|(_, value)| !is_empty(value));
+        let objects = objects.map(|(name, value)| Objects::read(&value, place(&name)));
+        Ok(Pictures(given, objects.transpose()?))
     }
 
     /// What a column brings, one by one.
@@ -361,8 +371,7 @@ impl Columns {
         items.into_iter().filter(|item| *item != Json::Null).collect()
     }
 
-    /// Boxes are not read yet, so a row that has some cannot be trained on as it was meant; nor can one with something
-    /// that the model does not read.
+    /// A row with something that the model does not read cannot be trained on as it was meant.
     pub(super) fn refuse_media(&self, reads: Kinds) -> Result<(), RowError> {
         for (name, value, column) in &self.members {
             let empty = match value {
@@ -390,8 +399,8 @@ impl Columns {
                 );
                 return Err(place.fault("media", message));
             }
-            if *column == Some(Column::Media) {
-                let message = "objects are not supported yet; remove the column or these rows";
+            if *column == Some(Column::Objects) && !reads.has(Kind::Image) {
+                let message = "the row has boxes and the model reads no pictures; leave the column out with --drop";
                 return Err(place.fault("media", message.to_owned()));
             }
             let rest = ["rejected_", "positive_", "negative_"].iter().find_map(|prefix| name.strip_prefix(prefix));
