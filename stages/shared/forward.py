@@ -427,7 +427,8 @@ class Forward(nn.Module):
             pieces = hear(self.model.base_model, **seen.inputs)
         else:
             found = self.model.base_model.get_image_features(**seen.inputs, return_dict=True)
-            pieces = [*found.pooler_output, *(getattr(found, "deepstack_features", None) or ())]
+            layers = [found.pooler_output, *(getattr(found, "deepstack_features", None) or ())]
+            pieces = [piece for layer in layers for piece in layer]
         return torch.stack([piece.sum() for piece in pieces]).sum() * 0
 
     def _encoded(self, kind: str, seen: Seen) -> Any:

@@ -302,7 +302,9 @@ fn unpadded(
     let whole = cells * cells;
     let ratio = most_tiles.map_or(0.0, |most| ((rows * columns) as f64 / (most * whole) as f64).sqrt());
     if ratio > 1.1 {
-        (rows, columns) = ((rows as f64 / ratio) as usize, (columns as f64 / ratio) as usize);
+        // Python's //, which is exact where a division is rounded up to a whole number
+        let floored = |side: usize| ((side as f64 - side as f64 % ratio) / ratio).round() as usize;
+        (rows, columns) = (floored(rows), floored(columns));
     }
     rows * columns + rows + whole
 }
