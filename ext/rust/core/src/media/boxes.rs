@@ -73,7 +73,10 @@ impl Objects {
         let (names, boxes, images) = (list("ref")?, list("bbox")?, list("image_id")?);
         let kind = value.member("bbox_type").cloned().unwrap_or_else(|| Json::String("real".into()));
         if !images.is_empty() && images.len() != boxes.len() {
-            return Err(fault(&place, format!("{} boxes and {} image_id; give each its own", boxes.len(), images.len())));
+            return Err(fault(
+                &place,
+                format!("{} boxes and {} image_id; give each its own", boxes.len(), images.len()),
+            ));
         }
         let part = |(index, numbers): (usize, Json)| {
             let image = images.get(index).cloned().unwrap_or_else(|| Json::Number("0".into()));

@@ -219,7 +219,9 @@ pub fn attach(messages: &mut [Message], given: &[Given]) -> Result<(), RowError>
             format!("{count} {noun} parts name no {noun}; give each one, or the row a column {}s", kind.name())
         } else {
             let tag = kind.tag();
-            format!("the row has {number} {noun}s and {count} places for them; write {tag} once for each where it belongs")
+            format!(
+                "the row has {number} {noun}s and {count} places for them; write {tag} once for each where it belongs"
+            )
         };
         let path = column.map_or_else(|| "$".to_owned(), |column| column.place.clone());
         return Err(RowError { reason: "media_tags", column: None, path, message });

@@ -125,13 +125,18 @@ impl Rule {
             (&Self::Spectrum { rate, hop, most_samples }, Subject::Sound(samples, own)) => {
                 spectrum(samples, own, [rate, hop, most_samples])
             }
-            (&Self::Smart { patch, merge, min_pixels, max_pixels, frames, .. }, Subject::Frames(count, height, width)) => {
+            (
+                &Self::Smart { patch, merge, min_pixels, max_pixels, frames, .. },
+                Subject::Frames(count, height, width),
+            ) => {
                 let (h, w) = smart_size(height, width, patch * merge, [min_pixels, max_pixels], 1, false)?;
                 let grid = [count.div_ceil(frames), h / patch, w / patch];
                 let patches = grid.iter().product::<usize>();
                 Ok(Plan { features: patches / (merge * merge), grid, patches, tile_features: 0 })
             }
-            (_, Subject::Picture(height, width) | Subject::Frames(_, height, width)) => self.plan(height, width, number),
+            (_, Subject::Picture(height, width) | Subject::Frames(_, height, width)) => {
+                self.plan(height, width, number)
+            }
             (_, Subject::Sound(..)) => Err(too("media", "the family's rule counts no sounds; report this".to_owned())),
         }
     }
@@ -335,4 +340,18 @@ fn tile_grid(height: usize, width: usize, tile: usize, longest: usize) -> (usize
         (whole(h), whole((whole(h) as f64 * aspect) as usize))
     };
     if h <= tile && w <= tile { (0, 0) } else { (h.div_ceil(tile), w.div_ceil(tile)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Rule;
+
+    #[test]
+    fn thinning_rounds_down_where_a_division_is_rounded_up() {
+        let sizes = (1..=6).flat_map(|a| (1..=6).map(move |b| (a * 384, b * 384))).collect();
+        let rule = Rule::Pinpoints { side: 384, cells: 27, sizes, most_tiles: Some(9), alone_only: true, extra: 0 };
+        // as LLaVA-OneVision's processor of transformers 5.23 counts
+        assert_eq!(rule.plan(1169, 955, 1).map(|plan| plan.features), Ok(7226));
+        assert_eq!(rule.plan(480, 640, 1).map(|plan| plan.features), Ok(2929));
+    }
 }

@@ -90,7 +90,8 @@ fn format(data: &[u8]) -> Result<(u32, u16, usize), RowError> {
     // an extensible form has the plain tag behind it
     let tag = if tag == 0xfffe { le16(data, 24).unwrap_or_default() } else { tag };
     if !matches!((tag, bits), (1, 8 | 16 | 24 | 32) | (3, 32 | 64)) {
-        let message = format!("the WAV has samples of form {tag} with {bits} bits; convert it: ffmpeg -i FILE FILE.wav");
+        let message =
+            format!("the WAV has samples of form {tag} with {bits} bits; convert it: ffmpeg -i FILE FILE.wav");
         return Err(fault("media_format", message));
     }
     let fits = usize::from(block) == usize::from(channels) * usize::from(bits / 8);

@@ -209,8 +209,9 @@ impl Reader<'_> {
                 if let Some(kind) = Kind::of_part(other) {
                     if !self.options.media.has(kind) {
                         let noun = kind.noun();
-                        let message =
-                            format!("{other} parts need a model that reads {noun}s; give one with -m, or remove these rows");
+                        let message = format!(
+                            "{other} parts need a model that reads {noun}s; give one with -m, or remove these rows"
+                        );
                         return Err(place.fault("media", message));
                     }
                     // OpenAI's, Hugging Face's and Anthropic's names of where it is; none: in the column of the row
