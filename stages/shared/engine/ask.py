@@ -3,7 +3,7 @@ batches, and every request is answered exactly once."""
 
 import math
 
-from postmill.io.errors import FAILED, StageError
+from postmill.io.errors import FAILED, USAGE, ConfigError, StageError
 from postmill.stages.progress import Meter, Progress
 from postmill.stages.protocol import Out
 from postmill.stages.shared.engine.protocol import Engine, Reply, Request, Sampling
@@ -18,9 +18,14 @@ def ask_all(
 ) -> dict[str, Reply]:
     """A reply for each request, by key. `name` is the journal's, `what` the answers' name in progress.
 
-    Batches are the same with and without what is taken over. Raises StageError: (75) when the stage is to stop, (1) for
+    Batches are the same with and without what is taken over. Raises ConfigError (2) for pictures that the engine would
+    answer without; StageError: (75) when the stage is to stop, (1) for
     an engine that answers something else than what it was asked, or what no model can answer.
     """
+    if any(request.inputs is not None for request in requests) and "pictures" not in engine.about.can:
+        raise ConfigError(
+            f"engine {engine.about.kind} is given no pictures or sounds; use --engine transformers", USAGE
+        )
     journal = Journal(out.work / name, f"{out.key} {engine.loaded.digest}")
     meter = Meter(len(requests), len(journal.replies))
     try:

@@ -58,6 +58,8 @@ class LocalEngine:
             can -= {"prompt_logp", "shared_prefix"}
         if can_constrain():
             can.add("constrain")
+        if reads_pictures(self._model):
+            can.add("pictures")
         if self._is_paged:
             can |= {"adapters"} | ({"batch_invariant"} if self._is_invariant else set())
         self.about = About(

@@ -150,7 +150,7 @@ class About(msgspec.Struct, frozen=True, kw_only=True):
     versions: dict[str, str]
     can: frozenset[str]
     """Of: logp, raw_logp, prompt_logp, seed, adapters, load, shared_prefix, repeatable, steps, batch_invariant,
-    text, constrain, values."""
+    text, constrain, values, pictures."""
     max_tokens: int | None
     """Longest prompt and answer together."""
     vocab_size: int = 0

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 from engine_laws import requests
 
-from postmill.io.errors import StageError
+from postmill.io.errors import ConfigError, StageError
 from postmill.stages.protocol import Out
 from postmill.stages.rollout.config import STAGE
 from postmill.stages.shared.engine.ask import ask_all
@@ -36,6 +36,13 @@ def ask(folder: Path, engine: StubEngine, asked: list[Request] = ASKED) -> dict[
 def test_an_engine_that_errs_stops_the_run(tmp_path: Path, faults: Faults, message: str) -> None:
     with pytest.raises(StageError, match=message):
         ask(tmp_path, StubEngine([Path("own")], faults))
+
+
+def test_pictures_are_not_sent_to_an_engine_that_reads_none(tmp_path: Path) -> None:
+    """Its answers would be about the text alone, and nothing would say so."""
+    asked = [msgspec.structs.replace(ASKED[0], inputs=dict)]
+    with pytest.raises(ConfigError, match="is given no pictures or sounds"):
+        ask(tmp_path, StubEngine([Path("own")]), asked)
 
 
 def test_an_answer_that_says_it_ended_elsewhere_is_refused(tmp_path: Path) -> None:
