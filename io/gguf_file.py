@@ -152,13 +152,16 @@ class GgufFile:
     ) -> None:
         os.close(self._fd)
 
-    def read(self, name: str) -> bytearray:
-        """All bytes of one tensor. Raises ArtifactError (65) if the file has shrunk."""
+    def read(self, name: str, part: int = 0, num_parts: int = 1) -> bytearray:
+        """Bytes of one tensor, or of one of the equal parts it is made of. Raises ArtifactError (65) if the file has
+        shrunk.
+        """
         entry = self.tensors[name]
-        buffer = bytearray(entry.num_bytes)
+        buffer = bytearray(entry.num_bytes // num_parts)
+        start = entry.start + part * len(buffer)
         done = 0
         while done < len(buffer):
-            got = os.preadv(self._fd, [memoryview(buffer)[done:]], entry.start + done)
+            got = os.preadv(self._fd, [memoryview(buffer)[done:]], start + done)
             if got == 0:
                 raise ArtifactError(f"{self.path}: tensor {name}: the file was cut while it was read; get it again")
             done += got

@@ -24,6 +24,7 @@ from postmill.stages.progress import Meter, Progress
 from postmill.stages.protocol import Out
 from postmill.stages.quantize.activations import rounded_activations
 from postmill.stages.quantize.config import Quantize
+from postmill.stages.quantize.experts import by_class
 from postmill.stages.quantize.fold import Inputs, fold
 from postmill.stages.quantize.formats.table import FORMATS, scale_dtype
 from postmill.stages.quantize.layers import Row, StreamedModel
@@ -93,8 +94,8 @@ class _Layers:
         self.pool = ThreadPoolExecutor(threads)
 
     def read(self, name: str) -> Tensor:
-        """A tensor of the source, float32."""
-        return read_float32(self.weights, name)
+        """A tensor of the class, float32."""
+        return by_class(lambda own: read_float32(self.weights, own), self.weights.where)(name)
 
     def begin(self, rows: list[list[int]]) -> list[Tensor]:
         """Hidden states [1, T, D] of all rows before the first layer."""

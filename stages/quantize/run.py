@@ -57,13 +57,16 @@ def _make_folder(
 ) -> tuple[dict[str, Any], dict[str, float]]:
     """A model folder like the source's. Returns metrics and seconds."""
     from postmill.stages.quantize.calibrate import calibrate
+    from postmill.stages.quantize.experts import expert_modules, router_modules
     from postmill.stages.quantize.formats.table import FORMATS
     from postmill.stages.quantize.plan import make_plan
     from postmill.stages.shared.quantized_weights import read_float32
 
     started = time.monotonic()
-    inside = {name for name in model.linears if name.startswith(f"{model.prefix}.")}
-    plan = make_plan(cfg, weights, model.linears, inside, model.tied)
+    experts, routers = expert_modules(weights.where), router_modules(weights.where)
+    linears = list(dict.fromkeys([*model.linears, *experts, *routers]))
+    inside = {name for name in linears if name.startswith(f"{model.prefix}.") and name not in routers}
+    plan = make_plan(cfg, weights, linears, inside, model.tied)
     if any(target.form.symmetric for target in plan.targets.values()) and type(cfg.method).__name__ == "Hqq":
         raise ConfigError("--method hqq moves zero points, and symmetric steps have none; pass --no-symmetric", USAGE)
     seen = _calibration_rows(cfg, inputs, model.folder)
@@ -153,12 +156,14 @@ def _tokenizer(model: Path) -> str | None:
 
 
 def _check_names(expected: list[str], weights: Weights, source: Path) -> None:
-    """Raises ConfigError (2) if the folder's tensors are not the class's own: fused experts, models inside models."""
-    missing = [name for name in expected if name not in weights.where]
+    """Raises ConfigError (2) if the folder's tensors are not the class's own, nor its experts one by one."""
+    from postmill.stages.quantize.experts import on_disk
+
+    missing = [name for name in expected if not on_disk(name, weights.where)]
     if missing:
         raise ConfigError(
             f"{source}: stores no {missing[0]}, which its class has ({len(missing)} such tensors): models whose weights"
-            " are converted when they load (mixtures of experts, vision models) cannot be quantized here yet",
+            " are converted when they load cannot be quantized here, but for experts with a matrix each",
             USAGE,
         )
 
@@ -270,6 +275,7 @@ def _gate(
     read: from a tensor's name to its numbers as read back from disk; outside: whether any outside the layers differs;
     seen: rows that calibration has taken.
     """
+    from postmill.stages.quantize.experts import by_class
     from postmill.stages.quantize.gate import LONGEST_ROW, compare, judge, limits_of
     from postmill.stages.quantize.layers import StreamedModel
     from postmill.stages.quantize.rows import choose_rows
@@ -289,8 +295,8 @@ def _gate(
     report = compare(
         model,
         StreamedModel(model.folder) if outside else model,
-        read_source=lambda name: read_float32(weights, name),
-        read_result=read,
+        read_source=by_class(lambda name: read_float32(weights, name), weights.where),
+        read_result=by_class(read, weights.where),
         plan=plan,
         rows=rows,
         threads=out.threads,

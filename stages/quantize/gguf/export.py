@@ -169,9 +169,9 @@ def reader(exported: Exported, file: GgufFile) -> Read:
     def read(own: str) -> Tensor:
         name, at = where[own]
         source, entry = exported.sources[name], file.tensors[name]
-        raw = torch.frombuffer(file.read(name), dtype=torch.uint8)
-        values = decode_rows(raw.view(*entry.shape[:-1], -1), entry.kind)
-        values = values[at] if len(source.names) > 1 else values
+        shape = entry.shape[1:] if len(entry.shape) == 3 else entry.shape
+        raw = torch.frombuffer(file.read(name, at, len(source.names)), dtype=torch.uint8)
+        values = decode_rows(raw.view(*shape[:-1], -1), entry.kind)
         return _pairs_apart(values, source.heads) if source.heads else values
 
     return read

@@ -81,6 +81,25 @@ def test_transformers_computes_the_same_from_the_file(kind: str, options: dict[s
     assert (report["kl_mean"], report["top1_agreement"]) == (0.0, 1.0)
 
 
+@pytest.mark.parametrize("kind", ["mixtral", "qwen3_moe"])
+def test_experts_are_one_tensor_for_a_layer(kind: str, tmp_path: Path) -> None:
+    """The gate reads the file back through the model's own class: nothing may differ."""
+    own = {"num_local_experts": 3} if kind == "mixtral" else {"num_experts": 3, "moe_intermediate_size": 32}
+    model = write_model(tmp_path / "m", kind, num_experts_per_tok=2, **own)
+    report = export_model(model, tmp_path / "g").metrics["parity"]
+    assert (report["kl_mean"], report["top1_agreement"]) == (0.0, 1.0)
+    tensors = {t.name: t for t in gguf.GGUFReader(tmp_path / "g" / "model-f32.gguf").tensors}
+    with open_weights(model) as weights:
+        name = next(
+            n
+            for n in weights.where
+            if n.endswith(("layers.1.mlp.experts.2.up_proj.weight", "1.block_sparse_moe.experts.2.w3.weight"))
+        )
+        assert tensors["blk.1.ffn_up_exps.weight"].data[2].tobytes() == bytes(weights.file_of(name).read(name))
+    assert tensors["blk.0.ffn_gate_inp.weight"].tensor_type.name == "F32"
+    assert len(tensors) == (2 + 2 * 10 + 1) + (4 if kind == "qwen3_moe" else 0)
+
+
 def test_blocks_are_those_of_gguf_and_vectors_are_whole(base: Path, tmp_path: Path) -> None:
     metrics = export_model(base, tmp_path / "g", scheme="q8_0").metrics
     assert metrics["types"] == {"f32": 5, "q8_0": 15}

@@ -22,6 +22,7 @@ from postmill.stages.options import make  # noqa: E402
 from postmill.stages.protocol import Stop  # noqa: E402
 from postmill.stages.quantize import calibrate  # noqa: E402
 from postmill.stages.quantize.config import STAGE, Quantize  # noqa: E402
+from postmill.stages.quantize.experts import by_class  # noqa: E402
 from postmill.stages.quantize.fold import Inputs, fold  # noqa: E402
 from postmill.stages.quantize.gate import compare, judge, limits_of  # noqa: E402
 from postmill.stages.quantize.layers import StreamedModel  # noqa: E402
@@ -440,6 +441,48 @@ def test_sabotage_fails_the_gate(damage: Any, base: Path, tmp_path: Path) -> Non
     save_file(tensors, file)
     with pytest.raises(StageError, match="nothing was committed"):
         judge(report(), limits)
+
+
+@pytest.mark.parametrize("kind", ["mixtral", "qwen3_moe"])
+def test_experts_are_quantized_one_by_one_and_routers_are_not(kind: str, held_out: Path, tmp_path: Path) -> None:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    own = {"num_local_experts": 3} if kind == "mixtral" else {"num_experts": 3, "moe_intermediate_size": 32}
+    shape = SHAPE | {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
+    config = AutoConfig.for_model(kind, **shape, **own, num_experts_per_tok=2, initializer_range=0.2)
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config)
+    model.save_pretrained(tmp_path / "m")
+    tiny_tokenizer.write_tokenizer(tmp_path / "m")
+    metrics = quantize(tmp_path / "m", tmp_path / "q", scheme="w8a16", max_kl=0.01)
+    assert (metrics["num_quantized"], metrics["num_kept"]) == (2 * (4 + 3 * 3), 3)
+    assert metrics["parity"]["kl_mean"] > 0
+    said = json.loads((tmp_path / "q" / "config.json").read_text())["quantization_config"]
+    assert sum(name.endswith(".gate") for name in said["ignore"]) == 2
+    # of methods that look at data, experts are rounded to the nearest step, and the rest is calibrated
+    rows = {"seen": held_out, "method": "gptq", "calibration_tokens": 200}
+    assert quantize(tmp_path / "m", tmp_path / "g", **rows)["num_quantized"] == 2 * (4 + 3 * 3)
+    # an expert that another expert's numbers stand for is found
+    file = tmp_path / "q" / "model.safetensors"
+    tensors = load_file(file)
+    swapped = sorted(name for name in tensors if ".layers.1." in name and ".experts.0." in name)
+    for name in swapped:
+        other = name.replace("experts.0.", "experts.1.")
+        tensors[name], tensors[other] = tensors[other], tensors[name]
+    save_file(tensors, file)
+    streamed = StreamedModel(tmp_path / "m")
+    rows_of = [row["input_ids"] for row in tiny_model.make_rows(4)]
+    with open_weights(tmp_path / "m") as source, open_weights(tmp_path / "q") as result:
+        report = compare(
+            streamed,
+            streamed,
+            read_source=by_class(lambda name: read_float32(source, name), source.where),
+            read_result=by_class(lambda name: read_float32(result, name), source.where),
+            plan=None,
+            rows=rows_of,
+            threads=1,
+        )
+    assert report["kl_mean"] > 0.05
 
 
 def test_config_says_what_each_layer_is(base: Path, tmp_path: Path) -> None:
