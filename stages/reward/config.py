@@ -83,7 +83,8 @@ STAGE = Stage(
             kinds=("function",),
             flag="--func",
             help="a reward function: the name of a built-in one (exact, contains, number, math, format, repetition,"
-            " cosine, soft_overlong, react_format, env, tool_calls, toolbench), reasoning-gym:dataset, or file.py:name",
+            " cosine, soft_overlong, react_format, env, tool_calls, toolbench, ifeval), reasoning-gym:dataset, or"
+            " file.py:name",
             many=True,
             required=False,
             resolver="postmill.stages.reward.inputs:resolve",

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from postmill.stages.reward.ifeval import ifeval
 from postmill.stages.reward.row import Row
 from postmill.stages.shared.agent_formats.read import read_calls
 
@@ -219,5 +220,6 @@ BUILT_IN: dict[str, tuple[Function, int]] = {
     "env": (env, 1),
     "tool_calls": (tool_calls, 1),
     "toolbench": (toolbench, 1),
+    "ifeval": (ifeval, 1),
 }
 """Name -> function and version. Raise the version when a row would get another score."""
