@@ -108,6 +108,7 @@ class Meshed:
         if not self._in_shards and grid.copies > 1:
             _sum_gradients(self._trained, self._meshes.weights.get_group("copies"))
         if self._twice is not None and self._ends is not None:
+            _lay_alike(self._twice)
             _sum_gradients([self._twice], self._ends)
         if self._dealt and self._meshes.experts is not None:
             _sum_gradients(self._dealt, self._meshes.experts.get_group("replicas"))
@@ -296,6 +297,13 @@ def _cut_by(tensor: Tensor) -> Iterator[Any]:
             assert not placement.is_partial(), "gradients have met by now"
             if hasattr(placement, "dim") and tensor.device_mesh.size(at) > 1:
                 yield tensor.device_mesh.get_group(at)
+
+
+def _lay_alike(parameter: nn.Parameter) -> None:
+    """Cut the gradient as the parameter is: an embedding's comes whole, a head's in slices."""
+    gradient = parameter.grad
+    if isinstance(gradient, DTensor) and isinstance(parameter, DTensor):
+        parameter.grad = gradient.redistribute(parameter.device_mesh, parameter.placements)
 
 
 def _sum_gradients(parameters: Sequence[nn.Parameter], group: dist.ProcessGroup) -> None:
