@@ -1,4 +1,4 @@
-"""Objectives of pairs and classifiers under each form: they see whole bins, whatever part a rank computes."""
+"""Objectives of pairs, samples and classifiers under each form: they see whole bins, whatever part a rank computes."""
 
 import pytest
 
@@ -10,13 +10,23 @@ import json  # noqa: E402
 
 import tiny_model  # noqa: E402
 from forks import fork_ranks, wait_code  # noqa: E402
+from tiny_tokenizer import write_tokenizer  # noqa: E402
 
 from postmill.stages.options import changed, make  # noqa: E402
+from postmill.stages.pack.config import STAGE as PACK  # noqa: E402
+from postmill.stages.pack.config import Pack  # noqa: E402
+from postmill.stages.reward.config import STAGE as REWARD  # noqa: E402
+from postmill.stages.reward.config import Reward  # noqa: E402
+from postmill.stages.rollout.config import STAGE as ROLLOUT  # noqa: E402
+from postmill.stages.rollout.config import Rollout  # noqa: E402
 from postmill.stages.runner import Options, run_stage  # noqa: E402
 from postmill.stages.score.config import STAGE as SCORE  # noqa: E402
 from postmill.stages.score.config import Score  # noqa: E402
+from postmill.stages.tokenize.config import STAGE as TOKENIZE  # noqa: E402
+from postmill.stages.tokenize.config import Tokenize  # noqa: E402
 from postmill.stages.train.config import STAGE, Train  # noqa: E402
 from postmill.stages.train.objectives.dpo_options import Dpo  # noqa: E402
+from postmill.stages.train.objectives.rl_options import Rl  # noqa: E402
 
 OBJECTIVES = {
     "dpo": make(Train, objective=Dpo(), tuner="full"),
@@ -100,3 +110,62 @@ def test_the_same_is_learned(world, tmp_path, name, form):
         for key, value in x.items() if name == "rm" else ((k, v) for k, v in x.items() if k != "reward_accuracy"):
             assert y[key] == pytest.approx(value, rel=1e-4, abs=1e-5), key
     assert two[0]["grad_norm"] == pytest.approx(one[0]["grad_norm"], rel=1e-5)
+
+
+SAMPLED = {
+    "grpo": make(Train, objective=Rl(share="seq_mean_token_mean"), tuner="full"),
+    "gspo": make(Train, objective=Rl(level="sequence", share="seq_mean_token_mean"), tuner="full"),
+    "grpo with lora": make(Train, objective=Rl(), tuner="lora"),
+}
+RL_FORMS = {**FORMS, "shards": {"shard": "fsdp"}}
+
+
+@pytest.fixture(scope="module")
+def samples(tmp_path_factory):
+    """Four prompts, three samples of each, and rewards for them."""
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("samples")
+    base = tiny_model.write_model(folder / "base", hidden_size=16, vocab_size=263)
+    (base / "chat_template.jinja").unlink()
+    write_tokenizer(base)
+    asks = [{"messages": [{"role": "user", "content": "n" * n}]} for n in range(4)]
+    (folder / "asks.jsonl").write_text("".join(json.dumps(ask) + "\n" for ask in asks))
+    (folder / "mine.py").write_text("def letters(row):\n    return sum(map(ord, row.output)) % 11 / 10\n")
+
+    def make_artifact(stage, cfg, name, **ports):
+        given = {port: [str(folder / path)] for port, path in ports.items()}
+        run_stage(stage, cfg, given, folder / name, Options(threads=1))
+
+    make_artifact(TOKENIZE, Tokenize(for_="prompt"), "prompts", data="asks.jsonl", model="base")
+    cfg = make(Rollout, samples=3, max_new_tokens=7, temperature=0.7)
+    make_artifact(ROLLOUT, cfg, "rollouts", prompts="prompts", policy="base")
+    make_artifact(REWARD, Reward(), "rewards", rollouts="rollouts", functions="mine.py:letters")
+    make_artifact(PACK, Pack(row_tokens=40), "packed", tokens="rollouts", rewards="rewards")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [
+        pytest.param(name, form, marks=[] if (name, form) == ("grpo", "pp") else pytest.mark.slow)
+        for name in SAMPLED
+        for form in RL_FORMS
+    ],
+)
+def test_the_same_is_learned_from_samples(samples, tmp_path, name, form):
+    """Ratios compare with log-probs of the start, which each form computes before the first of three steps."""
+    cfg = changed(SAMPLED[name], bins_per_step=4, steps=3, lr=1e-2, eps=1e-5)
+    given = {port: [str(samples / folder)] for port, folder in {"packed": "packed", "model": "base"}.items()}
+    given |= {"rewards": [str(samples / "rewards")]}
+    one = samples / f"one-{name}"
+    if not one.exists():
+        run_stage(STAGE, cfg, given, one, Options(threads=1))
+    pids = fork_ranks([changed(cfg, **RL_FORMS[form])] * 2, given, tmp_path / "two")
+    assert [wait_code(pid) for pid in pids] == [0, 0]
+    read = [
+        [json.loads(line) for line in (f / "metrics.jsonl").read_text().splitlines()] for f in (one, tmp_path / "two")
+    ]
+    for x, y in zip(*read, strict=True):
+        assert x.keys() == y.keys()
+        for key, value in x.items():
+            assert y[key] == pytest.approx(value, rel=1e-4, abs=1e-5), key
