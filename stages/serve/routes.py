@@ -161,6 +161,10 @@ async def _tokenize(service: Service, call: Call) -> Any:
     return {"count": len(ids), "max_model_len": service.most_tokens, "tokens": ids, "token_strs": names}
 
 
+async def _tokenizer_info(service: Service, call: Call) -> Any:
+    return service.speaker.about
+
+
 async def _detokenize(service: Service, call: Call) -> Any:
     body = parse(await call.body(), Detokenize)
     wrong = [token for token in body.tokens if token >= service.vocab]
@@ -221,6 +225,7 @@ ROUTES: dict[str, dict[str, Handler]] = {
     "/v1/unload_lora_adapter": {"POST": _unload_adapter},
     "/tokenize": {"POST": _tokenize},
     "/detokenize": {"POST": _detokenize},
+    "/tokenizer_info": {"GET": _tokenizer_info},
 }
 """All there is. Anything else is not found, once the key is right."""
 ADMIN = frozenset({"/v1/load_lora_adapter", "/v1/unload_lora_adapter"})

@@ -46,7 +46,7 @@ def make_items(task: Task, splits: dict[str, list[Row]], *, fewshot: int, limit:
         if name not in splits:
             raise ConfigError(f"--data: rows to show are missing; pass --data {name}=FILE, or --fewshot 0", USAGE)
         pool = [writer.prepared(row, name, number) for number, row in enumerate(splits[name])]
-    sampler = _Sampler(task, pool, fewshot, is_same=task.fewshot.split == asked)
+    sampler = _Sampler(task, pool, fewshot, one_more=task.fewshot.one_more or task.fewshot.split == asked)
     wanted = rows[: limit or len(rows)]
     return [writer.item(row, sampler.draw(row), asked, number) for number, row in enumerate(wanted)]
 
@@ -54,8 +54,8 @@ def make_items(task: Task, splits: dict[str, list[Row]], *, fewshot: int, limit:
 class _Sampler:
     """Solved rows for each row, as lm-eval draws them."""
 
-    def __init__(self, task: Task, pool: list[Row], count: int, *, is_same: bool) -> None:
-        self._task, self._pool, self._count, self._is_same = task, pool, count, is_same
+    def __init__(self, task: Task, pool: list[Row], count: int, *, one_more: bool) -> None:
+        self._task, self._pool, self._count, self._one_more = task, pool, count, one_more
         self._random = random.Random(_SEED)  # noqa: S311  the harness's own generator
 
     def draw(self, row: Row) -> list[Row]:
@@ -67,7 +67,7 @@ class _Sampler:
             group = self._task.group
             pool = [other for other in pool if other.get(group) == row.get(group) and other != row]
             found = pool[: self._count]
-        elif self._is_same:
+        elif self._one_more:
             drawn = self._random.sample(pool, min(self._count + 1, len(pool)))
             found = [other for other in drawn if other != row][: self._count]
         else:

@@ -27,6 +27,8 @@ class Fewshot(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     split: str = "train"
     order: Literal["first", "random"] = "random"
     """random: drawn anew for each row from one generator, in the order of the rows."""
+    one_more: bool = False
+    """Draw one more than is shown, as lm-eval does where a benchmark has no test split: it moves the generator."""
 
 
 class Extract(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -29,6 +29,12 @@ class Speaker:
         return frozenset() if found is None else frozenset({found})
 
     @property
+    def about(self) -> dict[str, Any]:
+        """The tokenizer's special texts and its template, for clients that write prompts themselves."""
+        names = ("bos_token", "eos_token", "pad_token", "unk_token")
+        return {name: getattr(self._tokenizer, name, None) for name in names} | {"chat_template": self.template or None}
+
+    @property
     def first_id(self) -> int | None:
         """What stands before a text that begins with nothing: the token that begins texts, else the one that ends
         them."""

@@ -222,21 +222,14 @@ def write_yaml(folder: Path, data: Path, name: str) -> None:
 @pytest.mark.parametrize("kind", ["tiny", "real"])
 def test_numbers_are_those_of_lm_eval(kind, model, tmp_path):
     """The same rows: prompts equal to the letter, log-likelihoods to 1e-4, every verdict equal."""
-    tokenizer = transformers.AutoTokenizer.from_pretrained(model)
-    tokenizer.eos_token = tokenizer.convert_ids_to_tokens(7)  # lm-eval needs one
-    ended = tmp_path / "ended"
-    shutil.copytree(model, ended)
-    tokenizer.save_pretrained(ended)
-    path, count = (ended, 20) if kind == "tiny" else (assets.smollm2(), 6)
+    ended = with_end(model, tmp_path / "ended")
+    path, count = (ended, 8) if kind == "tiny" else (assets.smollm2(), 6)
     if path is None:
         pytest.skip("make assets")
     for name in _INCLUDED:
         write_data(tmp_path / "data" / name, name, count)
         write_yaml(tmp_path / "yaml", tmp_path / "data" / name, name)
-    command = [LM_EVAL, ROOT / "tests" / "lm_eval_side.py", path, tmp_path / "yaml", tmp_path / "theirs.json"]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False, env=offline(tmp_path))
-    assert done.returncode == 0, done.stderr[-3000:]
-    theirs = json.loads((tmp_path / "theirs.json").read_text())
+    theirs = ask_lm_eval(str(path), tmp_path)
     compared = 0
     for name in _INCLUDED:
         out = tmp_path / f"ours-{name}"
@@ -260,6 +253,53 @@ def test_numbers_are_those_of_lm_eval(kind, model, tmp_path):
                 assert ours["logp"] == pytest.approx(float(logp), abs=1e-4 * max(1, abs(float(logp)) / 10)), name
                 assert ours["is_greedy"] == (is_greedy in (True, "True"))
     assert compared > 8 * count
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.skipif(not LM_EVAL.exists(), reason="make engines")
+def test_lm_eval_hears_the_same_from_our_server(model, tmp_path):
+    """`local-completions` with the server's tokenizer: log-likelihoods, what is likeliest, and texts."""
+    pytest.importorskip("uvicorn")
+    from http_server import serving
+
+    ended = with_end(model, tmp_path / "ended")
+    counts = {"arc_easy": 4, "gsm8k": 1}
+    for name, count in counts.items():
+        write_data(tmp_path / "data" / name, name, count)
+        write_yaml(tmp_path / "yaml", tmp_path / "data" / name, name)
+    with serving(ended, name="base", max_new_tokens=300) as server:
+        theirs = ask_lm_eval(f"serve={server.url}", tmp_path)
+    for name, count in counts.items():
+        data = write_data(tmp_path / "data" / name, name, count)
+        evaluate(ended, tmp_path / name, data, task=name, fewshot=FEWSHOT[name])
+    found = rows(tmp_path / "arc_easy", "choices.arrow", EVAL_CHOICES_V1)
+    answers = [answer for each in theirs["ours_arc_easy"] for answer in each["answers"]]
+    assert len(found) == len(answers) == 16
+    for ours, (logp, is_greedy) in zip(found, answers, strict=True):
+        assert ours["logp"] == pytest.approx(float(logp), abs=1e-4)
+        assert ours["is_greedy"] == (is_greedy in (True, "True"))
+    scores = {row["rule"]: row["score"] for row in rows(tmp_path / "gsm8k", "scores.arrow", EVAL_SCORES_V1)}
+    told = {f"exact_match,{each['filter']}": each["metrics"]["exact_match"] for each in theirs["ours_gsm8k"]}
+    assert scores == told
+
+
+def with_end(model: Path, path: Path) -> Path:
+    """The model with a token that ends texts in its tokenizer: lm-eval needs one."""
+    shutil.copytree(model, path)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(model)
+    tokenizer.eos_token = tokenizer.convert_ids_to_tokens(7)
+    tokenizer.save_pretrained(path)
+    return path
+
+
+def ask_lm_eval(model: str, folder: Path) -> dict:
+    """What it asked and heard, by task."""
+    out = folder / "theirs.json"
+    command = [LM_EVAL, ROOT / "tests" / "lm_eval_side.py", model, folder / "yaml", out]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False, env=offline(folder))
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(out.read_text())
 
 
 def offline(folder: Path) -> dict[str, str]:

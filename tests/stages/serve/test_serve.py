@@ -397,3 +397,8 @@ def test_calls_and_reasoning_reach_both_clients(tmp_path_factory):
         assert [block.type for block in final.content] == ["thinking", "text", "tool_use"]
         assert final.content[2].input == {"x": 1}
         assert final.stop_reason == "tool_use"
+
+
+def test_clients_that_write_prompts_themselves_are_told_of_the_tokenizer(server):
+    told = httpx2.get(f"{server.url}/tokenizer_info", headers={"authorization": f"Bearer {KEY}"}).json()
+    assert told["chat_template"] == server.service.speaker.template and "eos_token" in told
