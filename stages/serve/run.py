@@ -87,7 +87,8 @@ def load(cfg: Serve, inputs: Inputs, *, threads: int) -> Service:
 def find_served_head(cfg: Serve, folders: list[Path]) -> Head:
     """What answers: the language model, or the head that was trained or asked for."""
     found = find_head(folders[0], folders[1] if len(folders) > 1 else None)
-    if cfg.head == "auto" and found.kind != "pool":
+    is_embedder = found.kind == "pool" or (folders[0] / "modules.json").is_file()  # of sentence-transformers
+    if cfg.head == "auto" and not is_embedder:
         return found
     pooling: Pooling = "mean" if found.kind != "pool" else found.pooling
     return Head(kind="pool", pooling=pooling if cfg.pooling == "auto" else cfg.pooling)

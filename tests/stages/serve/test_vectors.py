@@ -1,5 +1,7 @@
 """Embeddings, scores and classes over HTTP: the numbers that transformers' own classes give."""
 
+import shutil
+
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -139,3 +141,15 @@ def test_classes_have_shares(folder):
 def test_what_cannot_be_is_400(vectors, route, fields, param):
     refused = httpx2.post(f"{vectors.url}/v1/{route}", json={"model": "base"} | fields)
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, param), refused.text
+
+
+def test_a_folder_of_sentence_transformers_makes_embeddings(folder):
+    from postmill.stages.serve.config import Serve
+    from postmill.stages.serve.run import find_served_head
+
+    assert find_served_head(Serve(), [folder]).kind == "lm"
+    path = folder.parent / "sentences"
+    shutil.copytree(folder, path)
+    (path / "modules.json").write_text("[]")
+    head = find_served_head(Serve(), [path])
+    assert (head.kind, head.pooling) == ("pool", "mean")
