@@ -16,6 +16,7 @@ TOOLS = {
     "recipe": "recipes to start from, read from other tools, written for other programs",
     "again": "a command until it is done: for programs that know only success and failure",
     "get": "a model from Hugging Face or ModelScope",
+    "push": "a model or an adapter to Hugging Face, with a card",
     "chat": "talk with a model",
     "show": "what is trained on, coloured by weight, at every stage",
     "ui": "a page in the browser: fill in, look, run, compare",

