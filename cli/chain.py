@@ -72,7 +72,7 @@ class Step(msgspec.Struct, frozen=True):
 def find_recipe(name: str) -> Path:
     """The file, or the recipe of that name that comes with the package. Raises ConfigError (66)."""
     path = Path(name)
-    if path.suffix or path.exists():
+    if path.suffix or path.is_file():  # a folder, as -o makes, may be called like a recipe of ours
         if not path.is_file():
             raise ConfigError(f"{path}: no such recipe; give a file, or one of {_built_in()}", NO_INPUT)
         return path

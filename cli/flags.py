@@ -14,6 +14,7 @@ import msgspec
 from postmill.cli.help import flag_name
 from postmill.io.errors import ConfigError
 from postmill.stages.options import bare, build, explain_unknown, options, short_names
+from postmill.stages.tables import closest
 
 WIRES = ("model", "data", "output")
 """What may stand at the top of a recipe of several stages, outside of all sections."""
@@ -116,8 +117,18 @@ def _one_value(kind: Any, givens: list[Said], faults: list[str]) -> Any:
         return msgspec.convert(value, kind, strict=not flags)
     except (msgspec.ValidationError, msgspec.DecodeError, ValueError) as error:
         shown = givens[-1].value
-        faults.append(f"{givens[-1].place}: {shown!r}: {_in_flags(str(error))}")
+        faults.append(f"{givens[-1].place}: {shown!r}: {_expected(kind, shown) or _in_flags(str(error))}")
         return msgspec.UNSET
+
+
+def _expected(kind: Any, shown: Any) -> str:
+    """What a value must be, where its type says more than msgspec's message does."""
+    plain = bare(kind)
+    if typing.get_origin(plain) is typing.Literal:
+        names = [str(name) for name in typing.get_args(plain)]
+        return f"expected one of {', '.join(names)}{closest(str(shown), names)}"
+    is_word = isinstance(shown, str) and not shown.lstrip("+-").replace(".", "", 1).isdecimal()
+    return {int: "expected a whole number", float: "expected a number"}.get(plain, "") if is_word else ""
 
 
 def _in_flags(message: str) -> str:

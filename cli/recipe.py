@@ -41,8 +41,9 @@ def run(argv: list[str]) -> int:
         return 0
     verbs = {"list": (_list, 0, 0), "show": (_show, 1, 1), "copy": (_copy, 1, 2), "import": (_import, 1, 1)}
     verb = args.words.pop(0) if args.words else ""
+    known = [*verbs, "export"]
     if verb not in verbs:
-        raise ConfigError(f"recipe {verb}".rstrip() + f": expected one of {', '.join([*verbs, 'export'])}")
+        raise ConfigError(f"recipe {verb}".rstrip() + f": expected one of {', '.join(known)}{closest(verb, known)}")
     function, least, most = verbs[verb]
     if not least <= len(args.words) <= most:
         raise ConfigError(next(line.strip() for line in USAGE.splitlines() if f"recipe {verb}" in line))

@@ -15,6 +15,7 @@ from postmill.io.errors import EXISTS, FAILED, ArtifactError, ConfigError
 from postmill.io.hub import PREFIXES, Repository, newest_commit, parse_repository
 from postmill.stages.shared.model_reference import hub_model
 from postmill.stages.spec import Port
+from postmill.stages.tables import closest
 
 USAGE = """
 Run the stages of a recipe, one after another. What is up to date is not made again.
@@ -124,7 +125,7 @@ def _chosen(steps: list[Step], first: str, last: str) -> list[Step]:
     names = [step.name for step in steps]
     for flag, name in (("--from", first), ("--to", last)):
         if name and name not in names:
-            raise ConfigError(f"{flag} {name}: no such section; there are {', '.join(names)}")
+            raise ConfigError(f"{flag} {name}: no such section{closest(name, names)}; there are {', '.join(names)}")
     start = names.index(first) if first else 0
     end = names.index(last) + 1 if last else len(names)
     if start >= end:

@@ -150,7 +150,9 @@ def raw_rows(reference: str, args: Args, wanted: RowName | None, count: int) -> 
     """The first rows of raw data, or of those that `wanted` names, as tokenize would make them; and what reads ids."""
     model = args.options.get("-m")
     if model is None:
-        raise ConfigError("show: a raw file needs -m MODEL, to render and tokenize it as training would")
+        raise ConfigError(
+            "show: rows of a raw file need a tokenizer; pass -m MODEL, to render and tokenize it as training would"
+        )
     from postmill.stages.shared.model_reference import find_model
     from postmill.stages.tokenize.work import refusals
 

@@ -8,6 +8,7 @@ import msgspec
 
 from postmill.io.errors import NO_INPUT, ArtifactError, ConfigError
 from postmill.io.manifest import INSIDE, MANIFEST, Artifact, InputEntry, load_artifact, recorded_paths
+from postmill.io.nearby import nearby
 from postmill.stages.tables import closest
 
 
@@ -96,5 +97,5 @@ def open_artifact(word: str) -> Artifact:
     if path.name == MANIFEST:
         path = path.parent
     if not path.exists():
-        raise ArtifactError(f"{path}: no such artifact", NO_INPUT)
+        raise ArtifactError(f"{path}: no such artifact{nearby(path)}", NO_INPUT)
     return load_artifact(path)

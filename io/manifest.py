@@ -13,6 +13,7 @@ import msgspec
 
 from postmill.io.digest import canonical_json, digest_bytes, digest_file, digest_json
 from postmill.io.errors import MISMATCH, NO_INPUT, ArtifactError
+from postmill.io.nearby import nearby
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -166,14 +167,42 @@ def load_artifact(path: Path, kinds: tuple[str, ...] = ()) -> Artifact:
     try:
         data = file.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
-        why = "no manifest.json, so it is unfinished or no artifact" if path.exists() else "no such artifact"
-        raise ArtifactError(f"{path}: {why}; run the stage that makes it", NO_INPUT) from None
+        if not path.exists():
+            remedy = nearby(path) or "; run the stage that makes it"
+            raise ArtifactError(f"{path}: no such artifact{remedy}", NO_INPUT) from None
+        why = f"no manifest.json, so it is unfinished or no artifact; run the stage that makes it{_maker(kinds)}"
+        raise ArtifactError(f"{path}: {why}", NO_INPUT) from None
     manifest = parse_manifest(data, str(file))
     if kinds and manifest.kind not in kinds:
-        raise ArtifactError(f"{path}: kind is {manifest.kind}, expected {' or '.join(kinds)}", MISMATCH)
+        raise wrong_kind(path, manifest.kind, kinds)
     for entry in manifest.files:
         _check_size(path, entry)
     return Artifact(path, manifest, manifest_digest(data))
+
+
+_MAKERS = {
+    "tokens": "tokenize",
+    "prompts": "tokenize --for prompt",
+    "packed": "pack",
+    "scores": "score",
+    "rollouts": "rollout",
+    "rewards": "reward",
+    "adapter": "train",
+    "model": "merge",
+}
+"""Kind -> the command that makes one of what comes before it."""
+
+
+def _maker(kinds: tuple[str, ...]) -> str:
+    return f": postmill {_MAKERS[kinds[0]]}" if kinds and kinds[0] in _MAKERS else ""
+
+
+def wrong_kind(path: Path, kind: str, kinds: tuple[str, ...]) -> ArtifactError:
+    """The error for an artifact of a kind that does not go in, with the command that makes one that does."""
+    maker = _MAKERS.get(kinds[0], "")
+    of_what = "your rows" if maker.startswith("tokenize") else "it"
+    remedy = f"; make {kinds[0]} of {of_what} with `postmill {maker}`" if maker else ""
+    return ArtifactError(f"{path}: kind is {kind}, expected {' or '.join(kinds)}{remedy}", MISMATCH)
 
 
 def _check_size(path: Path, entry: FileEntry) -> None:

@@ -8,6 +8,7 @@ from postmill.io.digest import digest_files
 from postmill.io.errors import NO_INPUT, REFUSED, ArtifactError
 from postmill.io.json_file import load_json
 from postmill.io.manifest import MANIFEST, SIDE_FILES, load_artifact
+from postmill.io.nearby import nearby
 from postmill.io.safetensors_file import SafetensorsFile
 from postmill.io.tekken import TEKKEN
 
@@ -29,7 +30,7 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"
 TRAINING = "training.json"
 """What a run of `train` learned about its result: the base's digest, and the tokens it stops with."""
 _DATA_SUFFIXES = frozenset({".json", ".jinja", ".safetensors", ".model", ".txt", ".tiktoken", ".gguf"})
-_NO_FOLDER = "no such model folder; give one in Hugging Face layout, or a hub's owner/name"
+_NO_FOLDER = "; give one in Hugging Face layout, or a hub's owner/name"
 _WHOLE = frozenset({"model.safetensors", "model.safetensors.index.json"})
 
 
@@ -72,7 +73,7 @@ def model_files(path: Path) -> dict[str, Path]:
     Raises ArtifactError: 66 if there is no such folder or no config.json in it, 77 if its weights are pickled.
     """
     if not path.is_dir():
-        raise ArtifactError(f"{path}: {_NO_FOLDER}", NO_INPUT)
+        raise ArtifactError(f"{path}: no such model folder{nearby(path) or _NO_FOLDER}", NO_INPUT)
     if not (path / "config.json").is_file() and not (path / ADAPTER_CONFIG).is_file():
         raise ArtifactError(f"{path}: no config.json in it, so it is no model folder; check the path", NO_INPUT)
     names = sorted(p.name for p in path.iterdir() if p.is_file())
@@ -113,7 +114,7 @@ def tokenizer_digest(path: Path) -> str:
 def tokenizer_files(path: Path) -> dict[str, Path]:
     """The tokenizer's files by name. Raises ArtifactError (66) if there is no tokenizer.json, nor a tekken.json."""
     if not path.is_dir():
-        raise ArtifactError(f"{path}: {_NO_FOLDER}", NO_INPUT)
+        raise ArtifactError(f"{path}: no such model folder{nearby(path) or _NO_FOLDER}", NO_INPUT)
     if not any((path / name).is_file() for name in ("tokenizer.json", TEKKEN)):
         raise ArtifactError(f"{path}: no tokenizer.json in it; {_how_to_convert(path)}", NO_INPUT)
     extra = [f"{EXTRA_TEMPLATES}/{p.name}" for p in (path / EXTRA_TEMPLATES).glob("*.jinja")]

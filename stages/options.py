@@ -127,15 +127,18 @@ def explain_unknown(name: str, owner: str, struct: type[Any], known: Mapping[str
     if several:
         return f"stands for several options: {', '.join(_flag(path) for path in several)}; say which"
     for path, option in known.items():
-        for other in option.choice.table if option.choice else ():
-            added = {o: text for o, text in options(struct, {path: other}).items() if o.startswith(f"{other}.")}
-            is_chosen = any(o.startswith(f"{other}.") for o in known)
-            if (
-                not is_chosen
-                and name in added.keys() | {o.partition(".")[2] for o in added} | short_names(added).keys()
-            ):
-                return f"is an option of {_flag(path)} {other}; choose that, or leave it out"
+        owners = [other for other in option.choice.table if _has(struct, path, other, name)] if option.choice else []
+        owners = [other for other in owners if not any(o.startswith(f"{other}.") for o in known)]
+        if owners:
+            one = "choose that" if len(owners) == 1 else "choose one of them"
+            return f"is an option of {_flag(path)} {', '.join(owners)}; {one}, or leave it out"
     return f"no such option of {owner}{closest(name, [*known, *short_names(known)])}"
+
+
+def _has(struct: type[Any], path: str, other: str, name: str) -> bool:
+    """Whether the choice at `path`, if it is `other`, has an option of this name."""
+    added = {o: option for o, option in options(struct, {path: other}).items() if o.startswith(f"{other}.")}
+    return name in added.keys() | {o.partition(".")[2] for o in added} | short_names(added).keys()
 
 
 def _flag(path: str) -> str:

@@ -19,7 +19,7 @@ import msgspec
 
 from postmill.io.commit import Staging
 from postmill.io.digest import digest_file
-from postmill.io.errors import EXISTS, IO_ERROR, MISMATCH, NO_INPUT, USAGE, ArtifactError, ConfigError
+from postmill.io.errors import EXISTS, IO_ERROR, NO_INPUT, USAGE, ArtifactError, ConfigError
 from postmill.io.kinds import find_kind
 from postmill.io.manifest import (
     MANIFEST,
@@ -30,9 +30,11 @@ from postmill.io.manifest import (
     content_key,
     list_files,
     load_artifact,
+    wrong_kind,
 )
 from postmill.io.mcore_folder import is_mcore, mcore_digest
 from postmill.io.model_folder import ADAPTER_CONFIG, model_digest, tokenizer_digest
+from postmill.io.nearby import nearby
 from postmill.io.table import stdin_stream, stdout_sink
 from postmill.stages.options import keyed, to_plain
 from postmill.stages.protocol import Input, Inputs, Out, Result, differences
@@ -79,7 +81,8 @@ def find_inputs(stage: Stage, given: dict[str, list[str]]) -> Inputs:
     for name, port in stage.inputs.items():
         references = given.get(name, [])
         if port.required and not references:
-            raise ConfigError(f"{stage.name}: no {name} given; {port.flag or 'pass it'}: {port.help}", USAGE)
+            flag = f"pass {port.flag} {name.upper()}" if port.flag else "pass it"
+            raise ConfigError(f"{stage.name}: no {name} given; {flag}: {port.help}", USAGE)
         if len(references) > 1 and not port.many:
             raise ConfigError(f"{stage.name}: {len(references)} times {name}, expected one", USAGE)
         found[name] = [item for reference in references for item in find_input(name, port, reference)]
@@ -94,7 +97,7 @@ def find_input(name: str, port: Port, reference: str) -> list[Input]:
     if port.named:
         label, has_name, reference = reference.partition("=")
         if not has_name or not label or not reference:
-            raise ConfigError(f"{port.flag or name} {label}: expected NAME=PATH, as in ref=scores/", USAGE)
+            raise ConfigError(f"{port.flag or name} {label}: expected NAME=PATH, as in {_example(name, label)}", USAGE)
         name = f"{name}.{label}"
     if port.resolver:
         module, _, function = port.resolver.partition(":")
@@ -117,14 +120,14 @@ def find_input(name: str, port: Port, reference: str) -> list[Input]:
         path, label, source = model.path, model.name, model.source
     if port.kinds == ("file",):
         if not path.is_file():
-            raise ArtifactError(f"{path}: no such file", NO_INPUT)
+            raise ArtifactError(f"{path}: no such file{nearby(path)}", NO_INPUT)
         return [Input(name, "file", digest_file(path), path.name, path)]
     if port.kinds == ("tokenizer",):
         return [Input(name, "tokenizer", tokenizer_digest(path), label, path, source=source)]
     if _MODELS & set(port.kinds) and not (path / MANIFEST).is_file():
         kind, digest = _foreign(path, mcore="mcore" in port.kinds)
         if kind not in port.kinds:
-            raise ArtifactError(f"{path}: kind is {kind}, expected {' or '.join(port.kinds)}", MISMATCH)
+            raise wrong_kind(path, kind, port.kinds)
         return [Input(name, kind, digest, label, path, source=source)]
     artifact = load_artifact(path, port.kinds)
     return [Input(name, artifact.manifest.kind, artifact.digest, path.name, path, artifact)]
@@ -135,6 +138,11 @@ def _foreign(path: Path, *, mcore: bool) -> tuple[str, str]:
     if mcore and is_mcore(path):
         return "mcore", mcore_digest(path)
     return ("adapter" if (path / ADAPTER_CONFIG).is_file() else "model"), model_digest(path)
+
+
+def _example(port: str, said: str) -> str:
+    """What to write in place of a path without a name."""
+    return f"{ {'scores': 'ref'}.get(port, 'name') }={said or 'path'}"
 
 
 def name_work(stage: Stage, config: Any, inputs: Inputs) -> tuple[str, dict[str, Any], list[InputEntry]]:

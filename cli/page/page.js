@@ -78,7 +78,7 @@ const showJobs = newest(async (isNewest) => {
     const cells = [job.name, job.command.map(quoted).join(" "), `${say(job.state)}${code}`, job.seconds ?? ""];
     return make("tr", { "data-state": job.state }, ...cells.map((cell) => make("td", { class: "mono" }, cell)), buttons);
   });
-  at("jobs").replaceChildren(lines.length ? rowsOf(["", say("command"), say("state"), say("seconds"), ""], lines) : say("jobs_none"));
+  at("jobs").replaceChildren(lines.length ? rowsOf(["tab_runs", "command", "state", "seconds", "look"].map(say), lines) : say("jobs_none"));
   const job = jobs.find((one) => one.name === watched);
   if (!job) return;
   const [found, measured] = await Promise.all([ask("job", { name: job.name }), ask("curves", { name: job.output })]);

@@ -106,7 +106,8 @@ def _parse(cfg: Eval, folder: Path, line: bytes, place: str, default_id: str) ->
         message = str(error)
         # "Object contains ..." but "JSON is malformed"
         start = message[:1] if message[1:2].isupper() else message[:1].lower()
-        raise ArtifactError(f"{place}: {start}{message[1:]}", BAD_DATA) from error
+        known = f"; a question has {', '.join(_Line.__struct_fields__)}" if "unknown field" in message else ""
+        raise ArtifactError(f"{place}: {start}{message[1:]}{known}", BAD_DATA) from error
 
 
 def _checked(cfg: Eval, folder: Path, line: _Line, place: str, default_id: str) -> Question:

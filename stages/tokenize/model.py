@@ -15,6 +15,7 @@ from postmill.io.errors import ArtifactError, ConfigError
 from postmill.io.json_file import load_json
 from postmill.io.llama_tokenizer import is_rebuilt, rebuilt
 from postmill.io.model_folder import tokenizer_files
+from postmill.stages.tables import closest
 
 _NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
@@ -113,8 +114,11 @@ def choose_templates(
         return ChosenTemplates(file.name, _text(file), None)
     if name:
         if name not in model.templates:
-            known = ", ".join(sorted(model.templates)) or "none"
-            raise ConfigError(f"template_name: no chat template {name!r} in the model, it has {known}")
+            known = sorted(model.templates)
+            raise ConfigError(
+                f"--template-name: no chat template {name!r} in the model{closest(name, known)}; there are"
+                f" {', '.join(known) or 'none'}"
+            )
         return ChosenTemplates(name, model.templates[name], None)
     if fallback is None and model.templates and "default" not in model.templates and "tool_use" not in model.templates:
         known = ", ".join(sorted(model.templates))

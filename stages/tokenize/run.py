@@ -23,6 +23,7 @@ from postmill.stages.progress import Meter, Progress
 from postmill.stages.protocol import Inputs, Out, Result
 from postmill.stages.shared.agent_formats.table import format_json
 from postmill.stages.shared.media.families.table import Family, find_family
+from postmill.stages.tables import closest
 from postmill.stages.tokenize.config import Tokenize
 from postmill.stages.tokenize.model import ChosenTemplates, TokenizerFolder, choose_templates, load_tokenizer
 from postmill.stages.tokenize.notes import Notes, check_columns
@@ -74,6 +75,13 @@ def read_family(folder: Path, model: TokenizerFolder) -> Family | None:
         return None
 
 
+STRATEGIES = (
+    "default", "last_round", "all", "base", "ignore_empty_think", "ignore_think_prefix", "react", "hermes", "qwen",
+    "agentflan", "alpha_umi", "swift-table-14",
+)  # fmt: skip
+"""Names that `--loss-scale` knows, as the native part has them."""
+
+
 def make_encoder(
     cfg: Tokenize,
     model: TokenizerFolder,
@@ -85,8 +93,10 @@ def make_encoder(
     unread = set(_native.loss_scale_files(cfg.loss_scale)) - {name for name, _ in rules}
     if unread:
         name = sorted(unread)[0]
+        near = closest(name, list(STRATEGIES))
         raise ConfigError(
-            f"loss_scale: {name!r} is no strategy; if it is a rules file, pass --rules {name} and its name"
+            f"--loss-scale: {name!r} is no strategy{near}; there are {', '.join(STRATEGIES)}; if it is a rules file,"
+            f" pass --rules {name} and its name"
         )
     encoder = _native.ChatEncoder(
         model.tokenizer_json,

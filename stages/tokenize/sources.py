@@ -22,6 +22,7 @@ from postmill._native import CHUNK_BYTES, MAX_LINE_BYTES, count_records, record_
 from postmill.io.digest import digest_file, digest_json
 from postmill.io.errors import BAD_DATA, NO_INPUT, ArtifactError, ConfigError
 from postmill.io.hub import CARD, fetch
+from postmill.io.nearby import nearby
 from postmill.stages.progress import fetch_progress
 from postmill.stages.protocol import Input
 from postmill.stages.tokenize.files import FORMATS, STATE, Kind, choose_files, kind_of, saved_files
@@ -103,7 +104,7 @@ def resolve(text: str) -> Dataset:
         return _dataset(reference, "", {f"{path.name or '.'}/{name}": path / name for name in chosen})
     if not path.is_file():
         hint = "; for a hub write hf:owner/name or ms:owner/name" if text.count("/") == 1 else ""
-        raise ArtifactError(f"{text}: no such file or folder{hint}", NO_INPUT)
+        raise ArtifactError(f"{text}: no such file or folder{nearby(path) or hint}", NO_INPUT)
     if reference.subsets:
         raise ConfigError(f"dataset {text}: a file has no subsets; drop :{'/'.join(reference.subsets)}")
     return _dataset(reference, "", {path.name: path})

@@ -24,7 +24,7 @@ from tiny_chat import write_chat_model
 ROOT = Path(__file__).resolve().parents[2]
 AXE = ROOT / ".cache" / "axe" / "node_modules" / "axe-core" / "axe.min.js"
 PICTURES = ROOT / "build" / "pictures"
-STEPS = 300
+STEPS = 150
 """So many that the run is still at work when it is told to stop."""
 
 TEMPLATE = (

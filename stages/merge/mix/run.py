@@ -80,7 +80,9 @@ def _check_call(cfg: Merge, paths: list[Path], base: Path | None) -> None:
         raise ConfigError(f"{name}: takes 1 model, got {len(paths)}; say which layers of each with --layers", USAGE)
     if not least <= len(paths) <= most:
         wanted = str(least) if least == most else f"{least} or more"
-        raise ConfigError(f"{name}: takes {wanted} models, got {len(paths)}", USAGE)
+        raise ConfigError(
+            f"{name}: takes {wanted} models, got {len(paths)}; give {'more' if len(paths) < least else 'fewer'}", USAGE
+        )
     if cfg.method.needs_base and base is None:
         raise ConfigError(f"{name}: needs the model that the others were tuned from; pass it with -m", USAGE)
     if base is not None and not cfg.method.needs_base:

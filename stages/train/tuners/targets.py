@@ -8,6 +8,7 @@ from postmill.io.errors import USAGE, ConfigError
 from postmill.stages.shared.heads import CLASSIFIERS, PEFT_TASK, Head
 from postmill.stages.shared.media.groups import GROUPS as PARTS
 from postmill.stages.shared.media.groups import group_of
+from postmill.stages.tables import closest
 
 
 def find_targets(base: Any, wanted: list[str], tuner: str) -> list[str]:
@@ -29,8 +30,11 @@ def find_targets(base: Any, wanted: list[str], tuner: str) -> list[str]:
     for target in targets:
         hits = [name for name in names if name == target or name.endswith(f".{target}")]
         if not hits:
-            known = ", ".join(sorted(_linear(base)))
-            raise ConfigError(f"--{tuner}.targets {target}: no such module; linear ones are {known}", USAGE)
+            known = sorted(_linear(base))
+            near = closest(target, known)
+            raise ConfigError(
+                f"--{tuner}.targets {target}: no such module{near}; linear ones are {', '.join(known)}", USAGE
+            )
         if target in _READ_PAST.get(base.config.model_type, set()):
             raise ConfigError(
                 f"--{tuner}.targets {target}: {base.config.model_type} layers never call it, so an adapter would do"

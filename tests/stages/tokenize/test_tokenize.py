@@ -172,7 +172,7 @@ def test_options_are_refused_before_any_work(model: Path, tmp_path: Path) -> Non
     data = write_rows(tmp_path / "a.jsonl", [chat("a", "b")])
     for argv, message in [
         (("--loss-scale", "hermse"), b"pass --rules"),
-        (("--truncation", "right"), b"needs max_length"),
+        (("--truncation", "right"), b"pass --max-length N"),
         (("--segments", "ms-swift"), b"loss_rules ms-swift"),
         (("--template-name", "tool_use"), b"no chat template"),
     ]:
