@@ -25,6 +25,7 @@ TOOLS = {
     "inspect": "what an artifact is",
     "lineage": "every ancestor of an artifact",
     "plot": "curves of runs, in the terminal or as a picture",
+    "track": "what a run measures, to TensorBoard, W&B, trackio, MLflow, SwanLab or Aim",
     "diff": "the first stage and option in which two artifacts differ",
     "ledger": "what became of a row",
     "schema": "JSON Schema of a stage's options",

@@ -110,7 +110,7 @@ class Tokenize(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         if self.segments == "ms-swift" and self.loss_rules != "ms-swift":
             raise ValueError("segments ms-swift needs loss_rules ms-swift: it cuts where ms-swift's weights change")
         if self.truncation in ("right", "left", "split") and self.max_length is None:
-            raise ValueError(f"truncation {self.truncation} needs a longest row; pass --max-length N")
+            raise ValueError(f"truncation {self.truncation} needs max_length; pass --max-length N")
         if self.for_ == "prompt" and self.truncation in ("right", "split"):
             raise ValueError(f"truncation {self.truncation} would cut off where the answer is due; use drop or left")
         if self.for_ != "train" and self.segments != "whole":
