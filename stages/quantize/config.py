@@ -19,13 +19,16 @@ class Gate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     parity_tokens: Annotated[int, Meta(ge=2)] = 4096
     """Tokens compared at most."""
     max_ppl_increase: Annotated[float, Meta(ge=0)] | None = None
-    """Fail if perplexity rises by more than this share, like 6%. Default: 1% for 8 bits; 6% for fewer, 25% in models
+    """Fail if perplexity rises by more than this share, like 6%. Default: 1% for 8 bits, 5% with activations in
+    models of less than a billion weights; 6% for fewer, 25% in models
     of less than a billion weights. With own prompts instead of --gate rows it is reported, not judged."""
     min_agreement: Annotated[float, Meta(ge=0, le=1)] | None = None
-    """Fail if the likeliest token is the same at fewer positions. Default: 0.97 for 8 bits; 0.88 for fewer, 0.7 in
-    models of less than a billion weights; less by two standard errors of it."""
+    """Fail if the likeliest token is the same at fewer positions. Default: 0.97 for 8 bits, 0.85 with activations in
+    models of less than a billion weights; 0.88 for fewer, 0.7 in models of less than a billion weights; less by two
+    standard errors of it."""
     max_kl: Annotated[float, Meta(ge=0)] | None = None
-    """Fail if the mean KL divergence from the source, in nats a token, is larger. Default: 0.02 for 8 bits; 0.15 for
+    """Fail if the mean KL divergence from the source, in nats a token, is larger. Default: 0.02 for 8 bits, 0.06 with
+    activations in models of less than a billion weights; 0.15 for
     fewer, 0.5 in models of less than a billion weights."""
 
 

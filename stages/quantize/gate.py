@@ -42,13 +42,24 @@ class Measured(NamedTuple):
     kl: Tensor
 
 
-def limits_of(cfg: Gate, fewest_bits: int, num_parameters: int, *, judge_ppl: bool, num_tokens: int) -> Limits:
+def limits_of(
+    cfg: Gate,
+    fewest_bits: int,
+    num_parameters: int,
+    *,
+    judge_ppl: bool,
+    num_tokens: int,
+    rounds_activations: bool = False,
+) -> Limits:
     """The limits said, or those that follow from the fewest bits of any layer and the size of the model.
 
     Of few tokens, some more may disagree: two standard errors of the agreement that is asked for.
     """
     small = num_parameters < _SMALL
     ppl, agreement, kl = (0.01, 0.97, 0.02) if fewest_bits >= 8 else (0.25, 0.7, 0.5) if small else (0.06, 0.88, 0.15)
+    if fewest_bits >= 8 and small and rounds_activations:
+        # SmolLM2-135M, 1,024 tokens: perplexity +2.9%, 88% and 0.037 with w8a8, +2.9%, 89% and 0.031 with fp8
+        ppl, agreement, kl = 0.05, 0.85, 0.06
     ppl_limit = cfg.max_ppl_increase if cfg.max_ppl_increase is not None else ppl if judge_ppl else None
     agreement -= 2 * (agreement * (1 - agreement) / num_tokens) ** 0.5
     return Limits(

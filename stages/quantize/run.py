@@ -301,8 +301,14 @@ def _gate(
         rows=rows,
         threads=out.threads,
     )
+    rounds = plan is not None and any(target.activations for target in plan.targets.values())
     limits = limits_of(
-        cfg.gate, fewest_bits, model.num_parameters, judge_ppl=bool(chosen), num_tokens=report["num_tokens"]
+        cfg.gate,
+        fewest_bits,
+        model.num_parameters,
+        judge_ppl=bool(chosen),
+        num_tokens=report["num_tokens"],
+        rounds_activations=rounds,
     )
     report = {"source": "rows" if chosen else "prompts"} | report | {"limits": limits._asdict()}
     (out.dir / REPORT).write_bytes(msgspec.json.format(msgspec.json.encode(report)) + b"\n")

@@ -380,6 +380,16 @@ def test_the_gate_commits_nothing_over_a_limit(base: Path, held_out: Path, tmp_p
     assert sorted(p.name for p in tmp_path.iterdir()) == ["fine"]
 
 
+def test_small_models_may_lose_more_where_activations_are_rounded() -> None:
+    gate = Quantize().gate
+
+    def limits(size: int, *, rounds: bool) -> tuple[float | None, float, float]:
+        return limits_of(gate, 8, size, judge_ppl=True, num_tokens=10**9, rounds_activations=rounds)
+
+    assert limits(10**8, rounds=True) == (0.05, 0.85, 0.06)
+    assert limits(10**8, rounds=False) == limits(10**10, rounds=True) == (0.01, 0.97, 0.02)
+
+
 def _plan(base: Path, config: Quantize) -> tuple[StreamedModel, Plan]:
     model = StreamedModel(base)
     inside = {name for name in model.linears if name.startswith(model.prefix)}
