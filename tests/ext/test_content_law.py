@@ -225,3 +225,47 @@ def test_who_learns_any_of_a_turn_learns_its_end(marks: dict[str, Any], expected
     assert "".join(f"{piece}:{weight};" for piece, weight in expected if weight) == "".join(
         f"{piece}:{weight};" for piece, weight in weighed if weight
     )
+
+
+def test_a_template_that_reads_the_first_part_alone_loses_no_other() -> None:
+    """LLaVA-NeXT as TRL ships it."""
+    template = (
+        "{% for m in messages %}{{ '<user>' if m.role == 'user' else '<bot>' }}{{ m.content[0].text }}<end>{% endfor %}"
+        "{% if add_generation_prompt %}<bot>{% endif %}"
+    )
+    row = chat("a", "b")
+    assert run(encoder(template=template), row)[2]["kept"] == 1
+    row["messages"][1]["content"] = [{"type": "text", "text": "One. "}, {"type": "text", "text": "Two."}]
+    assert "$.messages[1].content: " in refusal(template, row)
+    assert run(
+        encoder(template=template.replace("m.content[0].text", "m.content | map(attribute='text') | join")), row
+    )[2]["kept"]
+
+
+def test_thinking_that_is_joined_to_the_answer_and_cut_off_is_counted() -> None:
+    """Nemotron 3 as TRL ships it."""
+    template = (
+        "{% for m in messages %}{% if m.role == 'user' %}<user>{{ m.content }}<end>{% else %}{% set text = m.content %}"
+        "{% if m.reasoning_content %}{% set text = '<think>' ~ m.reasoning_content ~ '</think>' ~ text %}{% endif %}"
+        "<bot>{{ text.split('</think>')[-1] if not loop.last else text }}<end>{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}<bot>{% endif %}"
+    )
+    row = chat("a", "b", "c", "d")
+    row["messages"][1]["reasoning_content"] = "of the past"
+    row["messages"][3]["reasoning_content"] = "of now"
+    enc = encoder(template=template)
+    [made], _, counts = run(enc, row)
+    assert counts["unwritten_thinking"] == 1
+    text = enc.read(made["input_ids"])
+    assert "of now" in text and "of the past" not in text
+
+
+def test_a_prompt_with_another_indentation_is_still_the_header() -> None:
+    """Templates that were indented without care, as in many collections of them."""
+    template = (
+        "{% for m in messages %}{{ '  ' }}{{ '<bot>\\n' if m.role == 'assistant' else '<user>' }}{{ m.content }}<end>"
+        "{% if loop.last and m.role == 'user' and add_generation_prompt %}{{ '    <bot>\\n' }}{% endif %}{% endfor %}"
+    )
+    enc = encoder(template=template)
+    [made], _, _ = run(enc, chat("a", "b", "c", "d"))
+    assert [text for text, weight in shown(enc, made) if weight] == ["b<end>", "d<end>"]

@@ -14,6 +14,8 @@ struct Wanted {
     unwritten: Unwritten,
     /// The arguments of a call, which are looked for apart from its name.
     is_arguments: bool,
+    /// Which of several texts that a content was given in; none: all of them.
+    piece: Option<usize>,
 }
 
 /// Where a text is changed.
@@ -27,7 +29,7 @@ enum Spot {
 impl Template {
     /// The parts of a row that left no trace in its rendering, in the row's order.
     pub(super) fn unwritten(&self, row: &Row<'_>, written: &Written, prompt: bool) -> Result<Vec<Unwritten>, Error> {
-        let wanted = wanted(row, written);
+        let wanted = wanted(row, written, self.form.reads_parts());
         if wanted.is_empty() {
             return Ok(vec![]);
         }
@@ -65,14 +67,24 @@ impl Template {
             let Unwritten { message, part: kind } = part.unwritten;
             match kind {
                 Part::Content | Part::Thinking => {
-                    for (name, value) in &mut messages[message].fields {
+                    let Message { fields, pieces, .. } = &mut messages[message];
+                    for (name, value) in fields {
                         let is_reasoning = REASONING.contains(&&**name);
                         if !(is_reasoning || &**name == "content") || is_reasoning != (kind == Part::Thinking) {
                             continue;
                         }
-                        match value {
-                            Json::String(text) => *text = with_word(text, word, spot),
-                            Json::Array(parts) => {
+                        match (value, part.piece) {
+                            (Json::String(text), Some(piece)) => {
+                                *text = with_word_in(text, pieces, piece, word, spot);
+                            }
+                            (Json::String(text), None) => *text = with_word(text, word, spot),
+                            (Json::Array(parts), Some(piece)) => {
+                                texts_of(parts)
+                                    .nth(piece)
+                                    .into_iter()
+                                    .for_each(|text| *text = with_word(text, word, spot));
+                            }
+                            (Json::Array(parts), None) => {
                                 texts_of(parts).for_each(|text| *text = with_word(text, word, spot));
                             }
                             _ => {}
@@ -105,11 +117,12 @@ impl Template {
     }
 }
 
-/// Everything in the row that was not seen to be printed.
-fn wanted(row: &Row<'_>, written: &Written) -> Vec<Wanted> {
+/// Everything in the row that was not seen to be printed. Of a content that the template sees as several texts it may
+/// have printed one alone.
+fn wanted(row: &Row<'_>, written: &Written, reads_parts: bool) -> Vec<Wanted> {
     let mut wanted = vec![];
-    let mut want = |message: usize, part: Part, is_arguments: bool| {
-        wanted.push(Wanted { unwritten: Unwritten { message, part }, is_arguments });
+    let mut want = |message: usize, part: Part, is_arguments: bool, piece: Option<usize>| {
+        wanted.push(Wanted { unwritten: Unwritten { message, part }, is_arguments, piece });
     };
     for (index, message) in row.messages.iter().enumerate() {
         let words = written.words.get(index).copied().unwrap_or_default();
@@ -117,17 +130,29 @@ fn wanted(row: &Row<'_>, written: &Written) -> Vec<Wanted> {
         for (name, value) in &message.fields {
             match value {
                 Json::String(text) if text.trim().is_empty() => {}
-                Json::String(_) if &**name == "content" && words & SAID == 0 => want(index, Part::Content, false),
-                Json::Array(parts) if &**name == "content" && words & SAID == 0 && has_text(parts) => {
-                    want(index, Part::Content, false);
+                Json::String(text) if &**name == "content" && reads_parts && message.pieces.len() > 1 => {
+                    let mut start = 0;
+                    for (piece, length) in message.pieces.iter().enumerate() {
+                        if text.get(start..start + length).is_some_and(|text| !text.trim().is_empty()) {
+                            want(index, Part::Content, false, Some(piece));
+                        }
+                        start += length;
+                    }
+                }
+                Json::Array(parts) if &**name == "content" && num_texts(parts) > 1 => {
+                    (0..num_texts(parts)).for_each(|piece| want(index, Part::Content, false, Some(piece)));
+                }
+                Json::String(_) if &**name == "content" && words & SAID == 0 => want(index, Part::Content, false, None),
+                Json::Array(parts) if &**name == "content" && words & SAID == 0 && num_texts(parts) == 1 => {
+                    want(index, Part::Content, false, None);
                 }
                 Json::String(_) if REASONING.contains(&&**name) && words & REASONED == 0 => has_reasoning = true,
                 Json::Array(calls) if &**name == "tool_calls" => {
                     for (at, call) in calls.iter().enumerate() {
-                        want(index, Part::Call(at), false);
+                        want(index, Part::Call(at), false, None);
                         let arguments = function(call).and_then(|function| function.member("arguments"));
                         if !matches!(arguments, None | Some(Json::Null)) && arguments != Some(&Json::Object(vec![])) {
-                            want(index, Part::Call(at), true);
+                            want(index, Part::Call(at), true, None);
                         }
                     }
                 }
@@ -135,11 +160,11 @@ fn wanted(row: &Row<'_>, written: &Written) -> Vec<Wanted> {
             }
         }
         if has_reasoning {
-            want(index, Part::Thinking, false);
+            want(index, Part::Thinking, false, None);
         }
     }
     if let Some(Json::Array(tools)) = row.tools {
-        (0..tools.len()).for_each(|at| want(0, Part::Tool(at), false));
+        (0..tools.len()).for_each(|at| want(0, Part::Tool(at), false, None));
     }
     wanted
 }
@@ -155,8 +180,9 @@ fn texts_of(parts: &mut [Json]) -> impl Iterator<Item = &mut Box<str>> {
     })
 }
 
-fn has_text(parts: &[Json]) -> bool {
-    parts.iter().any(|part| matches!(part.member("text"), Some(Json::String(text)) if !text.trim().is_empty()))
+fn num_texts(parts: &[Json]) -> usize {
+    let has_text = |part: &&Json| matches!(part.member("text"), Some(Json::String(text)) if !text.trim().is_empty());
+    parts.iter().filter(has_text).count()
 }
 
 /// Where the name of a call or tool is.
@@ -171,6 +197,16 @@ fn with_word(text: &str, word: &str, spot: Spot) -> Box<str> {
         Spot::End => text.len(),
     };
     format!("{}{word}{}", &text[..at], &text[at..]).into()
+}
+
+/// The same in one of the pieces that a text was joined of.
+fn with_word_in(text: &str, pieces: &mut [usize], piece: usize, word: &str, spot: Spot) -> Box<str> {
+    let start: usize = pieces[..piece].iter().sum();
+    let Some(length) = pieces.get_mut(piece) else { return text.into() };
+    let (before, rest) = text.split_at_checked(start).unwrap_or((text, ""));
+    let (inside, behind) = rest.split_at_checked(*length).unwrap_or((rest, ""));
+    *length += word.len();
+    [before, &with_word(inside, word, spot), behind].concat().into()
 }
 
 /// Add a word to the name of a call or tool, or to the arguments of a call.

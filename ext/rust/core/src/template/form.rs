@@ -23,6 +23,11 @@ impl Form {
         self == Self::default()
     }
 
+    /// Content is handed over as a list of parts.
+    pub fn reads_parts(self) -> bool {
+        self.parts
+    }
+
     /// Bring the members of a message into this form. `pieces`: lengths of the texts its content was joined of.
     pub fn change(self, members: &mut [(Box<str>, Json)], pieces: &[usize]) {
         for (name, value) in members {

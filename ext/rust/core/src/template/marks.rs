@@ -2,7 +2,7 @@
 //! template calls generated, and which is the generation prompt.
 use std::rc::Rc;
 
-use super::value::{FROM_ASSISTANT, REASONING, message_index};
+use super::value::{FROM_ASSISTANT, MIXED, REASONING, message_index};
 
 /// What a stretch of output is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -221,7 +221,7 @@ impl Writer {
     fn note_source(&mut self, message: usize, source: u32) {
         if !self.suspended.is_empty() {
             self.out.sources.push(source);
-        } else if let Some(words) = self.words.get_mut(message) {
+        } else if let Some(words) = self.words.get_mut(message).filter(|_| source & MIXED == 0) {
             *words |= if source & REASONING == 0 { SAID } else { REASONED };
         }
     }

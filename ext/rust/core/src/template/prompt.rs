@@ -89,9 +89,19 @@ impl Prompts {
         let mut found = turn.match_indices(&self.own.text);
         match (found.next(), found.next()) {
             (Some((at, _)), None) => Some(at + self.own.text.len()),
-            _ => None,
+            _ => spaced_header(&self.own.text, turn),
         }
     }
+}
+
+/// Length of a header that is the prompt with other white space around it: templates that were indented without care
+/// print another indentation before each.
+fn spaced_header(prompt: &str, turn: &str) -> Option<usize> {
+    let words = prompt.trim();
+    let rest = turn.trim_start().strip_prefix(words).filter(|_| !words.is_empty())?;
+    let tail = &prompt[prompt.trim_end().len()..];
+    let same = tail.bytes().zip(rest.bytes()).take_while(|(one, other)| one == other).count();
+    Some(turn.len() - rest.len() + same)
 }
 
 impl Template {

@@ -17,6 +17,9 @@ pub(super) const FROM_ASSISTANT: u32 = 1 << 31;
 /// Set in the number of a message whose reasoning is meant, not its content.
 pub(super) const REASONING: u32 = 1 << 30;
 
+/// Set in the number of a text that was joined of words of two: a part of it need not hold both.
+pub(super) const MIXED: u32 = 1 << 29;
+
 /// A member of this name stands for what a message says.
 pub(super) fn is_said(name: &str) -> bool {
     matches!(name, "content" | "reasoning_content" | "thinking" | "reasoning")
@@ -35,12 +38,14 @@ pub(super) fn source_of(key: &str, message: u32) -> u32 {
 /// One source for text made of two: the model's words before others, the left before the right.
 pub(super) fn joint_source(left: u32, right: u32) -> u32 {
     let first = if left & FROM_ASSISTANT == 0 && right & FROM_ASSISTANT != 0 { right } else { left };
-    if first == 0 { right } else { first }
+    let first = if first == 0 { right } else { first };
+    let is_mixed = left != 0 && right != 0 && (left ^ right) & !MIXED != 0;
+    first | if is_mixed { MIXED } else { (left | right) & MIXED }
 }
 
 /// The index of the message with this number (one more, perhaps with flags); none for 0.
 pub(super) fn message_index(number: u32) -> Option<usize> {
-    (number & !(FROM_ASSISTANT | REASONING)).checked_sub(1).map(|index| index as usize)
+    (number & !(FROM_ASSISTANT | REASONING | MIXED)).checked_sub(1).map(|index| index as usize)
 }
 
 /// Nesting of built lists and dicts beyond which a template is refused (dropping and printing recurse).
