@@ -17,12 +17,11 @@ import msgspec
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive, Scope, Send
 
-from postmill.cli.page import page, plan, preview
+from postmill.cli.page import page, plan, preview, talk
 from postmill.cli.page.guard import MOST_BODY_BYTES, Guard, Refused
 from postmill.cli.page.jobs import Jobs
 from postmill.cli.page.look import curves, estimated, viewed
 from postmill.cli.page.places import Folder
-from postmill.cli.page.talk import Talks
 
 _TICKET_S = 60.0
 _HEADERS = {
@@ -48,7 +47,7 @@ class App:
         """`env`: that of the processes it starts."""
         self._folder, self._guard, self._allow_run = folder, guard, allow_run
         self.jobs = Jobs(folder.root, env)
-        self.talks = Talks(folder, env)
+        self.talks = talk.Talks(folder, env)
         self._tickets: dict[str, tuple[float, Path]] = {}
         self._page, self._policy = page.build()
         self._asks: dict[str, tuple[type[Any] | None, Callable[[Any], Any]]] = {
@@ -66,8 +65,8 @@ class App:
             "run": (plan.Ask, self._run),
             "stop": (Named, lambda ask: self.jobs.stop(ask.name)),
             "resume": (Named, lambda ask: self.jobs.resume(ask.name)),
-            "talk": (self.talks.Open, self.talks.open),
-            "say": (self.talks.Say, self.talks.say),
+            "talk": (talk.Open, self.talks.open),
+            "say": (talk.Say, self.talks.say),
             "hang-up": (None, lambda _: self.talks.close()),
         }
         """What starts or ends processes: refused unless the server was told to allow it."""

@@ -45,8 +45,6 @@ class _Side(msgspec.Struct):
 class Talks:
     """The servers that run, at most two."""
 
-    Open, Say = Open, Say
-
     def __init__(self, folder: Folder, env: dict[str, str]) -> None:
         self._folder, self._env = folder, env
         self._servers: list[subprocess.Popen[str]] = []

@@ -114,10 +114,10 @@ def choose_templates(
         return ChosenTemplates(file.name, _text(file), None)
     if name:
         if name not in model.templates:
-            known = sorted(model.templates)
+            names = sorted(model.templates)
             raise ConfigError(
-                f"--template-name: no chat template {name!r} in the model{closest(name, known)}; there are"
-                f" {', '.join(known) or 'none'}"
+                f"--template-name: no chat template {name!r} in the model{closest(name, names)}; there are"
+                f" {', '.join(names) or 'none'}"
             )
         return ChosenTemplates(name, model.templates[name], None)
     if fallback is None and model.templates and "default" not in model.templates and "tool_use" not in model.templates:

@@ -161,7 +161,6 @@ merge sft
 merge sft -m bass -o x
 merge tuned aligned -o x --method tis
 quantize aligned -o x --method gptqq
-quantize sft -o x --method rtn
 serve tuned --host 0.0.0.0
 serve tuend
 serve base --adapter sft
