@@ -192,7 +192,7 @@ fn too(reason: &'static str, message: String) -> RowError {
 
 /// Features of a sound: windows, half of them after the convolution, half of these after pooling.
 ///
-/// Samples at another rate are `ceil(samples * rate / own)` after resampling. Source: processing_qwen2_audio.py.
+/// Samples at another rate are `ceil(samples * rate / own)` after resampling. Source: `processing_qwen2_audio.py`.
 fn spectrum(samples: u32, own: u32, [rate, hop, most]: [u32; 3]) -> Result<Plan, RowError> {
     let heard = (u64::from(samples) * u64::from(rate)).div_ceil(u64::from(own));
     if heard > u64::from(most) {

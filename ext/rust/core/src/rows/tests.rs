@@ -280,7 +280,7 @@ fn pairs() {
     fails(
         r#"{"text":"a","rejected_response":"b"}"#,
         "$.rejected_response: replaces what follows the last user message, but the row has no user message; if both texts begin \
-         with the prompt, split it off",
+         with the prompt, split it off or pass --plain",
     );
     fails(
         r#"{"query":"q","response":"a","rejected_response":"b","rejected_messages":[]}"#,

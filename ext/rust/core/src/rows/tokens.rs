@@ -71,9 +71,10 @@ fn segments(columns: &mut Columns) -> Result<Option<Body>, RowError> {
     let Json::Array(items) = value else {
         return Err(place.fault("segments", format!("expected a list of {{text, label}}, got {}", kind(&value))));
     };
-    let read = |(index, item): (usize, &Json)| match (item.member("text"), item.member("label").and_then(as_bool)) {
-        (Some(Json::String(text)), Some(label)) => Ok((text.clone(), label)),
-        _ => {
+    let read = |(index, item): (usize, &Json)| {
+        if let (Some(Json::String(text)), Some(label)) = (item.member("text"), item.member("label").and_then(as_bool)) {
+            Ok((text.clone(), label))
+        } else {
             let message = "expected a text and a label (true: trained on)";
             Err(Place::Index(&place, index).fault("segments", message.to_owned()))
         }

@@ -252,7 +252,7 @@ impl<'a> Interp<'a> {
                 fail(format!("the attribute '{name}' of a function is not supported"))
             }
             Value::Tuple(items) if items.shape == Shape::Group && matches!(name, "grouper" | "list") => {
-                Ok(items.items.get(usize::from(name == "list")).cloned().unwrap_or(Value::Undefined(name)))
+                Ok(items.values.get(usize::from(name == "list")).cloned().unwrap_or(Value::Undefined(name)))
             }
             _ if attr.owners.include(object) => Ok(Value::Bound),
             _ => Ok(object.lookup_str(name).unwrap_or(Value::Undefined(name))),
@@ -269,7 +269,7 @@ impl<'a> Interp<'a> {
             Value::Namespace(at) => Ok(self.member(*at, name).cloned().unwrap_or(Value::Undefined("an attribute"))),
             Value::Loop(state) => loop_attribute(state, name),
             Value::Tuple(items) if items.shape == Shape::Group && matches!(name, "grouper" | "list") => {
-                Ok(items.items.get(usize::from(name == "list")).cloned().unwrap_or(Value::Undefined("an attribute")))
+                Ok(items.values.get(usize::from(name == "list")).cloned().unwrap_or(Value::Undefined("an attribute")))
             }
             _ if Owners::of(name).include(object) => Ok(Value::Bound),
             _ => Ok(Value::Undefined("an attribute")),
@@ -332,30 +332,12 @@ impl<'a> Interp<'a> {
         for (name, value) in &args.keyword {
             let value = self.eval(value)?;
             if &**name == "**" {
-                self.spread_mapping(&value, &mut keyword)?;
+                spread_mapping(&value, &mut keyword)?;
             } else {
                 keyword.push((&**name, value));
             }
         }
         Ok(Args { positional, keyword })
-    }
-
-    /// `**value` among the arguments of a call.
-    fn spread_mapping(&mut self, value: &Value<'a>, keyword: &mut Vec<(&'a str, Value<'a>)>) -> Outcome<()> {
-        let Some(entries) = value.entries() else {
-            return fail(format!("an argument after '**' must be a mapping, not {}", value.type_name()));
-        };
-        for (key, value) in entries {
-            // names live as long as the template or the row: those that a template builds do not
-            let Value::Str(Text { chars: Chars::Borrowed(name), .. }) = key else {
-                return fail("'**' before a dict whose keys the template puts together is not supported");
-            };
-            if keyword.iter().any(|(known, _)| *known == name) {
-                return fail(format!("got two values for the argument '{name}'"));
-            }
-            keyword.push((name, value));
-        }
-        Ok(())
     }
 
     pub(super) fn call_with_caller(&mut self, call: &'a Expr, caller: &'a Macro) -> Outcome<Value<'a>> {
@@ -528,4 +510,22 @@ fn call_loop<'a>(state: &LoopState<'a>, name: &str, args: Args<'a>, fuel: &super
         }
         _ => fail(format!("loop.{name}() is not supported")),
     }
+}
+
+/// `**value` among the arguments of a call.
+fn spread_mapping<'a>(value: &Value<'a>, keyword: &mut Vec<(&'a str, Value<'a>)>) -> Outcome<()> {
+    let Some(entries) = value.entries() else {
+        return fail(format!("an argument after '**' must be a mapping, not {}", value.type_name()));
+    };
+    for (key, value) in entries {
+        // names live as long as the template or the row: those that a template builds do not
+        let Value::Str(Text { chars: Chars::Borrowed(name), .. }) = key else {
+            return fail("'**' before a dict whose keys the template puts together is not supported");
+        };
+        if keyword.iter().any(|(known, _)| *known == name) {
+            return fail(format!("got two values for the argument '{name}'"));
+        }
+        keyword.push((name, value));
+    }
+    Ok(())
 }

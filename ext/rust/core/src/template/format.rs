@@ -106,10 +106,9 @@ impl Spec {
     fn number(&self, number: &Number) -> Outcome<String> {
         let kind = match (self.kind, number) {
             (None, Number::Float(_)) => return self.float(number.as_float(), None),
-            (None, _) => 'd',
             (Some('n'), _) if self.group.is_some() => return fail("a separator of groups has no place with 'n'"),
             (Some('n'), Number::Float(_)) => 'g',
-            (Some('n'), _) => 'd',
+            (None | Some('n'), _) => 'd',
             (Some(kind), _) => kind,
         };
         if matches!(kind, 'e' | 'E' | 'f' | 'F' | 'g' | 'G' | '%') {
@@ -155,14 +154,15 @@ impl Spec {
         let body = match kind {
             Some('%') => format!("{}%", float_digits(100.0 * value.abs(), 'f', self.precision.unwrap_or(6))),
             Some(kind) => float_digits(value.abs(), kind, self.precision.unwrap_or(6)),
-            None => match self.precision {
-                Some(precision) => general(value.abs(), precision.max(1), true, 'e'),
-                None => {
+            None => {
+                if let Some(precision) = self.precision {
+                    general(value.abs(), precision.max(1), true, 'e')
+                } else {
                     let mut shortest = String::new();
                     number::write_float(value.abs(), &mut shortest);
                     shortest
                 }
-            },
+            }
         };
         let body = match body.find(|c: char| !c.is_ascii_digit()) {
             Some(end) => [&self.grouped(&body[..end], 3)?, &body[end..]].concat(),
@@ -205,14 +205,16 @@ fn digits(rest: &mut std::iter::Peekable<std::str::Chars<'_>>) -> Outcome<Option
 /// C's `%e`, `%f` and `%g` of a number without its sign.
 fn float_digits(value: f64, kind: char, precision: usize) -> String {
     let upper = kind.is_ascii_uppercase();
-    let text = if !value.is_finite() {
-        if value.is_nan() { "nan".to_owned() } else { "inf".to_owned() }
-    } else {
+    let text = if value.is_finite() {
         match kind.to_ascii_lowercase() {
             'f' => format!("{value:.precision$}"),
             'e' => scientific(value, precision),
             _ => general(value, precision.max(1), false, 'g'),
         }
+    } else if value.is_nan() {
+        "nan".to_owned()
+    } else {
+        "inf".to_owned()
     };
     if upper { text.to_uppercase() } else { text }
 }
@@ -233,9 +235,12 @@ fn general(value: f64, precision: usize, with_point: bool, _kind: char) -> Strin
     let text = scientific(value, precision - 1);
     let (mantissa, exponent) = text.split_once('e').unwrap_or((&text, "0"));
     let at: i64 = exponent.parse().unwrap_or(0);
-    let trimmed = |digits: &str| match digits.contains('.') {
-        true => digits.trim_end_matches('0').trim_end_matches('.').to_owned(),
-        false => digits.to_owned(),
+    let trimmed = |digits: &str| {
+        if digits.contains('.') {
+            digits.trim_end_matches('0').trim_end_matches('.').to_owned()
+        } else {
+            digits.to_owned()
+        }
     };
     let limit = precision as i64 - i64::from(with_point);
     if at < -4 || at >= limit.max(i64::from(!with_point)) {

@@ -152,11 +152,14 @@ fn remainder(value: &Value<'_>, by: &Value<'_>) -> Outcome<bool> {
 }
 
 /// `value % 2 == 1`.
-fn is_odd<'a>(value: &Value<'a>) -> Outcome<bool> {
+fn is_odd(value: &Value<'_>) -> Outcome<bool> {
     match (Number::of(value), value) {
         (Some(number), _) => {
+            // a remainder of 2 is exact
+            #[allow(clippy::float_cmp)]
+            let is_one = |rest: Number| rest.as_float() == 1.0;
             let rest = ops::arithmetic(BinaryOp::Mod, &number, &Number::Int(2))?;
-            Ok(Number::of(&rest).is_some_and(|rest| rest.as_float() == 1.0))
+            Ok(Number::of(&rest).is_some_and(is_one))
         }
         (None, Value::Undefined(name)) => undefined(name),
         _ => fail(format!("divisibility of a {} is not supported", value.type_name())),

@@ -337,7 +337,7 @@ fn has_affix(text: &str, affix: &Value<'_>, prefix: bool) -> Outcome<bool> {
     match affix {
         Value::Str(affix) => Ok(has(affix.as_str())),
         Value::Tuple(affixes) => {
-            for affix in &affixes.items {
+            for affix in &affixes.values {
                 let Some(affix) = affix.as_str() else { return fail("a tuple of affixes must hold texts") };
                 if has(affix) {
                     return Ok(true);

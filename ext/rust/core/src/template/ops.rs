@@ -63,7 +63,7 @@ pub(super) fn binary<'a>(op: BinaryOp, left: &Value<'a>, right: &Value<'a>, fuel
             _ => mismatch("*", left, right),
         },
         (BinaryOp::Mod, Value::Str(text), _) if !text.markup => {
-            let listed = if let Value::Tuple(items) = right { &items.items[..] } else { std::slice::from_ref(right) };
+            let listed = if let Value::Tuple(items) = right { &items.values[..] } else { std::slice::from_ref(right) };
             let is_mapping = matches!(right, Value::Object(..) | Value::Dict(_) | Value::List(_) | Value::Json(_));
             let args = PercentArgs { listed, mapping: is_mapping.then_some(right) };
             percent(text.as_str(), &args, fuel).map(Value::string)
@@ -183,7 +183,7 @@ fn floats<'a>(op: BinaryOp, a: f64, b: f64) -> Outcome<Value<'a>> {
         BinaryOp::FloorDiv => divide(a, b).0,
         BinaryOp::Mod => divide(a, b).1,
         BinaryOp::Pow if a == 0.0 && b < 0.0 => return fail("0.0 cannot be raised to a negative power"),
-        BinaryOp::Pow if a < 0.0 && a.is_finite() && b.is_finite() && b != b.trunc() => {
+        BinaryOp::Pow if a < 0.0 && a.is_finite() && b.is_finite() && b.fract() != 0.0 => {
             return fail("a power that is a complex number is not supported");
         }
         BinaryOp::Pow => match a.powf(b) {

@@ -56,7 +56,7 @@ pub(super) fn write_repr(value: &Value<'_>, out: &mut String, fuel: &Fuel) -> Ou
         Value::Tuple(items) => {
             out.push('(');
             repr_items(items, out, fuel)?;
-            out.push_str(if items.items.len() == 1 { ",)" } else { ")" });
+            out.push_str(if items.values.len() == 1 { ",)" } else { ")" });
         }
         Value::View(items) => {
             out.push_str(match items.shape {
@@ -109,7 +109,7 @@ fn separate(index: usize, out: &mut String) {
 }
 
 fn repr_items(items: &Items<'_>, out: &mut String, fuel: &Fuel) -> Outcome<()> {
-    for (i, item) in items.items.iter().enumerate() {
+    for (i, item) in items.values.iter().enumerate() {
         separate(i, out);
         write_repr(item, out, fuel)?;
     }
@@ -177,7 +177,7 @@ impl JsonWriter<'_> {
             Value::Float(value) => number::write_json_float(*value, &mut self.out),
             Value::Str(text) => self.string(text.as_str())?,
             Value::Json(items) => self.list(items, JsonWriter::json)?,
-            Value::List(items) | Value::Tuple(items) => self.list(&items.items, Self::value)?,
+            Value::List(items) | Value::Tuple(items) => self.list(&items.values, Self::value)?,
             Value::Object(members, _) => self.object(members)?,
             Value::Dict(entries) => self.dict(&entries.entries)?,
             other => return fail(format!("object of type {} is not JSON serializable", other.type_name())),

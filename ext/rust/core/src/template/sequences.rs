@@ -147,7 +147,7 @@ impl<'a> Interp<'a> {
             Some(names) => {
                 let names = names.parts(|names| names.split(',').collect());
                 let lists = names.iter().map(|name| self.keyed(value, Some(name), case.as_ref()));
-                transposed(iterated(value)?, lists.collect::<Outcome<_>>()?)
+                transposed(iterated(value)?, &lists.collect::<Outcome<Vec<_>>>()?)
             }
         };
         self.sorted(keyed, reverse.is_some_and(|v| v.truthy())).map(Value::list)
@@ -355,7 +355,7 @@ impl<'a> Interp<'a> {
 }
 
 /// Each item with the list of its keys.
-fn transposed<'a>(items: Vec<Value<'a>>, keyed: Vec<Vec<(Value<'a>, Value<'a>)>>) -> Vec<(Value<'a>, Value<'a>)> {
+fn transposed<'a>(items: Vec<Value<'a>>, keyed: &[Vec<(Value<'a>, Value<'a>)>]) -> Vec<(Value<'a>, Value<'a>)> {
     let keys = |at: usize| keyed.iter().filter_map(|keyed| keyed.get(at)).map(|(key, _)| key.clone()).collect();
     items.into_iter().enumerate().map(|(at, item)| (Value::list(keys(at)), item)).collect()
 }

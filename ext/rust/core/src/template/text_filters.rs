@@ -1,4 +1,6 @@
 //! Filters that make a text of a value: escaping, cutting, wrapping.
+use std::fmt::Write;
+
 use super::args::Args;
 use super::interp::Interp;
 use super::print;
@@ -171,7 +173,7 @@ fn sorted<'a>(value: &Value<'a>) -> Outcome<Value<'a>> {
             Value::dict(entries.collect::<Outcome<_>>()?)
         }
         Value::Json(_) | Value::List(_) => Value::list(all(value.to_vec().unwrap_or_default())?),
-        Value::Tuple(items) => Value::Tuple(Value::items(all(items.items.clone())?)),
+        Value::Tuple(items) => Value::Tuple(Value::items(all(items.values.clone())?)),
         other => other.clone(),
     })
 }
@@ -185,7 +187,8 @@ fn quote(text: &str, in_query: bool) -> String {
             b'/' if !in_query => out.push('/'),
             b'_' | b'.' | b'-' | b'~' => out.push(byte as char),
             _ if byte.is_ascii_alphanumeric() => out.push(byte as char),
-            _ => out.push_str(&format!("%{byte:02X}")),
+            // writing to a String cannot fail
+            _ => drop(write!(out, "%{byte:02X}")),
         }
     }
     out

@@ -114,7 +114,7 @@ impl<'a> Text<'a> {
 /// Items of a built list or tuple and how deep they nest.
 #[derive(Debug)]
 pub(super) struct Items<'a> {
-    pub items: Vec<Value<'a>>,
+    pub values: Vec<Value<'a>>,
     pub depth: u16,
     pub shape: Shape,
 }
@@ -162,7 +162,7 @@ impl<'a> Sequence<'a> {
     pub fn len(&self) -> usize {
         match self {
             Self::Json(items) => items.len(),
-            Self::Items(items) => items.items.len(),
+            Self::Items(items) => items.values.len(),
             Self::Range(_, _, length) => *length,
         }
     }
@@ -170,7 +170,7 @@ impl<'a> Sequence<'a> {
     pub fn get(&self, index: usize) -> Option<Value<'a>> {
         match self {
             Self::Json(items) => items.get(index).map(|item| Value::from_json(item, 0)),
-            Self::Items(items) => items.items.get(index).cloned(),
+            Self::Items(items) => items.values.get(index).cloned(),
             Self::Range(start, step, length) => (index < *length).then(|| Value::Int(start + step * index as i64)),
         }
     }
@@ -260,7 +260,7 @@ impl<'a> Value<'a> {
 
     pub fn shaped(items: Vec<Self>, shape: Shape) -> Rc<Items<'a>> {
         let depth = 1 + items.iter().map(Self::depth).max().unwrap_or(0);
-        Rc::new(Items { items, depth, shape })
+        Rc::new(Items { values: items, depth, shape })
     }
 
     pub fn list(items: Vec<Self>) -> Self {
@@ -294,7 +294,7 @@ impl<'a> Value<'a> {
             Self::Str(text) => !text.as_str().is_empty(),
             Self::Json(items) => !items.is_empty(),
             Self::Object(members, _) => !members.is_empty(),
-            Self::List(items) | Self::Tuple(items) | Self::View(items) => !items.items.is_empty(),
+            Self::List(items) | Self::Tuple(items) | Self::View(items) => !items.values.is_empty(),
             Self::Dict(entries) => !entries.entries.is_empty(),
             Self::Range(_, _, length) => *length != 0,
             Self::Loop(_)
@@ -356,7 +356,7 @@ impl<'a> Value<'a> {
             Self::Str(text) => super::text::length(text.as_str()),
             Self::Json(items) => items.len(),
             Self::Object(members, _) => members.len(),
-            Self::List(items) | Self::Tuple(items) | Self::View(items) => items.items.len(),
+            Self::List(items) | Self::Tuple(items) | Self::View(items) => items.values.len(),
             Self::Dict(entries) => entries.entries.len(),
             Self::Range(_, _, length) => *length,
             Self::Loop(state) => state.length,

@@ -1,4 +1,4 @@
-//! BPE over characters, as SentencePiece families have it (Llama 2, Mistral v1, Gemma): ids equal to the `tokenizers`
+//! BPE over characters, as `SentencePiece` families have it (Llama 2, Mistral v1, Gemma): ids equal to the `tokenizers`
 //! crate's.
 //!
 //! A space is written `▁`, and a character without a token becomes the tokens of its bytes. The crate merges all text
