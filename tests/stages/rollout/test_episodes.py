@@ -210,7 +210,7 @@ def test_a_call_that_hangs_is_ended_and_the_others_are_told_again(world):
     with Host(argv, 1, call_limit_s=600.0, time_limit_s=0) as host:
         rows = [{"solution": "hang" if number == 1 else ""} for number in range(4)]
         host.ask([(talk, {"call": "reset", "row": row, "seed": 0}) for talk, row in zip(talks, rows, strict=True)])
-        host._call_limit_s = 5.0  # long for a call that does nothing, on a machine that is busy
+        host._call_limit_s = 10.0  # long for a call that does nothing, on a machine that is busy
         said = host.ask([(talk, {"call": "step", "text": "a", "calls": []}) for talk in talks])
     assert said[1].error == "timeout"
     assert [answer.messages for answer in (said[0], *said[2:])] == [[{"role": "user", "content": "go on"}]] * 3
