@@ -9,7 +9,6 @@ Source: <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>, version 3.
 import math
 import os
 import struct
-import threading
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -17,7 +16,8 @@ from typing import Any, NoReturn, Self
 
 import msgspec
 
-from postmill.io.errors import BAD_DATA, INTERNAL, NO_INPUT, ArtifactError, StageError
+from postmill.io.errors import BAD_DATA, NO_INPUT, ArtifactError
+from postmill.io.tensor_file import TensorFileWriter
 
 MAGIC, VERSION, ALIGNMENT = b"GGUF", 3, 32
 MAX_HEADER_BYTES = 200_000_000
@@ -65,65 +65,29 @@ def tensor_bytes(kind: str, shape: tuple[int, ...]) -> int:
     return math.prod(shape) // block * size
 
 
-class GgufWriter:
-    """A file whose tensors are all known beforehand. tensors: name -> (type, shape), in the order they lie.
-
-    Closing raises StageError (70) on a gap.
-    """
+class GgufWriter(TensorFileWriter):
+    """tensors: name -> (type, shape), in the order they lie. Closing raises StageError (70) on a gap."""
 
     def __init__(
         self, path: Path, metadata: Mapping[str, Value], tensors: Mapping[str, tuple[str, tuple[int, ...]]]
     ) -> None:
-        self.path = path
         parts = [MAGIC, struct.pack("<IQQ", VERSION, len(tensors), len(metadata))]
         for key, value in metadata.items():
             parts += [_string(key), _value(value)]
         position = 0
         starts: dict[str, int] = {}
-        self._left = {name: tensor_bytes(kind, shape) for name, (kind, shape) in tensors.items()}
-        self.num_bytes = sum(self._left.values())
+        sizes = {name: tensor_bytes(kind, shape) for name, (kind, shape) in tensors.items()}
+        self.num_bytes = sum(sizes.values())
         for name, (kind, shape) in tensors.items():
             starts[name] = position
             # the file names the longest-running dimension first
             dims = struct.pack(f"<I{len(shape)}Q", len(shape), *reversed(shape))
             parts += [_string(name), dims, struct.pack("<IQ", GGML_TYPES[kind][0], position)]
-            position = _aligned(position + self._left[name])
+            position = _aligned(position + sizes[name])
         header = b"".join(parts)
         base = _aligned(len(header))
-        self._start = {name: base + start for name, start in starts.items()}
-        self._lock = threading.Lock()
-        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-        try:
-            _write_all(self._fd, memoryview(header), 0)
-            os.posix_fallocate(self._fd, 0, max(base + position, 1))
-        except BaseException:
-            os.close(self._fd)
-            raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if error is None:
-            self.close()
-        else:
-            os.close(self._fd)
-
-    def write(self, name: str, data: memoryview, offset: int = 0) -> None:
-        """Put `data` at byte `offset` of a tensor; each byte once. Blocks may come from several threads."""
-        _write_all(self._fd, data, self._start[name] + offset)
-        with self._lock:
-            self._left[name] -= len(data)
-
-    def close(self) -> None:
-        os.close(self._fd)
-        unfinished = [name for name, left in self._left.items() if left]
-        if unfinished:
-            raise StageError(
-                f"{self.path}: tensor {unfinished[0]} was not written whole; this is a bug of ours", INTERNAL
-            )
+        starts = {name: base + start for name, start in starts.items()}
+        super().__init__(path, header, starts, sizes, base + position)
 
 
 class GgufFile:
@@ -274,9 +238,3 @@ def _value(value: Value) -> bytes:
     if isinstance(value, float):
         return struct.pack("<If", _FLOAT32, value)
     return struct.pack("<I", _STRING) + _string(value)
-
-
-def _write_all(fd: int, data: memoryview, offset: int) -> None:
-    done = 0
-    while done < len(data):
-        done += os.pwrite(fd, data[done:], offset + done)

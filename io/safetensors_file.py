@@ -11,7 +11,6 @@ import json
 import math
 import os
 import struct
-import threading
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -19,8 +18,9 @@ from typing import Any, NoReturn, Self
 
 import msgspec
 
-from postmill.io.errors import BAD_DATA, INTERNAL, NO_INPUT, REFUSED, ArtifactError, StageError
+from postmill.io.errors import BAD_DATA, NO_INPUT, REFUSED, ArtifactError
 from postmill.io.json_file import load_json
+from postmill.io.tensor_file import TensorFileWriter, write_all
 
 MAX_HEADER_BYTES = 100_000_000
 _MAX_DIM = 2**63 - 1
@@ -118,7 +118,7 @@ class SafetensorsFile:
         while done < entry.num_bytes:
             part = buffer[: entry.num_bytes - done]
             self.read_into(name, done, part)
-            _write_all(target_fd, part, target_offset + done)
+            write_all(target_fd, part, target_offset + done)
             done += len(part)
 
 
@@ -194,77 +194,32 @@ def _entry(name: str, value: Any, base: int, fail: Any) -> TensorEntry:
     return TensorEntry(name, dtype, tuple(shape), base + offsets[0], base + offsets[1])
 
 
-class SafetensorsWriter:
-    """A file whose tensors are all known beforehand: the header first, then data in any order, block by block.
-
-    tensors: name -> (dtype, shape), in the order the data is to lie. Closing raises StageError (70) on a gap.
-    """
+class SafetensorsWriter(TensorFileWriter):
+    """tensors: name -> (dtype, shape), in the order the data is to lie. Closing raises StageError (70) on a gap."""
 
     def __init__(
         self, path: Path, tensors: Mapping[str, tuple[str, tuple[int, ...]]], metadata: Mapping[str, str]
     ) -> None:
-        self.path = path
         header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
         position = 0
+        self._sizes: dict[str, int] = {}
         for name, (dtype, shape) in tensors.items():
-            num_bytes = math.prod(shape) * DTYPE_BITS[dtype] // 8
+            num_bytes = self._sizes[name] = math.prod(shape) * DTYPE_BITS[dtype] // 8
             header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [position, position + num_bytes]}
             position += num_bytes
         text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
         text += b" " * (-len(text) % 8)
         base = 8 + len(text)
-        self._lock = threading.Lock()
-        offsets = {name: header[name]["data_offsets"] for name in tensors}
-        self._start = {name: base + begin for name, (begin, _) in offsets.items()}
-        self._left = {name: end - begin for name, (begin, end) in offsets.items()}
-        self._sizes: dict[str, int] = dict(self._left)
-        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-        try:
-            _write_all(self._fd, memoryview(struct.pack("<Q", len(text)) + text), 0)
-            if position:
-                os.posix_fallocate(self._fd, base, position)
-        except BaseException:
-            os.close(self._fd)
-            raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if error is None:
-            self.close()
-        else:
-            os.close(self._fd)
+        starts = {name: base + header[name]["data_offsets"][0] for name in tensors}
+        super().__init__(path, struct.pack("<Q", len(text)) + text, starts, self._sizes, base + position)
 
     def num_bytes(self, name: str) -> int:
         return self._sizes[name]
 
-    def write(self, name: str, data: memoryview, offset: int = 0) -> None:
-        """Put `data` at byte `offset` of a tensor; each byte once. Blocks may come from several threads."""
-        _write_all(self._fd, data, self._start[name] + offset)
-        with self._lock:
-            self._left[name] -= len(data)
-
     def copy(self, name: str, source: SafetensorsFile, source_name: str) -> None:
         """Take a tensor over from another file as it is."""
         source.copy_to(source_name, self._fd, self._start[name])
-        self._left[name] -= source.tensors[source_name].num_bytes
-
-    def close(self) -> None:
-        os.close(self._fd)
-        unfinished = [name for name, left in self._left.items() if left]
-        if unfinished:
-            raise StageError(
-                f"{self.path}: tensor {unfinished[0]} was not written whole; this is a bug of ours", INTERNAL
-            )
-
-
-def _write_all(fd: int, data: memoryview, offset: int) -> None:
-    done = 0
-    while done < len(data):
-        done += os.pwrite(fd, data[done:], offset + done)
+        self._written(name, source.tensors[source_name].num_bytes)
 
 
 class Weights:

@@ -5,7 +5,6 @@ open files. Messages are msgpack with their length before them, on two pipes; wh
 """
 
 import asyncio
-import importlib.util
 import inspect
 import math
 import os
@@ -19,6 +18,7 @@ import msgspec
 from postmill.stages.reward.functions import BUILT_IN, GROUP, REASONING_GYM, reasoning_gym
 from postmill.stages.reward.row import NOT_LOADED, READY, Answer, Row, Task
 from postmill.stages.shared.child_limits import limit_self
+from postmill.stages.shared.python_file import load_file
 from postmill.stages.tables import added, find
 
 _DETAIL_CHARACTERS = 300
@@ -35,12 +35,7 @@ def load(reference: str, options: dict[str, Any]) -> Callable[[Row], Any]:
     path, _, name = reference.rpartition(":")
     if path == REASONING_GYM:
         return reasoning_gym(name)
-    spec = importlib.util.spec_from_file_location("reward_file", path)
-    assert spec is not None and spec.loader is not None, path
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["reward_file"] = module  # dataclasses and the like look their module up
-    spec.loader.exec_module(module)
-    return _callable(getattr(module, name))
+    return _callable(getattr(load_file(path, "reward_file"), name))
 
 
 def _callable(loaded: Any) -> Callable[[Row], Any]:

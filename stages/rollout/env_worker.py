@@ -4,7 +4,6 @@ What the code prints goes nowhere, so that it cannot be taken for an answer.
 """
 
 import asyncio
-import importlib.util
 import inspect
 import json
 import os
@@ -14,6 +13,7 @@ from functools import cache
 from typing import Any
 
 from postmill.stages.shared.child_limits import limit_self
+from postmill.stages.shared.python_file import load_file
 
 _DETAIL_CHARACTERS = 300
 
@@ -21,13 +21,7 @@ _DETAIL_CHARACTERS = 300
 def load(reference: str, number: int = 0) -> Any:
     """What `file.py:name` names."""
     path, _, name = reference.rpartition(":")
-    module_name = f"environment_file_{number}"
-    spec = importlib.util.spec_from_file_location(module_name, path)
-    assert spec is not None and spec.loader is not None, path
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[module_name] = module  # dataclasses and the like look their module up
-    spec.loader.exec_module(module)
-    return getattr(module, name)
+    return getattr(load_file(path, f"environment_file_{number}"), name)
 
 
 class Tools:

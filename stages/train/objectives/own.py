@@ -7,7 +7,6 @@ It gets the numbers that were asked for (`Outputs`), the batch (`Batch`) and the
 that is summed over micro-batches and ranks; or that and a dict of more sums, which the record has over the normaliser.
 """
 
-import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from postmill.io.errors import FAILED, USAGE, ConfigError, StageError
 from postmill.stages.protocol import Input
 from postmill.stages.shared.batch import Batch
 from postmill.stages.shared.forward import Ask, Outputs
+from postmill.stages.shared.python_file import load_file
 from postmill.stages.train.objectives.interface import Loss, Objective
 from postmill.stages.train.objectives.own_options import Own
 
@@ -35,11 +35,7 @@ def build_objective(options: Any, functions: Sequence[Input]) -> Objective:
 
 def load_function(path: Path, name: str) -> Callable[..., Any]:
     """The function `name` of the file. Raises ConfigError (2) if there is none; what the file raises travels."""
-    spec = importlib.util.spec_from_file_location(f"postmill_own_{path.stem}", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_file(str(path), f"postmill_own_{path.stem}")
     found = getattr(module, name, None)
     if not callable(found):
         functions = ", ".join(key for key, value in vars(module).items() if callable(value)) or "none"
