@@ -27,6 +27,8 @@ _MAX_DIM = 2**63 - 1
 _COPY_BYTES = 8 * 2**20
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+SHARD_BYTES = 5_000_000_000
+"""Most bytes of tensors in a file, as transformers writes them."""
 
 DTYPE_BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,
@@ -220,6 +222,21 @@ class SafetensorsWriter(TensorFileWriter):
         """Take a tensor over from another file as it is."""
         source.copy_to(source_name, self._fd, self._start[name])
         self._written(name, source.tensors[source_name].num_bytes)
+
+
+def deal_to_files(sizes: Mapping[str, int]) -> dict[str, list[str]]:
+    """Names of tensors, of so many bytes each, by the name of the file that takes them, in order."""
+    groups: list[list[str]] = [[]]
+    held = 0
+    for name, size in sizes.items():
+        if held and held + size > SHARD_BYTES:
+            groups.append([])
+            held = 0
+        groups[-1].append(name)
+        held += size
+    if len(groups) == 1:
+        return {SINGLE: groups[0]}
+    return {f"model-{n + 1:05}-of-{len(groups):05}.safetensors": group for n, group in enumerate(groups)}
 
 
 class Weights:

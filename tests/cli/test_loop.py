@@ -11,56 +11,17 @@ torch = pytest.importorskip("torch", reason="training needs torch")
 pytest.importorskip("transformers")
 pytest.importorskip("postmill._native", reason="native module not built")
 
-import tiny_model  # noqa: E402
-from tiny_tokenizer import write_tokenizer  # noqa: E402
+from tiny_loop import RECIPE, write_world  # noqa: E402
 
 from postmill.cli import loop, rounds, status  # noqa: E402
 from postmill.io.errors import ArtifactError, ConfigError, StageError  # noqa: E402
 from postmill.io.manifest import load_artifact  # noqa: E402
 from postmill.stages.shared.engine.local import LocalEngine  # noqa: E402
 
-RECIPE = """
-[prompts]
-stage = "tokenize"
-for = "prompt"
-
-[rollout]
-policy = "model"
-samples = 4
-max_new_tokens = 3
-[reward]
-functions = "{folder}/mine.py:letters"
-[pack]
-rewards = "reward"
-row_tokens = 128
-[train]
-objective = "rl"
-rewards = "reward"
-rank = 4
-lr = 0.05
-
-[loop]
-rounds = 3
-prompts = 3
-{more}
-"""
-FUNCTION = """
-def letters(row):
-    return float(any(letter in row.output for letter in "abcdefghijklmnop"))
-"""
-
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    torch.set_num_threads(1)
-    folder = tmp_path_factory.mktemp("loop")
-    base = tiny_model.write_model(folder / "base", hidden_size=16, vocab_size=263, num_hidden_layers=1)
-    (base / "chat_template.jinja").unlink()
-    write_tokenizer(base)
-    asks = [{"messages": [{"role": "user", "content": "n" * n}], "solution": str(n)} for n in range(5)]
-    (folder / "asks.jsonl").write_text("".join(json.dumps(ask) + "\n" for ask in asks))
-    (folder / "mine.py").write_text(FUNCTION)
-    (folder / "loop.toml").write_text(RECIPE.format(folder=folder, more=""))
+    folder = write_world(tmp_path_factory.mktemp("loop"))
     run(world=folder, name="whole")
     return folder
 

@@ -6,8 +6,6 @@ where it is asked: tests/stages/shared/engine/test_ask.py. Weights that are neve
 in test_loop.py.
 """
 
-import json
-
 import msgspec
 import pytest
 
@@ -15,51 +13,20 @@ torch = pytest.importorskip("torch", reason="training needs torch")
 pytest.importorskip("transformers")
 pytest.importorskip("postmill._native", reason="native module not built")
 
-import tiny_model  # noqa: E402
-from tiny_tokenizer import write_tokenizer  # noqa: E402
+from tiny_loop import RECIPE, write_world  # noqa: E402
 
 from postmill.cli import loop  # noqa: E402
 from postmill.io.errors import ArtifactError, StageError  # noqa: E402
 from postmill.stages.shared.engine.local import LocalEngine  # noqa: E402
 from postmill.stages.shared.engine.protocol import Loaded  # noqa: E402
 
-RECIPE = """
-[prompts]
-stage = "tokenize"
-for = "prompt"
-[rollout]
-policy = "model"
-samples = 4
-max_new_tokens = 3
-[reward]
-functions = "{folder}/mine.py:letters"
-[pack]
-rewards = "reward"
-row_tokens = 128
-[train]
-objective = "rl"
-rewards = "reward"
-tuner = "full"
-lr = 0.05
-[loop]
-rounds = 3
-prompts = 2
-keep = 4
-"""
+FUNCTION = "def letters(row):\n    return sum(map(ord, row.output)) % 7 / 6\n"
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    torch.set_num_threads(1)
-    folder = tmp_path_factory.mktemp("lies")
-    base = tiny_model.write_model(folder / "base", hidden_size=16, vocab_size=263, num_hidden_layers=1)
-    (base / "chat_template.jinja").unlink()
-    write_tokenizer(base)
-    asks = [{"messages": [{"role": "user", "content": "n" * n}]} for n in range(3)]
-    (folder / "asks.jsonl").write_text("".join(json.dumps(ask) + "\n" for ask in asks))
-    (folder / "mine.py").write_text("def letters(row):\n    return sum(map(ord, row.output)) % 7 / 6\n")
-    (folder / "loop.toml").write_text(RECIPE.format(folder=folder))
-    return folder
+    recipe = RECIPE.replace("rank = 4", 'tuner = "full"').replace("prompts = 3", "prompts = 2")
+    return write_world(tmp_path_factory.mktemp("lies"), recipe, FUNCTION, num_asks=3, more="keep = 4")
 
 
 def run(world, name):

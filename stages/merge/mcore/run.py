@@ -23,9 +23,9 @@ from postmill.io.model_folder import all_model_files
 from postmill.io.safetensors_file import (
     DTYPE_BITS,
     INDEX,
-    SINGLE,
     SafetensorsWriter,
     Weights,
+    deal_to_files,
     open_weights,
     shard_index,
 )
@@ -40,7 +40,6 @@ from postmill.stages.shared.parity import REPORT, first_tokens, prompt_ids, roun
 
 _DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
-_SHARD_BYTES = 5_000_000_000
 _TOLERANCE = 1e-4
 """Of the logits' standard deviation. SmolLM2-135M differs by 1e-5 (CPU, float32): two orders of the same sums."""
 
@@ -90,7 +89,7 @@ def from_mcore(cfg: Merge, given: Path, like: Path | None, out: Out) -> dict[str
     found = [(piece, *place) for piece in pieces(shape) if (place := _place_in(checkpoint, piece))]
     _check_taken(checkpoint, {name for piece, _, _ in found for name, _ in piece.names})
     layout = {part: entry for place in found for part, entry in _parts(checkpoint, *place, shape)}
-    shards = _by_size(layout)
+    shards = deal_to_files({name: _num_bytes(*entry) for name, entry in layout.items()})
     with ExitStack() as stack:
         writers: dict[str, SafetensorsWriter] = {}
         for file, names in shards.items():
@@ -213,22 +212,6 @@ def _parts(
 
 def _num_bytes(dtype: str, shape: tuple[int, ...]) -> int:
     return int(np.prod(shape, dtype=np.int64)) * DTYPE_BITS[dtype] // 8
-
-
-def _by_size(layout: dict[str, tuple[str, tuple[int, ...]]]) -> dict[str, list[str]]:
-    """Tensors in files of at most 5 GB, as transformers writes them."""
-    groups: list[list[str]] = [[]]
-    held = 0
-    for name, entry in layout.items():
-        size = _num_bytes(*entry)
-        if held and held + size > _SHARD_BYTES:
-            groups.append([])
-            held = 0
-        groups[-1].append(name)
-        held += size
-    if len(groups) == 1:
-        return {SINGLE: groups[0]}
-    return {f"model-{n + 1:05}-of-{len(groups):05}.safetensors": group for n, group in enumerate(groups)}
 
 
 def _copy_rest(source: Path, target: Path) -> None:

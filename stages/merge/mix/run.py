@@ -13,7 +13,14 @@ import numpy as np
 
 from postmill.io.errors import BAD_DATA, MISMATCH, USAGE, ArtifactError, ConfigError, StageError
 from postmill.io.json_file import load_json
-from postmill.io.safetensors_file import INDEX, SINGLE, SafetensorsFile, SafetensorsWriter, open_weights, shard_index
+from postmill.io.safetensors_file import (
+    INDEX,
+    SafetensorsFile,
+    SafetensorsWriter,
+    deal_to_files,
+    open_weights,
+    shard_index,
+)
 from postmill.stages.merge.arithmetic import DTYPES, from_float32, single_threaded_blas
 from postmill.stages.merge.base import Base
 from postmill.stages.merge.config import Merge
@@ -28,7 +35,6 @@ from postmill.stages.progress import Progress
 from postmill.stages.protocol import Out
 
 _DTYPE_NAMES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
-_SHARD_BYTES = 5_000_000_000
 Source = tuple[SafetensorsFile, str]
 
 
@@ -173,7 +179,7 @@ def _write(cfg: Merge, plan: dict[str, list[Source]], models: list[Model], confi
         for name in plan:
             shards.setdefault(where.get(name, where.get(first.base.embedding, "")), []).append(name)
     else:  # layers of several models: shards of their own
-        shards = _by_size(plan)
+        shards = deal_to_files({name: file.tensors[inner].num_bytes for name, ((file, inner), *_) in plan.items()})
     written: dict[str, list[tuple[str, int]]] = {}
     done = 0
     with single_threaded_blas(), ThreadPoolExecutor(out.threads) as pool:
@@ -195,22 +201,6 @@ def _write(cfg: Merge, plan: dict[str, list[Source]], models: list[Model], confi
                 written[shard] = [(name, writer.num_bytes(name)) for name in names]
     if len(shards) > 1:
         (out.dir / INDEX).write_bytes(shard_index(written))
-
-
-def _by_size(plan: dict[str, list[Source]]) -> dict[str, list[str]]:
-    """Tensors in shards of at most 5 GB, as transformers writes them."""
-    groups: list[list[str]] = [[]]
-    held = 0
-    for name, ((file, inner), *_) in plan.items():
-        size = file.tensors[inner].num_bytes
-        if held and held + size > _SHARD_BYTES:
-            groups.append([])
-            held = 0
-        groups[-1].append(name)
-        held += size
-    if len(groups) == 1:
-        return {SINGLE: groups[0]}
-    return {f"model-{n + 1:05}-of-{len(groups):05}.safetensors": group for n, group in enumerate(groups)}
 
 
 def _layout(sources: list[Source], dtype: str | None) -> tuple[str, tuple[int, ...]]:
