@@ -1,4 +1,4 @@
-//! Packing plans: which rows share a bin, in which order bins are visited, and which rank gets which bin.
+//! The last step, packing plans: which rows share a bin, in which order bins are visited, and which rank gets which bin.
 //!
 //! A plan is three integer arrays; no token is touched. Lengths are small integers, so best-fit decreasing needs no
 //! comparison sort and no tree of bins: a counting sort orders the rows, a bitmap tree answers "smallest free space of

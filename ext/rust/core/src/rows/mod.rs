@@ -1,4 +1,4 @@
-//! Any common shape of training row -> [`Row`].
+//! Any common shape of training row -> [`Row`], for which templates and tokenizers need no case for formats.
 //!
 //! What is accepted, by column (names and aliases without regard to case; `--columns old=new` goes first):
 //!

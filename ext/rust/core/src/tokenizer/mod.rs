@@ -1,4 +1,8 @@
 //! A model's tokenizer: text to ids and back, and what its files say of its tokens.
+//!
+//! [`vocabulary::load`] reads a `tokenizer.json` and picks the engine: [`bpe`] for byte-level models, [`char_bpe`] for
+//! those of `SentencePiece`, and the `tokenizers` crate behind [`guard`] for whatever neither knows for certain. All three
+//! are an [`engine::Engine`] and give the same ids. [`escape`] encodes special tokens in messages as plain text.
 pub mod bpe;
 pub mod char_bpe;
 pub mod engine;
