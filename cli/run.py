@@ -179,12 +179,10 @@ def _why_stale(step: Step) -> str | None:
 
     if not (step.output / MANIFEST).is_file():
         return ""
-    from postmill.stages.protocol import differences
-    from postmill.stages.runner import find_inputs, name_work
+    from postmill.stages.runner import find_inputs, name_work, why_other
 
-    key, config, entries = name_work(step.stage, step.config, find_inputs(step.stage, step.inputs))
-    made = load_artifact(step.output).manifest
-    return None if made.key == key else differences(step.stage, made, config, entries)
+    work = name_work(step.stage, step.config, find_inputs(step.stage, step.inputs))
+    return why_other(step.stage, work, load_artifact(step.output))
 
 
 def pinned(step: Step) -> Step:

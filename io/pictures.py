@@ -1,6 +1,9 @@
 """Pictures, sounds and videos of rows: where their tokens lie, and their bytes: those that were counted, or nothing."""
 
+import calendar
 import json
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,6 +14,7 @@ from numpy.typing import NDArray
 
 from postmill.io.arrays import to_numpy
 from postmill.io.errors import BAD_DATA, NO_INPUT, ArtifactError
+from postmill.io.manifest import SIDE_FILE, Artifact
 
 MEDIA = "media"
 """The column of token tables."""
@@ -107,3 +111,58 @@ def patches_of(batch: pa.RecordBatch) -> NDArray[np.int64]:
     offsets = to_numpy(column.offsets)
     found: NDArray[np.int64] = sums[offsets[1:]] - sums[offsets[:-1]]
     return found
+
+
+def changed_media(artifact: Artifact) -> str | None:
+    """Why the media files that an artifact's rows name would make other rows today; None if they would not.
+
+    The content key cannot cover them, since they are found while rows are read. A file whose status did not change
+    since the rows were made is not read again.
+    """
+    since, seen = _began(artifact), set[tuple[str | None, str]]()
+    for picture in _referenced(artifact):
+        name = (picture.folder, picture.reference or "")
+        if name in seen or not _may_have_changed(picture, since):
+            continue
+        seen.add(name)
+        try:
+            picture.frames() if picture.kind == "video" else picture.load()
+        except ArtifactError as error:
+            return str(error).partition(";")[0]
+    return None
+
+
+def _referenced(artifact: Artifact) -> Iterator[Picture]:
+    """Pictures that are files, of all tables of an artifact. Only their column is read."""
+    for entry in artifact.manifest.files:
+        if not entry.path.endswith(".arrow"):
+            continue
+        with pa.memory_map(str(artifact.file(entry.path))) as data:
+            names = pa.ipc.open_file(data).schema.names
+            if MEDIA not in names:
+                continue
+            table = pa.ipc.open_file(data, options=pa.ipc.IpcReadOptions(included_fields=[names.index(MEDIA)]))
+            for number in range(table.num_record_batches):
+                column = table.get_batch(number).column(0)
+                found = (picture_of(item) for item in column.flatten().to_pylist())
+                yield from (picture for picture in found if picture.reference is not None)
+
+
+def _began(artifact: Artifact) -> float:
+    """When an artifact's work began, in seconds of the epoch, a minute early for clocks that differ; 0 if unsaid."""
+    try:
+        side = json.loads(artifact.file(SIDE_FILE).read_bytes())
+        finished = calendar.timegm(time.strptime(side["finished"], "%Y-%m-%dT%H:%M:%SZ"))
+        return finished - float(side["seconds"]["total"]) - 60
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0
+
+
+def _may_have_changed(picture: Picture, since: float) -> bool:
+    """Whether a file of a picture has another status than at the time `since`, or is gone."""
+    assert picture.reference is not None
+    names = json.loads(picture.reference) if picture.kind == "video" else [picture.reference]
+    try:
+        return any((Path(picture.folder or "") / name).stat().st_ctime > since for name in names)
+    except OSError:
+        return True

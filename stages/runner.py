@@ -35,6 +35,7 @@ from postmill.io.manifest import (
 from postmill.io.mcore_folder import is_mcore, mcore_digest
 from postmill.io.model_folder import ADAPTER_CONFIG, model_digest, tokenizer_digest
 from postmill.io.nearby import nearby
+from postmill.io.pictures import changed_media
 from postmill.io.table import stdin_stream, stdout_sink
 from postmill.stages.options import keyed, to_plain
 from postmill.stages.protocol import Input, Inputs, Out, Result, differences
@@ -234,16 +235,24 @@ def _done_before(
     if not (output / MANIFEST).is_file():
         raise ArtifactError(f"{output}: exists and is no artifact; choose another -o", EXISTS)
     artifact = load_artifact(output)
-    key, resolved, entries = work
-    if artifact.manifest.key == key:
+    other = why_other(stage, work, artifact)
+    if other is None:
         return artifact
     if options.replace:
         return None
     raise ArtifactError(
         f"{output}: exists, made by {artifact.manifest.stage} from other inputs or options"
-        f" ({differences(stage, artifact.manifest, resolved, entries)}); choose another -o, or pass --replace",
+        f" ({other}); choose another -o, or pass --replace",
         EXISTS,
     )
+
+
+def why_other(stage: Stage, work: tuple[str, dict[str, Any], list[InputEntry]], artifact: Artifact) -> str | None:
+    """What an artifact was made from instead of this work; None if it is what the work would make."""
+    key, resolved, entries = work
+    if artifact.manifest.key != key:
+        return differences(stage, artifact.manifest, resolved, entries)
+    return changed_media(artifact)
 
 
 def _paths(inputs: Inputs) -> dict[str, list[str]]:

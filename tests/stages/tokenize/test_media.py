@@ -2,6 +2,7 @@
 
 import base64
 import io
+import json
 import struct
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from postmill.io.errors import ArtifactError
 from postmill.io.ledger import read_ledger
 from postmill.io.manifest import load_artifact
+from postmill.io.pictures import Picture
 from postmill.io.schemas import TOKENS_V1, with_media
 from postmill.io.table import TableReader
 from postmill.stages.runner import Options, run_stage
@@ -317,6 +319,42 @@ def test_models_of_text_write_what_they_wrote(tmp_path: Path) -> None:
     media_models.write_lines(data, [asks("a.png")])
     with pytest.raises(ArtifactError, match="the model reads none; give one that does with -m"):
         run_stage(STAGE, Tokenize(), {"data": [str(data)], "model": [str(folder)]}, tmp_path / "out2", Options())
+
+
+def test_a_file_that_changed_makes_rows_stale(model: Path, tmp_path: Path) -> None:
+    """The content key is that of the rows, which name files; what these hold is looked at as well."""
+    folder = tmp_path / "pictures"
+    media_models.save_picture(folder / "a.png", 120, 80)
+    data = media_models.write_lines(folder / "rows.jsonl", [asks("a.png"), asks("a.png")])
+    inputs = {"data": [str(data)], "model": [str(model)]}
+    out = tmp_path / "out"
+    first = run_stage(STAGE, Tokenize(), inputs, out, Options())
+    assert run_stage(STAGE, Tokenize(), inputs, out, Options()).status == "up-to-date"
+    media_models.save_picture(folder / "a.png", 300, 200)
+    with pytest.raises(
+        ArtifactError, match=r"a\.png: is another picture than when the rows were made\); .*--replace"
+    ) as e:
+        run_stage(STAGE, Tokenize(), inputs, out, Options())
+    assert e.value.code == 73
+    again = run_stage(STAGE, Tokenize(), inputs, out, Options(replace=True))
+    assert again.status == "done" and again.manifest.key == first.manifest.key
+    assert again.manifest.digest() != first.manifest.digest()
+    assert run_stage(STAGE, Tokenize(), inputs, out, Options(replace=True)).status == "up-to-date"
+    (folder / "a.png").unlink()
+    with pytest.raises(ArtifactError, match=r"a\.png: a picture of the rows cannot be read"):
+        run_stage(STAGE, Tokenize(), inputs, out, Options())
+
+
+def test_files_older_than_the_rows_are_not_read_again(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    media_models.save_picture(tmp_path / "a.png", 120, 80)
+    data = media_models.write_lines(tmp_path / "rows.jsonl", [asks("a.png")])
+    tokenize(tmp_path / "out", data, model)
+    side = tmp_path / "out" / "run.json"
+    monkeypatch.setattr(Picture, "load", lambda picture: pytest.fail("was read"))
+    side.write_text(json.dumps(json.loads(side.read_text()) | {"finished": "2999-01-01T00:00:00Z"}))
+    tokenize(tmp_path / "out", data, model)
 
 
 def test_weighing_again_keeps_pictures_and_gives_them_no_weight(model: Path, tmp_path: Path) -> None:
