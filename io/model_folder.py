@@ -4,9 +4,10 @@ import fnmatch
 from collections.abc import Collection, Iterable
 from pathlib import Path, PurePosixPath
 
-from postmill.io.digest import digest_files
+from postmill.io.digest import digest_files, digest_json
 from postmill.io.errors import NO_INPUT, REFUSED, ArtifactError
 from postmill.io.json_file import load_json
+from postmill.io.llama_tokenizer import is_rebuilt
 from postmill.io.manifest import MANIFEST, SIDE_FILES, load_artifact
 from postmill.io.nearby import nearby
 from postmill.io.safetensors_file import SafetensorsFile
@@ -107,8 +108,14 @@ def vocab_size(path: Path) -> int | None:
 
 
 def tokenizer_digest(path: Path) -> str:
-    """Digest of what tokenizes: tokenizer, template, configs, the processor. Weights and other files do not count."""
-    return digest_files(tokenizer_files(path))
+    """Digest of what tokenizes: tokenizer, template, configs, the processor. Weights and other files do not count.
+
+    Of config.json only the model's family counts, and only where it makes the tokenizer another one.
+    """
+    files = tokenizer_files(path)
+    config = load_json(files["tokenizer_config.json"]) if "tokenizer_config.json" in files else {}
+    found = digest_files(files)
+    return digest_json({"files": found, "rebuilt": True}) if is_rebuilt(path, config) else found
 
 
 def tokenizer_files(path: Path) -> dict[str, Path]:

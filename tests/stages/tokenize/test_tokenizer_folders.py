@@ -119,6 +119,17 @@ def tekken(folder: Path, **config: Any) -> Path:
     return folder
 
 
+def test_the_digest_sees_a_family_that_makes_another_tokenizer_of_the_same_files(tmp_path: Path) -> None:
+    """Equal files, other ids: tokens made for one family are not up to date for the other."""
+    folder = llama(tmp_path / "model")
+    digests: dict[str, set[str]] = {}
+    for family in ("llama", "mistral", "qwen2", "idefics"):
+        (folder / "config.json").write_text(json.dumps({"model_type": family, "hidden_size": len(digests)}))
+        digests.setdefault(json.dumps(ours(folder)), set()).add(tokenizer_digest(folder))
+    assert len(digests) == 2 and [len(same) for same in digests.values()] == [1, 1]
+    assert len(set.union(*digests.values())) == 2
+
+
 def test_tekken_alone_is_a_tokenizer(tmp_path: Path) -> None:
     folder = tekken(tmp_path / "model")
     converter = pytest.importorskip("transformers.integrations.mistral.tokenizer")
