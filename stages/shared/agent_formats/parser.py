@@ -9,7 +9,7 @@ lost.
 import re
 from typing import Any, NamedTuple
 
-from postmill.stages.shared.agent_formats.read import Call, read_calls
+from postmill.stages.shared.agent_formats.read import Call, find_calls, read_calls
 from postmill.stages.shared.agent_formats.table import load_format
 
 THINK = ("<think>", "</think>")
@@ -131,9 +131,12 @@ class Parser:
         except (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError):
             return [Part(content=text)]
         rule = load_format(self._format)["read"]
-        pattern = rule.get("block") or rule["call"]
-        spans = [match.span() for match in re.finditer(pattern, text, re.DOTALL)]
-        num_found = sum(len(re.findall(rule["call"], text[a:b], re.DOTALL)) for a, b in spans)
+        if "block" in rule:
+            spans = [match.span() for match in re.finditer(rule["block"], text, re.DOTALL)]
+            num_found = sum(1 for a, b in spans for _ in find_calls(rule, text[a:b]))
+        else:
+            spans = [(match.start, match.end) for match in find_calls(rule, text)]
+            num_found = len(spans)
         if not calls or num_found != len(calls):
             return [Part(content=text)]
         rest = "".join(text[a:b] for (_, a), (b, _) in zip(spans, [*spans[1:], (len(text), 0)], strict=True))

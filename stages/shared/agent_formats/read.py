@@ -9,7 +9,7 @@ import html
 import json
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from postmill.stages.shared.agent_formats.table import load_format
 
@@ -28,17 +28,48 @@ def read_calls(name: str, text: str, tools: list[dict[str, Any]] | None = None) 
     calls: list[Call] = []
     first = len(text)
     for start, body in _blocks(rule, text):
-        for match in re.finditer(rule["call"], body, re.DOTALL):
-            call = _call(rule, match, schemas)
+        for match in find_calls(rule, body):
+            call = _call(rule, match.groups, schemas)
             if call is not None:
                 calls.append(call)
                 first = min(first, start + (0 if "block" in rule else _start(rule, match, call["name"])))
     return text[:first], calls
 
 
-def _start(rule: dict[str, Any], match: re.Match[str], name: str) -> int:
+class Match(NamedTuple):
+    """A stretch of text that may be a call."""
+
+    start: int
+    end: int
+    groups: dict[str, str | None]
+    """As the format's pattern names them."""
+
+
+def find_calls(rule: dict[str, Any], text: str) -> Iterator[Match]:
+    """The stretches that look like calls.
+
+    With `object` in the rule, the pattern says where a JSON object with such a member may start, and the object says
+    where it ends: no pattern counts braces.
+    """
+    pattern = re.compile(rule["call"], re.DOTALL)
+    at = 0
+    while match := pattern.search(text, at):
+        start, at, groups = match.start(), max(match.end(), match.start() + 1), match.groupdict()
+        if "object" in rule:
+            try:
+                found, end = json.JSONDecoder().raw_decode(text, start)
+            except (ValueError, RecursionError):
+                at = start + 1
+                continue
+            if rule["object"] not in found:
+                continue
+            at, groups = end, {"call": text[start:end]}
+        yield Match(start, at, groups)
+
+
+def _start(rule: dict[str, Any], match: Match, name: str) -> int:
     """Where a call starts; that is in front of its name where text may be glued to it."""
-    return match.start() + (match["name"].rindex(name) if rule.get("glued") else 0)
+    return match.start + ((match.groups["name"] or "").rindex(name) if rule.get("glued") else 0)
 
 
 def _blocks(rule: dict[str, Any], text: str) -> Iterator[tuple[int, str]]:
@@ -56,11 +87,11 @@ def _properties(function: dict[str, Any]) -> dict[str, Any]:
     return properties if isinstance(properties, dict) else {}
 
 
-def _call(rule: dict[str, Any], match: re.Match[str], schemas: dict[str, dict[str, Any]]) -> Call | None:
-    groups = match.groupdict()
-    if groups.get("call") is not None:
-        return _whole(groups["call"])
-    name, body = groups["name"].strip(), groups["arguments"]
+def _call(rule: dict[str, Any], groups: dict[str, str | None], schemas: dict[str, dict[str, Any]]) -> Call | None:
+    whole = groups.get("call")
+    if whole is not None:
+        return _whole(whole)
+    name, body = (groups["name"] or "").strip(), groups["arguments"] or ""
     if rule.get("glued") and name not in schemas:
         name = max((known for known in schemas if name.endswith(known)), key=len, default=name)
     name = html.unescape(name) if rule.get("entities") else name
@@ -139,7 +170,10 @@ def _typed(text: str, schema: Any) -> Any:
 def _elements(body: str, mark: str, schema: Any) -> Any:
     """Nested elements, each tag behind a mark."""
     if not body.strip().startswith(mark):
-        return {} if schema and not body else _typed(body, schema)
+        kind = schema.get("type") if isinstance(schema, dict) else None
+        if not body and kind in ("array", "object"):
+            return [] if kind == "array" else {}
+        return _typed(body, schema)
     properties = schema if isinstance(schema, dict) else {}
     if "properties" in properties:
         properties = properties["properties"]
@@ -170,5 +204,9 @@ def _gemma(body: str) -> Any:
     parts = []
     for index, part in enumerate(quoted):
         # every second part is a text
-        parts.append(json.dumps(part) if index % 2 else re.sub(r"([A-Za-z_][\w\-]*)(?=:)", r'"\1"', part))
+        parts.append(json.dumps(part) if index % 2 else re.sub(r"[^{}\[\],:]+(?=:)", _quoted, part))
     return _json("".join(parts))
+
+
+def _quoted(key: re.Match[str]) -> str:
+    return json.dumps(key[0].strip())

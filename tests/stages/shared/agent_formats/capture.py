@@ -1,129 +1,20 @@
-"""Writes `ms_swift.json`: rows of our own, and the text that ms-swift makes of each in each of its agent templates.
+"""Writes `ms_swift.json`: the text that ms-swift makes of each of our rows in each of its agent templates.
 
-Run in ms-swift's own environment (`make rivals`): .cache/rivals/swift/bin/python capture.py
+Run in ms-swift's own environment (`make rivals`):
+PYTHONPATH=tests .cache/rivals/swift/bin/python tests/stages/shared/agent_formats/capture.py [FILE]
 """
 
 import copy
 import json
+import sys
 import types
 from pathlib import Path
 
+from agent_rows import CASES
 from swift.agent_template.mapping import agent_template_map
 from swift.template.base import Template
 from swift.template.register import TEMPLATE_MAPPING
 
-WEIGH = {
-    "type": "function",
-    "function": {
-        "name": "weigh_sack",
-        "description": "Weighs one sack — in kg.",
-        "parameters": {
-            "type": "object",
-            "properties": {
-                "sack": {"type": "integer", "description": "Number of the sack."},
-                "unit": {"type": "string", "enum": ["kg", "lb"], "description": "Unit <of> the answer"},
-                "grades": {"type": "array", "items": {"type": "string"}},
-            },
-            "required": ["sack"],
-        },
-    },
-}
-ORDER = {
-    "type": "function",
-    "function": {
-        "name": "order",
-        "description": "Orders grain.",
-        "parameters": {
-            "type": "object",
-            "properties": {
-                "goods": {
-                    "type": "object",
-                    "description": "What",
-                    "properties": {"kind": {"type": "string"}, "tons": {"type": "number"}},
-                    "required": ["kind"],
-                },
-                "urgent": {"type": "boolean"},
-                "note": {"type": "string"},
-                "limits": {"type": "array", "items": {"type": "number"}},
-                "until": {"type": "string", "nullable": True},
-            },
-        },
-    },
-}
-BARE = {"type": "function", "function": {"name": "tide", "description": "Says when the tide turns.", "parameters": {}}}
-
-
-def call(name, **arguments):
-    return {"role": "tool_call", "content": json.dumps({"name": name, "arguments": arguments}, ensure_ascii=False)}
-
-
-def said(role, content, **more):
-    return {"role": role, "content": content} | more
-
-
-ROWS = [
-    {
-        "tools": [WEIGH, ORDER],
-        "messages": [
-            said("system", "You mind the mill."),
-            said("user", "How heavy is sack 3?"),
-            said("assistant", "I look.\n"),
-            call("weigh_sack", sack=3, unit="kg"),
-            said("tool", '{"kg": 25.5}', name="weigh_sack"),
-            said("assistant", "25.5 kg."),
-        ],
-    },
-    {
-        "tools": [WEIGH, BARE],
-        "messages": [
-            said("user", "Sacks 1 and 2, and the tide?"),
-            call("weigh_sack", sack=1),
-            call("weigh_sack", sack=2),
-            call("tide"),
-            said("tool", "25\n", name="weigh_sack"),
-            said("tool", "26", name="weigh_sack"),
-            said("tool", "at 4", name="tide"),
-            said("assistant", "25, 26, and at four."),
-            said("user", "Thanks."),
-            said("assistant", "You are welcome."),
-        ],
-    },
-    {
-        "tools": [ORDER],
-        "messages": [
-            said("user", "Order oats."),
-            call(
-                "order",
-                goods={"tons": 1.5, "kind": 'oats — "new"'},
-                urgent=True,
-                note="line one\nline <two> & 'three'",
-                limits=[1, 2.25, -3],
-                until="soon",
-            ),
-            said("tool", "done", name="order"),
-            said("assistant", "Ordered."),
-        ],
-    },
-    {
-        "tools": [WEIGH],
-        "messages": [said("user", "Weigh sack 9."), said("assistant", "Yes"), call("weigh_sack", sack=9)],
-    },
-    {
-        "tools": [WEIGH, BARE],
-        "messages": [
-            said("system", "Short answers."),
-            said("user", "Sack 4, then the tide."),
-            said("assistant", "Thought: first the sack.\n"),
-            call("weigh_sack", sack=4, unit="lb", grades=["a", "b"]),
-            said("tool", "55", name="weigh_sack"),
-            said("assistant", "Thought: now the tide.\n"),
-            call("tide"),
-            said("tool", "at 5", name="tide"),
-            said("assistant", "Final Answer: 55 lb, at five."),
-        ],
-    },
-    {"tools": [BARE], "messages": [said("user", "Hello."), said("assistant", "Good morning.")]},
-]
 PLAIN = {
     "prefix": "",
     "system_prefix": "<sys>{{SYSTEM}}</sys>",
@@ -172,7 +63,7 @@ class Preparing:
 
 
 def text_of(name, row):
-    """As `Template._swift_encode` puts contexts together."""
+    """As `Template._swift_encode` puts contexts together: what stands before the first question, and all behind it."""
     row = copy.deepcopy(row)
     system = row["messages"].pop(0)["content"] if row["messages"][0]["role"] == "system" else None
     inputs = types.SimpleNamespace(messages=row["messages"], tools=row["tools"], system=system)
@@ -180,7 +71,8 @@ def text_of(name, row):
     template._preprocess_tools(inputs)
     template._swift_prepare_inputs(inputs)
     system = template.agent_template._format_tools(inputs.tools, system, inputs.messages[0])
-    out = [words["system_prefix"].replace("{{SYSTEM}}", system) if system else words["prefix"]]
+    head = words["system_prefix"].replace("{{SYSTEM}}", system) if system else words["prefix"]
+    out = []
     pairs = list(zip(inputs.messages[::2], inputs.messages[1::2], strict=True))
     for index, (asked, answered) in enumerate(pairs):
         if asked["role"] == "tool":
@@ -193,15 +85,29 @@ def text_of(name, row):
             out.append(words["chat_sep"] if pairs[index + 1][0]["role"] != "tool" else "")
         else:
             out.append("" if out[-1].endswith("<|observation|>") else words["suffix"])
-    return "".join(out)
+    return head, "".join(out)
+
+
+def made(name):
+    """The frame of a format, what its texts start with (each once), and the texts: which start, and the rest; or
+    what ms-swift raised."""
+    heads, texts = [], {}
+    for case, row in CASES.items():
+        try:
+            head, text = text_of(name, row)
+        except Exception as error:  # whatever it raises is what the fixture says of the row
+            texts[case] = f"{type(error).__name__}: {error}"
+            continue
+        if head not in heads:
+            heads.append(head)
+        texts[case] = [heads.index(head), text]
+    return {"frame": frame(name), "heads": heads, "texts": texts}
 
 
 def main():
-    formats = {
-        name: {"frame": frame(name), "texts": [text_of(name, row) for row in ROWS]} for name in agent_template_map
-    }
-    fixture = {"origin": "ms-swift 4.6.0", "rows": ROWS, "formats": formats}
-    Path(__file__).with_name("ms_swift.json").write_text(json.dumps(fixture, ensure_ascii=False, indent=0) + "\n")
+    out = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).with_name("ms_swift.json")
+    fixture = {"origin": "ms-swift 4.6.0", "formats": {name: made(name) for name in agent_template_map}}
+    out.write_text(json.dumps(fixture, ensure_ascii=False, indent=0) + "\n")
 
 
 if __name__ == "__main__":
