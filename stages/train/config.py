@@ -8,6 +8,7 @@ from msgspec import Meta
 from postmill.stages.spec import LAST_BITS, SAME_BYTES, Port, Stage
 from postmill.stages.train.objectives.options import OBJECTIVES, Sft
 from postmill.stages.train.optimizers import OPTIMIZERS, AdamW
+from postmill.stages.train.parallel.options import Parallel
 from postmill.stages.train.schedules import SCHEDULES, Constant, Cosine, lr_at
 from postmill.stages.train.tuners.lora import Lora
 from postmill.stages.train.tuners.table import TUNERS
@@ -48,31 +49,6 @@ class Compute(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Compute each layer again in the backward pass: less memory, about a third more time."""
     deterministic: bool = True
     """Use deterministic kernels, so that a resumed run equals an unbroken one bit for bit."""
-
-
-class Parallel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How several ranks share the work. Ranks that no other form takes share the bins of a step."""
-
-    shard: Annotated[Literal["none", "fsdp", "hsdp"], LAST_BITS] = "none"
-    """How ranks hold the model. none: each all of it; fsdp: each a part of weights, gradients and the optimizer's state
-    (torch's FSDP2), for models that do not fit on one; hsdp: so within groups of --shard-ranks."""
-    shard_ranks: Annotated[int, Meta(ge=0), LAST_BITS] = 0
-    """Ranks that hold the model once with --shard hsdp; 0 for those of one machine."""
-    tp: Annotated[int, Meta(ge=1), LAST_BITS] = 1
-    """Ranks that each hold a slice of every matrix (tensor parallelism); best on one machine."""
-    cp: Annotated[int, Meta(ge=1), LAST_BITS] = 1
-    """Ranks that each compute a slice of every bin's tokens (context parallelism), for very long rows."""
-    ep: Annotated[int, Meta(ge=1), LAST_BITS] = 1
-    """Of the ranks that share tokens, those that the experts of a mixture are dealt to (expert parallelism)."""
-
-    pp: Annotated[int, Meta(ge=1), LAST_BITS] = 1
-    """Stages of layers, each on ranks of its own, that bins pass through one after another (pipeline parallelism); of
-    bins a data rank has, take several times as many as stages. Not with --shard or --ep."""
-
-    @property
-    def cuts_model(self) -> bool:
-        """Whether a rank has less than the whole model or less than whole bins."""
-        return self.shard != "none" or max(self.tp, self.cp, self.ep, self.pp) > 1
 
 
 class Checkpoints(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -15,8 +15,9 @@ from postmill.stages.shared.sentence_transformers import write_sentence_transfor
 from postmill.stages.train import checkpoint, curve, model, save
 from postmill.stages.train.checkpoint import METRICS, TIMING
 from postmill.stages.train.config import Train
-from postmill.stages.train.plan import Steps, closing_ids
+from postmill.stages.train.plan import Steps
 from postmill.stages.train.record import Record
+from postmill.stages.train.survey import closing_ids
 from postmill.stages.train.tuners.interface import Tuner
 
 

@@ -49,13 +49,13 @@ from postmill.stages.train.optimizer import (
 )
 from postmill.stages.train.origin import check_loaded
 from postmill.stages.train.own_scores import start_scores
-from postmill.stages.train.parallel import table
 from postmill.stages.train.parallel.layout import Layout
-from postmill.stages.train.plan import Channels, Data, Step, Steps, read_channels
+from postmill.stages.train.plan import Data, Step, Steps
 from postmill.stages.train.probe import check
 from postmill.stages.train.record import Record
 from postmill.stages.train.run_state import RunState
 from postmill.stages.train.step import Gradient, accumulate, validate
+from postmill.stages.train.survey import Channels, read_channels
 from postmill.stages.train.tied import share_gradient
 from postmill.stages.train.tuners.interface import Start, Tuner
 
@@ -205,7 +205,7 @@ def _launched(cfg: Train) -> tuple[Accelerator, Layout]:
     """This process among its ranks. Raises ConfigError (2) for a form of parallelism that cannot be had."""
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
     check_launcher(accelerator.distributed_type.value)
-    return accelerator, table.choose(cfg.parallel, accelerator)
+    return accelerator, cfg.parallel.layout.build(cfg.parallel, accelerator)
 
 
 def check_launcher(kind: str) -> None:

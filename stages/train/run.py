@@ -13,10 +13,11 @@ from postmill.io.rewards import RewardsReader
 from postmill.io.scores import ScoresReader
 from postmill.stages.protocol import Input, Inputs, Out, Result
 from postmill.stages.train.answers import check_one_answer
+from postmill.stages.train.checks import check_data, check_objective, check_quantized, check_request
 from postmill.stages.train.config import Train
 from postmill.stages.train.objectives.own_options import Own
 from postmill.stages.train.origin import check_start
-from postmill.stages.train.plan import Data, Steps, check_data, check_objective, check_quantized, check_request
+from postmill.stages.train.plan import Data, Steps
 
 
 def run(cfg: Train, inputs: Inputs, out: Out) -> Result:

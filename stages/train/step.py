@@ -26,7 +26,8 @@ from postmill.stages.train.config import Train
 from postmill.stages.train.coupling import Cached, step_constants, step_gradients, summaries
 from postmill.stages.train.objectives.interface import ConstantsObjective, GradientsObjective, Loss, Objective
 from postmill.stages.train.parallel.layout import Layout
-from postmill.stages.train.plan import Channels, Step, total_norms
+from postmill.stages.train.plan import Step, total_norms
+from postmill.stages.train.survey import Channels
 
 _LOGP: frozenset[Stat] = frozenset({"logp"})
 

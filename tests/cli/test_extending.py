@@ -109,6 +109,19 @@ class Echo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         return nullcontext(EchoEngine(self.token, wanted))
 
 
+class Summed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="summed"):
+    """Sums gradients after the last micro-batch."""
+
+    cuts_model: ClassVar[bool] = False
+    one_by_one: bool = True
+    """Send each gradient in a message of its own."""
+
+    def build(self, form, accelerator):
+        from mill_extras.grind.summed import SummedLayout
+
+        return SummedLayout(accelerator, self.one_by_one)
+
+
 def fives(row):
     return float(row.num_tokens == 5)
 
@@ -184,7 +197,46 @@ class EchoEngine:
             for r in batch
         ]
 """
+SUMMED = """
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+
+from postmill.stages.train.parallel.replicated import Replicated
+
+
+class SummedLayout(Replicated):
+    name = "summed"
+
+    def __init__(self, accelerator, one_by_one):
+        super().__init__(accelerator)
+        self.one_by_one, self.trained = one_by_one, []
+
+    def wrap(self, forward):
+        self.trained = [parameter for parameter in forward.parameters() if parameter.requires_grad]
+        return forward
+
+    @contextmanager
+    def gathering(self, module, *, last):
+        yield
+        gradients = [parameter.grad for parameter in self.trained] if last else []
+        if gradients and self.one_by_one:
+            for gradient in gradients:
+                dist.all_reduce(gradient)
+        elif gradients:
+            flat = torch.cat([gradient.flatten() for gradient in gradients])
+            dist.all_reduce(flat)
+            for gradient, piece in zip(gradients, flat.split([g.numel() for g in gradients])):
+                gradient.copy_(piece.view_as(gradient))
+
+    def backward(self, loss):
+        loss.backward()
+"""
 ENTRIES = """
+[postmill.layouts]
+summed = mill_extras.grind.config:Summed
+
 [postmill.optimizers]
 sums = mill_extras.grind.config:Sums
 
@@ -217,7 +269,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     site = tmp_path_factory.mktemp("site")
     (site / "mill_extras" / "grind").mkdir(parents=True)
     (site / "mill_extras" / "grind" / "config.py").write_text(PACKAGE)
-    for name, text in (("run", RUN), ("brier", BRIER), ("echo", ECHO)):
+    for name, text in (("run", RUN), ("brier", BRIER), ("echo", ECHO), ("summed", SUMMED)):
         (site / "mill_extras" / "grind" / f"{name}.py").write_text(text)
     about = site / "mill_extras-1.dist-info"
     about.mkdir()
@@ -281,6 +333,29 @@ def test_an_objective_a_tuner_an_optimizer_and_a_schedule_train(site: Path, tmp_
     assert lines and all(line["missed"] > 0 for line in lines)
     before, after = (load_file(folder / "model.safetensors") for folder in (base, tmp_path / "run"))
     assert {name for name in before if not torch.equal(before[name], after[name])} == {n for n in before if "norm" in n}
+
+
+def test_a_layout(site: Path, tmp_path: Path) -> None:
+    """Two ranks whose gradients it sums learn what one process does, but for rounding."""
+    base = tiny_model.write_model(tmp_path / "base")
+    packed = tiny_model.write_packed(tmp_path / "packed", base, tiny_model.make_rows(12))
+    words = ["train", packed, "-m", base, "--tuner", "full", "--lr", "0.01", "--steps", "3", "--bins-per-step", "4"]
+    # AdamW divides a gradient by its own size, so rounding of what is nearly 0 would be as large as a step
+    words += ["--optimizer", "sgd", "--quiet", "-o"]
+    alone = postmill(site, *words, tmp_path / "alone")
+    assert alone.returncode == 0, alone.stderr
+    layout = ["--layout", "summed", "--no-one-by-one"]
+    done = postmill(site, "launch", "--ranks", "2", *words, tmp_path / "run", *layout)
+    assert done.returncode == 0, done.stderr
+    one, two = (load_file(tmp_path / folder / "model.safetensors") for folder in ("alone", "run"))
+    before = load_file(base / "model.safetensors")
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, rtol=0, atol=1e-6)
+    assert any(not torch.equal(two[name], before[name]) for name in before)
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    assert manifest["config"]["parallel"]["layout"] == {"type": "summed", "one_by_one": False}
+    mixed = postmill(site, *words, tmp_path / "no", *layout, "--tp", "2")
+    assert (mixed.returncode, "leave them out" in mixed.stderr) == (2, True)
 
 
 def test_an_engine_and_a_reward(site: Path, tmp_path: Path) -> None:

@@ -4,10 +4,10 @@ import itertools
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from postmill.stages.options import changed
+from postmill.stages.options import changed, tag
 from postmill.stages.train.config import Train
 from postmill.stages.train.cost.machines import Kind
-from postmill.stages.train.cost.memory import Part, Setting, rank_parts, tag, total
+from postmill.stages.train.cost.memory import Part, Setting, rank_parts, total
 from postmill.stages.train.cost.shape import Shape
 from postmill.stages.train.cost.speed import Plan, Speed, step_speed
 

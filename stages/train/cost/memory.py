@@ -7,10 +7,12 @@ much more an allocator holds than was asked of it, was measured (`tests/stages/t
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from postmill.stages.train.config import Parallel, Train
+from postmill.stages.options import tag
+from postmill.stages.train.config import Train
 from postmill.stages.train.cost.shape import Shape
+from postmill.stages.train.parallel.options import Parallel
 
 MIB, GIB = 2**20, 2**30
 
@@ -64,11 +66,6 @@ _CHECKPOINTED_ADAPTER = 0.5
 _KEPT_AFTER = 0.9
 """Share of them that is still held when a checkpoint is written."""
 _ARENA = 128 * MIB
-
-
-def tag(struct: Any) -> str:
-    """The name an option was chosen by."""
-    return str(type(struct).__struct_config__.tag)
 
 
 def trained_weights(cfg: Train, shape: Shape) -> tuple[float, float, float]:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from postmill.io.errors import USAGE, ConfigError
-from postmill.stages.train.config import Parallel
+from postmill.stages.train.parallel.options import Parallel
 
 
 class Grid(NamedTuple):

@@ -19,9 +19,9 @@ from torch.utils._pytree import tree_map
 from postmill.io.errors import USAGE, ConfigError
 from postmill.stages.shared.context import Context
 from postmill.stages.shared.forward import Forward
-from postmill.stages.train.config import Parallel
 from postmill.stages.train.parallel import expert, fsdp, mesh, pipeline, tensor
 from postmill.stages.train.parallel.layout import T, one_by_one
+from postmill.stages.train.parallel.options import Parallel
 
 _BUCKET_BYTES = 64 << 20
 

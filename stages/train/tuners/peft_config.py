@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from postmill.stages.options import tag
+
 if TYPE_CHECKING:
     from postmill.stages.train.tuners.interface import Start, Tuner
 
@@ -32,7 +34,7 @@ class PeftMethod(msgspec.Struct, frozen=True):
         """The functions for the method's struct of options."""
         from postmill.stages.train.tuners.peft_model import peft_tuner
 
-        name = str(options.__struct_config__.tag)
+        name = tag(options)
         return peft_tuner(name, lambda base, given: self._make(name, options, base, given))
 
     def _make(self, name: str, options: Any, base: Any, start: "Start") -> Any:

@@ -21,10 +21,11 @@ from postmill.stages.train.columns import BatchSource  # noqa: E402
 from postmill.stages.train.config import Train  # noqa: E402
 from postmill.stages.train.objectives.needs import Needs  # noqa: E402
 from postmill.stages.train.parallel.replicated import Replicated  # noqa: E402
-from postmill.stages.train.plan import Steps, read_channels  # noqa: E402
+from postmill.stages.train.plan import Steps  # noqa: E402
 from postmill.stages.train.probe import check_forward  # noqa: E402
 from postmill.stages.train.step import accumulate as accumulate_on  # noqa: E402
 from postmill.stages.train.step import validate  # noqa: E402
+from postmill.stages.train.survey import read_channels  # noqa: E402
 
 pytest.importorskip("postmill._native", reason="native module not built")
 

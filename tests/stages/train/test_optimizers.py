@@ -10,6 +10,7 @@ from types import SimpleNamespace  # noqa: E402
 
 from postmill.io.errors import ConfigError  # noqa: E402
 from postmill.stages.options import make  # noqa: E402
+from postmill.stages.train.checks import check_request  # noqa: E402
 from postmill.stages.train.config import Train  # noqa: E402
 from postmill.stages.train.low_rank_optimizers import random_projector  # noqa: E402
 from postmill.stages.train.optimizer import Learner, averaged, restore_state, set_lr, state_tensors  # noqa: E402
@@ -24,7 +25,6 @@ from postmill.stages.train.optimizers import (  # noqa: E402
     Sgd,
 )
 from postmill.stages.train.parallel.replicated import Replicated  # noqa: E402
-from postmill.stages.train.plan import check_request  # noqa: E402
 from postmill.stages.train.small_state_optimizers import decode, dynamic_map, encode  # noqa: E402
 
 

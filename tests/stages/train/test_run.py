@@ -226,8 +226,8 @@ def test_out_of_memory_names_the_step_and_the_ways_out():
 
 def test_stop_ids_are_special_tokens_that_are_trained(world):
     from postmill.io.packed import PackedReader
-    from postmill.stages.train.plan import closing_ids
     from postmill.stages.train.save import choose_stop_ids
+    from postmill.stages.train.survey import closing_ids
 
     counts = closing_ids(PackedReader(world / "packed"))
     assert counts == {2: 26}

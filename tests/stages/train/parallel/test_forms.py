@@ -18,8 +18,9 @@ from postmill.io.errors import ConfigError  # noqa: E402
 from postmill.io.manifest import load_artifact  # noqa: E402
 from postmill.stages.options import changed, make  # noqa: E402
 from postmill.stages.runner import Options, run_stage  # noqa: E402
-from postmill.stages.train.config import STAGE, Parallel, Train  # noqa: E402
+from postmill.stages.train.config import STAGE, Train  # noqa: E402
 from postmill.stages.train.parallel.mesh import grid  # noqa: E402
+from postmill.stages.train.parallel.options import Parallel  # noqa: E402
 from postmill.stages.train.tuners.lora import Lora  # noqa: E402
 
 # eps: AdamW divides a gradient by its own size, so rounding of what is nearly 0 would be as large as a step

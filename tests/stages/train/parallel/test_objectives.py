@@ -94,7 +94,7 @@ CASES = [
 )
 def test_what_a_pipeline_cannot_do_is_refused_before_torch_loads(options, says):
     from postmill.io.errors import ConfigError
-    from postmill.stages.train.plan import check_request
+    from postmill.stages.train.checks import check_request
 
     with pytest.raises(ConfigError, match=says):
         check_request(make(Train, pp=2, **options))
