@@ -11,6 +11,7 @@ from pathlib import Path
 from postmill.cli.chain import Step
 from postmill.io.errors import ConfigError
 from postmill.io.manifest import MANIFEST
+from postmill.io.model_folder import ADAPTER_CONFIG
 
 _NOTE = (
     "Made by `postmill recipe export`; edit the recipe and make it again.",
@@ -41,7 +42,7 @@ def local_inputs(step: Step, outputs: set[str]) -> list[str]:
             path = Path(text)
             if text in outputs:
                 continue
-            marks = [path / MANIFEST, path / "config.json", path / "adapter_config.json"]
+            marks = [path / MANIFEST, path / "config.json", path / ADAPTER_CONFIG]
             mark = path if path.is_file() else next((mark for mark in marks if mark.is_file()), None)
             if mark is not None and str(mark) not in found:
                 found.append(str(mark))

@@ -198,13 +198,16 @@ def _bins(reader: "PackedReader", bins: Sequence[int], viewer: Viewer, wanted: R
 
 
 def _step_bins(run: Artifact, number: int, reader: "PackedReader") -> list[int]:
-    """Bins of a training step of a run, from its plan."""
+    """Bins of a training step of a run, by the options that decide it, which every version has."""
     from postmill.stages.options import from_plain
     from postmill.stages.train.config import Train
     from postmill.stages.train.plan import Steps
 
+    told = run.manifest.config
+    plan = {name: told[name] for name in ("epochs", "steps", "seed") if name in told}
+    plan["batch"] = {name: value for name, value in told.get("batch", {}).items() if name == "bins_per_step"}
     try:
-        config = from_plain(Train, run.manifest.config)
+        config = from_plain(Train, plan)
     except ConfigError as error:
         raise ConfigError(f"--step: {run.path} was made by another version of train ({error}); look at bins") from error
     steps = Steps(config, reader, 1)

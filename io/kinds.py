@@ -29,17 +29,19 @@ class Kind(msgspec.Struct, frozen=True, kw_only=True):
     """File -> the schema that its readers ask for."""
     stream: pa.Schema | None = None
     """Schema of the rows where this kind comes through a pipe; unset where it never does."""
+    maker: str = ""
+    """The command that makes one of what comes before it: what an error names as its remedy."""
 
 
 KINDS: dict[str, Kind] = {
-    "tokens": Kind(tables={"tokens.arrow": TOKENS_V1}, stream=TOKENS_V1),
-    "prompts": Kind(tables={"prompts.arrow": PROMPTS_V1}, stream=PROMPTS_V1),
-    "packed": Kind(tables={"bins.arrow": BINS_V1}),
-    "rollouts": Kind(tables={"rollouts.arrow": ROLLOUTS_V1}),
-    "rewards": Kind(tables={"rewards.arrow": REWARDS_V1}),
-    "scores": Kind(tables={"scores.arrow": SCORES_V1}),
-    "model": Kind(),
-    "adapter": Kind(),
+    "tokens": Kind(tables={"tokens.arrow": TOKENS_V1}, stream=TOKENS_V1, maker="postmill tokenize"),
+    "prompts": Kind(tables={"prompts.arrow": PROMPTS_V1}, stream=PROMPTS_V1, maker="postmill tokenize --for prompt"),
+    "packed": Kind(tables={"bins.arrow": BINS_V1}, maker="postmill pack"),
+    "rollouts": Kind(tables={"rollouts.arrow": ROLLOUTS_V1}, maker="postmill rollout"),
+    "rewards": Kind(tables={"rewards.arrow": REWARDS_V1}, maker="postmill reward"),
+    "scores": Kind(tables={"scores.arrow": SCORES_V1}, maker="postmill score"),
+    "model": Kind(maker="postmill merge"),
+    "adapter": Kind(maker="postmill train"),
     "gguf": Kind(),
     "checkpoint": Kind(),
     "mcore": Kind(),
@@ -50,10 +52,23 @@ KINDS: dict[str, Kind] = {
 
 def find_kind(name: str) -> Kind:
     """A kind of ours, or one that an installed package adds. Raises ArtifactError (78) for a name that nobody knows."""
+    kind = _known(name)
+    if kind is None:
+        raise ArtifactError(f"{name}: no such kind of artifact; there are {', '.join(KINDS)}", MISMATCH)
+    return kind
+
+
+def maker_of(name: str) -> str:
+    """The command that makes an artifact of a kind; empty for a kind without one, and for what is no kind (`file`)."""
+    kind = _known(name)
+    return kind.maker if kind else ""
+
+
+def _known(name: str) -> Kind | None:
     if name in KINDS:
         return KINDS[name]
     for entry in entry_points(group="postmill.kinds"):
         if entry.name == name:
             found: Kind = entry.load()
             return found
-    raise ArtifactError(f"{name}: no such kind of artifact; there are {', '.join(KINDS)}", MISMATCH)
+    return None

@@ -170,7 +170,8 @@ def load_artifact(path: Path, kinds: tuple[str, ...] = ()) -> Artifact:
         if not path.exists():
             remedy = nearby(path) or "; run the stage that makes it"
             raise ArtifactError(f"{path}: no such artifact{remedy}", NO_INPUT) from None
-        why = f"no manifest.json, so it is unfinished or no artifact; run the stage that makes it{_maker(kinds)}"
+        maker = f": {command}" if (command := _maker(kinds)) else ""
+        why = f"no manifest.json, so it is unfinished or no artifact; run the stage that makes it{maker}"
         raise ArtifactError(f"{path}: {why}", NO_INPUT) from None
     manifest = parse_manifest(data, str(file))
     if kinds and manifest.kind not in kinds:
@@ -180,28 +181,16 @@ def load_artifact(path: Path, kinds: tuple[str, ...] = ()) -> Artifact:
     return Artifact(path, manifest, manifest_digest(data))
 
 
-_MAKERS = {
-    "tokens": "tokenize",
-    "prompts": "tokenize --for prompt",
-    "packed": "pack",
-    "scores": "score",
-    "rollouts": "rollout",
-    "rewards": "reward",
-    "adapter": "train",
-    "model": "merge",
-}
-"""Kind -> the command that makes one of what comes before it."""
-
-
 def _maker(kinds: tuple[str, ...]) -> str:
-    return f": postmill {_MAKERS[kinds[0]]}" if kinds and kinds[0] in _MAKERS else ""
+    from postmill.io.kinds import maker_of  # which loads Arrow: only an error needs it
+
+    return maker_of(kinds[0]) if kinds else ""
 
 
 def wrong_kind(path: Path, kind: str, kinds: tuple[str, ...]) -> ArtifactError:
     """The error for an artifact of a kind that does not go in, with the command that makes one that does."""
-    maker = _MAKERS.get(kinds[0], "")
-    of_what = "your rows" if maker.startswith("tokenize") else "it"
-    remedy = f"; make {kinds[0]} of {of_what} with `postmill {maker}`" if maker else ""
+    maker = _maker(kinds)
+    remedy = f"; make {kinds[0]} of it with `{maker}`" if maker else ""
     return ArtifactError(f"{path}: kind is {kind}, expected {' or '.join(kinds)}{remedy}", MISMATCH)
 
 

@@ -40,6 +40,7 @@ from postmill.io.table import stdin_stream, stdout_sink
 from postmill.stages.options import keyed, to_plain
 from postmill.stages.protocol import Input, Inputs, Out, Result, differences
 from postmill.stages.spec import Port, Stage
+from postmill.stages.tables import load
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
@@ -88,8 +89,7 @@ def find_inputs(stage: Stage, given: dict[str, list[str]]) -> Inputs:
             raise ConfigError(f"{stage.name}: {len(references)} times {name}, expected one", USAGE)
         found[name] = [item for reference in references for item in find_input(name, port, reference)]
     if stage.implied:
-        module, _, function = stage.implied.partition(":")
-        found = getattr(importlib.import_module(module), function)(found)
+        found = load(stage.implied)(found)
     return found
 
 
@@ -101,8 +101,7 @@ def find_input(name: str, port: Port, reference: str) -> list[Input]:
             raise ConfigError(f"{port.flag or name} {label}: expected NAME=PATH, as in {_example(name, label)}", USAGE)
         name = f"{name}.{label}"
     if port.resolver:
-        module, _, function = port.resolver.partition(":")
-        resolved: list[Input] = getattr(importlib.import_module(module), function)(name, reference)
+        resolved: list[Input] = load(port.resolver)(name, reference)
         return resolved
     if reference == "-":
         if not port.stream:

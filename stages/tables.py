@@ -36,5 +36,10 @@ def find(what: str, group: str, table: Mapping[str, str], name: str) -> Any:
             names = [*table, *others]
             raise ConfigError(f"{what} {name}: no such name{closest(name, names)}; there are {', '.join(names)}")
         reference = others[name]
+    return load(reference)
+
+
+def load(reference: str) -> Any:
+    """What `module:attribute` names."""
     module, _, attribute = reference.partition(":")
     return getattr(importlib.import_module(module), attribute)

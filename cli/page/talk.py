@@ -15,6 +15,7 @@ import msgspec
 from postmill.cli.page.guard import Refused
 from postmill.cli.page.places import Folder
 from postmill.io.manifest import MANIFEST, load_artifact
+from postmill.io.model_folder import ADAPTER_CONFIG
 
 _START_S = 600.0
 _ANSWER_S = 600.0
@@ -121,7 +122,7 @@ class Talks:
 def _is_adapter(path: Path) -> bool:
     if (path / MANIFEST).is_file():
         return load_artifact(path).manifest.kind == "adapter"
-    return (path / "adapter_config.json").is_file()
+    return (path / ADAPTER_CONFIG).is_file()
 
 
 def _answer(side: _Side, messages: list[dict[str, str]], ask: Say) -> dict[str, str]:

@@ -6,6 +6,7 @@ import msgspec
 
 from postmill.io.errors import MISMATCH, NO_INPUT, USAGE, ArtifactError, ConfigError
 from postmill.io.json_file import load_json
+from postmill.io.manifest import SIDE_FILE
 from postmill.io.model_folder import ADAPTER_CONFIG, TRAINING, model_digest
 from postmill.stages.protocol import Input, Inputs
 from postmill.stages.shared.model_reference import Model, find_model
@@ -88,7 +89,7 @@ def _find_base(adapter: Input) -> Model:
     entries = adapter.artifact.manifest.inputs if adapter.artifact else []
     source = next((entry.source for entry in entries if entry.port == "model"), "")
     said = []
-    record = adapter.path / "run.json"
+    record = adapter.path / SIDE_FILE
     if adapter.artifact is not None and record.is_file():
         paths = load_json(record).get("inputs", {})
         said += [str(path) for path in paths.get("model", [])]

@@ -56,7 +56,7 @@ class Tokenize(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     template_name: str = ""
     """Which of the model's named chat templates. Unset: `default`, or `tool_use` for rows with tools if there is."""
     date: Annotated[str, Meta(pattern=r"^\d{4}-\d\d-\d\d$")] | None = None
-    """The date that templates which print one shall print, YYYY-MM-DD."""
+    """Today's date for chat templates that print it, as YYYY-MM-DD. Without it, such a template is refused."""
     plain: bool = False
     """No chat template: texts one after the other, each answer with the end of sequence behind it. What both texts of a
     pair without a question begin with is then the question."""

@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from triton.runtime import interpreter
 
-from postmill.kernels.loss_scale_ce import cost, triton_host, triton_tuning
+from postmill.kernels.loss_scale_ce import triton_host, triton_tuning
 from postmill.kernels.loss_scale_ce.api import loss_scale_ce
 from postmill.kernels.loss_scale_ce.triton_tuning import Blocks, Tuning
 
 sys.path.insert(0, str(Path(__file__).parent))
+import triton_cost
 from loss_problem import (
     GRID,
     bar,
@@ -94,7 +95,7 @@ def walk_stack():
 
 
 def counted_and_closed_form(counter, *, stored):
-    """One gradient on whole tiles, counted, beside what cost.py says of it."""
+    """One gradient on whole tiles, counted, beside what `triton_cost` says of it."""
     counter.counts = {}
     num_tokens, vocab_size, hidden_size = 64, 256, 32
     g = torch.Generator().manual_seed(0)
@@ -103,15 +104,15 @@ def counted_and_closed_form(counter, *, stored):
     loss_scale_ce(hidden, weight, targets, torch.ones(num_tokens), denominator=1.0, backend="triton")
     sizes = (num_tokens, vocab_size, hidden_size)
     closed = {
-        "logits_kernel": cost.logits_cost(*sizes, SMALL.logits, 4, stored=stored),
-        "reduce_kernel": cost.reduce_cost(num_tokens, vocab_size, SMALL.logits),
-        "grad_hidden_kernel": cost.grad_hidden_cost(*sizes, SMALL.hidden, 4),
-        "grad_weight_kernel": cost.grad_weight_cost(*sizes, SMALL.weight, 4),
+        "logits_kernel": triton_cost.logits_cost(*sizes, SMALL.logits, 4, stored=stored),
+        "reduce_kernel": triton_cost.reduce_cost(num_tokens, vocab_size, SMALL.logits),
+        "grad_hidden_kernel": triton_cost.grad_hidden_cost(*sizes, SMALL.hidden, 4),
+        "grad_weight_kernel": triton_cost.grad_weight_cost(*sizes, SMALL.weight, 4),
     }
     if stored:
-        closed["stored_dz_kernel"] = cost.stored_dz_cost(num_tokens, vocab_size, SMALL.logits.n, 4)
+        closed["stored_dz_kernel"] = triton_cost.stored_dz_cost(num_tokens, vocab_size, SMALL.logits.n, 4)
     else:
-        closed["dz_kernel"] = cost.dz_cost(*sizes, SMALL.wide_logits, 4)
+        closed["dz_kernel"] = triton_cost.dz_cost(*sizes, SMALL.wide_logits, 4)
     return {"counted": counter.counts, "closed": closed, "AHV": num_tokens * vocab_size * hidden_size}
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from postmill.io.errors import UNAVAILABLE, USAGE, ConfigError, StageError
+from postmill.io.model_folder import ADAPTER_CONFIG
 from postmill.stages.progress import Progress
 from postmill.stages.shared.engine.endpoint import Endpoint
 from postmill.stages.shared.engine.options import Command, Vllm, Wanted
@@ -110,7 +111,7 @@ def _rank(adapter: Path) -> int:
     """The least of vLLM's sizes that holds the adapter's largest rank. Raises ConfigError (2) for another method."""
     import json
 
-    config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    config = json.loads((adapter / ADAPTER_CONFIG).read_text(encoding="utf-8"))
     if config.get("peft_type") != "LORA":
         raise ConfigError(f"--engine vllm: {adapter} is {config.get('peft_type')}, not LoRA; merge it first", USAGE)
     rank = max([int(config.get("r") or 1), *map(int, (config.get("rank_pattern") or {}).values())])

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from postmill.io.json_file import load_json
+from postmill.io.model_folder import ADAPTER_CONFIG
 from postmill.kernels.packed_linear import PackedWeight, packed_linear
 
 
@@ -129,7 +130,7 @@ def _read_pairs(folder: Path) -> tuple[dict[str, object], dict[str, dict[str, Te
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    config = load_json(folder / "adapter_config.json")
+    config = load_json(folder / ADAPTER_CONFIG)
     kind = str(config.get("peft_type", ""))
     if kind != "LORA":
         raise AdapterNotPlain(f"it is {kind or 'of no known kind'}, expected LORA")

@@ -190,9 +190,8 @@ def test_goes_on_after_a_kill(model: Path, tmp_path: Path) -> None:
     answered = journal.read_bytes().count(b"\n") - 1
     with journal.open("ab") as file:
         file.write(b'[{"item_id": "q1", "outp')  # as if the kill had torn a line
-    again = subprocess.run([*argv, "-o", str(out)], check=True, capture_output=True, text=True)
+    subprocess.run([*argv, "-o", str(out)], check=True, capture_output=True)
     assert answered >= 10
-    assert "60 of 60" in again.stderr or again.returncode == 0
     assert (out / "manifest.json").read_bytes() == (tmp_path / "whole" / "manifest.json").read_bytes()
     assert not journal.exists()
 
