@@ -28,10 +28,11 @@ from postmill.io.manifest import load_artifact
 from postmill.io.rollouts import read_rollouts
 from postmill.stages.reward.config import Reward
 from postmill.stages.reward.functions import BUILT_IN
-from postmill.stages.reward.run import _COLUMNS, _TEXTS, _last_branches, _of_sample, _record
+from postmill.stages.reward.answers import record_of
+from postmill.stages.reward.run import _COLUMNS, _TEXTS, _last_branches, _of_sample
 options = {"solution": "solution", "max_answer_tokens": 1024, "soft_tokens": 256}
 every = read_rollouts([load_artifact(Path(sys.argv[1]))], _COLUMNS + _TEXTS)
-rows = [_record(every[number] | _of_sample(every, number), 0) for number in _last_branches(every).values()]
+rows = [record_of(every[number] | _of_sample(every, number), 0) for number in _last_branches(every).values()]
 total = sum(BUILT_IN[name][0](row, options) or 0.0 for name in sys.argv[2:] for row in rows)
 Path(sys.argv[1]).with_suffix(".total").write_text(str(total))
 """

@@ -1,8 +1,10 @@
 """Rows of a `tokens` artifact, chosen by their own digests: the same rows whatever their order or number of files."""
 
 from collections.abc import Container
+from pathlib import Path
 
 from postmill.io.errors import BAD_DATA, MISMATCH, ArtifactError
+from postmill.io.model_folder import tokenizer_digest
 from postmill.io.pictures import patches_of
 from postmill.io.schemas import TOKENS_V1
 from postmill.io.table import TableReader
@@ -47,3 +49,8 @@ def choose_rows(
             f"{tokens.path}: no row of two tokens and without pictures is left to use; give more rows", BAD_DATA
         )
     return chosen
+
+
+def tokenizer_of(model: Path) -> str | None:
+    """Digest of a model's tokenizer, if it has one."""
+    return tokenizer_digest(model) if (model / "tokenizer.json").is_file() else None

@@ -16,6 +16,7 @@ from postmill.io.errors import USAGE, ConfigError
 from postmill.io.gguf_file import GGML_TYPES, GgufFile, GgufWriter, Value, tensor_bytes
 from postmill.io.safetensors_file import Weights
 from postmill.kernels.quantize.ggml import decode_rows, encode_rows
+from postmill.stages.options import tag
 from postmill.stages.progress import Meter, Progress
 from postmill.stages.protocol import Out
 from postmill.stages.quantize.config import Quantize
@@ -53,7 +54,7 @@ class Exported(NamedTuple):
 
 def export(cfg: Quantize, folder: Path, config: dict[str, Any], weights: Weights, out: Out) -> Exported:
     """Write `model-SCHEME.gguf` and `Modelfile` into `out.dir`. config: the model's, as transformers completes it."""
-    if cfg.method.__struct_config__.tag != "rtn" or cfg.method.clip != "none":
+    if tag(cfg.method) != "rtn" or cfg.method.clip != "none":
         raise ConfigError(f"--scheme {cfg.scheme}: GGUF's types choose codes by themselves; leave --method out", USAGE)
     if cfg.layout != "compressed-tensors":
         raise ConfigError(f"--layout {cfg.layout}: --scheme {cfg.scheme} makes a GGUF file; leave one out", USAGE)
