@@ -239,11 +239,11 @@ def read_declaration(command: str, argv: list[str] | None = None) -> Declaration
 
 
 def _said(argv: list[str], path: str) -> str:
-    """What argv says of an option: the word after its flag, or behind its `=`."""
-    flag = "--" + path.replace("_", "-")
+    """What argv says of an option, by its path or its last part: the word after its flag, or behind its `=`."""
+    flags = ["--" + name.replace("_", "-") for name in (path, path.rpartition(".")[2])]
     found = ""
     for word, after in zip(argv, [*argv[1:], ""], strict=False):
         name, has_value, value = word.partition("=")
-        if name == flag:
+        if name in flags:
             found = value if has_value else after
     return found

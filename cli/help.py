@@ -62,18 +62,22 @@ def stage_help(stage: Declaration, *, everything: bool = True) -> str:
         if everything or not stage.first or option.path in stage.first or option.path.partition(".")[0] in picked
     ]
     for option in shown:
-        last = option.path.rpartition(".")[2]
-        name = last if lasts.count(last) == 1 else option.path
-        parts.append(_option(name, option.kind, option.default, option.doc))
+        parts.append(_option(_short(option.path, lasts), option.kind, option.default, option.doc))
     hidden = len(stage.options) - len(shown)
     if hidden:
         parts.append(f"  and {hidden} more: postmill {stage.name} --help all\n")
     for path in stage.choices:
-        name = flag_name(path)
+        name = flag_name(_short(path, lasts))
         parts.append(f"  options of another {name[2:]}: postmill {stage.name} {name} NAME --help all\n")
     parts.append("\ncommon:\n")
     parts += [f"  {name:<16}{text}\n" for name, text in common_flags(is_service=stage.is_service).items()]
     return "".join(parts)
+
+
+def _short(path: str, lasts: list[str]) -> str:
+    """The last part of an option's path, where no other option ends in it."""
+    last = path.rpartition(".")[2]
+    return last if lasts.count(last) == 1 else path
 
 
 def _option(path: str, kind: str, default: Any, doc: str) -> str:

@@ -93,17 +93,18 @@ def _value(rest: list[str], name: str) -> str:
 
 def _known_options(stage: Stage, argv: list[str]) -> dict[str, Option]:
     """The stage's options by every name they go by, with the choices that argv and its recipes make."""
-    choices = [path for path, option in options(stage.config).items() if option.choice is not None]
+    # a choice inside a group goes by its last part too: `layout` is `parallel.layout`
+    choices = short_names({path: option for path, option in options(stage.config).items() if option.choice is not None})
     said: dict[str, list[Said]] = {}
     for word, after in zip(argv, [*argv[1:], ""], strict=False) if choices else ():
         name, has_value, value = word.partition("=")
         path = name.removeprefix("--").replace("-", "_")
         if word.startswith("@") and (word[1:] or after):
             recipe = read_recipe(Path(word[1:] or after), stage.name, STAGES, stage.config)
-            for path in choices:
-                said.setdefault(path, []).extend(recipe.get(path, []))
+            for known_name, chooser in choices.items():
+                said.setdefault(chooser, []).extend(recipe.get(known_name, []))
         elif name.startswith("--") and path in choices:
-            said.setdefault(path, []).append(Said(value if has_value else after, name, True))
+            said.setdefault(choices[path], []).append(Said(value if has_value else after, name, True))
     known = options(stage.config, chosen_names(stage.config, said))
     return {name: known[path] for name, path in short_names(known).items()}
 

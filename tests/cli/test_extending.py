@@ -18,6 +18,10 @@ from postmill.io.table import TableReader
 torch = pytest.importorskip("torch")
 from safetensors.torch import load_file  # noqa: E402
 
+from postmill.stages.options import make  # noqa: E402
+from postmill.stages.runner import Options, run_stage  # noqa: E402
+from postmill.stages.train.config import STAGE, Train  # noqa: E402
+
 PACKAGE = '''
 """One of each thing that Postmill does not have."""
 
@@ -339,11 +343,11 @@ def test_a_layout(site: Path, tmp_path: Path) -> None:
     """Two ranks whose gradients it sums learn what one process does, but for rounding."""
     base = tiny_model.write_model(tmp_path / "base")
     packed = tiny_model.write_packed(tmp_path / "packed", base, tiny_model.make_rows(12))
-    words = ["train", packed, "-m", base, "--tuner", "full", "--lr", "0.01", "--steps", "3", "--bins-per-step", "4"]
     # AdamW divides a gradient by its own size, so rounding of what is nearly 0 would be as large as a step
+    cfg = make(Train, tuner="full", lr=0.01, steps=3, bins_per_step=4, optimizer="sgd")
+    run_stage(STAGE, cfg, {"packed": [str(packed)], "model": [str(base)]}, tmp_path / "alone", Options(threads=1))
+    words = ["train", packed, "-m", base, "--tuner", "full", "--lr", "0.01", "--steps", "3", "--bins-per-step", "4"]
     words += ["--optimizer", "sgd", "--quiet", "-o"]
-    alone = postmill(site, *words, tmp_path / "alone")
-    assert alone.returncode == 0, alone.stderr
     layout = ["--layout", "summed", "--no-one-by-one"]
     done = postmill(site, "launch", "--ranks", "2", *words, tmp_path / "run", *layout)
     assert done.returncode == 0, done.stderr
