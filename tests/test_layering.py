@@ -1,6 +1,7 @@
 """The direction of dependencies, and what a stage may load before it works, from the code and real processes."""
 
 import ast
+import functools
 import re
 import subprocess
 import sys
@@ -20,10 +21,15 @@ MODULES = sorted(p for folder in FOLDERS for p in (ROOT / folder).rglob("*.py"))
 STAGES = sorted(p.parent.name for p in (ROOT / "stages").glob("*/config.py"))
 
 
+@functools.cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
 def imported(path: Path) -> set[str]:
     """Full names of everything a module imports, anywhere in it."""
     names: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -36,7 +42,7 @@ REFERENCE = re.compile(r"(postmill(?:\.\w+)+):(\w+)")
 
 def references(path: Path) -> set[tuple[str, str]]:
     """Every `module:attribute` of ours that a module holds as a string, as tables do."""
-    constants = (node.value for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if _is_text(node))
+    constants = (node.value for node in ast.walk(parsed(path)) if _is_text(node))
     return {(found[1], found[2]) for text in constants if (found := REFERENCE.fullmatch(text))}
 
 
@@ -44,29 +50,25 @@ def _is_text(node: ast.AST) -> bool:
     return isinstance(node, ast.Constant) and isinstance(node.value, str)
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_references_in_strings_are_held_to_the_same_rules(path: Path) -> None:
+def test_references_in_strings_are_held_to_the_same_rules() -> None:
     """What a string names is there, at the top of its module, and lies where an import might lead."""
-    parts = path.relative_to(ROOT).parts
-    for module, attribute in references(path):
-        found = (ROOT / Path(*module.split(".")[1:])).with_suffix(".py")
-        assert found.is_file(), f"{path}: {module} is no module"
-        assert attribute in top_level(found), f"{path}: {module} has no {attribute}"
+    found_in = {path: references(path) for path in MODULES}
+    assert sum(map(len, found_in.values())) > 100, "otherwise this would look at nothing"
+    for path, module, attribute in ((path, *one) for path, found in found_in.items() for one in found):
+        parts = path.relative_to(ROOT).parts
+        file = (ROOT / Path(*module.split(".")[1:])).with_suffix(".py")
+        assert file.is_file(), f"{path}: {module} is no module"
+        assert attribute in top_level(file), f"{path}: {module} has no {attribute}"
         owner = module.split(".")[1:]
         assert owner[0] in ALLOWED[parts[0]], f"{path}: {parts[0]} refers to {module}"
         if parts[0] == "stages" and len(parts) > 2 and len(owner) > 2:
             assert owner[1] in (parts[1], "shared"), f"{path}: a stage refers to another, {module}"
 
 
-def test_there_are_references() -> None:
-    """Otherwise the test above would look at nothing."""
-    assert sum(len(references(path)) for path in MODULES) > 100
-
-
 def top_level(path: Path) -> set[str]:
     """Names that a module defines or imports at its top level."""
     names: set[str] = set()
-    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+    for node in parsed(path).body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             names.add(node.name)
         elif isinstance(node, ast.Assign | ast.AnnAssign):

@@ -7,6 +7,7 @@ shard, tensor), `tokens` who computes what (data, context, tensor).
 
 from typing import NamedTuple
 
+import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from postmill.io.errors import USAGE, ConfigError
@@ -98,3 +99,18 @@ def make(found: Grid, device_type: str) -> Meshes:
         names = ("replicas", "expert")
         experts = init_device_mesh(device_type, (around // found.expert, found.expert), mesh_dim_names=names)
     return Meshes(found, weights, tokens, experts, pipes)
+
+
+def one_each(pipes: list[list[int]]) -> dist.ProcessGroup:
+    """A new group of the ranks of each pipeline; every rank calls it, and has its own."""
+    groups = [dist.new_group(ranks) for ranks in pipes]
+    here = dist.get_rank()
+    mine: dist.ProcessGroup = next(g for ranks, g in zip(pipes, groups, strict=True) if here in ranks)
+    return mine
+
+
+def ends_of(pipes: list[list[int]]) -> dist.ProcessGroup | None:
+    """A group of the first and the last rank of each pipeline; None for ranks between them."""
+    groups = [dist.new_group([ranks[0], ranks[-1]]) for ranks in pipes]
+    here = dist.get_rank()
+    return next((group for ranks, group in zip(pipes, groups, strict=True) if here in (ranks[0], ranks[-1])), None)

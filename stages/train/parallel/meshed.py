@@ -6,7 +6,7 @@ computed other tokens, and norms are sums over the ranks that hold other weights
 
 import contextlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -22,8 +22,8 @@ from postmill.stages.shared.forward import Forward
 from postmill.stages.train.parallel import expert, fsdp, mesh, pipeline, tensor
 from postmill.stages.train.parallel.layout import T, one_by_one
 from postmill.stages.train.parallel.options import Parallel
-
-_BUCKET_BYTES = 64 << 20
+from postmill.stages.train.parallel.parts import cut_by, cut_like, lay_alike, move, of_rank
+from postmill.stages.train.parallel.sums import sum_gradients
 
 
 class Meshed:
@@ -45,8 +45,8 @@ class Meshed:
         self._twice: nn.Parameter | None = None
         self._ends: dist.ProcessGroup | None = None
         if found.pipe > 1:
-            ahead, back = _one_each(pipes), _one_each(pipes)
-            self._ends = _ends_of(pipes)
+            ahead, back = mesh.one_each(pipes), mesh.one_each(pipes)
+            self._ends = mesh.ends_of(pipes)
             self._stage = pipeline.Stage(ahead, back, accelerator.device)
         self.has_outputs = self._stage is None or self._stage.is_last
         self.device = accelerator.device
@@ -74,7 +74,7 @@ class Meshed:
             if not any(p.requires_grad and not p.is_meta for p in forward.parameters()):
                 raise ConfigError(f"--pp {self._stage.count}: nothing is trained in stage {self._stage.index}", USAGE)
             self._twice = self._shared_weight(forward)
-        _move(forward, self.device)
+        move(forward, self.device)
         # by name, for sharding makes other parameters of them
         trained = {name: p for name, p in forward.named_parameters() if p.requires_grad and not p.is_meta}
         dealt = {id(parameter) for parameter in self._dealt}
@@ -104,17 +104,17 @@ class Meshed:
             return
         grid = self._meshes.grid
         if grid.tensor > 1:
-            _sum_gradients(self._summed, self._meshes.weights.get_group("tensor"))
+            sum_gradients(self._summed, self._meshes.weights.get_group("tensor"))
         if not self._in_shards and grid.copies > 1:
-            _sum_gradients(self._trained, self._meshes.weights.get_group("copies"))
+            sum_gradients(self._trained, self._meshes.weights.get_group("copies"))
         if self._twice is not None and self._ends is not None:
-            _lay_alike(self._twice)
-            _sum_gradients([self._twice], self._ends)
+            lay_alike(self._twice)
+            sum_gradients([self._twice], self._ends)
         if self._dealt and self._meshes.experts is not None:
-            _sum_gradients(self._dealt, self._meshes.experts.get_group("replicas"))
+            sum_gradients(self._dealt, self._meshes.experts.get_group("replicas"))
             for parameter in self._dealt if self._in_shards else ():  # they are not averaged as the others are
                 assert parameter.grad is not None
-                _local(parameter.grad).div_(grid.data * grid.context)
+                of_rank(parameter.grad).div_(grid.data * grid.context)
 
     def order(self, num_blocks: int) -> Iterable[tuple[int, bool]]:
         """A pipeline has an order of its own."""
@@ -148,9 +148,9 @@ class Meshed:
         squares: dict[tuple[Any, ...], Tensor] = {}
         for gradient in once:
             assert gradient is not None
-            groups = tuple(_cut_by(gradient))
+            groups = tuple(cut_by(gradient))
             before = squares.get(groups, torch.zeros((), dtype=torch.float64, device=self.device))
-            squares[groups] = before + _local(gradient).double().square().sum()
+            squares[groups] = before + of_rank(gradient).double().square().sum()
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         for groups, square in squares.items():
             for group in groups:
@@ -161,7 +161,7 @@ class Meshed:
         found = total.sqrt().float()
         factor = (norm / (found + 1e-6)).clamp(max=1.0)
         for gradient in gradients:
-            _local(gradient).mul_(factor)
+            of_rank(gradient).mul_(factor)
         return found
 
     def sum(self, tensor: Tensor) -> Tensor:
@@ -232,99 +232,12 @@ class Meshed:
             return tensor.to("meta")
         if tensor.ndim == 0 or not isinstance(parameter, DTensor):
             return tensor.to(self.device)
-        mesh, local = parameter.device_mesh, tensor
-        # shards are cut from what tensor parallelism left, so the last dimension of the mesh cuts first
-        for at in reversed(range(mesh.ndim)):
-            dim = getattr(parameter.placements[at], "dim", None)
-            if dim is not None:
-                local = _chunk(local, mesh.size(at), mesh.get_local_rank(at), dim)
-        return DTensor.from_local(
-            local.to(self.device, copy=True).contiguous(),
-            mesh,
-            parameter.placements,
-            run_check=False,
-            shape=parameter.shape,
-            stride=parameter.stride(),
-        )
+        return cut_like(tensor, parameter, self.device)
 
     def close(self) -> None:
         """No C++ object holds the group."""
         self._accelerator.end_training()
 
 
-def _one_each(pipes: list[list[int]]) -> dist.ProcessGroup:
-    """A new group of the ranks of each pipeline; every rank calls it, and has its own."""
-    groups = [dist.new_group(ranks) for ranks in pipes]
-    here = dist.get_rank()
-    mine: dist.ProcessGroup = next(g for ranks, g in zip(pipes, groups, strict=True) if here in ranks)
-    return mine
-
-
-def _move(module: nn.Module, device: torch.device) -> None:
-    """To `device`, but for what has no memory."""
-
-    def moved(tensor: Tensor) -> Tensor:
-        return tensor if tensor.is_meta else tensor.to(device)
-
-    module._apply(moved)  # type: ignore[no-untyped-call]
-
-
-def _ends_of(pipes: list[list[int]]) -> dist.ProcessGroup | None:
-    """A group of the first and the last rank of each pipeline; None for ranks between them."""
-    groups = [dist.new_group([ranks[0], ranks[-1]]) for ranks in pipes]
-    here = dist.get_rank()
-    return next((group for ranks, group in zip(pipes, groups, strict=True) if here in (ranks[0], ranks[-1])), None)
-
-
 def _to_cpu(value: Any) -> Any:
     return value.cpu() if isinstance(value, Tensor) else value
-
-
-def _chunk(tensor: Tensor, num_chunks: int, index: int, dim: int) -> Tensor:
-    """Chunk `index`, as torch deals them; it may be empty."""
-    chunks = tensor.chunk(num_chunks, dim)
-    return chunks[index] if index < len(chunks) else tensor.narrow(dim, 0, 0)
-
-
-def _local(tensor: Tensor) -> Tensor:
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
-def _cut_by(tensor: Tensor) -> Iterator[Any]:
-    """The groups whose ranks hold other parts of `tensor`."""
-    if isinstance(tensor, DTensor):
-        for at, placement in enumerate(tensor.placements):
-            assert not placement.is_partial(), "gradients have met by now"
-            if hasattr(placement, "dim") and tensor.device_mesh.size(at) > 1:
-                yield tensor.device_mesh.get_group(at)
-
-
-def _lay_alike(parameter: nn.Parameter) -> None:
-    """Cut the gradient as the parameter is: an embedding's comes whole, a head's in slices."""
-    gradient = parameter.grad
-    if isinstance(gradient, DTensor) and isinstance(parameter, DTensor):
-        parameter.grad = gradient.redistribute(parameter.device_mesh, parameter.placements)
-
-
-def _sum_gradients(parameters: Sequence[nn.Parameter], group: dist.ProcessGroup) -> None:
-    """Sum gradients over `group`, several in one message. One that a rank lacks is zero there."""
-    for parameter in parameters:
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-    bucket: list[Tensor] = []
-    for parameter in parameters:
-        assert parameter.grad is not None
-        gradient = _local(parameter.grad)
-        if bucket and (bucket[0].dtype != gradient.dtype or sum(g.nbytes for g in bucket) > _BUCKET_BYTES):
-            _all_reduce(bucket, group)
-            bucket = []
-        bucket.append(gradient)
-    if bucket:
-        _all_reduce(bucket, group)
-
-
-def _all_reduce(tensors: list[Tensor], group: dist.ProcessGroup) -> None:
-    flat = torch.cat([t.reshape(-1) for t in tensors])
-    dist.all_reduce(flat, group=group)
-    for t, piece in zip(tensors, torch.split(flat, [t.numel() for t in tensors]), strict=True):
-        t.copy_(piece.view_as(t))
