@@ -15,7 +15,6 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from postmill.stages.shared.batch import Batch
@@ -63,17 +62,11 @@ def accumulate(
     Raises StageError (1) when memory runs out.
     """
     blocks = Blocks(cfg, source, step, layout)
-    constants: Mapping[str, float] = {}
-    cached: Cached | None = None
-    if objective.needs.coupling == "step_constants":
-        constants = step_constants(cast("ConstantsObjective", objective), forward, blocks, layout)
-    elif objective.needs.coupling == "step_gradients":
-        cached = step_gradients(cast("GradientsObjective", objective), forward, blocks, layout)
-
+    constants, cached = _look_first(objective, forward, blocks, layout)
     losses: list[Tensor] = []
     held: dict[int, tuple[Tensor | None, contextlib.ExitStack]] = {}
     tally = Tally()
-    sums = torch.zeros(2, len(channels.names), dtype=torch.float64) if channels else None
+    by_channel = ChannelSums(channels) if channels else None
     for number, is_forward in layout.order(len(blocks.bins)):
         if not is_forward:
             share, inside = held.pop(number)
@@ -86,9 +79,7 @@ def accumulate(
             stack.enter_context(blocks.guarded(batch))
             stack.enter_context(layout.gathering(forward, last=number + 1 == len(blocks.bins)))
             ask = blocks.ask(objective, batch, block)
-            if channels is not None:
-                ask = ask._replace(stats=ask.stats | _LOGP)
-            outputs = forward(batch, ask)
+            outputs = forward(batch, ask._replace(stats=ask.stats | _LOGP) if by_channel else ask)
             if not layout.has_outputs:
                 held[number] = None, stack.pop_all()
                 continue
@@ -100,10 +91,9 @@ def accumulate(
             held[number] = total, stack.pop_all()
         losses.append(total.detach())
         tally.add(loss)
-        if sums is not None and channels is not None and block[0] >= 0:
+        if by_channel is not None and block[0] >= 0:
             assert outputs.logp_T is not None
-            of_row = channels.of_row[batch.row_R.cpu().numpy()]
-            sums += _channel_sums(outputs.logp_T.detach(), batch, of_row, len(channels.names))
+            by_channel.add(outputs.logp_T.detach(), batch)
 
     def measured() -> Gradient:
         if cached is None:
@@ -112,10 +102,39 @@ def accumulate(
         else:  # all ranks have the whole of it
             tally.add(cached.loss)
             total, metrics = cached.loss.total.detach().double(), tally.means(step.norms, None)
-        whole = None if sums is None else layout.sum(sums)
+        whole = None if by_channel is None else layout.sum(by_channel.sums)
         return Gradient(total, losses, metrics, whole, blocks.data_seconds)
 
     return layout.agreed(measured)
+
+
+def _look_first(
+    objective: Objective, forward: Any, blocks: Blocks, layout: Layout
+) -> tuple[Mapping[str, float], Cached | None]:
+    """What a loss needs of the whole step before its first gradient: constants, or the gradient of each summary."""
+    if objective.needs.coupling == "step_constants":
+        return step_constants(cast("ConstantsObjective", objective), forward, blocks, layout), None
+    if objective.needs.coupling == "step_gradients":
+        return {}, step_gradients(cast("GradientsObjective", objective), forward, blocks, layout)
+    return {}, None
+
+
+class ChannelSums:
+    """Loss and trained tokens of each channel, over micro-batches."""
+
+    def __init__(self, channels: Channels) -> None:
+        self._channels = channels
+        self.sums = torch.zeros(2, len(channels.names), dtype=torch.float64)
+        """float64 [2, number of channels]: sum of weight * nll, and number of trained tokens."""
+
+    def add(self, logp_T: Tensor, batch: Batch) -> None:
+        """One micro-batch more; logp_T: of its tokens."""
+        channel_of_row = self._channels.of_row[batch.row_R.cpu().numpy()]
+        lengths = torch.tensor(batch.row_starts).diff()
+        channel_T = torch.repeat_interleave(torch.from_numpy(channel_of_row), lengths)
+        weights_T = batch.weights_T.cpu().double()
+        values_2T = torch.stack([-weights_T * logp_T.cpu().double(), (weights_T != 0).double()])
+        self.sums += torch.zeros_like(self.sums).index_add_(1, channel_T, values_2T)
 
 
 class Tally:
@@ -140,14 +159,6 @@ class Tally:
         if not found or layout is None:
             return found
         return dict(zip(found, layout.sum(torch.stack(list(found.values()))).unbind(), strict=True))
-
-
-def _channel_sums(logp_T: Tensor, batch: Batch, channel_of_row: NDArray[np.int64], num_channels: int) -> Tensor:
-    lengths = torch.tensor(batch.row_starts).diff()
-    channel_T = torch.repeat_interleave(torch.from_numpy(channel_of_row), lengths)
-    weights_T = batch.weights_T.cpu().double()
-    values_2T = torch.stack([-weights_T * logp_T.cpu().double(), (weights_T != 0).double()])
-    return torch.zeros(2, num_channels, dtype=torch.float64).index_add_(1, channel_T, values_2T)
 
 
 def validate(
