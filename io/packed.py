@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from postmill.io.arrays import to_numpy, validity
 from postmill.io.errors import BAD_DATA, MISMATCH, NO_INPUT, ArtifactError
 from postmill.io.manifest import INSIDE, SIDE_FILE, Artifact, load_artifact, recorded_paths
-from postmill.io.pictures import MEDIA, Picture, pictures_of
+from postmill.io.media import MEDIA, Medium, media_of
 from postmill.io.rollouts import ROLLOUTS
 from postmill.io.schemas import BINS_V1, TOKENS_V1
 from postmill.io.table import TableReader
@@ -103,9 +103,9 @@ class TokenRows:
         """`rows` laid end to end. Raises IndexError beyond the last row."""
         return _lay(self.locate(rows), rows)
 
-    def pictures(self, rows: NDArray[np.int64]) -> list[list[Picture]]:
+    def pictures(self, rows: NDArray[np.int64]) -> list[list[Medium]]:
         """The pictures of each of `rows`."""
-        return [pictures_of(batch.table, index) for batch, index in self.locate(rows)]
+        return [media_of(batch.table, index) for batch, index in self.locate(rows)]
 
     def answers(self, rows: NDArray[np.int64]) -> list[int]:
         """How many tokens of each of `rows` come before its first answer; all of them, without one."""

@@ -33,9 +33,9 @@ from postmill.io.manifest import (
     wrong_kind,
 )
 from postmill.io.mcore_folder import is_mcore, mcore_digest
+from postmill.io.media import changed_media
 from postmill.io.model_folder import ADAPTER_CONFIG, model_digest, tokenizer_digest
 from postmill.io.nearby import nearby
-from postmill.io.pictures import changed_media
 from postmill.io.table import stdin_stream, stdout_sink
 from postmill.stages.options import keyed, to_plain
 from postmill.stages.protocol import Input, Inputs, Out, Result, differences

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from postmill.io.arrays import to_numpy, validity
 from postmill.io.errors import BAD_DATA, ArtifactError
+from postmill.io.media import patches_of
 from postmill.io.packed import TokenRows, span_columns
-from postmill.io.pictures import patches_of
 from postmill.io.table import TableReader
 
 REASONS = ("", "empty", "nothing_to_train_on", "too_long", "no_advantage")

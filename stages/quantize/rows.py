@@ -4,8 +4,8 @@ from collections.abc import Container
 from pathlib import Path
 
 from postmill.io.errors import BAD_DATA, MISMATCH, ArtifactError
+from postmill.io.media import patches_of
 from postmill.io.model_folder import tokenizer_digest
-from postmill.io.pictures import patches_of
 from postmill.io.schemas import TOKENS_V1
 from postmill.io.table import TableReader
 from postmill.stages.protocol import Input

@@ -8,8 +8,8 @@ import msgspec
 import pyarrow as pa
 
 from postmill.io.manifest import Artifact
+from postmill.io.media import MEDIA, has_media
 from postmill.io.packed import TOKENS
-from postmill.io.pictures import MEDIA, has_pictures
 from postmill.io.rollouts import REWARDS, rollout_batches
 from postmill.io.schemas import REWARDS_V1, TOKENS_V1, with_media
 from postmill.stages.protocol import Out
@@ -77,8 +77,8 @@ def write_tokens(
     starts = [0]
     for batch in batches:
         starts.append(starts[-1] + batch.num_rows)
-    has_media = any(has_pictures(batch.schema) for batch in batches)
-    schema = with_media(TOKENS_V1) if has_media else TOKENS_V1
+    any_media = any(has_media(batch.schema) for batch in batches)
+    schema = with_media(TOKENS_V1) if any_media else TOKENS_V1
     writer = out.table(TOKENS, schema)
     records: list[dict[str, Any]] = []
     for pick in picks:
@@ -86,11 +86,11 @@ def write_tokens(
         at = bisect.bisect_right(starts, number) - 1
         names = [name for name in schema.names if name in batches[at].schema.names]
         [record] = batches[at].select(names).slice(number - starts[at], 1).to_pylist()
-        if has_media:
+        if any_media:
             record.setdefault(MEDIA, [])
         changed = {"side": pick.side, "margin": pick.margin, "label": pick.label}
         records.append(record | changed | {"pair_id": record["pair_id"] if pick.side is not None else None})
-        if len(records) == (_PICTURE_ROWS if has_media else _BATCH_ROWS):
+        if len(records) == (_PICTURE_ROWS if any_media else _BATCH_ROWS):
             writer.write(pa.RecordBatch.from_pylist(records, schema=schema))
             records = []
     if records:

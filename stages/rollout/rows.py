@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from postmill.io.digest import digest_bytes
-from postmill.io.pictures import MEDIA
+from postmill.io.media import MEDIA
 from postmill.io.rollouts import ROLLOUTS
 from postmill.io.schemas import ROLLOUTS_V1, with_media
 from postmill.stages.protocol import Out

@@ -16,8 +16,8 @@ import msgspec
 from postmill.io.digest import digest_bytes
 from postmill.io.errors import BAD_DATA, MISMATCH, USAGE, ArtifactError, ConfigError, StageError
 from postmill.io.manifest import Artifact
+from postmill.io.media import MEDIA, has_media, medium_of
 from postmill.io.model_folder import tokenizer_digest
-from postmill.io.pictures import MEDIA, has_pictures, picture_of
 from postmill.io.rollouts import PROMPTS
 from postmill.io.schemas import PROMPTS_V1
 from postmill.io.table import TableReader
@@ -134,7 +134,7 @@ def _read_prompts(cfg: Rollout, artifact: Artifact) -> list[dict[str, Any]]:
     """The prompts of this run, in order. Raises ArtifactError (65) if there are none, ConfigError (2) if too few."""
     rows: list[dict[str, Any]] = []
     for batch in TableReader(artifact.file(PROMPTS), PROMPTS_V1):
-        media = [MEDIA] if has_pictures(batch.schema) else []
+        media = [MEDIA] if has_media(batch.schema) else []
         rows += batch.select(_COLUMNS + media).to_pylist()
     if cfg.endpoint.url and any(row.get(MEDIA) for row in rows):
         raise ConfigError(
@@ -179,7 +179,7 @@ def _read_pictures(prompts: list[dict[str, Any]], folder: Path) -> list[_Pixels 
     pixels = Pixels(folder)
     found: list[_Pixels | None] = []
     for prompt in prompts:
-        pictures = [picture_of(item) for item in prompt[MEDIA]]
+        pictures = [medium_of(item) for item in prompt[MEDIA]]
         # a model that sees its prompts both ways is told where they end
         needs = pictures or pixels.layout.both_ways == "prompt"
         found.append(functools.partial(pixels.of_prompt, prompt["input_ids"], pictures) if needs else None)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from postmill.io.errors import INTERNAL, StageError
 from postmill.io.json_file import load_json
-from postmill.io.pictures import Picture
+from postmill.io.media import Medium
 from postmill.stages.shared.attention import Blocks
 from postmill.stages.shared.media.positions import mrope_positions, seconds_of
 
@@ -70,7 +70,7 @@ class RowsLayout(msgspec.Struct, frozen=True):
         """Of what the processor makes, that which the model takes."""
         return {name: tensor for name, tensor in made.items() if name not in _UNUSED}
 
-    def positions(self, pictures: Sequence[Sequence[Picture]], starts: Sequence[int]) -> Tensor | None:
+    def positions(self, pictures: Sequence[Sequence[Medium]], starts: Sequence[int]) -> Tensor | None:
         """[3, 1, T] m-rope positions, from 0 in each row; None for models that count tokens."""
         if not self.merge:
             return None
@@ -81,7 +81,7 @@ class RowsLayout(msgspec.Struct, frozen=True):
         ]
         return torch.from_numpy(np.concatenate(rows, axis=1))[:, None]
 
-    def prompt_inputs(self, ids_T: Tensor, pictures: Sequence[Picture]) -> dict[str, Tensor]:
+    def prompt_inputs(self, ids_T: Tensor, pictures: Sequence[Medium]) -> dict[str, Tensor]:
         """What transformers' own forward pass is told of a prompt beside its pictures: which tokens stand for them."""
         is_feature_1T = (ids_T == self.feature).long()[None]
         found = {"mm_token_type_ids": is_feature_1T + 2 * (ids_T == self.video).long()} if self.merge else {}
@@ -92,7 +92,7 @@ class RowsLayout(msgspec.Struct, frozen=True):
             found["token_type_ids"] = is_feature_1T if self.both_ways == "picture" else torch.zeros_like(is_feature_1T)
         return found | ({"batch_num_images": torch.tensor([len(pictures)])} if self.counts_rows else {})
 
-    def tower_order(self, pictures: list[Picture]) -> list[Picture]:
+    def tower_order(self, pictures: list[Medium]) -> list[Medium]:
         """The pictures as the tower is given them; one may be given twice."""
         if not self.counts_rows:
             return pictures
@@ -101,7 +101,7 @@ class RowsLayout(msgspec.Struct, frozen=True):
         others = others * 2 if len(others) == 1 else others
         return [picture for picture in pictures if picture.grid[0] != 1] + others
 
-    def tower_more(self, pictures: list[Picture]) -> dict[str, Tensor]:
+    def tower_more(self, pictures: list[Medium]) -> dict[str, Tensor]:
         """What the tower is given besides: how many pictures are in one row each."""
         if not self.counts_rows or not pictures:
             return {}
@@ -110,7 +110,7 @@ class RowsLayout(msgspec.Struct, frozen=True):
         return {"batch_num_images": torch.tensor([1] * num_alone + ([rest] if rest else []))}
 
     def blocks(
-        self, pictures: Sequence[Sequence[Picture]], ids_T: Tensor, starts: Sequence[int], answers: Sequence[int]
+        self, pictures: Sequence[Sequence[Medium]], ids_T: Tensor, starts: Sequence[int], answers: Sequence[int]
     ) -> Blocks | None:
         """What sees each other both ways; None for models where nothing does."""
         if not self.both_ways:

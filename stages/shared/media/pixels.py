@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from postmill.io.errors import USAGE, ConfigError
+from postmill.io.media import Medium
 from postmill.io.packed import TokenRows
-from postmill.io.pictures import Picture
 from postmill.stages.shared import hf
 from postmill.stages.shared.attention import Blocks
 from postmill.stages.shared.media.decode import decode
@@ -83,7 +83,7 @@ class Pixels:
 
     def media(
         self,
-        pictures: Sequence[Sequence[Picture]],
+        pictures: Sequence[Sequence[Medium]],
         ids_T: Tensor,
         starts: Sequence[int],
         answers: Sequence[int],
@@ -109,7 +109,7 @@ class Pixels:
             blocks=self.layout.blocks(pictures, ids_T, starts, answers),
         )
 
-    def _seen(self, flat: list[Picture]) -> Seen:
+    def _seen(self, flat: list[Medium]) -> Seen:
         """Of all items of one kind, in the order of their rows."""
         # the same picture may be cut into tiles in one row and not in another
         distinct = {(picture.digest, picture.features): picture for picture in flat}
@@ -134,7 +134,7 @@ class Pixels:
         more = {"batch_num_images": torch.ones(1, dtype=torch.long)} if self.layout.counts_rows else {}
         return Seen(self.layout.tower_inputs(tensors) | more, (), (), ())
 
-    def of_prompt(self, prompt_ids: list[int], pictures: Sequence[Picture]) -> dict[str, Tensor]:
+    def of_prompt(self, prompt_ids: list[int], pictures: Sequence[Medium]) -> dict[str, Tensor]:
         """What transformers' own model reads of one prompt's pictures, each in its place.
 
         Raises ArtifactError (65, 66) for a picture that is not what was counted.
@@ -144,7 +144,7 @@ class Pixels:
             made |= join([self._tensors(picture) for picture in pictures if picture.kind == kind])
         return made | self.layout.prompt_inputs(torch.tensor(prompt_ids), pictures)
 
-    def _tensors(self, picture: Picture) -> dict[str, Tensor]:
+    def _tensors(self, picture: Medium) -> dict[str, Tensor]:
         """What the processor makes of a picture."""
         made = self._made.pop(picture.digest, None)
         if made is None:
@@ -158,7 +158,7 @@ class Pixels:
             self._bytes -= _bytes_of(old)
         return made
 
-    def _processed(self, item: Picture) -> dict[str, Any]:
+    def _processed(self, item: Medium) -> dict[str, Any]:
         """What the folder's processor of its kind makes of an item."""
         processor = self._processor(item.kind)
         if item.kind == "image":

@@ -5,19 +5,19 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from postmill.io.pictures import Picture
+from postmill.io.media import Medium
 
 _FRAMES = 2
 """Frames of a video that are one place in time."""
 
 
-def seconds_of(video: Picture) -> float:
+def seconds_of(video: Medium) -> float:
     """Seconds from one place in time to the next."""
     return _FRAMES / (video.rate / 1000)
 
 
 def mrope_positions(
-    length: int, pictures: Sequence[Picture], merge: int, tokens_per_second: float = 0.0
+    length: int, pictures: Sequence[Medium], merge: int, tokens_per_second: float = 0.0
 ) -> NDArray[np.int64]:
     """Time, height and width of each token, [3, length].
 

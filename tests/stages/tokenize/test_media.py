@@ -13,7 +13,7 @@ import pytest
 from postmill.io.errors import ArtifactError
 from postmill.io.ledger import read_ledger
 from postmill.io.manifest import load_artifact
-from postmill.io.pictures import Picture
+from postmill.io.media import Picture
 from postmill.io.schemas import TOKENS_V1, with_media
 from postmill.io.table import TableReader
 from postmill.stages.runner import Options, run_stage

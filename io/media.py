@@ -20,8 +20,8 @@ MEDIA = "media"
 """The column of token tables."""
 
 
-class Picture(NamedTuple):
-    """A picture of a row, or a sound or video, see MEDIA in `io/schemas.py`."""
+class Medium(NamedTuple):
+    """A picture, a sound or a video of a row; see MEDIA in `io/schemas.py`."""
 
     kind: str
     start: int
@@ -81,25 +81,25 @@ def _changed(place: str, kind: str) -> ArtifactError:
     return ArtifactError(message, BAD_DATA)
 
 
-def pictures_of(batch: pa.RecordBatch, row: int) -> list[Picture]:
+def media_of(batch: pa.RecordBatch, row: int) -> list[Medium]:
     """The pictures of a row of tokens, in its order; none in tables that were made for models of text."""
     if MEDIA not in batch.schema.names:
         return []
     column = batch.column(MEDIA)
     first, last = column.offsets[row].as_py(), column.offsets[row + 1].as_py()
-    return [picture_of(item) for item in column.values.slice(first, last - first).to_pylist()]
+    return [medium_of(item) for item in column.values.slice(first, last - first).to_pylist()]
 
 
-def has_pictures(schema: pa.Schema) -> bool:
+def has_media(schema: pa.Schema) -> bool:
     """Whether tables of `schema` were made for a model that reads pictures."""
     return MEDIA in schema.names
 
 
-def picture_of(item: dict[str, Any]) -> Picture:
+def medium_of(item: dict[str, Any]) -> Medium:
     """A member of the column as Python has it."""
     grid = (item["grid_t"], item["grid_h"], item["grid_w"])
-    plain = {name: item[name] for name in Picture._fields if name not in ("grid", "rate")}
-    return Picture(grid=grid, rate=item.get("rate", 0), **plain)  # older tables have no rate
+    plain = {name: item[name] for name in Medium._fields if name not in ("grid", "rate")}
+    return Medium(grid=grid, rate=item.get("rate", 0), **plain)  # older tables have no rate
 
 
 def patches_of(batch: pa.RecordBatch) -> NDArray[np.int64]:
@@ -132,7 +132,7 @@ def changed_media(artifact: Artifact) -> str | None:
     return None
 
 
-def _referenced(artifact: Artifact) -> Iterator[Picture]:
+def _referenced(artifact: Artifact) -> Iterator[Medium]:
     """Pictures that are files, of all tables of an artifact. Only their column is read."""
     for entry in artifact.manifest.files:
         if not entry.path.endswith(".arrow"):
@@ -144,7 +144,7 @@ def _referenced(artifact: Artifact) -> Iterator[Picture]:
             table = pa.ipc.open_file(data, options=pa.ipc.IpcReadOptions(included_fields=[names.index(MEDIA)]))
             for number in range(table.num_record_batches):
                 column = table.get_batch(number).column(0)
-                found = (picture_of(item) for item in column.flatten().to_pylist())
+                found = (medium_of(item) for item in column.flatten().to_pylist())
                 yield from (picture for picture in found if picture.reference is not None)
 
 
@@ -158,7 +158,7 @@ def _began(artifact: Artifact) -> float:
         return 0
 
 
-def _may_have_changed(picture: Picture, since: float) -> bool:
+def _may_have_changed(picture: Medium, since: float) -> bool:
     """Whether a file of a picture has another status than at the time `since`, or is gone."""
     assert picture.reference is not None
     names = json.loads(picture.reference) if picture.kind == "video" else [picture.reference]
