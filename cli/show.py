@@ -204,7 +204,7 @@ def _step_bins(run: Artifact, number: int, reader: "PackedReader") -> list[int]:
     from postmill.stages.train.plan import Steps
 
     told = run.manifest.config
-    plan = {name: told[name] for name in ("epochs", "steps", "seed") if name in told}
+    plan: dict[str, Any] = {name: told[name] for name in ("epochs", "steps", "seed") if name in told}
     plan["batch"] = {name: value for name, value in told.get("batch", {}).items() if name == "bins_per_step"}
     try:
         config = from_plain(Train, plan)

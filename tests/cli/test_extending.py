@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import commands
 import pyarrow as pa
 import pytest
 import tiny_model
@@ -284,8 +285,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def postmill(site: Path, *argv: object) -> subprocess.CompletedProcess[str]:
     path = os.pathsep.join([str(site), os.environ.get("PYTHONPATH", "")])
-    command = [sys.executable, "-m", "postmill.cli.main", *map(str, argv)]
-    return subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, check=False)
+    return commands.postmill(*argv, env={"PYTHONPATH": path})
 
 
 def test_a_stage_and_a_kind(site: Path, tmp_path: Path) -> None:

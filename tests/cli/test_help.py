@@ -7,19 +7,12 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from commands import postmill as run
 
 from postmill.cli.declaration import REQUIRED, read_declaration
 from postmill.cli.main import TOOLS
 from postmill.stages.options import bare, options
 from postmill.stages.table import STAGES
-
-MAIN = [sys.executable, "-P", "-m", "postmill.cli.main"]
-
-
-def run(*argv: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*MAIN, *argv], capture_output=True, text=True, cwd=cwd, stdin=subprocess.DEVNULL, check=False
-    )
 
 
 @pytest.mark.parametrize("command", [*STAGES, *TOOLS])

@@ -1,10 +1,8 @@
 """`postmill push`: what arrives at the hub is the artifact, bit for bit, with a card that its manifest wrote."""
 
 import json
-import os
-import subprocess
-import sys
 
+import commands
 import pytest
 
 pytest.importorskip("torch", reason="training needs torch")
@@ -40,9 +38,8 @@ def hub(tmp_path):
 
 
 def push(hub, tmp_path, *argv):
-    environment = os.environ | hub.environment(tmp_path) | {"HF_TOKEN": "hf_test"}
-    words = [sys.executable, "-m", "postmill.cli.main", "push", *map(str, argv)]
-    return subprocess.run(words, capture_output=True, text=True, env=environment, check=False)
+    environment = hub.environment(tmp_path) | {"HF_TOKEN": "hf_test"}
+    return commands.postmill("push", *argv, env=environment)
 
 
 def test_the_artifact_arrives_whole_with_a_card(run, hub, tmp_path):

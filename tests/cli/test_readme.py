@@ -14,6 +14,7 @@ import fake_hub
 import pytest
 import tiny_model
 import tiny_tokenizer
+from commands import MAIN
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -66,7 +67,7 @@ def test_the_first_three_commands_tune_a_model(tmp_path: Path) -> None:
     (work / "chats.jsonl").write_text(example() * 5)
     commands = block(f"postmill get {MODEL}")
     assert len(commands) == 3
-    program = [sys.executable, "-P", "-m", "postmill.cli.main"]
+    program = MAIN
     follow(program, commands, tmp_path / "hub", work)
 
     # and what README says that the second runs is what it runs

@@ -3,21 +3,19 @@
 import json
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import tiny_tokenizer
+from commands import MAIN
 
 from postmill.cli.rows import RowName
 from postmill.io.ledger import read_ledger
 from postmill.io.manifest import load_artifact
 
-COMMAND = [sys.executable, "-P", "-m", "postmill.cli.main"]
-
 
 def run(here: Path, *argv: str, stdin: bytes = b"", code: int = 0) -> str:
-    done = subprocess.run([*COMMAND, *argv], cwd=here, input=stdin, capture_output=True, check=False)
+    done = subprocess.run([*MAIN, *argv], cwd=here, input=stdin, capture_output=True, check=False)
     assert done.returncode == code, done.stderr.decode()
     return (done.stdout if code == 0 else done.stderr).decode()
 
@@ -44,7 +42,7 @@ def test_a_name_is_the_end_of_a_path_or_a_path_that_ends_so() -> None:
 
 
 def test_rows_keep_their_names_through_a_pipe(here: Path) -> None:
-    stream = subprocess.run([*COMMAND, "tokenize", "a.jsonl", "-m", "base"], cwd=here, stdout=-1, check=True).stdout
+    stream = subprocess.run([*MAIN, "tokenize", "a.jsonl", "-m", "base"], cwd=here, stdout=-1, check=True).stdout
     run(here, "pack", "-o", "packed", "--row-tokens", "80", "--on-long", "drop", stdin=stream)
     assert "a.jsonl:3  dropped: too_long" in run(here, "ledger", "why", "a.jsonl:3", "packed")
     assert "kept whole" in run(here, "ledger", "why", "a.jsonl:2", "packed")
@@ -58,7 +56,7 @@ def test_rows_keep_their_names_through_a_pipe(here: Path) -> None:
     moved.mkdir()
     for name in ("a.jsonl", "base"):
         (here / name).rename(moved / name)
-    stream = subprocess.run([*COMMAND, "tokenize", "a.jsonl", "-m", "base"], cwd=moved, stdout=-1, check=True).stdout
+    stream = subprocess.run([*MAIN, "tokenize", "a.jsonl", "-m", "base"], cwd=moved, stdout=-1, check=True).stdout
     run(moved, "pack", "-o", "packed", "--row-tokens", "80", "--on-long", "drop", stdin=stream)
     assert load_artifact(moved / "packed").digest == digest, "where the inputs lay is no part of the artifact"
     assert "whole" in run(moved, "verify", "packed")

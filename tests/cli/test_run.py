@@ -5,7 +5,6 @@ import os
 import shlex
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -13,11 +12,11 @@ import fake_hub
 import pytest
 import tiny_model
 import tiny_tokenizer
+from commands import MAIN, postmill
 
 from postmill.cli.chain import RECIPES, read_steps
 from postmill.io.errors import ConfigError
 
-MAIN = [sys.executable, "-P", "-m", "postmill.cli.main"]
 RECIPE = """
 model = "base"
 data = "chats.jsonl"
@@ -37,7 +36,7 @@ targets = ["q_proj", "v_proj"]
 
 
 def run(folder: Path, *argv: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*MAIN, *argv], cwd=folder, capture_output=True, text=True, check=False, timeout=200)
+    return postmill(*argv, cwd=folder)
 
 
 @pytest.fixture(scope="module")

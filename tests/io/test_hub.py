@@ -1,12 +1,11 @@
 """Models and data sets of both hubs, through the hubs' real clients, from a hub on loopback that can fail."""
 
 import json
-import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import commands
 import fake_hub
 import numpy as np
 import pytest
@@ -16,7 +15,6 @@ from safetensors.numpy import save_file
 pytest.importorskip("huggingface_hub")
 pytest.importorskip("modelscope_hub")
 
-MAIN = [sys.executable, "-P", "-m", "postmill.cli.main"]
 MODEL = {"config.json", "tokenizer.json", "chat_template.jinja", "model.safetensors", "merges.txt"}
 TOKENIZER = {"tokenizer.json", "chat_template.jinja", "additional_chat_templates/tool_use.jinja"}
 
@@ -61,10 +59,7 @@ def hub(root: Path) -> Iterator[Hub]:
 
 def postmill(hub: Hub, home: Path, *argv: str) -> subprocess.CompletedProcess[str]:
     """A fresh process, since the clients read their endpoints when they are imported."""
-    environment = os.environ | hub.environment(home)
-    return subprocess.run(
-        [*MAIN, *argv], env=environment, capture_output=True, text=True, check=False, timeout=120, cwd=home
-    )
+    return commands.postmill(*argv, env=hub.environment(home), cwd=home)
 
 
 def get(hub: Hub, home: Path, *argv: str) -> Path:

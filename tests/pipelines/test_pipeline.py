@@ -5,24 +5,22 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
+import commands
 import pytest
 import tiny_model
 import tiny_tokenizer
+from commands import MAIN
 
 from postmill.io.manifest import load_artifact, verify_files
 
-MAIN = [sys.executable, "-P", "-m", "postmill.cli.main"]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 
-def postmill(*argv: str, cwd: Path, **options: object) -> subprocess.CompletedProcess[str]:
+def postmill(*argv: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     """Run one command to its end."""
-    return subprocess.run(
-        [*MAIN, *argv], cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False
-    )
+    return commands.postmill(*argv, cwd=cwd, env=ENVIRONMENT)
 
 
 def done(*argv: str, cwd: Path) -> str:

@@ -2,10 +2,9 @@
 
 import json
 import math
-import subprocess
-import sys
 from pathlib import Path
 
+import commands
 import numpy as np
 import pytest
 
@@ -79,8 +78,7 @@ def test_holm_holds_for_all_together():
 
 
 def evaldiff(*argv):
-    command = [sys.executable, "-m", "postmill.cli.main", "evaldiff", *map(str, argv)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    return commands.postmill("evaldiff", *argv)
 
 
 @pytest.fixture(scope="module")

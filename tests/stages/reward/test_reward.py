@@ -3,9 +3,9 @@
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
+import commands
 import pyarrow as pa
 import pytest
 from rollouts_table import row_of, write_rollouts
@@ -57,8 +57,7 @@ class Stateful:
 
 
 def postmill(*argv: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "postmill.cli.main", "reward", *map(str, argv)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    return commands.postmill("reward", *argv)
 
 
 def lines(path: Path) -> list[dict]:

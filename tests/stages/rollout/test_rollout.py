@@ -5,12 +5,12 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from commands import MAIN, postmill
 
 torch = pytest.importorskip("torch", reason="generation needs torch")
 transformers = pytest.importorskip("transformers")
@@ -27,11 +27,6 @@ from postmill.io.table import TableReader  # noqa: E402
 from postmill.stages.options import make  # noqa: E402
 from postmill.stages.rollout.config import STAGE, Rollout  # noqa: E402
 from postmill.stages.runner import Options, run_stage  # noqa: E402
-
-
-def postmill(*argv: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "postmill.cli.main", *map(str, argv)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 def rows(path: Path) -> list[dict]:
@@ -120,7 +115,7 @@ def test_rewards_and_packing_take_rollouts_as_they_are(work, first):
 
 
 def test_a_stopped_run_goes_on_to_the_same_bytes(work, first):
-    command = [sys.executable, "-m", "postmill.cli.main", "rollout", str(work / "prompts"), "-m", str(work / "base")]
+    command = [*MAIN, "rollout", str(work / "prompts"), "-m", str(work / "base")]
     command += ["--samples", "3", "--max-new-tokens", "5", "--batch-size", "1", "-o", str(work / "stopped")]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     journal = work / "stopped.checkpoints" / "replies.jsonl"
