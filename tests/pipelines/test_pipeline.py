@@ -82,7 +82,12 @@ def test_the_whole_chain_repeats_and_moves(here: Path, tmp_path_factory: pytest.
     for kind in ("model", "adapter", "packed", "tokens", "dataset"):
         assert kind in lineage
     assert "trained" in done("show", "tokens", "-n", "1", cwd=here)
-    assert "bin" in done("show", "run", "--step", "1", cwd=here)
+    shown = done("show", "run", "--step", "1", cwd=here)
+    assert "bin" in shown
+    older = json.loads((here / "run" / "manifest.json").read_text())
+    older["config"]["a_group_of_old"] = {"gone": 1}  # an option that train has no more
+    (here / "run" / "manifest.json").write_text(json.dumps(older))
+    assert done("show", "run", "--step", "1", cwd=here) == shown
     assert "<span" in (here / done("show", "packed", "--html", "page.html", cwd=here)).read_text()
 
 
