@@ -4,8 +4,11 @@
 
 Each part of each chat (a text, a call's arguments, a tool definition, thinking) holds a word of its own.
 A row that is accepted must have every word in its text, but for thinking, which is counted where a template leaves it
-out. A row may be refused because of a word that is missing, and not where transformers' own rendering has them all.
-Everything else a template may raise is its own business, as long as transformers raises as well.
+out. A row may be refused for a part that leaves no trace: with any other words in it transformers renders the same text
+(a tool's name may still be there, written by a call). It may not be refused where transformers' own rendering has them
+all. Everything else a template may raise is its own business, as long as transformers raises as well.
+
+2026-11-30: TRL's 72 templates and 63 of axolotl (36), mistral.rs (7), chujiezheng/chat_templates (18) and minja (2).
 """
 
 import json
@@ -114,6 +117,20 @@ def theirs(source: str, row: dict[str, Any]) -> str | None:
         return None
 
 
+def leaves_no_trace(source: str, row: dict[str, Any], refusal: str) -> bool:
+    """Whether the part that a refusal names can have any other words and transformers still renders the same text."""
+    named = re.search(r"\$((?:\.\w+|\[\d+\])+): chat template does not write", refusal)
+    if named is None:
+        return False
+    changed = json.loads(json.dumps(row))
+    *path, last = [int(step) if step.isdigit() else step for step in re.findall(r"\w+", named[1])]
+    holder = changed
+    for step in path:
+        holder = holder[step]
+    holder[last] = json.loads(WORD.sub("zother", json.dumps(holder[last])))
+    return theirs(source, changed) == theirs(source, row)
+
+
 def outcome(source: str, row: dict[str, Any]) -> str:
     """`written`, `named`, `refused: ...`, or a fault: `lost ...`, `refused though written ...`, `crash ...`."""
     expected = words(row)
@@ -126,6 +143,8 @@ def outcome(source: str, row: dict[str, Any]) -> str:
         made, _, counts = run(enc, row)
     except _native.NativeError as error:
         has_all = before is not None and not expected - set(WORD.findall(before))
+        if has_all and leaves_no_trace(source, row, str(error)):
+            return f"refused: {error}"
         return f"refused though written: {error}" if has_all else f"refused: {error}"
     if not made:
         return "refused: nothing to train"
@@ -146,14 +165,17 @@ def sources(folders: list[Path]) -> Iterator[tuple[str, str]]:
 FAULTS = ("lost", "refused though written", "not compiled")
 
 
+def kind_of(found: str) -> str:
+    return "lost" if found.startswith("lost") else found.partition(":")[0]
+
+
 def main() -> int:
     counts: Counter[str] = Counter()
     for name, source in sources([Path(folder) for folder in sys.argv[1:]]):
         for title, row in CHATS.items():
             found = outcome(source, row)
-            kind = found.partition(":")[0] if not found.startswith("lost") else "lost"
-            counts[kind] += 1
-            if kind in FAULTS:
+            counts[kind_of(found)] += 1
+            if kind_of(found) in FAULTS:
                 print(f"{name}\t{title}\t{found[:240]}")
     print(dict(counts), file=sys.stderr)
     return int(any(counts[kind] for kind in FAULTS))

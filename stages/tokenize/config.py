@@ -33,9 +33,10 @@ class Tokenize(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     assistant turn, as in generation; `ms-swift`: where the weight changes, as ms-swift does."""
     max_length: Annotated[int, Meta(ge=1, le=2**31 - 1)] | None = None
     """Longest row in tokens, prompt and answer together."""
-    truncation: Literal["drop", "right", "left", "split", "error"] = "drop"
+    truncation: Literal["drop", "right", "left", "split", "proportional", "error"] = "drop"
     """What to do with longer rows: leave them out; keep their first or last tokens (an assistant turn that loses a part
-    is no longer trained on); `split`: cut text rows into blocks and leave out conversations; or stop."""
+    is no longer trained on); `split`: cut text rows into blocks and leave out conversations; `proportional`: shorten
+    prompt and answer by the same share and keep the start of each, as LLaMA-Factory does; or stop."""
     thinking: Literal["template", "strip", "empty", "no-think"] = "template"
     """Changes to thinking before the template sees a row. `strip` removes it; `empty` adds an empty block to answers
     without; `no-think` also ends their question in /no_think."""
@@ -109,13 +110,13 @@ class Tokenize(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             raise ValueError(f"agent_format: {self.agent_format!r} is none of {', '.join(FORMATS)}")
         if self.segments == "ms-swift" and self.loss_rules != "ms-swift":
             raise ValueError("segments ms-swift needs loss_rules ms-swift: it cuts where ms-swift's weights change")
-        if self.truncation in ("right", "left", "split") and self.max_length is None:
+        if self.truncation in ("right", "left", "split", "proportional") and self.max_length is None:
             raise ValueError(f"truncation {self.truncation} needs max_length; pass --max-length N")
-        if self.for_ == "prompt" and self.truncation in ("right", "split"):
+        if self.for_ == "prompt" and self.truncation in ("right", "split", "proportional"):
             raise ValueError(f"truncation {self.truncation} would cut off where the answer is due; use drop or left")
         if self.for_ != "train" and self.segments != "whole":
             raise ValueError(f"segments: with for {self.for_} a text is encoded whole; drop the option")
-        if self.for_ in ("embed", "rank") and self.truncation in ("left", "split"):
+        if self.for_ in ("embed", "rank") and self.truncation in ("left", "split", "proportional"):
             raise ValueError(f"truncation {self.truncation}: with for {self.for_} use drop or right")
         if self.segments == "ms-swift" and (
             self.train_roles not in ([], ["assistant"]) or self.train_closing != "turn"

@@ -55,8 +55,9 @@ fn truncation(name: &str) -> Result<Truncation, Error> {
         "right" => Ok(Truncation::Right),
         "left" => Ok(Truncation::Left),
         "split" => Ok(Truncation::Split),
+        "proportional" => Ok(Truncation::Proportional),
         "error" => Ok(Truncation::Error),
-        other => unknown("truncation", other, "drop, right, left, split, error"),
+        other => unknown("truncation", other, "drop, right, left, split, proportional, error"),
     }
 }
 

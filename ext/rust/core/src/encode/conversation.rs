@@ -2,7 +2,7 @@
 use crate::agents::{AgentFormat, Written};
 use crate::encode::seams::{self, Segments, Source};
 use crate::encode::thinking::{self, Thinking};
-use crate::encode::truncate::{Truncation, clip_spans, clip_turns};
+use crate::encode::truncate::{Kept, Truncation, answer_start};
 use crate::error::{Error, RowError};
 use crate::media::{self, Media};
 use crate::template::{Date, Template};
@@ -255,6 +255,12 @@ impl Encoder {
     #[must_use]
     pub fn kinds(&self) -> media::kind::Kinds {
         self.media.as_ref().map(Media::kinds).unwrap_or_default()
+    }
+
+    /// What happens to rows that are too long.
+    #[must_use]
+    pub fn truncation(&self) -> Truncation {
+        self.options.truncation
     }
 
     /// Whether pictures are read.
@@ -649,18 +655,26 @@ impl Encoder {
         Ok(calls)
     }
 
-    /// Cut a row to the length limit and weigh what is left.
+    /// The longest answer of a pair's sides, where prompts and answers are shortened by the same share.
+    #[must_use]
+    pub fn longest_answer(&self, sides: &[Conversation]) -> Option<usize> {
+        let lengths = sides.iter().map(|side| side.tokens.ids.len() - answer_start(side.tokens.ids.len(), &side.turns));
+        lengths.max().filter(|_| self.options.truncation == Truncation::Proportional && sides.len() > 1)
+    }
+
+    /// Cut a row to the length limit and weigh what is left. `longest`: see [`Self::longest_answer`].
     ///
     /// # Errors
     /// As [`weigh`]; `Error::Row` for a row that is too long when that is an error.
-    pub fn fit(&self, row: &mut Conversation, scratch: &mut Scratch) -> Result<Outcome, Error> {
+    pub fn fit(&self, row: &mut Conversation, longest: Option<usize>, scratch: &mut Scratch) -> Result<Outcome, Error> {
         if row.look_alikes > 0 && self.options.special_text == SpecialText::Drop {
             return Ok(Outcome::Dropped("special_text"));
         }
         let length = row.tokens.ids.len();
+        let with_longest = longest.map_or(length, |longest| longest + answer_start(length, &row.turns));
         let mut outcome = Outcome::Whole;
-        let mut keep = 0..length;
-        if let Some(limit) = self.options.max_length.filter(|limit| length > *limit) {
+        let mut keep = Kept::from(0..length);
+        if let Some(limit) = self.options.max_length.filter(|limit| length.max(with_longest) > *limit) {
             keep = match self.options.truncation {
                 Truncation::Split if row.form == Form::Text => {
                     self.weigh(row, scratch)?;
@@ -671,12 +685,13 @@ impl Encoder {
                     let why = format!("the row has {length} tokens, --max-length is {limit}; shorten it or truncate");
                     return Err(row_error("too_long", why));
                 }
-                Truncation::Right => 0..limit,
-                Truncation::Left => length - limit..length,
+                Truncation::Right => Kept::from(0..limit),
+                Truncation::Left => Kept::from(length - limit..length),
+                Truncation::Proportional => Kept::proportional(length, &row.turns, limit, longest),
             };
         }
         let is_cut = keep.len() < length;
-        if is_cut && !media::expand::keeps_all(&mut row.media, &keep) {
+        if is_cut && !keep.clip_media(&mut row.media) {
             return Ok(Outcome::Dropped("media_cut"));
         }
         // ms-swift's cut strings are weighed before they are cut; ours are weighed as they will be stored.
@@ -685,10 +700,11 @@ impl Encoder {
             self.weigh(row, scratch)?;
         }
         if is_cut {
-            let masked = clip_turns(&mut row.turns, keep.clone(), self.spec.semantics == Semantics::Spans);
-            clip_spans(&mut row.spans, keep.clone());
-            row.tokens.ids.truncate(keep.end);
-            row.tokens.ids.drain(..keep.start);
+            // whoever asks for proportional cuts wants the starts of long answers learned
+            let mask_cut = self.spec.semantics == Semantics::Spans && self.truncation() != Truncation::Proportional;
+            let masked = keep.clip_turns(&mut row.turns, mask_cut);
+            keep.clip_spans(&mut row.spans);
+            keep.clip_ids(&mut row.tokens.ids);
             outcome = Outcome::Cut { masked };
             if row.turns.is_empty() && row.form == Form::Chat {
                 // only framing is left; a stored row without turns would read as text

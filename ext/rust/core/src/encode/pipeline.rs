@@ -4,6 +4,7 @@
 //! same bytes with any number of threads.
 use crate::encode::conversation::{Conversation, Encoder, Outcome, Side};
 use crate::encode::tokens::{LedgerLine, RowId, RowMeta, TokensBuilder, TokensReader, ledger_batch};
+use crate::encode::truncate::{Kept, Truncation};
 use crate::error::{Error, RowError};
 use crate::input::lines::{self, Endings, Lines, Record};
 use crate::json::to_canonical;
@@ -430,8 +431,9 @@ impl Run<'_> {
         self.counts.add("special_look_alikes", look_alikes);
         self.counts.add("rows_with_look_alikes", usize::from(look_alikes > 0));
         let (mut truncated, mut masked) = (false, 0);
+        let longest = self.encoder.longest_answer(sides);
         for side in sides.iter_mut() {
-            match self.encoder.fit(side, &mut self.scratch)? {
+            match self.encoder.fit(side, longest, &mut self.scratch)? {
                 Outcome::Whole => {}
                 Outcome::Cut { masked: turns } => {
                     truncated = true;
@@ -446,7 +448,9 @@ impl Run<'_> {
         }
         let after: usize = sides.iter().map(|side| side.tokens.ids.len()).sum();
         if truncated {
-            self.note(meta.id, line, "truncated", "max_length", (before, after));
+            let is_proportional = self.encoder.truncation() == Truncation::Proportional;
+            let reason = if is_proportional { "proportional" } else { "max_length" };
+            self.note(meta.id, line, "truncated", reason, (before, after));
         } else {
             self.counts.add("kept", 1);
         }
@@ -490,7 +494,7 @@ impl Run<'_> {
             self.counts.add("rendered_bytes", out.rendered_bytes);
             self.counts.add("unwritten_thinking", out.unwritten_thinking);
             let before = out.tokens.ids.len();
-            if let Outcome::Dropped(reason) = self.encoder.fit(out, &mut self.scratch)? {
+            if let Outcome::Dropped(reason) = self.encoder.fit(out, None, &mut self.scratch)? {
                 gone = Some((reason, before));
                 continue;
             }
@@ -529,7 +533,7 @@ impl Run<'_> {
         let ids = &side.tokens.ids[keep.clone()];
         let mut spans = side.spans.clone();
         if keep.len() < side.tokens.ids.len() {
-            crate::encode::truncate::clip_spans(&mut spans, keep);
+            Kept::from(keep).clip_spans(&mut spans);
         }
         let (trained, _) = crate::weigh::sequence::totals(&spans);
         self.counts.add("rows", 1);

@@ -1,6 +1,8 @@
 //! Cutting rows that are too long, so that no model learns an answer that was cut off.
+use crate::media;
 use crate::types::Role;
-use crate::weigh::sequence::{Span, TokenTurn};
+use crate::weigh::sequence::{Span, TokenTurn, push_span};
+use std::ops::Range;
 
 /// What to do with a row longer than the limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -13,41 +15,176 @@ pub enum Truncation {
     Left,
     /// Cut text rows into blocks; conversations are left out.
     Split,
+    /// Shorten prompt and answer by the same share, and keep the start of each.
+    Proportional,
     /// Refuse the row.
     Error,
 }
 
-/// Keep tokens `keep` of a row: clip its turns to them. With `mask_cut` an assistant turn that loses generated tokens is
-/// set to `loss: false`; returns how many were.
-pub fn clip_turns(turns: &mut Vec<TokenTurn>, keep: std::ops::Range<usize>, mask_cut: bool) -> usize {
-    let (low, high) = (keep.start as i32, keep.end as i32);
-    let mut masked = 0;
-    turns.retain_mut(|turn| {
-        if turn.end <= low || turn.start >= high {
-            return false;
-        }
-        let generates = turn.role == Role::Assistant && turn.generated_end > turn.generated_start;
-        if generates && mask_cut && (turn.generated_start < low || turn.generated_end > high) {
-            masked += usize::from(turn.loss != Some(false));
-            turn.loss = Some(false);
-        }
-        let clip = |at: i32| at.clamp(low, high) - low;
-        turn.start = clip(turn.start);
-        turn.end = clip(turn.end);
-        turn.generated_start = clip(turn.generated_start);
-        turn.generated_end = clip(turn.generated_end);
-        turn.closing = clip(turn.closing);
-        true
-    });
-    masked
+/// The tokens of a row that stay: ascending runs that do not touch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Kept(Vec<Range<usize>>);
+
+impl From<Range<usize>> for Kept {
+    fn from(run: Range<usize>) -> Self {
+        Self(vec![run])
+    }
 }
 
-/// Keep tokens `keep` of a row: clip its spans to them.
-pub fn clip_spans(spans: &mut Vec<Span>, keep: std::ops::Range<usize>) {
-    let (low, high) = (keep.start as i32, keep.end as i32);
-    spans.retain_mut(|span| {
-        span.start = span.start.clamp(low, high) - low;
-        span.end = span.end.clamp(low, high) - low;
-        span.start < span.end
-    });
+impl Kept {
+    /// What `Proportional` keeps of a row. Prompt and answer are shortened as LLaMA-Factory does (`infer_seqlen`); in a
+    /// conversation one question and its answer after the other, each within what is left of `limit`. `longest` is the
+    /// longest answer of a pair, so that both sides keep the same prompt. Without an answer the row is one text.
+    #[must_use]
+    pub fn proportional(length: usize, turns: &[TokenTurn], limit: usize, longest: Option<usize>) -> Self {
+        let mut kept = Self(vec![]);
+        let (mut from, mut left) = (0, limit);
+        let mut answers: Vec<Range<usize>> =
+            trained(turns).map(|turn| turn.generated_start as usize..turn.generated_end as usize).collect();
+        if longest.is_some() {
+            answers.truncate(1); // all that a side of a pair learns is one answer
+        }
+        let last = answers.len().saturating_sub(1);
+        for (index, answer) in answers.iter().enumerate() {
+            if left == 0 {
+                break;
+            }
+            let end = if index == last { length } else { answer.end };
+            let own = end - answer.start;
+            let (prompt, most) = shares(answer.start - from, longest.unwrap_or(own), left);
+            let own = own.min(most);
+            kept.add(from..from + prompt);
+            kept.add(answer.start..answer.start + own);
+            left -= prompt + own;
+            from = end;
+        }
+        if answers.is_empty() {
+            kept.add(0..limit.min(length));
+        }
+        kept
+    }
+
+    fn add(&mut self, run: Range<usize>) {
+        match self.0.last_mut() {
+            Some(last) if last.end == run.start => last.end = run.end,
+            _ if run.is_empty() => {}
+            _ => self.0.push(run),
+        }
+    }
+
+    /// How many tokens stay.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.0.iter().map(Range::len).sum()
+    }
+
+    /// Whether none stays.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// How many of the tokens before `at` stay, which is where `at` is in what is left.
+    fn index_of(&self, at: i32) -> i32 {
+        self.0.iter().map(|run| at.clamp(run.start as i32, run.end as i32) - run.start as i32).sum()
+    }
+
+    fn touches(&self, start: i32, end: i32) -> bool {
+        self.0.iter().any(|run| end > run.start as i32 && start < run.end as i32)
+    }
+
+    /// Leave out the other ids of a row.
+    pub fn clip_ids(&self, ids: &mut Vec<i32>) {
+        *ids = self.0.iter().flat_map(|run| &ids[run.clone()]).copied().collect();
+    }
+
+    /// Clip turns. With `mask_cut` an assistant turn that loses generated tokens is set to `loss: false`; returns how
+    /// many were.
+    pub fn clip_turns(&self, turns: &mut Vec<TokenTurn>, mask_cut: bool) -> usize {
+        let mut masked = 0;
+        turns.retain_mut(|turn| {
+            if !self.touches(turn.start, turn.end) {
+                return false;
+            }
+            let generated = turn.generated_end - turn.generated_start;
+            turn.start = self.index_of(turn.start);
+            turn.end = self.index_of(turn.end);
+            turn.generated_start = self.index_of(turn.generated_start);
+            turn.generated_end = self.index_of(turn.generated_end);
+            turn.closing = self.index_of(turn.closing);
+            if turn.role == Role::Assistant && mask_cut && turn.generated_end - turn.generated_start < generated {
+                masked += usize::from(turn.loss != Some(false));
+                turn.loss = Some(false);
+            }
+            true
+        });
+        masked
+    }
+
+    /// Clip spans.
+    pub fn clip_spans(&self, spans: &mut Vec<Span>) {
+        for span in std::mem::take(spans) {
+            let (start, end) = (self.index_of(span.start), self.index_of(span.end));
+            push_span(spans, start as usize, end as usize, span.weight);
+        }
+    }
+
+    /// Move pictures to where they are in what is left; false if one of them is not there whole.
+    pub fn clip_media(&self, spans: &mut [media::Span]) -> bool {
+        let mut is_whole = true;
+        for span in spans {
+            let run = |run: &Range<usize>| run.start as i32 <= span.start && span.end <= run.end as i32;
+            is_whole &= self.0.iter().any(run);
+            (span.start, span.end) = (self.index_of(span.start), self.index_of(span.end));
+        }
+        is_whole
+    }
+}
+
+/// Turns of the model that are not given as part of the prompt.
+fn trained(turns: &[TokenTurn]) -> impl Iterator<Item = &TokenTurn> {
+    turns.iter().filter(|turn| {
+        turn.role == Role::Assistant && turn.loss != Some(false) && turn.generated_end > turn.generated_start
+    })
+}
+
+/// Where the prompt of a pair's side ends and what is trained on begins.
+#[must_use]
+pub fn answer_start(length: usize, turns: &[TokenTurn]) -> usize {
+    trained(turns).next().map_or(length, |turn| turn.generated_start as usize)
+}
+
+/// How many tokens a prompt and an answer keep of `limit`. What is shorter than half of it stays whole.
+fn shares(prompt: usize, answer: usize, limit: usize) -> (usize, usize) {
+    let most = if prompt + answer <= limit || answer * 2 < limit {
+        limit
+    } else if prompt * 2 < limit {
+        limit - prompt
+    } else {
+        (limit as f64 * (answer as f64 / (prompt + answer) as f64)) as usize
+    };
+    let answer = answer.min(most);
+    (prompt.min(limit - answer), answer)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::shares;
+
+    #[test]
+    fn shares_are_those_of_llama_factory() {
+        // (prompt, answer, limit) -> (prompt, answer), worked out by hand from infer_seqlen
+        for ((prompt, answer, limit), expected) in [
+            ((100, 10, 50), (40, 10)),
+            ((10, 100, 50), (10, 40)),
+            ((100, 100, 50), (25, 25)),
+            ((300, 100, 100), (75, 25)),
+            ((30, 20, 50), (30, 20)),
+            ((26, 25, 50), (26, 24)),
+            ((0, 9, 5), (0, 5)),
+            ((9, 0, 5), (5, 0)),
+        ] {
+            assert_eq!(shares(prompt, answer, limit), expected, "{prompt} {answer} {limit}");
+        }
+    }
 }

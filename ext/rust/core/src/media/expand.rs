@@ -176,17 +176,3 @@ pub fn unweigh(weights: &mut Vec<Weight>, pictures: &(impl Iterator<Item = (i32,
     }
     *weights = out;
 }
-
-/// Whether a cut keeps every picture; a row that lost one is not what it was.
-#[must_use]
-pub fn keeps_all(spans: &mut [Span], keep: &Range<usize>) -> bool {
-    let (low, high) = (keep.start as i32, keep.end as i32);
-    if spans.iter().any(|span| span.start < low || span.end > high) {
-        return false;
-    }
-    for span in spans {
-        span.start -= low;
-        span.end -= low;
-    }
-    true
-}

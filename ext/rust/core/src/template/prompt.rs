@@ -1,6 +1,7 @@
 //! Generation prompts: what stands between the conversation and the model's first own byte.
 use std::collections::HashMap;
 use std::fmt::Write as _;
+use std::ops::Range;
 use std::sync::{Arc, OnceLock, RwLock};
 
 use super::marks::MarkKind;
@@ -188,7 +189,7 @@ impl Template {
         row: &Row<'_>,
         index: usize,
         text: &str,
-        turn: &std::ops::Range<usize>,
+        turn: &Range<usize>,
     ) -> Result<Option<usize>, Error> {
         let shown = self.write(row, index, true)?.text;
         if text.starts_with(&shown) && turn.contains(&shown.len()) {
@@ -199,13 +200,40 @@ impl Template {
         }
         let without = self.write(row, index, false)?.text;
         let own = match self.prompt_after(row, index)? {
-            Some(own) => own,
-            None => match shown.strip_prefix(&without) {
-                Some(added) => Prompt::new(added.to_owned()),
-                None => return Ok(None),
-            },
+            Some(own) => Some(own),
+            None => shown.strip_prefix(&without).map(|added| Prompt::new(added.to_owned())),
         };
-        let others = self.other_prompts(row.messages, row.tools, row.kwargs, index, &own);
-        Ok(Prompts { own, others }.start_in(&text[turn.clone()]).map(|start| turn.start + start))
+        let start = own.and_then(|own| {
+            let others = self.other_prompts(row.messages, row.tools, row.kwargs, index, &own);
+            Prompts { own, others }.start_in(&text[turn.clone()])
+        });
+        Ok(match start {
+            Some(start) => Some(turn.start + start),
+            None => start_after_spaces(row, index, &shown, text, turn),
+        })
     }
+}
+
+/// Where the model's own bytes start in a template whose rendering and prompt differ in white space alone, since lines
+/// of its source were indented without care. White space that the message itself starts with is the model's.
+fn start_after_spaces(row: &Row<'_>, index: usize, shown: &str, text: &str, turn: &Range<usize>) -> Option<usize> {
+    let shown = shown.trim_end();
+    let is_before = text[..turn.start].trim_end() == shown;
+    let is_inside = text.starts_with(shown) && turn.contains(&shown.len());
+    if !is_before && !is_inside {
+        return None;
+    }
+    let from = shown.len().max(turn.start);
+    let rest = &text[from..turn.end];
+    let words = rest.trim_start();
+    let content = match row.members(index).iter().find(|(name, _)| &**name == "content") {
+        Some((_, Json::String(content))) => &**content,
+        _ => "",
+    };
+    if !words.starts_with(content.trim()) {
+        return None;
+    }
+    let spaces = &rest[..rest.len() - words.len()];
+    let own = &content[..content.len() - content.trim_start().len()];
+    Some(from + spaces.strip_suffix(own).unwrap_or(spaces).len())
 }
