@@ -13,6 +13,8 @@ TOOLS = {
     "status": "where a loop is",
     "lossdiff": "every policy loss on the same samples, with its gradient at each token",
     "evaldiff": "whether one eval is better than another, item by item",
+    "judge": "a model behind a URL compares answers, or marks them",
+    "overlap": "whether the items of a benchmark were trained on",
     "recipe": "recipes to start from, read from other tools, written for other programs",
     "again": "a command until it is done: for programs that know only success and failure",
     "get": "a model from Hugging Face or ModelScope",

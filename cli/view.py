@@ -356,7 +356,9 @@ def _of_answers(artifact: Artifact, model: str | None, shown: int) -> list[Table
     scores = {
         row["item_id"]: row for row in _rows(artifact.file("scores.arrow"), ["item_id", "expected", "ok", "reason"])
     }
-    results = [scores.get(item["item_id"], {"expected": [], "ok": None, "reason": ""}) for item in items]
+    # samples of one item are called item.0, item.1, ...
+    ids = [item["item_id"] if item["item_id"] in scores else item["item_id"].rpartition(".")[0] for item in items]
+    results = [scores.get(item_id, {"expected": [], "ok": None, "reason": ""}) for item_id in ids]
     words = {True: "right", False: "wrong", None: ""}
     columns = [
         Column("item", [item["item_id"] for item in items], wide=True),

@@ -21,6 +21,17 @@ class Eval(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """Solved rows before each row of the task. Default: the task's own."""
     limit: Annotated[int, Meta(ge=0)] = 0
     """Ask the first rows of the task only; 0 is all."""
+    prompt: Literal["raw", "chat"] = "raw"
+    """How a task that asks for a text asks: raw is the text alone, as lm-eval does; chat makes a user's message of it,
+    in the model's chat template."""
+    samples: Annotated[int, Meta(ge=1)] = 1
+    """Answers to each row of a task that runs code, like humaneval: pass@1, and pass@10 and pass@100 where there are as
+    many. More than one needs --temperature."""
+    sandbox: Literal["strong", "weak"] = "strong"
+    """Where a task runs code that the model wrote. strong: no files, no network, limits. weak: limits alone, for
+    machines without user namespaces; programs can read your files."""
+    program_time_s: Annotated[float, Meta(gt=0)] = 10.0
+    """Longest time for one program, in seconds."""
     question: list[str] = []
     """A question to ask; may be given several times, beside or instead of --ask."""
     system: str = ""

@@ -12,7 +12,7 @@ from postmill.io.digest import digest_bytes
 from postmill.io.errors import BAD_DATA, FAILED, MISMATCH, USAGE, ArtifactError, ConfigError, StageError
 from postmill.io.schemas import EVAL_ITEMS_V1, EVAL_SCORES_V1
 from postmill.io.table import TableReader, TableWriter
-from postmill.stages.eval.answers import Answer
+from postmill.stages.eval.answers import Answer, seed_of
 from postmill.stages.eval.config import Eval
 from postmill.stages.eval.questions import Question, read_questions
 from postmill.stages.eval.report import Side, compare, markdown, summarize, terminal
@@ -115,7 +115,9 @@ def _ask_url(cfg: Eval, questions: list[Question], out: Out) -> tuple[Side, str]
         max_new_tokens=cfg.max_new_tokens, temperature=cfg.temperature, top_k=cfg.top_k, top_p=cfg.top_p
     )
     requests = [
-        Request(key=question.item_id, prompt_ids=[], seed=_seed(cfg, question), messages=question.messages)
+        Request(
+            key=question.item_id, prompt_ids=[], seed=seed_of(cfg.seed, question.item_id), messages=question.messages
+        )
         for question in questions
     ]
     found = ask_all(engine, requests, sampling, out=out, name=_journal_path(out, "").name, what="answers")
@@ -148,7 +150,9 @@ def _ask(  # noqa: PLR0917  every one of them is needed
         prompts[question.item_id] = prompt
         if isinstance(prompt, list):
             read: Callable[[], dict[str, Any]] | None = functools.partial(dict, inputs) if inputs else None
-            requests.append(Request(key=question.item_id, prompt_ids=prompt, seed=_seed(cfg, question), inputs=read))
+            requests.append(
+                Request(key=question.item_id, prompt_ids=prompt, seed=seed_of(cfg.seed, question.item_id), inputs=read)
+            )
     sampling = Sampling(
         max_new_tokens=cfg.max_new_tokens,
         temperature=cfg.temperature,
@@ -187,12 +191,6 @@ def _prompt(speaker: Speaker, question: Question) -> tuple[list[int] | str, dict
         return str(error), {}
     found = speaker.picture_prompt(to_parts(question.messages, pictures, sounds))
     return (found, {}) if isinstance(found, str) else found
-
-
-def _seed(cfg: Eval, question: Question) -> int:
-    """A seed of the question's own, from the run's and its id."""
-    digest = digest_bytes(f"{cfg.seed}:{question.item_id}".encode())
-    return int(digest.removeprefix("blake3:")[:15], 16)
 
 
 def _write(out: Out, prefix: str, questions: list[Question], side: Side) -> None:

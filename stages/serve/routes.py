@@ -1,6 +1,7 @@
 """Which route is what: from a request's body to the answer's JSON, or to a stream of events."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
+from importlib.metadata import version
 from typing import Any, Protocol
 
 import msgspec
@@ -24,6 +25,7 @@ from postmill.stages.serve.fields import (
     UnloadAdapter,
     parse,
 )
+from postmill.stages.serve.openapi import document
 from postmill.stages.serve.service import Service
 
 
@@ -82,6 +84,11 @@ def _card(service: Service, model: Named) -> dict[str, Any]:
         "digest": model.digest,
         "sampling": msgspec.to_builtins(service.defaults),
     }
+
+
+async def _openapi(service: Service, call: Call) -> Any:
+    is_there = {path: methods for path, methods in ROUTES.items() if path not in ADMIN or service.cfg.admin_key_file}
+    return document(is_there, version=version("postmill"), has_keys=bool(service.cfg.key_file))
 
 
 async def _models(service: Service, call: Call) -> Any:
@@ -210,6 +217,7 @@ ROUTES: dict[str, dict[str, Handler]] = {
     "/healthz": {"GET": _health},
     "/readyz": {"GET": _ready},
     "/metrics": {"GET": _metrics},
+    "/openapi.json": {"GET": _openapi},
     "/v1/models": {"GET": _models},
     "/v1/models/{name}": {"GET": _one_model},
     "/v1/chat/completions": {"POST": _chat},

@@ -6,6 +6,9 @@ from typing import Any
 
 import msgspec
 
+from postmill.stages.eval.tasks.ifeval import mark_rules
+from postmill.stages.eval.tasks.mark import Mark
+from postmill.stages.eval.tasks.overlap import mark_overlap
 from postmill.stages.eval.tasks.prompts import Item
 from postmill.stages.eval.tasks.task import Extract, Task
 
@@ -20,15 +23,6 @@ class Chosen(msgspec.Struct, frozen=True, kw_only=True):
     num_tokens: int
     is_greedy: bool
     """Whether each of its tokens was the likeliest."""
-
-
-class Mark(msgspec.Struct, frozen=True, kw_only=True):
-    """One number of an item."""
-
-    metric: str
-    value: float
-    said: str
-    """What was chosen, or extracted."""
 
 
 def mark_choices(task: Task, item: Item, found: list[Chosen]) -> list[Mark]:
@@ -49,6 +43,14 @@ def mark_choices(task: Task, item: Item, found: list[Chosen]) -> list[Mark]:
 
 
 def mark_text(task: Task, item: Item, output: str) -> list[Mark]:
+    """Every number of one answer but `pass`, which takes a program's run."""
+    marks = _matches(task, item, output) if "exact_match" in task.metrics else []
+    if "ifeval" in task.metrics:
+        marks += mark_rules(item, output)
+    return marks + mark_overlap(task.metrics, output, str(item.target))
+
+
+def _matches(task: Task, item: Item, output: str) -> list[Mark]:
     """exact_match for each way to extract."""
     marks = []
     for rule in task.extract or [Extract(name="", pattern=r"(?s)\A.*\Z")]:

@@ -27,6 +27,7 @@ class Item(msgspec.Struct, frozen=True, kw_only=True):
     """The choices' own texts, by whose length log-probs are normalised."""
     target: int | str
     labels: list[int]
+    row: Row = {}
 
 
 def make_items(task: Task, splits: dict[str, list[Row]], *, fewshot: int, limit: int) -> list[Item]:
@@ -41,7 +42,9 @@ def make_items(task: Task, splits: dict[str, list[Row]], *, fewshot: int, limit:
     writer = _Writer(task)
     rows = [writer.prepared(row, asked, number) for number, row in enumerate(splits[asked])]
     pool: list[Row] = []
-    if fewshot:
+    if fewshot and task.fewshot.rows:
+        pool = task.fewshot.rows
+    elif fewshot:
         name = task.fewshot.split
         if name not in splits:
             raise ConfigError(f"--data: rows to show are missing; pass --data {name}=FILE, or --fewshot 0", USAGE)
@@ -65,7 +68,8 @@ class _Sampler:
         pool = self._pool
         if self._task.fewshot.order == "first":
             group = self._task.group
-            pool = [other for other in pool if other.get(group) == row.get(group) and other != row]
+            is_own = bool(self._task.fewshot.rows)
+            pool = [other for other in pool if (is_own or other.get(group) == row.get(group)) and other != row]
             found = pool[: self._count]
         elif self._one_more:
             drawn = self._random.sample(pool, min(self._count + 1, len(pool)))
@@ -73,7 +77,7 @@ class _Sampler:
         else:
             found = self._random.sample(pool, min(self._count, len(pool)))
         if len(found) < self._count:
-            split = self._task.fewshot.split
+            split = "the task" if self._task.fewshot.rows else self._task.fewshot.split
             raise ConfigError(f"--fewshot {self._count}: {split} has {len(found)} rows to show", USAGE)
         return found
 
@@ -123,6 +127,7 @@ class _Writer:
             choices=choices,
             target=target,
             labels=labels,
+            row=row,
         )
 
     def _choices(self, row: Row, before: str) -> tuple[list[str], list[tuple[str, str]], str]:

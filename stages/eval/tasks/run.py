@@ -6,11 +6,15 @@ import msgspec
 import pyarrow as pa
 
 from postmill.io.digest import digest_bytes
-from postmill.io.errors import BAD_DATA, USAGE, ConfigError, StageError
+from postmill.io.errors import BAD_DATA, USAGE, ArtifactError, ConfigError, StageError
 from postmill.io.schemas import EVAL_CHOICES_V1, EVAL_ITEMS_V1, EVAL_SCORES_V1
 from postmill.io.table import TableWriter
+from postmill.stages.eval.answers import seed_of
 from postmill.stages.eval.config import Eval
-from postmill.stages.eval.tasks.metrics import Chosen, Mark, mark_choices, mark_text, summary
+from postmill.stages.eval.tasks.code import mark_programs
+from postmill.stages.eval.tasks.mark import Mark
+from postmill.stages.eval.tasks.metrics import Chosen, mark_choices, mark_text, summary
+from postmill.stages.eval.tasks.overlap import check_libraries, corpus
 from postmill.stages.eval.tasks.prompts import Item, make_items
 from postmill.stages.eval.tasks.rows import read_rows
 from postmill.stages.eval.tasks.task import Task, load_task, read_task
@@ -20,6 +24,7 @@ from postmill.stages.shared.engine.ask import ask_all
 from postmill.stages.shared.engine.local import LocalEngine
 from postmill.stages.shared.engine.protocol import Reply, Request, Sampling
 from postmill.stages.shared.engine.text import Speaker
+from postmill.stages.shared.sandbox.run import require
 
 ITEMS, SCORES, CHOICES = "items.arrow", "scores.arrow", "choices.arrow"
 _JOURNAL = "replies.jsonl"
@@ -35,6 +40,8 @@ def run_task(cfg: Eval, inputs: Inputs, out: Out) -> Result:
     task = load_task(cfg.task) if path is None else read_task(path)
     if not inputs["tested"] or inputs["tested"][0].kind == "eval" or cfg.endpoint.url or inputs["before"]:
         raise ConfigError("--task: give one model or adapter; compare two runs with `postmill evaldiff`", USAGE)
+    _check(cfg, task)
+    _ready(cfg, task)
     splits: dict[str, list[dict[str, Any]]] = {}
     for given in inputs["data"]:
         assert given.path is not None
@@ -46,16 +53,25 @@ def run_task(cfg: Eval, inputs: Inputs, out: Out) -> Result:
     speaker = Speaker(folders)
     asked = _Asked(engine, speaker, out)
     if task.kind == "choice":
-        replies, marks = _ask_choices(task, items, asked)
+        firsts, marks = _ask_choices(task, items, asked)
+        replies = [[reply] for reply in firsts]
     else:
-        replies, marks = _ask_texts(task, items, asked)
+        replies = _ask_texts(cfg, task, items, asked)
+        marks = _mark_texts(cfg, task, items, replies)
     _write(out, items, replies, marks)
     out.ledger.keep(len(items))
     metrics = _metrics(task, items, marks, fewshot)
+    if task.kind == "generate":
+        answered = [
+            (found[0].text or "", str(item.target)) for item, found in zip(items, replies, strict=True) if _ok(found)
+        ]
+        texts, targets = [text for text, _ in answered], [target for _, target in answered]
+        metrics["metrics"] |= corpus(task.metrics, texts, targets)
+        metrics |= {"samples": cfg.samples, "prompt": cfg.prompt}
     Progress.show(_shown(metrics))
     num_errors = sum(not found for found in marks)
     if num_errors > cfg.max_errors * len(items):
-        first = next(reply for reply in replies if reply.error is not None)
+        first = next(reply for found in replies for reply in found if reply.error is not None)
         raise StageError(
             f"{num_errors} of {len(items)} rows could not be asked, more than --max-errors {cfg.max_errors:.2%}; the"
             f" first is {first.key}: {first.error}",
@@ -65,6 +81,29 @@ def run_task(cfg: Eval, inputs: Inputs, out: Out) -> Result:
     if out.work.is_dir() and not any(out.work.iterdir()):
         out.work.rmdir()
     return Result(metrics=metrics, versions=engine.about.versions, digests={"weights": engine.loaded.digest})
+
+
+def _check(cfg: Eval, task: Task) -> None:
+    """Raises ConfigError (2) for options that do not go with the task."""
+    if task.kind == "choice" and (cfg.prompt == "chat" or cfg.samples > 1):
+        raise ConfigError(
+            f"--task {task.name}: it compares given texts; it takes no --prompt chat and no --samples", USAGE
+        )
+    if cfg.samples > 1 and "pass" not in task.metrics:
+        raise ConfigError(f"--task {task.name}: --samples is for tasks that run code, like humaneval", USAGE)
+    if cfg.samples > 1 and cfg.temperature == 0:
+        raise ConfigError("--samples: at --temperature 0 all samples are the same; pass --temperature 0.8", USAGE)
+
+
+def _ready(cfg: Eval, task: Task) -> None:
+    """Raises ConfigError where answers could not be judged here: (77) without the sandbox, (2) without a library."""
+    if "pass" in task.metrics:
+        require(cfg.sandbox)
+    check_libraries(task.metrics)
+
+
+def _ok(replies: list[Reply]) -> bool:
+    return all(reply.error is None for reply in replies)
 
 
 class _Asked(msgspec.Struct):
@@ -133,30 +172,74 @@ def _chosen(reply: Reply, size: int) -> Chosen:
     )
 
 
-def _ask_texts(task: Task, items: list[Item], asked: _Asked) -> tuple[list[Reply], list[list[Mark]]]:
-    """Greedy answers."""
-    requests = [Request(key=item.item_id, prompt_ids=asked.speaker.ids(item.context), seed=0) for item in items]
+def _ask_texts(cfg: Eval, task: Task, items: list[Item], asked: _Asked) -> list[list[Reply]]:
+    """Answers to each item: one, greedily, or as many samples as are wanted."""
     stop_ids = asked.engine.about.stop_ids or asked.speaker.eos_ids
-    sampling = Sampling(max_new_tokens=task.max_tokens, temperature=0, stop_ids=stop_ids, stop=tuple(task.stop))
-    found = asked.all(requests, sampling)
-    replies, marks = [], []
+    sampling = Sampling(
+        max_new_tokens=task.max_tokens,
+        temperature=cfg.temperature,
+        top_k=cfg.top_k,
+        top_p=cfg.top_p,
+        stop_ids=stop_ids,
+        stop=tuple(task.stop),
+    )
+    unasked: dict[str, Reply] = {}
+    requests = []
     for item in items:
-        reply = found[item.item_id]
-        if reply.error is None:
-            ends = reply.finish == "stop" and reply.ids[-1] in stop_ids
-            text = asked.speaker.text(reply.ids, is_stopped=ends)
-            for stop in task.stop:
-                text = text.split(stop)[0]
-            reply = msgspec.structs.replace(reply, text=text)
-        replies.append(reply)
-        marks.append(mark_text(task, item, reply.text or "") if reply.error is None else [])
-    return replies, marks
+        prompt = _prompt(cfg, item, asked.speaker)
+        for sample in range(cfg.samples):
+            key = _key(item, sample, cfg.samples)
+            if isinstance(prompt, str):
+                unasked[key] = Reply(key=key, error=prompt)
+            else:
+                requests.append(Request(key=key, prompt_ids=prompt, seed=seed_of(cfg.seed, key)))
+    found = asked.all(requests, sampling) | unasked
+    keys = [[_key(item, sample, cfg.samples) for sample in range(cfg.samples)] for item in items]
+    return [[_as_text(found[key], task, asked.speaker, stop_ids) for key in each] for each in keys]
 
 
-def _write(out: Out, items: list[Item], replies: list[Reply], marks: list[list[Mark]]) -> None:
+def _prompt(cfg: Eval, item: Item, speaker: Speaker) -> list[int] | str:
+    """Ids of what is asked, or why they cannot be had."""
+    if cfg.prompt == "raw":
+        return speaker.ids(item.context)
+    return speaker.prompt_ids([{"role": "user", "content": item.context}])
+
+
+def _key(item: Item, sample: int, samples: int) -> str:
+    return item.item_id if samples == 1 else f"{item.item_id}.{sample}"
+
+
+def _as_text(reply: Reply, task: Task, speaker: Speaker, stop_ids: frozenset[int]) -> Reply:
+    """The reply with its text, up to what ends answers to the task."""
+    if reply.error is not None:
+        return reply
+    ends = reply.finish == "stop" and reply.ids[-1] in stop_ids
+    text = speaker.text(reply.ids, is_stopped=ends)
+    for stop in task.stop:
+        text = text.split(stop)[0]
+    return msgspec.structs.replace(reply, text=text)
+
+
+def _mark_texts(cfg: Eval, task: Task, items: list[Item], replies: list[list[Reply]]) -> list[list[Mark]]:
+    """Numbers of each item; none of one that could not be asked. Raises ArtifactError (65) for a row that cannot be
+    judged."""
+    texts = [[reply.text or "" for reply in found] if _ok(found) else [] for found in replies]
+    if "pass" in task.metrics:
+        ks = [k for k in (1, 10, 100) if k <= cfg.samples]
+        return mark_programs(task, items, texts, ks=ks, kind=cfg.sandbox, time_s=cfg.program_time_s)
+    marks = []
+    for item, samples in zip(items, texts, strict=True):
+        try:
+            marks.append(mark_text(task, item, samples[0]) if samples else [])
+        except ValueError as error:
+            raise ArtifactError(f"{item.item_id}: {error}", BAD_DATA) from None
+    return marks
+
+
+def _write(out: Out, items: list[Item], replies: list[list[Reply]], marks: list[list[Mark]]) -> None:
     rows = [
         {
-            "item_id": item.item_id,
+            "item_id": _key(item, sample, len(samples)),
             "group": item.group,
             "prompt": msgspec.json.encode(item.context).decode(),
             "prompt_ids": [],
@@ -165,7 +248,8 @@ def _write(out: Out, items: list[Item], replies: list[Reply], marks: list[list[M
             "finish_reason": None if reply.error else reply.finish,
             "error": reply.error,
         }
-        for item, reply, found in zip(items, replies, marks, strict=True)
+        for item, samples, found in zip(items, replies, marks, strict=True)
+        for sample, reply in enumerate(samples)
     ]
     _table(out, ITEMS, EVAL_ITEMS_V1, rows)
     scores = [
@@ -174,7 +258,7 @@ def _write(out: Out, items: list[Item], replies: list[Reply], marks: list[list[M
             "rule": mark.metric,
             "expected": [item.choices[int(item.target)] if item.choices else str(item.target)],
             "score": mark.value,
-            "ok": None if mark.metric == "mc2" else mark.value == 1.0,
+            "ok": mark.value == 1.0 if mark.value in {0.0, 1.0} and mark.metric != "mc2" else None,
             "reason": mark.said,
         }
         for item, found in zip(items, marks, strict=True)
@@ -211,7 +295,11 @@ def _metrics(task: Task, items: list[Item], marks: list[list[Mark]], fewshot: in
 
 def _summaries(marks: list[list[Mark]]) -> dict[str, Any]:
     names = list(dict.fromkeys(mark.metric for found in marks for mark in found))
-    return {name: summary([mark.value for found in marks for mark in found if mark.metric == name]) for name in names}
+    every = [mark for found in marks for mark in found]
+    return {
+        name: summary([value for mark in every if mark.metric == name for value in mark.parts or [mark.value]])
+        for name in names
+    }
 
 
 def _shown(metrics: dict[str, Any]) -> str:

@@ -20,11 +20,16 @@ _FOLDER = Path(__file__).parent
 TASKS = tuple(sorted(path.stem for path in _FOLDER.glob("*.toml")))
 
 
+Metric = Literal["acc", "acc_norm", "mc2", "exact_match", "pass", "ifeval", "em", "f1", "bleu", "chrf", "rouge"]
+
+
 class Fewshot(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Solved rows before the one that is asked."""
 
     count: Annotated[int, Meta(ge=0)] = 0
     split: str = "train"
+    rows: list[dict[str, Any]] = []
+    """Solved rows of the task's own, in place of those of a split."""
     order: Literal["first", "random"] = "random"
     """random: drawn anew for each row from one generator, in the order of the rows."""
     one_more: bool = False
@@ -72,7 +77,9 @@ class Task(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     fewshot: Fewshot = Fewshot()
     prepare: str = ""
     """Name of a function that changes rows, of `prepare.py`."""
-    metrics: list[Literal["acc", "acc_norm", "mc2", "exact_match"]]
+    metrics: list[Metric]
+    program: str = ""
+    """Template, for pass: the program that has to come to its end, of the row and the answer, `prediction`."""
     labels: str = ""
     """Expression, for mc2: 1 for each choice that is true, else 0; the true ones come first."""
     stop: list[str] = []
@@ -91,6 +98,10 @@ class Task(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             raise ValueError(f"prepare {self.prepare!r}: there are {', '.join(PREPARE)}")
         if ("mc2" in self.metrics) != bool(self.labels):
             raise ValueError("mc2 and labels belong together")
+        if ("pass" in self.metrics) != bool(self.program):
+            raise ValueError("pass and program belong together")
+        if (self.kind == "choice") != (not set(self.metrics) - {"acc", "acc_norm", "mc2"}):
+            raise ValueError("acc, acc_norm and mc2 are metrics of a choice, the others of a text")
 
 
 def load_task(name: str) -> Task:
@@ -121,7 +132,9 @@ class Texts:
         env = ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
         names = ("target", "choices", "contexts", "ending", "labels")
         try:
-            self._templates = {name: env.from_string(getattr(task, name)) for name in ("prompt", "description")}
+            self._templates = {
+                name: env.from_string(getattr(task, name)) for name in ("prompt", "description", "program")
+            }
             self._expressions = {
                 name: env.compile_expression(getattr(task, name), undefined_to_none=False)
                 for name in names

@@ -3,8 +3,8 @@
 import pytest
 
 from postmill.stages.reward.functions import BUILT_IN
-from postmill.stages.reward.ifeval import RULES
 from postmill.stages.reward.row import Row
+from postmill.stages.shared.ifeval import RULES
 
 CASES = [
     ("change_case:english_capital", {}, "ALL UP 3.", "All up"),

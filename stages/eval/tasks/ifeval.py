@@ -1,0 +1,47 @@
+"""IFEval's four numbers: is an answer as the instructions ask, all of them or each, to the letter or loosely.
+
+Loosely: also without its first line, its last line, both, and its stars (Zhou et al.,
+<https://arxiv.org/abs/2311.07911>, section 3). 3 of the 25 rules are not judged here (`stages/shared/ifeval.py`): their
+instructions do not count, and a row that has one counts only in the numbers of instructions.
+"""
+
+from typing import Any
+
+from postmill.stages.eval.tasks.mark import Mark
+from postmill.stages.eval.tasks.prompts import Item
+from postmill.stages.shared.ifeval import RULES
+
+
+def mark_rules(item: Item, output: str) -> list[Mark]:
+    """Strict and loose, of the prompt and of its instructions. Raises ValueError for a row without instructions."""
+    names, given = item.row.get("instruction_id_list"), item.row.get("kwargs")
+    if not isinstance(names, list) or not isinstance(given, list) or len(names) != len(given):
+        raise ValueError("instruction_id_list and kwargs have to be lists of one length")
+    # a column of the dataset has every argument of every rule, most of them null
+    asked = [(name, {k: v for k, v in (of or {}).items() if v}) for name, of in zip(names, given, strict=True)]
+    judged = [(name, of) for name, of in asked if name in RULES]
+    marks: list[Mark] = []
+    for how, texts in (("strict", [output]), ("loose", _variants(output))):
+        found = [any(_follows(name, of, text) for text in texts) for name, of in judged]
+        if not found:
+            continue
+        missed = ", ".join(name for (name, _), is_followed in zip(judged, found, strict=True) if not is_followed)
+        if len(judged) == len(asked):
+            marks.append(Mark(metric=f"prompt_level_{how}_acc", value=float(all(found)), said=missed))
+        parts = [float(each) for each in found]
+        share = sum(parts) / len(parts)
+        marks.append(Mark(metric=f"inst_level_{how}_acc", value=share, said=missed, parts=parts))
+    return marks
+
+
+def _follows(name: str, of: dict[str, Any], text: str) -> bool:
+    try:
+        return bool(text.strip()) and RULES[name](text, of)
+    except KeyError as error:
+        raise ValueError(f"{name}: its argument {error} is missing in kwargs") from None
+
+
+def _variants(output: str) -> list[str]:
+    lines = output.split("\n")
+    shorter = ["\n".join(part).strip() for part in (lines[1:], lines[:-1], lines[1:-1])]
+    return [variant for text in (output, *shorter) for variant in (text, text.replace("*", ""))]
