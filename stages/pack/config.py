@@ -20,6 +20,8 @@ class Pack(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """Orders the bins of `best_fit`, together with the epoch and the number of bins."""
     on_long: Literal["error", "drop"] = "error"
     """What to do with a row that is longer than a bin. Rows are never cut here; `tokenize` truncates."""
+    together: bool = True
+    """Put samples of one prompt into the same bin, as many as fit, so that train computes the prompt once."""
     hidden_size: Annotated[int, Meta(ge=1)] = 4096
     """Hidden size of the model. A bin costs its tokens + sum(row length^2) / (6 * hidden_size), by which ranks are
     balanced."""

@@ -31,6 +31,7 @@ from postmill.stages.pack.survey import (
     batches,
     group_starts,
     place_of,
+    runs_that_fit,
 )
 from postmill.stages.protocol import Input, Inputs, Out, Result
 
@@ -136,8 +137,11 @@ def _plan(cfg: Pack, survey: Survey, tables: list[Table]) -> tuple[NDArray[np.ui
     whole = bool(kept.all())
     lengths = survey.lengths if whole else survey.lengths[kept]
     groups = None
-    if survey.joined.any():
-        groups = group_starts(survey.joined if whole else survey.joined[kept]).astype(np.uint32)
+    joined = survey.joined if whole else survey.joined[kept]
+    if cfg.together and (survey.prompt >= 0).any():
+        joined = joined | runs_that_fit(survey.prompt[kept], lengths, cfg.row_tokens)
+    if joined.any():
+        groups = group_starts(joined).astype(np.uint32)
     starts, rows, over_long = pack_rows(lengths, groups, cfg.row_tokens, cfg.strategy)
     ordinals = None if whole else np.flatnonzero(kept).astype(np.uint32)
     if len(over_long):

@@ -27,6 +27,8 @@ class Survey(NamedTuple):
     """Index into `REASONS` of why the row is dropped, 0 if it is kept."""
     patches: NDArray[np.int64]
     """Patches of its pictures."""
+    prompt: NDArray[np.int64]
+    """Equal for neighbours that are samples of one prompt; -1 for other rows."""
 
 
 class Table(NamedTuple):
@@ -78,6 +80,8 @@ class Surveyor:
         self._sides: list[NDArray[np.int8]] = [np.empty(0, np.int8)]
         self._reasons: list[NDArray[np.uint8]] = [np.empty(0, np.uint8)]
         self._patches: list[NDArray[np.int64]] = [np.empty(0, np.int64)]
+        self._prompts: list[NDArray[np.int64]] = [np.empty(0, np.int64)]
+        self._last_prompt = (b"", -1)
         self._last_pair: bytes | None = None
         self._num_rows = 0
         self._fault: tuple[int, str] | None = None
@@ -99,6 +103,8 @@ class Surveyor:
         self._joined.append(flags)
         side = batch.column("side")
         self._sides.append(np.where(validity(side), to_numpy(side), -1).astype(np.int8))
+        prompts, self._last_prompt = _prompts(batch, self._last_prompt)
+        self._prompts.append(prompts)
 
     def finish(self, tables: list[Table]) -> Survey:
         """Raises ArtifactError (65) for a row that is miscounted or a pair with one side missing."""
@@ -110,6 +116,7 @@ class Surveyor:
             np.concatenate(self._joined),
             np.concatenate(self._reasons),
             np.concatenate(self._patches),
+            np.concatenate(self._prompts),
         )
         _check_pairs(survey.joined, np.concatenate(self._sides), tables)
         spread(survey)
@@ -130,6 +137,34 @@ def _join(batch: pa.RecordBatch, last: bytes | None) -> tuple[NDArray[np.bool_],
     for index, (before, own) in enumerate(zip([last, *ids], ids, strict=False)):
         flags[index] = own is not None and own == before
     return flags, ids[-1]
+
+
+def _prompts(batch: pa.RecordBatch, last: tuple[bytes, int]) -> tuple[NDArray[np.int64], tuple[bytes, int]]:
+    """`Survey.prompt` of a batch; `last` is the id and number of the last prompt before it, and is returned anew."""
+    column = batch.column("pair_id")
+    is_sample = validity(column) & ~validity(batch.column("side"))
+    found = np.full(batch.num_rows, -1, np.int64)
+    if not is_sample.any():
+        return found, last
+    ids = column.filter(pa.array(is_sample)).to_pylist()
+    changes = np.array([own != before for before, own in zip([last[0], *ids], ids, strict=False)])
+    found[is_sample] = last[1] + np.cumsum(changes)
+    return found, (ids[-1], int(found[is_sample][-1]))
+
+
+def runs_that_fit(keys: NDArray[np.int64], lengths: NDArray[np.uint32], most: int) -> NDArray[np.bool_]:
+    """Which rows go into the bin of the row before them: neighbours of one key (not -1), `most` tokens at most."""
+    found = np.zeros(len(keys), np.bool_)
+    same = np.flatnonzero((keys[1:] == keys[:-1]) & (keys[1:] >= 0)) + 1
+    last, total = -1, 0
+    for row in same.tolist():
+        if row - 1 != last:
+            total = int(lengths[row - 1])
+        fits = total + int(lengths[row]) <= most
+        found[row] = fits
+        total = int(lengths[row]) + (total if fits else 0)
+        last = row
+    return found
 
 
 def group_starts(joined: NDArray[np.bool_]) -> NDArray[np.int64]:

@@ -7,7 +7,7 @@ Tensor letters: N heads, K key/value heads, T tokens of the bin, L tokens of a r
 """
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -135,12 +135,14 @@ def rows_attention(  # noqa: PLR0917  # the interface's signature
     row_starts: tuple[int, ...] = (),
     blocks: Blocks | None = None,
     prefix: tuple[tuple[Tensor, Tensor], ...] = (),
+    parents: tuple[int, ...] = (),
     **_: Any,
 ) -> tuple[Tensor, None]:
     """Attention within rows, causal but in encoders. Row i is `row_starts[i]:row_starts[i + 1]`; without starts all is
     one row, whose first keys may be of a cache.
 
-    prefix: key and value of each layer, [1, K, P, D], that every row sees before its own.
+    prefix: key and value of each layer, [1, K, P, D], that every row sees before its own. parents: the row before, of
+    which each row is the end, and which sees what lies before it likewise; -1 for none (`prefixes.py`).
     Returns [1, T, N, D], as the interface asks. Honours sliding windows, softcapping and `blocks`. Raises
     NotImplementedError for attention sinks.
     """
@@ -148,15 +150,22 @@ def rows_attention(  # noqa: PLR0917  # the interface's signature
     starts, causal = row_starts or (0, query_1NTD.shape[2]), _is_causal(module)
     cached = key_1KTD.shape[2] - query_1NTD.shape[2]
     layer: Any = module
-    before = prefix[layer.layer_idx] if prefix else (key_1KTD[:, :, :cached], value_1KTD[:, :, :cached])
-    pieces = []
-    for start, end in itertools.pairwise(starts):
-        q, k, v = query_1NTD[:, :, start:end], *(t[:, :, cached + start : cached + end] for t in (key_1KTD, value_1KTD))
-        mask_LL = _window(end - start, sliding_window, q.device, causal=causal, before=before[0].shape[2])
-        if before[0].shape[2]:
-            k, v = (torch.cat([first.to(own.dtype), own], dim=2) for first, own in zip(before, (k, v), strict=True))
+    shared = prefix[layer.layer_idx] if prefix else (key_1KTD[:, :, :cached], value_1KTD[:, :, :cached])
+    lengths = [end - start for start, end in itertools.pairwise(starts)]
+    # slices would each be given a gradient of all tokens; pieces of one split together get one
+    own = (query_1NTD, key_1KTD[:, :, cached:], value_1KTD[:, :, cached:])
+    pieces: list[Tensor] = []
+    seen: list[tuple[Tensor, Tensor]] = []
+    for row, (q, *kv) in enumerate(zip(*(torch.split(t, lengths, dim=2) for t in own), strict=True)):
+        before = seen[parents[row]] if parents and parents[row] >= 0 else shared
+        num_before, length = before[0].shape[2], lengths[row]
+        k, v = _after(before, kv) if num_before else kv
+        seen.append((k, v))
+        mask_LL = _window(length, sliding_window, q.device, causal=causal, before=num_before)
         if blocks is not None:
-            mask_LL = _with_blocks(blocks._replace(number_T=blocks.number_T[start:end]), sliding_window)
+            mask_LL = _with_blocks(
+                blocks._replace(number_T=blocks.number_T[starts[row] : starts[row + 1]]), sliding_window
+            )
         if softcap is not None:
             pieces.append(_softcapped(q, k, v, mask_LL, scaling=scaling, softcap=softcap, dropout=dropout))
             continue
@@ -174,6 +183,12 @@ def rows_attention(  # noqa: PLR0917  # the interface's signature
         )
     out_1NTD = pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=2)
     return out_1NTD.transpose(1, 2).contiguous(), None
+
+
+def _after(before: tuple[Tensor, Tensor], own: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Keys and values of a row behind those of what lies before it."""
+    k, v = (torch.cat([first.to(last.dtype), last], dim=2) for first, last in zip(before, own, strict=True))
+    return k, v
 
 
 def shifted(group: int) -> str:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from postmill.io.packed import Bin
 from postmill.stages.shared.media.pixels import Media
+from postmill.stages.shared.prefixes import Shared
 
 ALIGNMENT: dict[str, Literal["token", "row"]] = {
     "advantage": "row",
@@ -65,6 +66,8 @@ class Batch(NamedTuple):
     tokens are [T, K]."""
     media: Media | None = None
     """The rows' pictures."""
+    shared: Shared | None = None
+    """How rows that begin alike can be computed together."""
 
     def to(self, device: torch.device) -> "Batch":
         """The same on `device`."""
@@ -75,7 +78,8 @@ class Batch(NamedTuple):
         tensors = {name: moved(value) for name, value in self._asdict().items()}
         columns = {name: moved(column) for name, column in self.columns.items()}
         media = None if self.media is None else self.media.to(device)
-        return self._replace(**tensors | {"columns": columns, "media": media})
+        shared = None if self.shared is None else self.shared.to(device)
+        return self._replace(**tensors | {"columns": columns, "media": media, "shared": shared})
 
 
 class Groups(NamedTuple):

@@ -11,12 +11,17 @@ from postmill.io.errors import USAGE, ConfigError
 
 
 def decode(
-    decoder: Callable[..., Any], inputs: Mapping[str, Any], row_starts: tuple[int, ...], *, each_row: bool
+    decoder: Callable[..., Any],
+    inputs: Mapping[str, Any],
+    row_starts: tuple[int, ...],
+    *,
+    each_row: bool,
+    parents: tuple[int, ...] = (),
 ) -> list[Any]:
     """What `decoder` gives for rows that lie end to end, in one piece or in one a row.
 
     inputs: its arguments by name, tensors [1, T, ...] or, positions, [..., T]. each_row: the layers do not keep rows
-    apart. Raises ConfigError (2) for such rows with pictures.
+    apart. parents: see `rows_attention`. Raises ConfigError (2) for rows one by one with pictures.
     """
     if not each_row:
         ids = inputs.get("input_ids", inputs.get("inputs_embeds"))
@@ -31,6 +36,7 @@ def decode(
                 max_length_q=longest,
                 max_length_k=longest,
                 row_starts=row_starts,
+                **({"parents": parents} if parents else {}),
             )
         ]
     if "mm_encoder_outputs" in inputs:

@@ -16,7 +16,7 @@ from postmill.kernels.loss_scale_ce.api import Backend, loss_scale_ce
 from postmill.kernels.loss_scale_ce.probe import Deviation, probe
 from postmill.kernels.loss_scale_ce.terms import LossOutput
 from postmill.kernels.loss_scale_ce.vocab_parallel import loss_scale_ce_vocab_parallel
-from postmill.stages.shared import classifier, top
+from postmill.stages.shared import attention, classifier, top
 from postmill.stages.shared.batch import Batch
 from postmill.stages.shared.context import Context
 from postmill.stages.shared.decode import decode, decode_answers, own_answer_logits
@@ -185,6 +185,7 @@ class Forward(nn.Module):
         self._context: Context | None = None
         self._stage: Stage | None = None
         self._each_row = False
+        self._shares = False
         self.prompt = prompt
         if prompt is not None and neftune_alpha:
             raise ConfigError("--neftune-alpha: not with vectors before each row; leave it out", USAGE)
@@ -199,6 +200,23 @@ class Forward(nn.Module):
     def compute_each_row(self) -> None:
         """Give the model one row at a time from now on: its layers would carry something of a row into the next."""
         self._each_row = True
+
+    def share_prefixes(self) -> bool:
+        """Compute once what rows share from now on, where a batch says how and the model allows it. Returns whether it
+        does: what a token becomes has to depend on its row alone, without noise, and rows have to be kept apart by
+        `rows_attention`."""
+        is_noisy = any(isinstance(module, nn.Dropout) and module.p > 0 for module in self.modules())
+        is_causal = all(getattr(module, "is_causal", True) for module in self.modules())
+        config = self.model.config.get_text_config()
+        is_noisy = is_noisy or bool(getattr(config, "attention_dropout", 0.0))
+        self._shares = (
+            self.head.kind != "pool"
+            and is_causal
+            and not (is_noisy or self._neftune_alpha or self._router_aux)
+            and not (self.is_encoder_decoder or self._each_row or self._has_types or self.prompt is not None)
+            and getattr(config, "_attn_implementation", "") == attention.ROWS
+        )
+        return self._shares
 
     def share_tokens(self, context: Context) -> None:
         """Compute a slice of each batch from now on; what is asked of it still comes out whole, on every rank."""
@@ -391,6 +409,10 @@ class Forward(nn.Module):
                         inputs["mm_encoder_outputs"] = {kind: self._encoded(kind, seen) for kind, seen in read.items()}
             starts = mine.row_starts
             real_T: Tensor | slice = slice(None)
+            shared = batch.shared if self._shares and not (self._context or self._stage or media) else None
+            if shared is not None:
+                inputs = {"input_ids": mine.input_ids_1T[:, shared.token_S]}
+                positions, starts, real_T = positions[:, shared.token_S], shared.starts, shared.place_T
             if self.prompt is not None:
                 embedding = self.model.get_input_embeddings()
                 longer, positions, starts, real_T = self.prompt.before_rows(
@@ -402,6 +424,7 @@ class Forward(nn.Module):
                 inputs | {"position_ids": positions},
                 starts,
                 each_row=self._each_row,
+                parents=() if shared is None else shared.parents,
             )
         if self._stage is not None:
             self._stage.keep(received, found[0].last_hidden_state)

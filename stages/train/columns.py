@@ -14,6 +14,7 @@ from postmill.io.scores import ScoresReader
 from postmill.stages.progress import Progress
 from postmill.stages.shared.batch import ALIGNMENT, Batch, Groups, as_padding, collate
 from postmill.stages.shared.media.pixels import Pixels
+from postmill.stages.shared.prefixes import share
 from postmill.stages.train.labels import label_lists, step_labels
 from postmill.stages.train.objectives.needs import Needs
 from postmill.stages.train.plan import SAMPLER, TOP, Data, TokenScores
@@ -29,12 +30,15 @@ class BatchSource:
         scores: Mapping[str, TokenScores] | None = None,
         rewards: RewardsReader | None = None,
         pixels: Pixels | None = None,
+        *,
+        shares: bool = False,
     ) -> None:
         """scores: by the role of the model that gave them; `ref` is where the column `ref_logp` comes from. pixels: for
-        rows with pictures."""
+        rows with pictures. shares: say of batches how to compute once what their rows share."""
         self.reader, self._needs, self.data = reader, needs, Data(reader, scores or {}, rewards, pixels)
         self.temperature = rewards.temperature if rewards is not None and needs.sampled else needs.temperature
         """At which log-probs are compared."""
+        self._shares = shares
         self._partners = Partners(reader.token_rows) if needs.partner_columns else None
 
     def load(self, bins: NDArray[np.int64]) -> Batch:
@@ -74,7 +78,10 @@ class BatchSource:
             found = self._of_tokens(name, rows, lengths) if ALIGNMENT[name] == "token" else self._of_rows(name, rows)
             if found is not None:
                 columns[name] = found
-        return self._with_media(collate(bins, columns, self._groups(rows)), rows)
+        batch = collate(bins, columns, self._groups(rows))
+        if self._shares:
+            batch = batch._replace(shared=share(batch.input_ids_1T[0].numpy(), batch.row_starts))
+        return self._with_media(batch, rows)
 
     def _with_media(self, batch: Batch, rows: NDArray[np.int64]) -> Batch:
         """The batch with the pictures of its rows."""

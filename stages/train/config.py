@@ -47,6 +47,9 @@ class Compute(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Backend of the fused cross-entropy."""
     gradient_checkpointing: Annotated[bool, LAST_BITS] = False
     """Compute each layer again in the backward pass: less memory, about a third more time."""
+    shared_prefixes: Annotated[bool, LAST_BITS] = True
+    """Compute once what rows of a bin begin with alike: the prompt of several samples, or of a pair. For samples and
+    pairs, where nothing random (dropout) makes rows different and attention is per-row."""
     deterministic: bool = True
     """Use deterministic kernels, so that a resumed run equals an unbroken one bit for bit."""
 

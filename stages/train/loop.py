@@ -115,8 +115,12 @@ def _train(
         prompt=model.soft_prompt(net),
     ).train()
     wrapped = _wrapped(cfg, forward, layout, reader)
-    own = start_scores(data, objective.needs, wrapped, layout, found=found and found[0], num_steps=steps.total)
-    source = BatchSource(reader, objective.needs, {**data.scores, **own}, data.rewards, data.pixels)
+    joins = objective.needs.sampled or objective.needs.group == "pair"
+    shares = joins and cfg.compute.shared_prefixes and forward.share_prefixes()
+    own = start_scores(
+        data, objective.needs, wrapped, layout, found=found and found[0], num_steps=steps.total, shares=shares
+    )
+    source = BatchSource(reader, objective.needs, {**data.scores, **own}, data.rewards, data.pixels, shares=shares)
     valid_source = (
         BatchSource(valid.reader, objective.needs, valid.scores, pixels=valid.pixels) if valid is not None else None
     )

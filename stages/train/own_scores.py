@@ -42,15 +42,23 @@ class OwnScores:
 
 
 def start_scores(
-    data: Data, needs: Needs, forward: Any, layout: Layout, *, found: Artifact | None, num_steps: int
+    data: Data,
+    needs: Needs,
+    forward: Any,
+    layout: Layout,
+    *,
+    found: Artifact | None,
+    num_steps: int,
+    shares: bool = False,
 ) -> dict[str, OwnScores]:
     """Log-probs of the start, by role, if the objective compares with them, nobody gave them, and there are steps to
-    compare. found: the checkpoint to go on from."""
+    compare. found: the checkpoint to go on from. shares: see `BatchSource`."""
     if not set(needs.own) & set(needs.columns) or "old" in data.scores or num_steps == 1:
         return {}
     if found:
         return {"old": OwnScores(data.reader, load_file(found.file(OWN))["old"].numpy())}
-    return {"old": compute_own_scores(forward, BatchSource(data.reader, _PLAIN, {}, data.rewards, data.pixels), layout)}
+    source = BatchSource(data.reader, _PLAIN, {}, data.rewards, data.pixels, shares=shares)
+    return {"old": compute_own_scores(forward, source, layout)}
 
 
 def compute_own_scores(forward: Any, source: BatchSource, layout: Layout) -> OwnScores:

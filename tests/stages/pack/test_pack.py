@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pyarrow as pa
 import pytest
+import rollouts_table
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from token_tables import pair_id, random_rows, row, to_batches, write_stream, write_tokens
@@ -20,6 +21,7 @@ from postmill.io.schemas import BINS_V1
 from postmill.io.table import TableWriter
 from postmill.stages.pack import run as stage
 from postmill.stages.pack.config import STAGE, Pack
+from postmill.stages.pack.survey import runs_that_fit
 from postmill.stages.runner import Options, run_stage
 
 pytest.importorskip("postmill._native", reason="native module not built")
@@ -313,7 +315,11 @@ def test_done_before_and_another_option(tmp_path):
 def test_proof_finds_a_row_lost_doubled_or_cut(tmp_path):
     """The check that runs in production, against plans spoiled on purpose."""
     survey = stage.Survey(
-        np.array([3, 4, 5], np.uint32), np.zeros(3, np.bool_), np.zeros(3, np.uint8), np.zeros(3, np.int64)
+        np.array([3, 4, 5], np.uint32),
+        np.zeros(3, np.bool_),
+        np.zeros(3, np.uint8),
+        np.zeros(3, np.int64),
+        np.full(3, -1),
     )
 
     class Out:
@@ -362,3 +368,35 @@ def test_pack_loads_neither_torch_nor_pandas(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_samples_of_a_prompt_lie_together_as_far_as_they_fit(tmp_path):
+    """Eight prompts of six samples of uneven lengths; a bin takes some of a prompt's samples, or several prompts."""
+    rng = np.random.default_rng(0)
+    rows = [
+        rollouts_table.row_of(prompt, sample, "x", num_tokens=int(rng.integers(1, 30)))
+        for prompt in range(8)
+        for sample in range(6)
+    ]
+    rollouts_table.write_rollouts(tmp_path / "rollouts", rows)
+
+    def parts(row_tokens, **options):
+        """In how many bins each prompt's samples lie."""
+        packed = tmp_path / f"packed-{row_tokens}-{len(options)}"
+        cfg = Pack(row_tokens=row_tokens, **options)
+        run_stage(STAGE, cfg, {"tokens": [str(tmp_path / "rollouts")]}, packed, Options())
+        reader = PackedReader(packed)
+        bins = [set((reader.rows(index) // 6).tolist()) for index in range(len(reader))]
+        assert sorted(np.concatenate([reader.rows(i) for i in range(len(reader))]).tolist()) == [*range(48)]
+        return [sum(prompt in some for some in bins) for prompt in range(8)]
+
+    assert parts(256) == [1] * 8
+    assert max(parts(256, together=False)) > 1
+    lengths = np.array([row["length"] for row in rows]).reshape(8, 6)
+    assert all(bins <= -(-2 * int(total) // 40) for bins, total in zip(parts(40), lengths.sum(1), strict=True))
+
+
+def test_runs_of_a_key_are_cut_where_a_bin_is_full():
+    keys, lengths = np.array([7, 7, 7, 7, 9, -1, -1, 9, 9]), np.array([4, 4, 4, 3, 2, 1, 1, 9, 9], np.uint32)
+    found = runs_that_fit(keys, lengths, 10)
+    assert found.tolist() == [False, True, False, True, False, False, False, False, False]
