@@ -9,7 +9,7 @@ import msgspec
 
 from postmill.io.errors import MISMATCH, ArtifactError
 from postmill.stages.rollout.host import Host, Talk
-from postmill.stages.rollout.search import Path
+from postmill.stages.rollout.tries import Path
 
 _BIN_TOKENS = 4096
 

@@ -48,6 +48,8 @@ class Sample(msgspec.Struct, kw_only=True):
     branches: list[Branch]
     transcript: list[dict[str, Any]]
     error: str | None = None
+    columns: dict[str, Any] = {}
+    """Added to the prompt's other columns, or in place of them."""
 
 
 class Ended(NamedTuple):
@@ -107,7 +109,7 @@ def _row(sample: Sample, number: int) -> dict[str, Any]:
         "weight_sum": float(trained),
         "channel": prompt["channel"],
         "pair_id": prompt["row_id"],
-        "extra": prompt["extra"],
+        "extra": _extra(prompt["extra"], sample.columns),
         "prompt_id": prompt["row_id"],
         "sample": sample.number,
         "attempt": 0,
@@ -124,6 +126,13 @@ def _row(sample: Sample, number: int) -> dict[str, Any]:
         "step_rewards": [{"at": at, "value": value} for at, value in branch.rewards] or None,
         "error": sample.error,
     } | ({MEDIA: prompt[MEDIA]} if MEDIA in prompt else {})
+
+
+def _extra(extra: str | None, columns: dict[str, Any]) -> str | None:
+    """A prompt's other columns as JSON, with more of them."""
+    if not columns:
+        return extra
+    return msgspec.json.encode(msgspec.json.decode(extra or "{}") | columns, order="deterministic").decode()
 
 
 def metrics_of(samples: Sequence[Sample]) -> dict[str, Any]:

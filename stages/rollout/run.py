@@ -28,7 +28,8 @@ from postmill.stages.rollout.episodes import Episode, Episodes
 from postmill.stages.rollout.guides import FunctionGuide, ModelGuide
 from postmill.stages.rollout.host import Host, python_argv
 from postmill.stages.rollout.rows import Branch, Ended, Sample, digest16, metrics_of, write_samples
-from postmill.stages.rollout.search import Guide, Searcher
+from postmill.stages.rollout.search import Searcher
+from postmill.stages.rollout.tries import Guide
 from postmill.stages.shared.base_model import all_stop_ids
 from postmill.stages.shared.engine.ask import ask_all
 from postmill.stages.shared.engine.local import LocalEngine
@@ -273,9 +274,9 @@ def _search(
     engine, ended, sampling = model
     if len(inputs["guide"]) + len(inputs["prm"]) != 1 or inputs["env"] or inputs["tools"]:
         raise ConfigError("--search needs what judges beginnings of answers: --guide or --prm, and nothing else", USAGE)
-    stop = () if cfg.search.search == "best_of_n" or not cfg.search.step_text else (cfg.search.step_text,)
 
-    def ask(requests: Sequence[Request], most: int) -> dict[str, Reply]:
+    def ask(requests: Sequence[Request], most: int, is_step: bool) -> dict[str, Reply]:
+        stop = (cfg.search.step_text,) if is_step and cfg.search.step_text else ()
         limited = msgspec.structs.replace(sampling, max_new_tokens=most, stop=stop)
         return ask_all(engine, list(requests), limited, out=out, name=_JOURNAL, what="steps")
 
@@ -294,12 +295,13 @@ def _search(
             )
         searcher = Searcher(cfg.search, ended, guide, max_new_tokens=cfg.max_new_tokens, seed=cfg.seed)
         samples = searcher.samples(prompts, searcher.run(prompts, ask), cfg.samples)
-    if searcher.num_judged and searcher.num_judged == searcher.num_unjudged:
+    tries = searcher.tries
+    if tries.num_judged and tries.num_judged == tries.num_unjudged:
         raise StageError("--guide: judged none of the answers; it has to return a number", BAD_DATA)
     return samples, {
         "search_tokens": searcher.sampled_tokens,
-        "judged": searcher.num_judged,
-        "unjudged": searcher.num_unjudged,
+        "judged": tries.num_judged,
+        "unjudged": tries.num_unjudged,
     }
 
 

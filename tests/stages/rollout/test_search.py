@@ -19,15 +19,20 @@ from postmill.io.rollouts import ROLLOUTS  # noqa: E402
 from postmill.io.schemas import ROLLOUTS_V1  # noqa: E402
 from postmill.io.table import TableReader  # noqa: E402
 from postmill.stages.options import make  # noqa: E402
+from postmill.stages.pack.config import STAGE as PACK  # noqa: E402
+from postmill.stages.pack.config import Pack  # noqa: E402
 from postmill.stages.rollout.config import STAGE, Rollout  # noqa: E402
 from postmill.stages.rollout.guides import ModelGuide  # noqa: E402
 from postmill.stages.rollout.rows import Ended  # noqa: E402
-from postmill.stages.rollout.search import Path, Searcher  # noqa: E402
+from postmill.stages.rollout.search import Searcher  # noqa: E402
 from postmill.stages.rollout.search_options import Search  # noqa: E402
+from postmill.stages.rollout.tries import Path  # noqa: E402
 from postmill.stages.runner import Options, run_stage  # noqa: E402
 from postmill.stages.shared.engine.protocol import Reply  # noqa: E402
 from postmill.stages.tokenize.config import STAGE as TOKENIZE  # noqa: E402
 from postmill.stages.tokenize.config import Tokenize  # noqa: E402
+from postmill.stages.train.config import STAGE as TRAIN  # noqa: E402
+from postmill.stages.train.config import Train  # noqa: E402
 
 STOP = 9
 PROMPTS = [{"row_id": bytes([n]) * 16, "input_ids": [n, n], "messages": None, "extra": None} for n in range(3)]
@@ -56,7 +61,8 @@ def total(prompt, path, text):
 def search(**options):
     asked = []
 
-    def ask(requests, room):
+    def ask(requests, room, is_step):
+        assert is_step != (options["search"] == "best_of_n") or options["search"] == "mcts"
         asked.extend(requests)
         replies = {}
         for request in requests:
@@ -113,6 +119,37 @@ def test_trees_do_not_compete():
     assert samples[0].transcript[0]["score"] == found[0][0].score
 
 
+def test_a_tree_grows_where_the_best_is_to_be_expected():
+    """Every whole answer is found once; tokens are bounded; more of them find better answers; steps are those of the
+    tree, right where an answer that was seen to go on from them is."""
+    best = []
+    for tokens in (10, 200):
+        searcher, found, asked = search(search="mcts", width=3, search_tokens=tokens, playouts=1, right_at=8.0)
+        assert len({request.key for request in asked}) == len(asked)
+        for number, paths in enumerate(found):
+            assert searcher.tries.tokens[number] <= tokens + 3 * 2 + 3 * 7
+            assert all(path.finish in ("stop", "length") for path in paths)
+            scores = [path.score for path in paths]
+            assert scores == sorted(scores, reverse=True)
+            for path in paths:
+                ends = [end for end, _ in path.steps]
+                assert ends == sorted(set(ends)) and ends[-1] == len(path.ids)
+                others = [other for other in paths if other.score >= 8.0]
+                for end, is_right in path.steps:
+                    later = [other for other in others if other.ids[:end] == path.ids[:end]]
+                    assert not is_right or later
+        assert max(searcher.tries.tokens) >= tokens
+        best.append([paths[0].score for paths in found])
+    assert all(more >= less for less, more in zip(*best, strict=True)) and best[0] != best[1]
+
+
+def test_a_tree_of_one_way_is_all_of_it():
+    """With one way from each step and no playouts the tree is a line; it ends before its tokens do."""
+    searcher, found, _ = search(search="mcts", width=1, search_tokens=1000, playouts=0)
+    assert [len(paths) for paths in found] == [1, 1, 1]
+    assert max(searcher.tries.tokens) <= 7
+
+
 @pytest.fixture(scope="module")
 def work(tmp_path_factory):
     torch.set_num_threads(1)
@@ -146,8 +183,8 @@ def test_searched_answers_are_better_and_say_what_they_cost(work):
         return sum(sum(c.isascii() for c in row["output"]) / (len(row["output"]) or 1) for row in rows) / len(rows)
 
     plain, _ = rollout(work, "plain", {}, samples=8)
-    for method in ("best_of_n", "beam", "dvts"):
-        options = {"search": method, "beams": 2, "width": 4, "step_tokens": 2, "samples": 1}
+    for method in ("best_of_n", "beam", "dvts", "mcts"):
+        options = {"search": method, "beams": 2, "width": 4, "step_tokens": 2, "samples": 1, "search_tokens": 100}
         rows, metrics = rollout(work, method, guide, **options)
         assert len(rows) == 3
         assert mean(rows) > mean(plain)
@@ -155,6 +192,22 @@ def test_searched_answers_are_better_and_say_what_they_cost(work):
         for row in rows:
             assert len(row["logp"]) == row["trained_tokens"] == row["length"] - row["prompt_length"]
             assert json.loads(row["transcript"])[0]["score"] is not None
+
+
+def test_steps_of_a_tree_are_labels_for_a_process_reward_model(work):
+    guide = {"guide": [f"{work / 'guide.py'}:letters"]}
+    options = {"search": "mcts", "width": 3, "step_tokens": 2, "samples": 50, "search_tokens": 120, "right_at": 0.7}
+    rows, _ = rollout(work, "labelled", guide, **options)
+    labels = [json.loads(row["extra"])["label"] for row in rows]
+    assert [len(row["spans"]) for row in rows] == [len(label) for label in labels]
+    assert {True, False} == {item for label in labels for item in label}
+    assert json.loads(rows[0]["extra"])["want"] == "e"
+    run_stage(PACK, Pack(row_tokens=128), {"tokens": [str(work / "labelled")]}, work / "packed", Options(threads=1))
+    cfg = make(Train, objective="prm", tuner="full", epochs=1, bins_per_step=1)
+    given = {"packed": [str(work / "packed")], "model": [str(work / "base")]}
+    run_stage(TRAIN, cfg, given, work / "learned", Options(threads=1))
+    rows, _ = rollout(work, "by-learned", {"prm": [str(work / "learned")]}, **options | {"playouts": 0, "samples": 1})
+    assert len(rows) == 3
 
 
 def test_a_model_judges_prefixes_as_transformers_reads_them(work):
