@@ -16,6 +16,7 @@ from postmill.stages.protocol import Input, Out
 from postmill.stages.reward.config import Reward
 from postmill.stages.reward.pool import Pool
 from postmill.stages.reward.row import Answer, Row
+from postmill.stages.reward.rubric import UrlJudge
 
 NO_ROLLOUT = "rollout_failed"
 """The reason of an answer that no function was asked for."""
@@ -46,9 +47,12 @@ def ask_functions(
         "solution": cfg.solution,
         "max_answer_tokens": cfg.max_answer_tokens,
         "soft_tokens": cfg.soft_tokens,
+        "time_limit_s": cfg.time_limit_s,
+        "code": msgspec.to_builtins(cfg.code),
     }
     columns: list[list[Answer]] = []
-    fresh = [function for function in functions if function.name not in copied]
+    graded = _graded(cfg, [function for function in functions if function.name not in copied], records, out)
+    fresh = [function for function in functions if function.name not in copied and function.name not in graded]
     num_workers = min(out.threads, max(1, len(records)))
     pool = Pool(num_workers if fresh else 0, time_limit_s=cfg.time_limit_s, memory_mb=cfg.memory_mb)
     with pool:
@@ -57,13 +61,28 @@ def ask_functions(
                 columns.append(copied[function.name])
                 continue
             column = [Answer(reason=NO_ROLLOUT)] * len(rows)
+            columns.append(column)
+            if function.name in graded:
+                for number, answer in zip(alive, graded[function.name], strict=True):
+                    column[number] = answer
+                continue
             meter = Meter(len(records))
             reference = f"{function.path}:{function.name.rpartition(':')[2]}" if function.path else function.name
             for done, (number, answer) in enumerate(pool.run(reference, options, records), 1):
                 column[alive[number]] = _settle(cfg, answer)
                 Progress.say("reward", f"{function.name}: {meter.of(done, 'rows')}")
-            columns.append(column)
     return columns
+
+
+def _graded(cfg: Reward, functions: list[Input], records: list[Row], out: Out) -> dict[str, list[Answer]]:
+    """Grades of all rows that have a rollout, by the name of the rubric."""
+    rubrics = [function for function in functions if function.port == "rubrics"]
+    if not rubrics:
+        return {}
+    judge = UrlJudge(cfg.endpoint, cfg.judge, out)
+    found = {rubric.name: judge.grade(rubric, records, cfg.solution) for rubric in rubrics}
+    judge.say_cost()
+    return found
 
 
 def _settle(cfg: Reward, answer: Answer) -> Answer:
@@ -73,11 +92,17 @@ def _settle(cfg: Reward, answer: Answer) -> Answer:
     return answer
 
 
-def copied_answers(old: Artifact | None, functions: list[Input], rows: list[dict[str, Any]]) -> dict[str, list[Answer]]:
+def copied_answers(
+    cfg: Reward, old: Artifact | None, functions: list[Input], rows: list[dict[str, Any]]
+) -> dict[str, list[Answer]]:
     """Answers of functions that have not changed, from earlier rewards. Raises ArtifactError (78) for other rows."""
     if old is None:
         return {}
-    known = {entry.digest for entry in old.manifest.inputs if entry.port == "functions"}
+    now = msgspec.to_builtins(cfg)
+    ports = {"functions"} | ({"rubrics"} if _same(old.manifest.config, now, "judge", "endpoint") else set())
+    known = {entry.digest for entry in old.manifest.inputs if entry.port in ports}
+    if not _same(old.manifest.config, now, "code"):
+        functions = [function for function in functions if function.name != "code"]
     names = [entry["name"] for entry in old.manifest.metrics["functions"]]
     found = [batch for reader in [TableReader(old.file(REWARDS), REWARDS_V1)] for batch in reader]
     lines = [line for batch in found for line in batch.to_pylist()]
@@ -94,6 +119,11 @@ def copied_answers(old: Artifact | None, functions: list[Input], rows: list[dict
             for line, e in zip(lines, reasons, strict=True)
         ]
     return columns
+
+
+def _same(old: Mapping[str, Any], now: Mapping[str, Any], *names: str) -> bool:
+    """Whether options of functions are what they were."""
+    return all(old.get(name) == now[name] for name in names)
 
 
 def check_failures(cfg: Reward, name: str, column: list[Answer]) -> None:

@@ -6,6 +6,9 @@ import msgspec
 from msgspec import Meta
 
 from postmill.stages.reward.by_token_options import ByToken
+from postmill.stages.reward.code_options import Code
+from postmill.stages.reward.rubric_options import Judge
+from postmill.stages.shared.engine.endpoint import Endpoint
 from postmill.stages.spec import SAME_BYTES, Port, Stage
 
 Advantage = Literal[
@@ -17,7 +20,8 @@ class Reward(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Score rollouts with reward functions, and turn the scores into advantages, pairs, labels or training rows."""
 
     weights: list[float] = []
-    """Weight of each `--func` in the total reward, then of each `--scores`, in their order: 1,0.2. Default: 1 each."""
+    """Weight of each `--func` in the total reward, then of each `--rubric` and `--scores`, in their order: 1,0.2.
+    Default: 1 each."""
     advantage: Advantage = "grpo"
     """How a reward is compared with the others of its prompt. `grpo`: minus the group's mean, over its standard
     deviation; `group_mean`: minus the mean (Dr. GRPO); `batch`: minus the group's mean, over the standard deviation of
@@ -50,6 +54,12 @@ class Reward(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Length limit that `cosine` and `soft_overlong` refer to."""
     soft_tokens: Annotated[int, Meta(ge=1)] = 256
     """Tokens before that limit over which `soft_overlong` grows from 0 to -1."""
+    code: Code = Code()
+    """Programs that --func code runs."""
+    judge: Judge = Judge()
+    """Grades by --rubric."""
+    endpoint: Endpoint = Endpoint()
+    """The server whose model grades by --rubric."""
     time_limit_s: Annotated[float, Meta(gt=0)] = 10.0
     """Longest time that a function may take for one row."""
     memory_mb: Annotated[int, Meta(ge=64)] = 4096
@@ -83,11 +93,20 @@ STAGE = Stage(
             kinds=("function",),
             flag="--func",
             help="a reward function: the name of a built-in one (exact, contains, number, math, format, repetition,"
-            " cosine, soft_overlong, react_format, env, tool_calls, toolbench, ifeval), reasoning-gym:dataset, or"
+            " cosine, soft_overlong, react_format, env, tool_calls, toolbench, ifeval, code), reasoning-gym:dataset, or"
             " file.py:name",
             many=True,
             required=False,
             resolver="postmill.stages.reward.inputs:resolve",
+        ),
+        "rubrics": Port(
+            kinds=("function",),
+            flag="--rubric",
+            help="a text that says what a good answer is like: the model at --url grades by it; one more function,"
+            " named after the file",
+            many=True,
+            required=False,
+            resolver="postmill.stages.reward.rubric:resolve",
         ),
         "scores": Port(
             kinds=("scores",),

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from postmill.stages.reward.code import judge_code
 from postmill.stages.reward.ifeval import ifeval
 from postmill.stages.reward.row import Row
 from postmill.stages.shared.agent_formats.read import read_calls
@@ -221,5 +222,6 @@ BUILT_IN: dict[str, tuple[Function, int]] = {
     "tool_calls": (tool_calls, 1),
     "toolbench": (toolbench, 1),
     "ifeval": (ifeval, 1),
+    "code": (judge_code, 1),
 }
 """Name -> function and version. Raise the version when a row would get another score."""

@@ -19,8 +19,10 @@ from postmill.stages.reward.answers import ask_functions, check_failures, copied
 from postmill.stages.reward.by_token import check_ports, read_samples
 from postmill.stages.reward.config import Reward
 from postmill.stages.reward.judge import credits_of, judge, with_credit
+from postmill.stages.reward.rubric import forget_replies
 from postmill.stages.reward.scored import scored
 from postmill.stages.reward.summary import summarize
+from postmill.stages.shared.sandbox.run import require
 
 _COLUMNS = ["row_id", "prompt_id", "source", "line", "length", "sample", "attempt", "branch", "finish", "sampled"]
 _TEXTS = ["output", "prompt", "transcript", "extra", "step_rewards", "error"]
@@ -32,10 +34,13 @@ def run(cfg: Reward, inputs: Inputs, out: Out) -> Result:
     Raises ConfigError (2), StageError (1, 65 when too many scores of a function failed), ArtifactError as readers do.
     """
     scores = [msgspec.structs.replace(item, name=item.port.removeprefix("scores.")) for item in inputs["scores"]]
-    functions = [*inputs["functions"], *scores]
+    functions = [*inputs["functions"], *inputs["rubrics"], *scores]
     check_ports(cfg.advantage, cfg.by_token, inputs)
+    _check_tools(cfg, functions)
     if not functions and cfg.advantage != "opd":
-        raise ConfigError("reward: nothing says what is good; pass --func, or --scores of a reward model", USAGE)
+        raise ConfigError(
+            "reward: nothing says what is good; pass --func, --rubric, or --scores of a reward model", USAGE
+        )
     weights = _weights(cfg, functions)
     artifacts = [item.artifact for item in inputs["rollouts"] if item.artifact is not None]
     every = read_rollouts(artifacts, _COLUMNS + _TEXTS)
@@ -44,7 +49,7 @@ def run(cfg: Reward, inputs: Inputs, out: Out) -> Result:
     ends = _last_branches(every)
     rows = [every[number] | _of_sample(every, number) for number in ends.values()]
     old = inputs["reuse"][0].artifact if inputs["reuse"] else None
-    known = copied_answers(old, functions, every) | scored(scores, every)
+    known = copied_answers(cfg, old, functions, every) | scored(scores, every)
     copied = {name: [column[number] for number in ends.values()] for name, column in known.items()}
     answers = ask_functions(cfg, functions, rows, copied, out)
     for function, column in zip(functions, answers, strict=True):
@@ -65,9 +70,18 @@ def run(cfg: Reward, inputs: Inputs, out: Out) -> Result:
         )
     else:
         emit.write_tokens(cfg, dict(zip(ends.values(), table, strict=True)), every, artifacts, out)
+    forget_replies(inputs["rubrics"], cfg.judge, out)
     metrics = summarize(table, rows, functions, weights, answers, threshold=cfg.threshold) | {"emit": kind}
     sources = [name for artifact in artifacts for name in artifact.manifest.metrics.get("sources", [])]
     return Result(metrics=metrics | {"sources": sources}, digests=dict(artifacts[0].manifest.digests))
+
+
+def _check_tools(cfg: Reward, functions: list[Input]) -> None:
+    """Raise ConfigError: (2) for a rubric without a server, (77) for code without a sandbox."""
+    if any(function.port == "rubrics" for function in functions) != bool(cfg.endpoint.url):
+        raise ConfigError("--rubric needs --url, the server whose model grades by it, and --url needs --rubric", USAGE)
+    if any(function.name == "code" and function.path is None for function in functions):
+        require(cfg.code.sandbox)
 
 
 def _sample_of(row: Mapping[str, Any]) -> tuple[bytes, int, int]:
