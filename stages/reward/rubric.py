@@ -13,8 +13,8 @@ from postmill.io.digest import digest_json
 from postmill.io.errors import BAD_DATA, NO_INPUT, ArtifactError
 from postmill.stages.progress import Progress
 from postmill.stages.protocol import Input, Out
-from postmill.stages.reward.rubric_options import Judge
 from postmill.stages.reward.row import Answer, Row
+from postmill.stages.reward.rubric_options import Judge
 from postmill.stages.shared.engine.ask import ask_all
 from postmill.stages.shared.engine.endpoint import Endpoint
 from postmill.stages.shared.engine.protocol import Reply, Request, Sampling

@@ -126,7 +126,7 @@ def test_a_parameter_of_several_types_lists_them(name: str, types: str) -> None:
 
 
 LOST = {("minimax_m3", f"values: {case}") for case in ("constants", "lists", "nested")}
-"""As in the model's own template: a null is not written, an empty list that no schema describes is written as nothing."""
+"""As in the model's own template: a null is not written, and an empty list without a schema is written as nothing."""
 
 
 @pytest.mark.parametrize("name", FORMATS)
