@@ -11,6 +11,13 @@ pub(super) struct Name {
     pub slots: Box<[u32]>,
 }
 
+impl Name {
+    /// The innermost slot that the template itself assigns to; none for a name that only the row gives a value.
+    pub fn own_slot(&self) -> Option<u32> {
+        if let [slot, _, ..] = self.slots[..] { Some(slot) } else { None }
+    }
+}
+
 /// A place to assign to.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Target {

@@ -3,7 +3,6 @@ use super::args::Args;
 use super::ast::{ArgExprs, Attr, BinaryOp, Expr, Macro, Name};
 use super::date::strftime;
 use super::interp::Interp;
-use super::look::Seen;
 use super::methods::Owners;
 use super::print;
 use super::value::{Builtin, Chars, LoopState, Shape, Text, Value};
@@ -47,7 +46,9 @@ impl<'a> Interp<'a> {
             }
             Expr::Dict(items) => self.eval_dict(items)?,
             Expr::Attribute(object, name) => {
-                if let Some(Seen::Value(object)) = self.look(object) {
+                if let Expr::Name(object) = &**object
+                    && let Some(object) = self.find(object)
+                {
                     return self.attribute(object, name);
                 }
                 let object = self.eval(object)?;
@@ -108,6 +109,11 @@ impl<'a> Interp<'a> {
                 }
             }
         })
+    }
+
+    /// Whether an expression is true.
+    pub(super) fn test(&mut self, expr: &'a Expr) -> Outcome<bool> {
+        Ok(self.eval(expr)?.truthy())
     }
 
     fn eval_all(&mut self, items: &'a [Expr]) -> Outcome<Vec<Value<'a>>> {

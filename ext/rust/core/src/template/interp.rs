@@ -8,7 +8,7 @@ use super::filters::Filter;
 use super::fuel::Fuel;
 use super::marks::Writer;
 use super::print;
-use super::value::{Chars, LoopState, Sequence, Text, Value, joint_source, message_index};
+use super::value::{Chars, LoopState, Sequence, Text, Value, message_index};
 use super::{Date, Fail, Outcome, fail, undefined};
 
 /// Calls of macros within macros, and how deep their bodies may nest all together: both use the stack, of which a thread
@@ -320,7 +320,7 @@ impl<'a> Interp<'a> {
     /// What was written since `begin_capture`.
     fn end_capture(&mut self) -> Text<'a> {
         let (captured, literal_tail) = self.writer.end_capture();
-        let source = if captured.marks.is_empty() { captured.sources.iter().copied().fold(0, joint_source) } else { 0 };
+        let source = if captured.marks.is_empty() { captured.joint_source() } else { 0 };
         let chars =
             if captured.marks.is_empty() { Chars::Owned(captured.text) } else { Chars::Marked(Rc::new(captured)) };
         Text { chars, literal_tail, source, markup: false }

@@ -2,7 +2,7 @@
 //! template calls generated, and which is the generation prompt.
 use std::rc::Rc;
 
-use super::value::{FROM_ASSISTANT, MIXED, REASONING, message_index};
+use super::value::{FROM_ASSISTANT, MIXED, REASONING, joint_source, message_index};
 
 /// What a stretch of output is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,6 +34,13 @@ pub(super) struct Captured {
     pub marks: Vec<Mark>,
     /// Whose words it holds.
     pub sources: Vec<u32>,
+}
+
+impl Captured {
+    /// Whose words the text holds, as one source.
+    pub fn joint_source(&self) -> u32 {
+        self.sources.iter().copied().fold(0, joint_source)
+    }
 }
 
 /// Written words of a message: its content, its reasoning.

@@ -19,7 +19,6 @@ mod fuel;
 mod interp;
 mod is_tests;
 mod lexer;
-mod look;
 mod marks;
 mod methods;
 mod number;

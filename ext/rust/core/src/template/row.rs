@@ -1,7 +1,7 @@
 //! A row as a template sees it: the variables that `apply_chat_template` passes.
 use super::interp::Interp;
 use super::marks::{Writer, Written};
-use super::plan::Known;
+use super::plan::{Known, Texts};
 use super::value::{Builtin, FROM_ASSISTANT, Text, Value};
 use super::{Error, SpecialTexts, Template};
 use crate::types::{Json, Message, Role};
@@ -209,7 +209,7 @@ impl Template {
             let at = self.layout.outside.iter().position(|known| known == name)?;
             Some((at, Known::of(value, 0)))
         });
-        plan.render(row, given.chain(own), self.fuel(row), self.writer(row, count))
+        plan.render(row, given.chain(own), self.fuel(row), self.writer(row, count), &Texts::default())
     }
 
     pub(super) fn interpreted(&self, row: &Row<'_>, count: usize, prompt: bool) -> Result<Written, Error> {

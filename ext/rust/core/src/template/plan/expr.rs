@@ -1,15 +1,23 @@
 //! From expressions to steps.
-use super::super::ast::{ArgExprs, Attr, BinaryOp, CompareOp, Expr, Name};
+use super::super::ast::{ArgExprs, Attr, BinaryOp, CompareOp, Expr, Macro, Name};
 use super::super::date::strftime;
 use super::super::filters::Filter;
 use super::super::is_tests::Test;
 use super::super::row::is_function;
 use super::super::text::Side;
-use super::lower::{Lowering, NOWHERE};
+use super::lower::{Around, Lowering, NOWHERE};
 use super::{Condition, Constant, LoopFact, Register, Step};
 use memchr::memmem::Finder;
 
-impl Lowering<'_> {
+/// Calls of macros within one another whose steps are written out, and how high their bodies may be together: less than
+/// the interpreter allows.
+const MAX_INLINED: usize = 8;
+const MAX_INLINED_HEIGHT: u32 = 300;
+
+/// Steps of a template with the macros it calls written out; what would be more is for the interpreter.
+const MAX_STEPS: usize = 20_000;
+
+impl<'t> Lowering<'t> {
     /// Where the value of an expression will be: in `to`, if it has to be put somewhere.
     pub fn value(&mut self, expr: &Expr, to: Option<Register>) -> Register {
         match expr {
@@ -34,13 +42,21 @@ impl Lowering<'_> {
                 let object = self.value(object, None);
                 self.result(to, |to| Step::Slice(to, object, from))
             }
-            Expr::Filter(Some(value), Filter::Length, args) if args.is_empty() => {
-                let value = self.value(value, None);
-                self.find(value, "|length", to, |to| Step::Length(to, value))
+            Expr::List(items) if items.is_empty() => self.constant(Constant::EmptyList),
+            Expr::Filter(Some(value), filter @ (Filter::First | Filter::Last), args) if args.is_empty() => {
+                self.part(value, *filter == Filter::Last, to)
             }
-            Expr::Filter(Some(value), Filter::Trim, args) if args.is_empty() => {
+            Expr::Filter(Some(value), filter, args) => {
                 let value = self.value(value, None);
-                self.result(to, |to| Step::Strip(to, value, Side::Both, None))
+                self.filter(value, *filter, args, to)
+            }
+            Expr::Concat(parts) => {
+                let from = parts.iter().map(|part| self.value(part, None)).collect();
+                self.result(to, |to| Step::Join(to, from, true))
+            }
+            Expr::Binary(BinaryOp::Add, ..) if terms(expr).iter().any(|term| matches!(term, Expr::Str(_))) => {
+                let from = terms(expr).into_iter().map(|term| self.value(term, None)).collect();
+                self.result(to, |to| Step::Join(to, from, false))
             }
             Expr::Binary(op @ (BinaryOp::Add | BinaryOp::Sub | BinaryOp::Mod), left, right) => {
                 let (left, right) = (self.value(left, None), self.value(right, None));
@@ -60,18 +76,120 @@ impl Lowering<'_> {
                 let from = self.value(left, Some(kept));
                 self.steps.push(Step::Copy(kept, from));
                 let skip = self.jump_if(Condition::True(kept), matches!(expr, Expr::Or(..)));
-                let before = self.facts.clone();
-                self.conditions += 1;
-                let from = self.value(right, Some(kept));
-                self.steps.push(Step::Copy(kept, from));
-                self.conditions -= 1;
-                self.facts.meet(&before);
-                self.land(vec![skip]);
-                kept
+                self.or_else(kept, skip, right)
             }
             Expr::Not(_) | Expr::Test(..) | Expr::Compare(..) => self.truth(expr),
             _ => self.unknown(),
         }
+    }
+
+    /// What is in `kept`, and without the jump `skip` another value.
+    fn or_else(&mut self, kept: Register, skip: usize, other: &Expr) -> Register {
+        let before = self.facts.clone();
+        self.conditions += 1;
+        let from = self.value(other, Some(kept));
+        self.steps.push(Step::Copy(kept, from));
+        self.conditions -= 1;
+        self.facts.meet(&before);
+        self.land(vec![skip]);
+        kept
+    }
+
+    /// What a filter makes of a value.
+    pub fn filter(&mut self, value: Register, filter: Filter, args: &ArgExprs, to: Option<Register>) -> Register {
+        match filter {
+            Filter::ToJson => match json_indent(args) {
+                Some(indent) => self.result(to, |to| Step::Json(to, value, indent)),
+                None => self.unknown(),
+            },
+            Filter::Default => self.or_default(value, args),
+            _ if !args.is_empty() => self.unknown(),
+            Filter::Length => self.find(value, "|length", to, |to| Step::Length(to, value)),
+            Filter::Trim => self.result(to, |to| Step::Strip(to, value, Side::Both, None)),
+            Filter::String | Filter::Safe => self.result(to, |to| Step::Spell(to, value, filter == Filter::Safe)),
+            Filter::Upper | Filter::Lower | Filter::Capitalize => {
+                self.result(to, |to| Step::Reshape(to, value, filter))
+            }
+            _ => self.unknown(),
+        }
+    }
+
+    /// `value | default(other)`. The interpreter computes the other value in any case, so it must be one that cannot fail.
+    fn or_default(&mut self, value: Register, args: &ArgExprs) -> Register {
+        let (other, if_false) = match (&args.positional[..], &args.keyword[..]) {
+            ([other], []) => (other, false),
+            ([other, Expr::Bool(if_false)], []) => (other, *if_false),
+            ([other], [(name, Expr::Bool(if_false))]) if **name == *"boolean" => (other, *if_false),
+            _ => return self.unknown(),
+        };
+        let is_plain = match other {
+            Expr::None | Expr::Bool(_) | Expr::Int(_) | Expr::Str(_) | Expr::Name(_) => true,
+            Expr::List(items) => items.is_empty(),
+            _ => false,
+        };
+        if !is_plain {
+            return self.unknown();
+        }
+        let kept = self.keep();
+        self.steps.push(Step::Copy(kept, value));
+        let keeps = if if_false { Condition::True(kept) } else { Condition::Passes(kept, Test::Defined) };
+        let skip = self.jump_if(keeps, true);
+        self.or_else(kept, skip, other)
+    }
+
+    /// The first or last part of `text.split(separator)`, or item of a list.
+    fn part(&mut self, value: &Expr, last: bool, to: Option<Register>) -> Register {
+        if let Expr::Call(function, args) = value
+            && let Some((text, "split", Some(separator))) = text_method(function, args)
+            && !separator.is_empty()
+        {
+            let text = self.value(text, None);
+            return self.result(to, |to| Step::Part(to, text, separator.into(), last));
+        }
+        let items = self.value(value, None);
+        let index = self.constant(Constant::Int(if last { -1 } else { 0 }));
+        self.result(to, |to| Step::At(to, items, index))
+    }
+
+    /// The steps of a macro, and what they write.
+    fn inline(&mut self, body: &'t Macro, args: &ArgExprs, to: Option<Register>) -> Register {
+        let Some(given) = arguments(body, args) else { return self.unknown() };
+        let height: u32 = body.height + self.inlined.iter().map(|body| body.height).sum::<u32>();
+        let is_around = self.inlined.iter().any(|around| std::ptr::eq(*around, body));
+        let is_much = self.inlined.len() == MAX_INLINED || self.steps.len() > MAX_STEPS;
+        if is_around || is_much || height > MAX_INLINED_HEIGHT {
+            return self.unknown();
+        }
+        let given: Vec<_> = given.into_iter().map(|value| value.map(|value| self.value(value, None))).collect();
+        self.inlined.push(body);
+        self.around.push(Around::default());
+        self.within_expression(|lowering| {
+            let (from, until) = lowering.clear(body.all_slots);
+            lowering.steps.push(Step::Clear(from, until));
+            for ((name, default), given) in body.params.iter().zip(given) {
+                let slot = name.slots[0];
+                let from = match (given, default) {
+                    (Some(given), _) => Step::Copy(slot as Register, given),
+                    (None, Some(default)) => {
+                        let from = lowering.value(default, Some(slot as Register));
+                        Step::Copy(slot as Register, from)
+                    }
+                    (None, None) => Step::Pick(slot as Register, [].into()),
+                };
+                lowering.steps.push(from);
+                lowering.facts.is_set[slot as usize] = true;
+                lowering.forget(slot as Register);
+            }
+            if let Some(slot) = body.caller {
+                lowering.steps.push(Step::Pick(slot as Register, [].into()));
+                lowering.facts.is_set[slot as usize] = true;
+            }
+            lowering.steps.push(Step::Capture);
+            lowering.statements(&body.scope.body);
+        });
+        self.around.pop();
+        self.inlined.pop();
+        self.result(to, Step::Captured)
     }
 
     /// A value that a plan cannot have.
@@ -128,12 +246,7 @@ impl Lowering<'_> {
 
     fn read(&mut self, name: &Name) -> Register {
         let Some((outside, slots)) = name.slots.split_last() else { return self.unknown() };
-        let is_other = |slot: &u32| {
-            self.opaque.contains(slot)
-                || self.namespaces.iter().any(|namespace| namespace.slot == *slot)
-                || self.around.iter().any(|around| around.number.is_some() && around.loop_slot == *slot)
-        };
-        if is_function(&name.name) || slots.iter().any(is_other) {
+        if is_function(&name.name) || slots.iter().any(|slot| self.is_special(*slot)) {
             return self.unknown();
         }
         let mut from: Vec<Register> = vec![];
@@ -156,19 +269,21 @@ impl Lowering<'_> {
     /// is never set.
     #[expect(clippy::option_option, reason = "two questions")]
     pub fn member(&self, name: &Name, member: &str) -> Option<Option<Register>> {
-        let namespace = self.namespaces.iter().find(|namespace| namespace.slot == name.slots[0])?;
+        let namespace = self.namespaces.iter().find(|namespace| Some(namespace.slot) == name.own_slot())?;
         let found = namespace.members.iter().find(|(known, _)| **known == *member).map(|(_, register)| *register);
-        namespace.is_made.then_some(found)
+        self.facts.made.contains(&namespace.slot).then_some(found)
     }
 
     fn attribute(&mut self, object: &Expr, attr: &Attr, to: Option<Register>) -> Register {
         if let Expr::Name(name) = object {
             match self.member(name, &attr.name) {
+                Some(Some(register)) if self.copies_members => return self.result(None, |to| Step::Copy(to, register)),
                 Some(Some(register)) => return register,
                 Some(None) => return self.result(None, |to| Step::Pick(to, Box::default())),
                 None => {}
             }
-            let around = self.around.iter().find(|around| around.loop_slot == name.slots[0] && around.number.is_some());
+            let is_its = |around: &&Around| around.number.is_some() && Some(around.loop_slot) == name.own_slot();
+            let around = self.around.iter().find(is_its);
             if let Some(of) = around.and_then(|around| around.number) {
                 return match LoopFact::named(&attr.name) {
                     Some(fact) => self.result(to, |to| Step::Loop(to, of, fact)),
@@ -188,13 +303,7 @@ impl Lowering<'_> {
                 let question = format!("[{name}]");
                 self.find(object, &question, to, |to| Step::Item(to, object, Box::new(name.clone().into())))
             }
-            (_, Some(at @ (0 | -1)), Expr::Call(function, args)) => match text_method(function, args) {
-                Some((text, "split", Some(separator))) if !separator.is_empty() => {
-                    let text = self.value(text, None);
-                    self.result(to, |to| Step::Part(to, text, separator.into(), at == -1))
-                }
-                _ => self.unknown(),
-            },
+            (_, Some(at @ (0 | -1)), Expr::Call(..)) => self.part(object, at == -1, to),
             _ => {
                 let (object, index) = (self.value(object, None), self.value(key, None));
                 self.result(to, |to| Step::At(to, object, index))
@@ -209,7 +318,16 @@ impl Lowering<'_> {
         {
             return self.constant(Constant::Data(text.into()));
         }
+        if let Expr::Name(name) = function
+            && let Some(&(_, body)) = self.macros.iter().rfind(|(slot, _)| Some(*slot) == name.own_slot())
+        {
+            return self.inline(body, args, to);
+        }
         let Some((text, method, arg)) = text_method(function, args) else { return self.unknown() };
+        if let ("get", Some(key)) = (method, arg) {
+            let object = self.value(text, None);
+            return self.result(to, |to| Step::Get(to, object, Box::new(Box::<str>::from(key).into())));
+        }
         let side = match method {
             "strip" => Side::Both,
             "lstrip" => Side::Left,
@@ -297,6 +415,50 @@ impl Lowering<'_> {
         self.stop();
         vec![]
     }
+}
+
+/// The value of each parameter of a macro that the call gives one; none if the call is for the interpreter.
+fn arguments<'e>(body: &Macro, args: &'e ArgExprs) -> Option<Vec<Option<&'e Expr>>> {
+    let is_plain = body.varargs.is_none() && body.kwargs.is_none();
+    let spreads = args.positional.iter().any(|arg| matches!(arg, Expr::Spread(_)));
+    if !is_plain || spreads || args.positional.len() > body.params.len() {
+        return None;
+    }
+    let mut given: Vec<Option<&Expr>> = args.positional.iter().map(Some).collect();
+    given.resize(body.params.len(), None);
+    for (name, value) in &args.keyword {
+        let at = body.params.iter().position(|(param, _)| param.name == *name)?;
+        if given[at].replace(value).is_some() {
+            return None;
+        }
+    }
+    Some(given)
+}
+
+/// The terms of a sum, from the left.
+fn terms(expr: &Expr) -> Vec<&Expr> {
+    match expr {
+        Expr::Binary(BinaryOp::Add, left, right) => {
+            let mut all = terms(left);
+            all.push(right);
+            all
+        }
+        term => vec![term],
+    }
+}
+
+/// By how much `tojson(...)` indents; none if it asks for anything else.
+#[expect(clippy::option_option, reason = "two questions")]
+pub(super) fn json_indent(args: &ArgExprs) -> Option<Option<u8>> {
+    let mut indent = None;
+    for (name, value) in &args.keyword {
+        match (&**name, value) {
+            ("indent", Expr::Int(width @ 0..=64)) => indent = Some(*width as u8),
+            ("indent", Expr::None) | ("ensure_ascii", Expr::Bool(false)) => {}
+            _ => return None,
+        }
+    }
+    args.positional.is_empty().then_some(indent)
 }
 
 fn literal_int(expr: &Expr) -> Option<i64> {

@@ -51,6 +51,8 @@ pub(in super::super) enum Known<'a> {
     Bool(bool),
     Int(i64),
     Text(Piece<'a>),
+    /// A text marked `|safe`: it is printed and joined by `~` as any other, and little else.
+    Safe(Piece<'a>),
     /// An object, and the number of the message it is.
     Object(Members<'a>, u32),
     List(&'a [Json]),
@@ -91,8 +93,9 @@ impl<'a> Known<'a> {
             Self::None => Value::None,
             Self::Bool(value) => Value::Bool(value),
             Self::Int(value) => Value::Int(value),
-            Self::Text(Piece { chars, literal_tail, source }) => {
-                Value::Str(Text { chars: Chars::Borrowed(chars), literal_tail, source, markup: false })
+            Self::Text(Piece { chars, literal_tail, source }) | Self::Safe(Piece { chars, literal_tail, source }) => {
+                let markup = matches!(self, Self::Safe(_));
+                Value::Str(Text { chars: Chars::Borrowed(chars), literal_tail, source, markup })
             }
             Self::Object(members, message) => Value::Object(members, message),
             Self::List(items) => Value::Json(items),
@@ -101,7 +104,7 @@ impl<'a> Known<'a> {
         })
     }
 
-    /// `str(self)` of what is no text.
+    /// `str(self)`
     pub fn printed(self, fuel: &Fuel) -> Option<String> {
         print::to_str(&self.value()?, fuel).ok()
     }
@@ -146,6 +149,12 @@ impl<'a> Known<'a> {
         Self::in_members(members, message, attr).or_else(|| attr.is_key.then_some(Self::Undefined))
     }
 
+    /// `self.get('name')`
+    pub fn get(self, attr: &Attr) -> Option<Self> {
+        let Self::Object(members, message) = self else { return None };
+        Some(Self::in_members(members, message, attr).unwrap_or(Self::None))
+    }
+
     #[inline]
     fn in_members(members: Members<'a>, message: u32, attr: &Attr) -> Option<Self> {
         let (_, json) = members.iter().find(|(key, _)| **key == *attr.name)?;
@@ -156,7 +165,7 @@ impl<'a> Known<'a> {
     pub fn length(self) -> Option<usize> {
         match self {
             Self::Unset | Self::Undefined => Some(0),
-            Self::Text(piece) => Some(text::length(piece.chars)),
+            Self::Text(piece) | Self::Safe(piece) => Some(text::length(piece.chars)),
             Self::Object(members, _) => Some(members.len()),
             Self::List(items) => Some(items.len()),
             Self::Messages(span) => Some(span.count as usize),
@@ -169,7 +178,7 @@ impl<'a> Known<'a> {
             Self::Unset | Self::Undefined | Self::None => false,
             Self::Bool(value) => value,
             Self::Int(value) => value != 0,
-            Self::Text(piece) => !piece.chars.is_empty(),
+            Self::Text(piece) | Self::Safe(piece) => !piece.chars.is_empty(),
             Self::Object(members, _) => !members.is_empty(),
             Self::List(items) => !items.is_empty(),
             Self::Messages(span) => span.count > 0,
@@ -186,7 +195,7 @@ impl<'a> Known<'a> {
             Test::Boolean => matches!(self, Self::Bool(_)),
             Test::True => matches!(self, Self::Bool(true)),
             Test::False => matches!(self, Self::Bool(false)),
-            Test::String => matches!(self, Self::Text(_)),
+            Test::String => matches!(self, Self::Text(_) | Self::Safe(_)),
             Test::Mapping => matches!(self, Self::Object(..)),
             Test::Iterable | Test::Sequence => {
                 !matches!(self, Self::None | Self::Bool(_) | Self::Int(_) | Self::Number(_))
@@ -209,6 +218,7 @@ impl<'a> Known<'a> {
             };
         }
         let equal = match (self, other) {
+            (Self::Safe(_), _) | (_, Self::Safe(_)) => return None,
             (Self::Text(a), Self::Text(b)) => a.chars == b.chars,
             (Self::Bool(a), Self::Bool(b)) => a == b,
             (Self::Text(_), _) | (_, Self::Text(_)) => false,

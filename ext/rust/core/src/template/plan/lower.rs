@@ -1,5 +1,5 @@
 //! What is known while a template becomes steps: where values are, what is set, what jumps where.
-use super::super::ast::{Expr, Stmt, StmtKind, Target};
+use super::super::ast::{Expr, Macro, Stmt, StmtKind, Target};
 use super::super::date::Date;
 use super::super::scope::Layout;
 use super::expr::function_name;
@@ -7,9 +7,6 @@ use super::{Constant, FUEL_PER_STEP, NUM_REGISTERS, Place, Plan, Register, Step}
 
 /// A jump whose target is not yet known goes where no step is: to the interpreter.
 pub(super) const NOWHERE: Place = Place::MAX;
-
-/// Registers that statements use in passing; one that needs more gets some of its own.
-const NUM_PASSING: usize = 16;
 
 /// A loop around the statement, or a block that `break` cannot leave.
 #[derive(Debug, Default)]
@@ -20,13 +17,11 @@ pub(super) struct Around {
     pub continues: Vec<usize>,
 }
 
-/// `set name = namespace(...)` at the top of a template: its members are registers.
+/// A variable that `namespace(...)` is assigned to: the members are registers.
 #[derive(Debug)]
 pub(super) struct Namespace {
     pub slot: u32,
     pub members: Vec<(Box<str>, Register)>,
-    /// Its statement has run.
-    pub is_made: bool,
 }
 
 /// What is known at a place of the plan, however it was reached.
@@ -34,6 +29,8 @@ pub(super) struct Namespace {
 pub(super) struct Facts {
     /// Whether each slot is set.
     pub is_set: Vec<bool>,
+    /// Slots of namespaces whose statement has run.
+    pub made: Vec<u32>,
     /// Registers that hold what was asked of a variable: the variable, the question, where the answer is.
     pub answers: Vec<(Register, Box<str>, Register)>,
 }
@@ -42,6 +39,7 @@ impl Facts {
     /// What holds on another way to this place too.
     pub fn meet(&mut self, other: &Self) {
         self.is_set.iter_mut().zip(&other.is_set).for_each(|(set, other)| *set &= other);
+        self.made.retain(|slot| other.made.contains(slot));
         self.answers.retain(|answer| other.answers.contains(answer));
     }
 }
@@ -54,14 +52,20 @@ pub(super) struct Lowering<'t> {
     /// No text may be joined to what stands before this step, for something jumps here.
     target: usize,
     pub namespaces: Vec<Namespace>,
-    /// Slots whose values are not for plans: macros.
-    pub opaque: Vec<u32>,
+    /// Macros whose statement has run, by slot.
+    pub macros: Vec<(u32, &'t Macro)>,
+    /// Macros whose steps are being written, from the outermost call to the innermost.
+    pub inlined: Vec<&'t Macro>,
+    /// A call of a macro may assign to a member of a namespace, so members are read when an expression gets to them.
+    pub copies_members: bool,
     pub facts: Facts,
     /// Registers for the answers of [`Facts`].
     asked: Vec<(Register, Box<str>, Register)>,
     pub around: Vec<Around>,
-    /// The first of the registers that every statement may use in passing, and how many this one does.
-    passing: (usize, usize),
+    /// Registers for what expressions need in passing, and how many of them are in use.
+    passing: (Vec<Register>, usize),
+    /// Of those in use, how many stay in use for the whole statement: by what is around the call of a macro.
+    held: usize,
     num_registers: usize,
     /// Stretches to be marked around the statement.
     pub num_places: u8,
@@ -76,7 +80,7 @@ pub(super) struct Lowering<'t> {
 /// The plan of a template, unless it would give up on every row or need more registers than there are.
 pub(in super::super) fn plan(body: &[Stmt], layout: &Layout, date: Date) -> Option<Plan> {
     let variables = layout.num_slots as usize + layout.outside.len();
-    if variables + NUM_PASSING > NUM_REGISTERS {
+    if variables > NUM_REGISTERS {
         return None;
     }
     let mut lowering = Lowering {
@@ -86,12 +90,15 @@ pub(in super::super) fn plan(body: &[Stmt], layout: &Layout, date: Date) -> Opti
         constants: vec![],
         target: 0,
         namespaces: vec![],
-        opaque: vec![],
-        facts: Facts { is_set: vec![false; layout.num_slots as usize], answers: vec![] },
+        macros: vec![],
+        inlined: vec![],
+        copies_members: false,
+        facts: Facts { is_set: vec![false; layout.num_slots as usize], ..Facts::default() },
         asked: vec![],
         around: vec![],
-        passing: (variables, 0),
-        num_registers: variables + NUM_PASSING,
+        passing: (vec![], 0),
+        held: 0,
+        num_registers: variables,
         num_places: 0,
         conditions: 0,
         num_joined: 0,
@@ -108,63 +115,86 @@ pub(in super::super) fn plan(body: &[Stmt], layout: &Layout, date: Date) -> Opti
     })
 }
 
-/// Names that are assigned as members of a namespace.
-fn members_set(body: &[Stmt], visit: &mut impl FnMut(u32, &str)) {
+/// Every statement, whatever it stands in.
+fn walk<'t>(body: &'t [Stmt], visit: &mut impl FnMut(&'t StmtKind)) {
     for stmt in body {
+        visit(&stmt.kind);
         match &stmt.kind {
-            StmtKind::Set { target: Target::Member(name, member), .. } => visit(name.slots[0], member),
             StmtKind::If(branches, otherwise) => {
                 for branch in branches {
-                    members_set(&branch.body, visit);
+                    walk(&branch.body, visit);
                 }
-                members_set(otherwise, visit);
+                walk(otherwise, visit);
             }
             StmtKind::For(stmt) => {
-                members_set(&stmt.scope.body, visit);
-                members_set(&stmt.otherwise.body, visit);
+                walk(&stmt.scope.body, visit);
+                walk(&stmt.otherwise.body, visit);
             }
-            StmtKind::Generation(scope) => members_set(&scope.body, visit),
-            _ => {}
+            StmtKind::Macro(_, body) | StmtKind::CallBlock(_, body) => walk(&body.scope.body, visit),
+            StmtKind::SetBlock(_, _, scope)
+            | StmtKind::FilterBlock(_, scope)
+            | StmtKind::Generation(scope)
+            | StmtKind::With(_, scope) => walk(&scope.body, visit),
+            StmtKind::Text(_) | StmtKind::Output(_) | StmtKind::Set { .. } | StmtKind::Break | StmtKind::Continue => {}
         }
     }
 }
 
-impl Lowering<'_> {
-    fn find_namespaces(&mut self, body: &[Stmt]) {
-        for stmt in body {
-            let StmtKind::Set { target: Target::Name(name), value: Expr::Call(function, args), .. } = &stmt.kind else {
-                continue;
-            };
-            let is_known = self.namespaces.iter().any(|namespace| namespace.slot == name.slots[0]);
-            if is_known || function_name(function) != Some("namespace") {
-                continue;
+impl<'t> Lowering<'t> {
+    fn find_namespaces(&mut self, body: &'t [Stmt]) {
+        let mut found: Vec<(u32, Vec<&'t str>)> = vec![];
+        walk(body, &mut |kind| {
+            if let StmtKind::Set { target: Target::Name(name), value: Expr::Call(function, args), .. } = kind
+                && function_name(function) == Some("namespace")
+            {
+                let at = found.iter().position(|(slot, _)| *slot == name.slots[0]).unwrap_or_else(|| {
+                    found.push((name.slots[0], vec![]));
+                    found.len() - 1
+                });
+                found[at].1.extend(args.keyword.iter().map(|(name, _)| &**name));
             }
-            let mut members: Vec<Box<str>> = args.keyword.iter().map(|(name, _)| name.clone()).collect();
-            members_set(body, &mut |slot, member| {
-                if slot == name.slots[0] {
-                    members.push(member.into());
+        });
+        walk(body, &mut |kind| match kind {
+            StmtKind::Set { target: Target::Member(name, member), .. } => {
+                let namespace = found.iter_mut().find(|(slot, _)| Some(*slot) == name.own_slot());
+                if let Some((_, members)) = namespace {
+                    members.push(member);
                 }
-            });
-            members.sort();
+            }
+            StmtKind::Macro(_, body) => walk(&body.scope.body, &mut |kind| {
+                self.copies_members |= matches!(kind, StmtKind::Set { target: Target::Member(..), .. });
+            }),
+            _ => {}
+        });
+        for (slot, mut members) in found {
+            members.sort_unstable();
             members.dedup();
-            let members = members.into_iter().map(|member| (member, self.keep_for_good())).collect();
-            self.namespaces.push(Namespace { slot: name.slots[0], members, is_made: false });
+            let members = members.into_iter().map(|member| (member.into(), self.keep_for_good())).collect();
+            self.namespaces.push(Namespace { slot, members });
         }
     }
 
     /// A statement begins: what others kept in passing is not needed any more.
     pub fn begin_statement(&mut self) {
-        self.passing.1 = 0;
+        self.passing.1 = self.held;
+    }
+
+    /// Statements inside an expression: what it has kept in passing stays.
+    pub fn within_expression(&mut self, body: impl FnOnce(&mut Self)) {
+        let (held, used) = (self.held, self.passing.1);
+        self.held = used;
+        body(self);
+        (self.held, self.passing.1) = (held, used);
     }
 
     /// A register for what an expression needs in passing.
     pub fn keep(&mut self) -> Register {
-        let (first, used) = self.passing;
-        if used == NUM_PASSING {
-            return self.keep_for_good();
+        if self.passing.1 == self.passing.0.len() {
+            let more = self.keep_for_good();
+            self.passing.0.push(more);
         }
         self.passing.1 += 1;
-        (first + used) as Register
+        self.passing.0[self.passing.1 - 1]
     }
 
     /// A register for the whole of the rendering.

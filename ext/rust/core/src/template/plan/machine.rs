@@ -1,13 +1,16 @@
 //! Follows a plan's steps.
 use super::super::ast::BinaryOp;
+use super::super::filters::Filter;
 use super::super::fuel::Fuel;
 use super::super::marks::{Writer, Written};
 use super::super::ops;
 use super::super::row::Row;
 use super::super::text;
-use super::super::value::Value;
+use super::super::value::{Value, joint_source, source_of};
 use super::known::{Known, Piece, Span};
+use super::texts::{End, Texts};
 use super::{Condition, Constant, LoopFact, MAX_NESTING, NUM_REGISTERS, Place, Plan, Register, Step};
+use std::rc::Rc;
 
 /// A loop that runs.
 #[derive(Debug, Clone, Copy)]
@@ -27,7 +30,8 @@ struct Machine<'m, 'a> {
     writer: Writer,
     fuel: Fuel,
     row: &'a Row<'a>,
-    /// Bytes of text that were looked at.
+    texts: End<'a>,
+    /// Bytes of text that were looked at, made, or set aside.
     scanned: u64,
     /// Bytes looked at or written that are paid for.
     paid: u64,
@@ -42,6 +46,7 @@ impl Plan {
         outside: impl Iterator<Item = (usize, Known<'a>)>,
         fuel: u64,
         writer: Writer,
+        texts: &'a Texts,
     ) -> Option<Written> {
         let idle = Frame { over: Known::Unset, index: 0, length: 0, turns: 0 };
         let mut registers = [Known::Unset; NUM_REGISTERS];
@@ -58,6 +63,7 @@ impl Plan {
             writer,
             fuel: Fuel::new(fuel),
             row,
+            texts: End::of(texts),
             scanned: 0,
             paid: 0,
         };
@@ -96,12 +102,12 @@ impl<'a> Machine<'_, 'a> {
                     }
                 }
                 Step::PrintText(from) => self.print(self.get(*from).text()?)?,
-                Step::Enter { of, over, empty } => {
-                    if !self.enter(*of, *over)? {
+                Step::Enter { of, over, items, empty } => {
+                    if !self.enter(*of, *over, *items)? {
                         rest = from(*empty)?;
                     }
                 }
-                Step::Begin { of, item, clear } => self.begin(*of, *item, *clear)?,
+                Step::Begin { of, item, value, clear } => self.begin(*of, *item, *value, *clear)?,
                 Step::Next { of, begin, cost } => {
                     self.afford(*cost)?;
                     if self.next(*of) {
@@ -110,10 +116,17 @@ impl<'a> Machine<'_, 'a> {
                 }
                 Step::From(place) => self.places[*place as usize] = self.writer.at(),
                 Step::MarkGeneration(place) => self.writer.mark_generation(self.places[*place as usize]),
-                Step::Compute(to, op, left, right) => {
-                    let (left, right) = (self.get(*left).int()?, self.get(*right).int()?);
-                    self.set(*to, Known::Int(compute(*op, left, right)?));
+                Step::Compute(to, op, left, right) => match (op, self.get(*left), self.get(*right)) {
+                    (_, Known::Int(left), Known::Int(right)) => self.set(*to, Known::Int(compute(*op, left, right)?)),
+                    (BinaryOp::Add, Known::Text(_), Known::Text(_)) => self.join(*to, &[*left, *right], false)?,
+                    _ => return None,
+                },
+                Step::Join(to, from, spells) => self.join(*to, from, *spells)?,
+                Step::Capture => {
+                    self.scanned += self.writer.at() as u64;
+                    self.writer.begin_capture();
                 }
+                Step::Captured(to) => self.captured(*to)?,
                 Step::Loop(to, of, fact) => self.set(*to, self.loop_fact(*of, *fact)?),
                 Step::Strip(..) | Step::Part(..) => self.cut(step)?,
                 Step::Clear(from, to) => self.clear(*from, *to),
@@ -141,7 +154,7 @@ impl<'a> Machine<'_, 'a> {
                 self.set(*to, Known::Int(length as i64));
             }
             Step::Print(from) => match self.get(*from) {
-                Known::Text(piece) => self.print(piece)?,
+                Known::Text(piece) | Known::Safe(piece) => self.print(piece)?,
                 Known::Unset | Known::Undefined => {}
                 other => self.print_made(&other.printed(&self.fuel)?)?,
             },
@@ -149,6 +162,36 @@ impl<'a> Machine<'_, 'a> {
                 let text = self.get(*from).to_json(*indent, &self.fuel)?;
                 self.print_made(&text)?;
             }
+            Step::Spell(to, from, safe) => {
+                let piece = match self.get(*from) {
+                    Known::Text(piece) => piece,
+                    Known::Safe(piece) => {
+                        self.set(*to, Known::Safe(piece));
+                        return Some(());
+                    }
+                    other => {
+                        let text = other.printed(&self.fuel)?;
+                        self.made(text, 0)?
+                    }
+                };
+                self.set(*to, if *safe { Known::Safe(piece) } else { Known::Text(piece) });
+            }
+            Step::Reshape(to, from, filter) => {
+                let piece = self.scan(*from)?;
+                let text = match filter {
+                    Filter::Upper => piece.chars.to_uppercase(),
+                    Filter::Lower => piece.chars.to_lowercase(),
+                    _ => text::capitalize(piece.chars)?,
+                };
+                let piece = self.made(text, piece.source)?;
+                self.set(*to, Known::Text(piece));
+            }
+            Step::Json(to, from, indent) => {
+                let text = self.get(*from).to_json(*indent, &self.fuel)?;
+                let piece = self.made(text, 0)?;
+                self.set(*to, Known::Text(piece));
+            }
+            Step::Get(to, from, attr) => self.set(*to, self.get(*from).get(attr)?),
             Step::Leave { of } => self.writer.close_turns(self.loops[*of as usize].turns),
             Step::OpenTurn(from) => {
                 if let Known::Object(_, number) = self.get(*from) {
@@ -199,7 +242,10 @@ impl<'a> Machine<'_, 'a> {
         match condition {
             Condition::True(of) => Some(self.get(*of).is_true()),
             Condition::Passes(of, test) => self.get(*of).passes(*test),
-            Condition::IsText(of, text) => Some(self.get(*of).text().is_some_and(|piece| *piece.chars == **text)),
+            Condition::IsText(of, text) => Some(match self.get(*of) {
+                Known::Text(piece) | Known::Safe(piece) => *piece.chars == **text,
+                _ => false,
+            }),
             Condition::Compare(left, op, right) => self.get(*left).compare(*op, self.get(*right)),
             Condition::StartsWith(of, affix) => Some(self.scan(*of)?.chars.starts_with(&**affix)),
             Condition::EndsWith(of, affix) => Some(self.scan(*of)?.chars.ends_with(&**affix)),
@@ -241,10 +287,68 @@ impl<'a> Machine<'_, 'a> {
         Some(())
     }
 
+    /// A text that is kept until the end of the rendering.
+    fn made(&mut self, text: impl Into<Rc<str>>, source: u32) -> Option<Piece<'a>> {
+        let chars = self.texts.add(text)?;
+        self.scanned += chars.len() as u64;
+        Some(Piece { chars, literal_tail: 0, source })
+    }
+
+    /// As `ops::concat` of one after the other.
+    fn join(&mut self, to: Register, from: &[Register], spells: bool) -> Option<()> {
+        let mut joined = String::new();
+        let (mut tail, mut source) = (0, 0);
+        for (number, register) in from.iter().enumerate() {
+            let spelled;
+            let Piece { chars, literal_tail, source: own } = match self.get(*register) {
+                Known::Text(piece) => piece,
+                Known::Safe(piece) if spells => piece,
+                other if spells => {
+                    spelled = other.printed(&self.fuel)?;
+                    Piece { chars: &spelled, literal_tail: 0, source: 0 }
+                }
+                _ => return None,
+            };
+            // `~` takes what stands behind nothing as it is
+            if number == 0 || spells && joined.is_empty() {
+                (tail, source) = (literal_tail, own);
+            } else {
+                tail = if literal_tail as usize == chars.len() { tail + literal_tail } else { literal_tail };
+                source = joint_source(source, own);
+            }
+            joined.push_str(chars);
+            self.scanned += joined.len() as u64;
+        }
+        let chars = self.texts.add(joined)?;
+        self.set(to, Known::Text(Piece { chars, literal_tail: tail, source }));
+        Some(())
+    }
+
+    /// What was set aside; none if whole turns are in it, whose marks a text cannot keep.
+    fn captured(&mut self, to: Register) -> Option<()> {
+        let (captured, literal_tail) = self.writer.end_capture();
+        if !captured.marks.is_empty() {
+            return None;
+        }
+        // what was written and set aside is counted, what was written before it is not counted twice
+        self.scanned += captured.text.len() as u64;
+        self.scanned -= self.writer.at() as u64;
+        let source = captured.joint_source();
+        let chars = self.texts.add(captured.text)?;
+        self.set(to, Known::Text(Piece { chars, literal_tail, source }));
+        Some(())
+    }
+
     /// Start a loop; false if there is nothing to go over.
-    fn enter(&mut self, of: u8, over: Register) -> Option<bool> {
+    fn enter(&mut self, of: u8, over: Register, items: bool) -> Option<bool> {
         let over = self.get(over);
         let length = match over {
+            Known::Object(members, _) => {
+                // the interpreter pays for all, however many it takes
+                self.scanned += 64 * members.len() as u64;
+                members.len() as u32
+            }
+            _ if items => return None,
             Known::Messages(span) => span.count,
             Known::List(items) => items.len() as u32,
             Known::Unset | Known::Undefined => 0,
@@ -255,21 +359,28 @@ impl<'a> Machine<'_, 'a> {
     }
 
     #[inline]
-    fn begin(&mut self, of: u8, item: Register, clear: (Register, Register)) -> Option<()> {
+    fn begin(&mut self, of: u8, item: Register, value: Option<Register>, clear: (Register, Register)) -> Option<()> {
         self.clear(clear.0, clear.1);
         let turns = self.writer.num_turns();
         let frame = &mut self.loops[of as usize];
         frame.turns = turns;
-        let value = match frame.over {
+        let first = match frame.over {
             Known::Messages(span) => {
                 let message = span.message(frame.index);
                 self.writer.open_turn(message);
                 self.row.known(message)
             }
             Known::List(items) => Known::of(items.get(frame.index as usize)?, 0),
+            Known::Object(members, message) => {
+                let (key, json) = members.get(frame.index as usize)?;
+                if let Some(value) = value {
+                    self.set(value, Known::of(json, source_of(key, message)));
+                }
+                Known::Text(Piece { chars: key, literal_tail: 0, source: 0 })
+            }
             _ => return None,
         };
-        self.set(item, value);
+        self.set(item, first);
         Some(())
     }
 
@@ -346,6 +457,7 @@ impl<'a> From<&'a Constant> for Known<'a> {
             Constant::Int(value) => Self::Int(*value),
             Constant::Text(text) => Self::Text(Piece::literal(text)),
             Constant::Data(text) => Self::Text(Piece { chars: text, literal_tail: 0, source: 0 }),
+            Constant::EmptyList => Self::List(&[]),
         }
     }
 }

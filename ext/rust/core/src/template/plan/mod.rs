@@ -2,8 +2,9 @@
 //!
 //! The interpreter walks a tree and computes with values that may be anything; on chats of several turns that was 200
 //! instructions for each node of the tree. A plan is derived from the same tree: it knows where every variable lives,
-//! what of a namespace, of `loop` and of a message is asked for, and computes only with values that lie in the row or in
-//! the template, so that nothing is allocated, counted or dropped. A step that meets anything else gives up
+//! what of a namespace, of `loop` and of a message is asked for. It computes with numbers and with values that lie in the
+//! row, in the template, or among the texts that this rendering has made ([`texts::Texts`]), so that no value is counted
+//! or dropped. A call of a macro is the macro's steps at the place of the call. A step that meets anything else gives up
 //! (`Stop`), and the row is interpreted from its start: a plan has no errors of its own, and what it cannot do costs
 //! only time. It writes through the same `Writer` as the interpreter, so what is noted about the output is the same.
 //!
@@ -16,11 +17,14 @@ mod machine;
 mod statements;
 #[cfg(test)]
 mod tests;
+mod texts;
 
 pub(super) use known::Known;
 pub(super) use lower::plan;
+pub(super) use texts::Texts;
 
 use super::ast::{Attr, BinaryOp, CompareOp};
+use super::filters::Filter;
 use super::is_tests::Test;
 use super::text::Side;
 use memchr::memmem::Finder;
@@ -52,6 +56,7 @@ enum Constant {
     Text(Box<str>),
     /// Text that the template computes from nothing but its own.
     Data(Box<str>),
+    EmptyList,
 }
 
 /// What is asked of `loop`.
@@ -90,8 +95,18 @@ enum Step {
     /// `value[from:]` or, with none, `value[::-1]`.
     Slice(Register, Register, Option<i64>),
     Length(Register, Register),
-    /// Of integers.
+    /// Of integers, or the sum of two texts.
     Compute(Register, BinaryOp, Register, Register),
+    /// Texts one after the other. `true`: as `~` joins them, which spells other values.
+    Join(Register, Box<[Register]>, bool),
+    /// As text (`|string`). `true`: marked `|safe`.
+    Spell(Register, Register, bool),
+    /// In other letters: `|upper`, `|lower`, `|capitalize`.
+    Reshape(Register, Register, Filter),
+    /// As JSON text, indented by so much.
+    Json(Register, Register, Option<u8>),
+    /// `value.get('name')`
+    Get(Register, Register, Box<Attr>),
     Strip(Register, Register, Side, Option<Box<str>>),
     /// The first or last part of a text split by another.
     Part(Register, Register, Box<str>, bool),
@@ -107,16 +122,18 @@ enum Step {
     PrintText(Register),
     /// As JSON, indented by so much.
     PrintJson(Register, Option<u8>),
-    /// Start a loop over a value; elsewhere if it is empty.
+    /// Start a loop over a value, or over the `items()` of an object; go elsewhere if it is empty.
     Enter {
         of: u8,
         over: Register,
+        items: bool,
         empty: Place,
     },
-    /// An iteration begins: nothing in `clear` is set but the item.
+    /// An iteration begins: nothing in `clear` is set but the item, and the value of a member behind its name.
     Begin {
         of: u8,
         item: Register,
+        value: Option<Register>,
         clear: (Register, Register),
     },
     /// It ends, and with all it did costs this; on to the next if there is one.
@@ -136,6 +153,10 @@ enum Step {
     From(u8),
     MarkPrompt(u8),
     MarkGeneration(u8),
+    /// Set aside what is written from here on.
+    Capture,
+    /// What was written since `Capture`, as a text.
+    Captured(Register),
     /// What follows is for the interpreter.
     Stop,
     /// The end, and what all steps outside of loops cost.

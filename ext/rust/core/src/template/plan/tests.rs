@@ -83,7 +83,7 @@ fn text(random: &mut Random, depth: u32) -> String {
         return if random.below(2) == 0 { quoted(random.pick(&TEXTS)) } else { object(random, 1) };
     }
     let inner = text(random, depth - 1);
-    match random.below(9) {
+    match random.below(16) {
         0 => format!("({inner}|trim)"),
         1 => format!(
             "{}.{}({})",
@@ -101,8 +101,40 @@ fn text(random: &mut Random, depth: u32) -> String {
         4 => format!("({inner} or {})", text(random, depth - 1)),
         5 => format!("({}|tojson)", object(random, depth)),
         6 => number(random, depth - 1),
+        7 => format!("({inner} ~ {})", text(random, depth - 1)),
+        8 => format!("({} + {inner})", quoted(random.pick(&TEXTS))),
+        9 => format!("({} + {})", object(random, depth), object(random, depth)),
+        10 => {
+            let filters = ["upper", "lower", "capitalize", "string", "safe", "default('d')", "default(x, true)"];
+            format!("({inner}|{})", random.pick(&filters))
+        }
+        11 => format!("{}.get('{}')", object(random, depth), random.pick(&KEYS[..5])),
+        12 | 13 => call(random, depth - 1),
         _ => object(random, depth),
     }
+}
+
+/// A call of one of the [`macros`].
+fn call(random: &mut Random, depth: u32) -> String {
+    let value = text(random, depth);
+    match random.below(4) {
+        0 => format!("f({value})"),
+        1 => format!("f({value}, {})", object(random, 1)),
+        2 => format!("f({}, y={value})", object(random, 1)),
+        _ => format!("g({value})"),
+    }
+}
+
+/// Two macros, of which the second may call the first, and both themselves.
+fn macros(random: &mut Random, out: &mut String) {
+    out.push_str("{% macro f(x, y='d', message=none) %}");
+    if random.below(2) == 0 {
+        out.push_str("{% set ns = namespace(b=x) %}");
+    }
+    statements(random, 1, 0, out);
+    out.push_str("{% endmacro %}{% macro g(message, content=message) %}");
+    statements(random, 2, 0, out);
+    out.push_str("{% endmacro %}");
 }
 
 fn condition(random: &mut Random, depth: u32) -> String {
@@ -154,7 +186,7 @@ fn condition(random: &mut Random, depth: u32) -> String {
 
 fn statements(random: &mut Random, depth: u32, loops: u32, out: &mut String) {
     for _ in 0..=random.below(4) {
-        let written = match random.below(if depth == 0 { 5 } else { 9 }) {
+        let written = match random.below(if depth == 0 { 5 } else { 12 }) {
             0 => out.write_str("<|im_start|>\n"),
             1 => write!(out, "{{{{ {} }}}}", text(random, 2)),
             2 if random.below(2) == 0 => write!(out, "{{{{ '<' + ({}|trim) + message.role }}}}", object(random, 2)),
@@ -190,6 +222,29 @@ fn statements(random: &mut Random, depth: u32, loops: u32, out: &mut String) {
                 out.push_str("{% generation %}");
                 statements(random, depth - 1, 0, out);
                 out.write_str("{% endgeneration %}")
+            }
+            8 => {
+                let filters = random.pick(&["", " | trim", " | upper", " | trim | lower"]);
+                write!(out, "{{% set {}{filters} %}}", random.pick(&["x", "content"])).unwrap();
+                statements(random, depth - 1, 0, out);
+                out.write_str("{% endset %}")
+            }
+            9 => {
+                write!(out, "{{% filter {} %}}", random.pick(&["trim", "upper", "length"])).unwrap();
+                statements(random, depth - 1, 0, out);
+                out.write_str("{% endfilter %}")
+            }
+            10 => {
+                let target = random.pick(&["x", "x, y", "y, content", "x, x"]);
+                write!(
+                    out,
+                    "{{% for {target} in {}{} %}}",
+                    object(random, 1),
+                    random.pick(&["", ".items()", "|items"])
+                )
+                .unwrap();
+                statements(random, depth - 1, loops + 1, out);
+                out.write_str("{% endfor %}")
             }
             _ => {
                 let over = random.pick(&[
@@ -262,8 +317,11 @@ fn random_templates_are_rendered_as_interpreted() {
     let (mut planned, mut rendered) = (0, 0);
     let named = vec![("bos_token".into(), "<s>".into()), ("eos_token".into(), "</s>".into())];
     let specials = SpecialTexts { named, tokens: vec!["<|im_start|>".into(), "<|im_end|>".into()] };
-    for _ in 0..30_000 {
+    for _ in 0..12_000 {
         let mut source = String::new();
+        if random.below(8) > 0 {
+            macros(&mut random, &mut source);
+        }
         if random.below(4) > 0 {
             source.push_str("{% set ns = namespace(a=1, b=messages|length) %}");
         }
@@ -298,5 +356,5 @@ fn random_templates_are_rendered_as_interpreted() {
         planned += template.num_planned();
     }
     // what is neither is refused, by the interpreter
-    assert!(rendered > 20_000 && planned * 2 > rendered, "{planned} planned of {rendered} rendered");
+    assert!(rendered > 6_000 && planned * 2 > rendered, "{planned} planned of {rendered} rendered");
 }
