@@ -1,8 +1,8 @@
 //! What a template says, after parsing: statements and expressions, with every name resolved to slots.
-use super::filters::Filter;
-use super::is_tests::Test;
-use super::methods::Owners;
-use super::value::is_said;
+use super::names::Filter;
+use super::names::Owners;
+use super::names::Test;
+use super::source::is_said;
 
 /// A variable: the slots to look in, innermost scope first; the last is an index into the row's own variables.
 #[derive(Debug, Clone, PartialEq)]

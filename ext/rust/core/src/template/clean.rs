@@ -7,8 +7,18 @@
 use std::collections::HashSet;
 
 use super::ast::{ArgExprs, Expr, Stmt, StmtKind, Target};
-use super::prompt::PromptRule;
 use super::scope::Layout;
+
+/// Where a template's generation prompt comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum PromptRule {
+    /// The template never asks for `add_generation_prompt`.
+    Absent,
+    /// A function of the kwargs alone, by `clean`.
+    Fixed,
+    /// It may depend on the conversation before it.
+    OfConversation,
+}
 
 /// How a template's generation prompt can be known.
 pub(super) fn prompt_rule(body: &[Stmt], layout: &Layout) -> PromptRule {

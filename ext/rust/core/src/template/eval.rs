@@ -3,7 +3,7 @@ use super::args::Args;
 use super::ast::{ArgExprs, Attr, BinaryOp, Expr, Macro, Name};
 use super::date::strftime;
 use super::interp::Interp;
-use super::methods::Owners;
+use super::names::Owners;
 use super::print;
 use super::value::{Builtin, Chars, LoopState, Shape, Text, Value};
 use super::{Outcome, fail, ops, undefined};

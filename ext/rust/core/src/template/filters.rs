@@ -2,122 +2,12 @@
 use super::args::Args;
 use super::format::{PercentArgs, percent};
 use super::interp::Interp;
+use super::names::Filter;
 use super::number::{self, Number};
 use super::print::{self, JsonStyle, JsonWriter};
 use super::text::{self, Side};
 use super::value::{Chars, Text, Value};
 use super::{Outcome, fail, undefined};
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Filter {
-    Abs,
-    Attr,
-    Batch,
-    Capitalize,
-    Center,
-    Default,
-    DictSort,
-    /// whatever it is, or only what is not |safe
-    Escape(bool),
-    First,
-    Float,
-    Format,
-    GroupBy,
-    Indent,
-    Int,
-    Items,
-    Join,
-    Last,
-    Length,
-    List,
-    Lower,
-    Map,
-    Max,
-    Min,
-    PrettyPrint,
-    Replace,
-    Reverse,
-    Round,
-    Safe,
-    /// keep what passes, by an attribute
-    Select(bool, bool),
-    Slice,
-    Sort,
-    String,
-    Sum,
-    Title,
-    ToJson,
-    Trim,
-    Truncate,
-    Unique,
-    Upper,
-    UrlEncode,
-    WordCount,
-    WordWrap,
-}
-
-impl Filter {
-    /// The filter called `name`, if it is supported.
-    pub fn named(name: &str) -> Option<Self> {
-        Some(match name {
-            "abs" => Self::Abs,
-            "attr" => Self::Attr,
-            "batch" => Self::Batch,
-            "capitalize" => Self::Capitalize,
-            "center" => Self::Center,
-            "d" | "default" => Self::Default,
-            "dictsort" => Self::DictSort,
-            "e" | "escape" => Self::Escape(false),
-            "forceescape" => Self::Escape(true),
-            "first" => Self::First,
-            "float" => Self::Float,
-            "format" => Self::Format,
-            "groupby" => Self::GroupBy,
-            "indent" => Self::Indent,
-            "int" => Self::Int,
-            "items" => Self::Items,
-            "join" => Self::Join,
-            "last" => Self::Last,
-            "count" | "length" => Self::Length,
-            "list" => Self::List,
-            "lower" => Self::Lower,
-            "map" => Self::Map,
-            "max" => Self::Max,
-            "min" => Self::Min,
-            "pprint" => Self::PrettyPrint,
-            "reject" => Self::Select(false, false),
-            "rejectattr" => Self::Select(false, true),
-            "replace" => Self::Replace,
-            "reverse" => Self::Reverse,
-            "round" => Self::Round,
-            "safe" => Self::Safe,
-            "select" => Self::Select(true, false),
-            "selectattr" => Self::Select(true, true),
-            "slice" => Self::Slice,
-            "sort" => Self::Sort,
-            "string" => Self::String,
-            "sum" => Self::Sum,
-            "title" => Self::Title,
-            "tojson" => Self::ToJson,
-            "trim" => Self::Trim,
-            "truncate" => Self::Truncate,
-            "unique" => Self::Unique,
-            "upper" => Self::Upper,
-            "urlencode" => Self::UrlEncode,
-            "wordcount" => Self::WordCount,
-            "wordwrap" => Self::WordWrap,
-            _ => return None,
-        })
-    }
-
-    /// Filters that take a |safe string as the plain text it is.
-    fn takes_markup(self) -> bool {
-        matches!(
-            self,
-            Self::Default | Self::Escape(_) | Self::Length | Self::Safe | Self::String | Self::ToJson | Self::Trim
-        )
-    }
-}
 
 impl<'a> Interp<'a> {
     /// `value | filter(args)`.

@@ -1,22 +1,18 @@
 //! In which form a template reads a row: most take text where it is text, some only lists of parts, and some join the
-//! arguments of a call to other text. Two probes when a template is compiled find out; nothing is known by name.
-use super::Template;
+//! arguments of a call to other text.
 use super::fuel::Fuel;
 use super::print::{JsonStyle, JsonWriter};
 use super::value::Value;
-use crate::types::{Json, Message, Role};
+use crate::types::Json;
 
 /// How a row is handed to a template.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Form {
     /// Content as a list of parts (`[{"type": "text", "text": ...}]`): as text it would not be printed.
-    parts: bool,
+    pub parts: bool,
     /// Arguments of calls as JSON text: as an object they would be refused.
-    text_arguments: bool,
+    pub text_arguments: bool,
 }
-
-/// A word that no template prints of itself.
-const WORD: &str = "vqzprobezqv";
 
 impl Form {
     pub fn is_usual(self) -> bool {
@@ -40,11 +36,11 @@ impl Form {
     }
 }
 
-fn object<const N: usize>(members: [(&str, Json); N]) -> Json {
+pub(super) fn object<const N: usize>(members: [(&str, Json); N]) -> Json {
     Json::Object(members.into_iter().map(|(name, value)| (name.into(), value)).collect())
 }
 
-fn text(text: &str) -> Json {
+pub(super) fn text(text: &str) -> Json {
     Json::String(text.into())
 }
 
@@ -78,44 +74,5 @@ fn spell_arguments(call: &mut Json) {
             }
             _ => {}
         }
-    }
-}
-
-fn message(role: Role, fields: Vec<(Box<str>, Json)>) -> Message {
-    Message { role, fields, loss: vec![], loss_scale: vec![], pieces: vec![], given: false }
-}
-
-impl Template {
-    /// The form this template reads.
-    pub(super) fn probe(&self, source: &str) -> Form {
-        let mut form = Form::default();
-        let question = message(Role::User, vec![("role".into(), text("user")), ("content".into(), text(WORD))]);
-        let has_word = |messages: &[Message], form: Form| {
-            let row = super::row::Row::new(messages, None, &[], form);
-            match self.interpreted(&row, messages.len(), false) {
-                Ok(written) => Some(written.text.contains(WORD)),
-                Err(_) => None,
-            }
-        };
-        let asked = std::slice::from_ref(&question);
-        if has_word(asked, form) == Some(false) {
-            form.parts = has_word(asked, Form { parts: true, ..form }) == Some(true);
-        }
-        if source.contains("arguments") {
-            let id = || text("vqzprobe1");
-            let function = object([("name", text("f")), ("arguments", object([("a", text(WORD))]))]);
-            let call = object([("type", text("function")), ("id", id()), ("function", function)]);
-            let call = [("role", text("assistant")), ("content", text("")), ("tool_calls", Json::Array(vec![call]))];
-            let answer = [("role", text("tool")), ("name", text("f")), ("tool_call_id", id()), ("content", text("r"))];
-            let named =
-                |members: Vec<(&str, Json)>| members.into_iter().map(|(name, value)| (name.into(), value)).collect();
-            let question = message(Role::User, named(vec![("role", text("user")), ("content", text("q"))]));
-            let turns =
-                [question, message(Role::Assistant, named(call.into())), message(Role::Tool, named(answer.into()))];
-            if has_word(&turns, form).is_none() {
-                form.text_arguments = has_word(&turns, Form { text_arguments: true, ..form }) == Some(true);
-            }
-        }
-        form
     }
 }

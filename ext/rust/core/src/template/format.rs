@@ -1,7 +1,7 @@
 //! Values laid out by a format: Python's `%` operator and `str.format`, with signs, widths and precisions.
 use super::fuel::Fuel;
 use super::interp::Interp;
-use super::methods::Owners;
+use super::names::Owners;
 use super::number::{self, Number};
 use super::ops::MAX_TEXT;
 use super::value::Value;

@@ -4,11 +4,12 @@ use std::rc::Rc;
 
 use super::args::Args;
 use super::ast::{ArgExprs, For, Macro, Scope, Stmt, StmtKind, Target};
-use super::filters::Filter;
 use super::fuel::Fuel;
 use super::marks::Writer;
+use super::names::Filter;
 use super::print;
-use super::value::{Chars, LoopState, Sequence, Text, Value, message_index};
+use super::source::message_index;
+use super::value::{Chars, LoopState, Sequence, Text, Value};
 use super::{Date, Fail, Outcome, fail, undefined};
 
 /// Calls of macros within macros, and how deep their bodies may nest all together: both use the stack, of which a thread

@@ -1,72 +1,12 @@
 //! Jinja2's tests: what follows `is`.
 use super::args::Args;
-use super::ast::{BinaryOp, CompareOp};
+use super::ast::BinaryOp;
 use super::interp::Interp;
+use super::names::Test;
 use super::number::Number;
 use super::ops;
 use super::value::Value;
 use super::{Outcome, fail, undefined};
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Test {
-    Defined,
-    Undefined,
-    None,
-    Boolean,
-    True,
-    False,
-    Integer,
-    Float,
-    Number,
-    String,
-    Mapping,
-    Iterable,
-    Sequence,
-    Callable,
-    Odd,
-    Even,
-    DivisibleBy,
-    SameAs,
-    /// All letters are upper (true) or lower.
-    Case(bool),
-    Compare(CompareOp),
-}
-
-impl Test {
-    /// The test called `name`, if it is supported.
-    pub fn named(name: &str) -> Option<Self> {
-        Some(match name {
-            "defined" => Self::Defined,
-            "undefined" => Self::Undefined,
-            "none" => Self::None,
-            "boolean" => Self::Boolean,
-            "true" => Self::True,
-            "false" => Self::False,
-            "integer" => Self::Integer,
-            "float" => Self::Float,
-            "number" => Self::Number,
-            "string" => Self::String,
-            "mapping" => Self::Mapping,
-            "iterable" => Self::Iterable,
-            "sequence" => Self::Sequence,
-            "callable" => Self::Callable,
-            "odd" => Self::Odd,
-            "even" => Self::Even,
-            "divisibleby" => Self::DivisibleBy,
-            "sameas" => Self::SameAs,
-            "upper" => Self::Case(true),
-            "lower" => Self::Case(false),
-            "eq" | "equalto" | "==" => Self::Compare(CompareOp::Eq),
-            "ne" | "!=" => Self::Compare(CompareOp::Ne),
-            "lt" | "lessthan" | "<" => Self::Compare(CompareOp::Lt),
-            "le" | "<=" => Self::Compare(CompareOp::Le),
-            "gt" | "greaterthan" | ">" => Self::Compare(CompareOp::Gt),
-            "ge" | ">=" => Self::Compare(CompareOp::Ge),
-            "in" => Self::Compare(CompareOp::In),
-            _ => return None,
-        })
-    }
-}
 
 impl<'a> Interp<'a> {
     pub(super) fn apply_test(&mut self, test: Test, value: &Value<'a>, args: Args<'a>) -> Outcome<bool> {

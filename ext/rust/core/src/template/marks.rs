@@ -2,7 +2,7 @@
 //! template calls generated, and which is the generation prompt.
 use std::rc::Rc;
 
-use super::value::{FROM_ASSISTANT, MIXED, REASONING, joint_source, message_index};
+use super::source::{FROM_ASSISTANT, MIXED, REASONING, joint_source, message_index};
 
 /// What a stretch of output is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

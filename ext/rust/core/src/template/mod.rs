@@ -21,6 +21,7 @@ mod is_tests;
 mod lexer;
 mod marks;
 mod methods;
+mod names;
 mod number;
 mod ops;
 mod parse;
@@ -28,10 +29,13 @@ mod parse_expr;
 mod plan;
 mod print;
 mod printable;
+mod probe;
 mod prompt;
+mod render;
 mod row;
 mod scope;
 mod sequences;
+mod source;
 mod text;
 mod text_filters;
 mod turns;
@@ -121,7 +125,7 @@ pub struct Template {
     closers: turns::Closers,
     options: Options,
     date: Date,
-    prompt: prompt::PromptRule,
+    prompt: clean::PromptRule,
     prompts: prompt::PromptCache,
     plan: Option<plan::Plan>,
     checks: plan::Checks,

@@ -5,7 +5,8 @@ use super::ast::{BinaryOp, CompareOp};
 use super::format::{PercentArgs, percent};
 use super::fuel::Fuel;
 use super::number::Number;
-use super::value::{Chars, Text, Value, joint_source};
+use super::source::joint_source;
+use super::value::{Chars, Text, Value};
 use super::{Outcome, fail, undefined};
 
 /// Longest text an operator may build.

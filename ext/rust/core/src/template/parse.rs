@@ -2,8 +2,8 @@
 use std::collections::HashSet;
 
 use super::ast::{ArgExprs, Branch, Expr, For, Macro, Name, Scope, Stmt, StmtKind, Target};
-use super::filters::Filter;
 use super::lexer::{Spanned, Token, syntax, tokenize};
+use super::names::Filter;
 use crate::error::Error;
 
 /// Nesting of statements and expressions beyond which a template is refused: each level uses the stack.

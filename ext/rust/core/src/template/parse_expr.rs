@@ -1,9 +1,9 @@
 //! Expressions, with Jinja2's precedence: conditional, or, and, not, compare, `+ -`, `~`, `* / // %`, `**`, unary,
 //! postfix, filters and tests.
 use super::ast::{ArgExprs, BinaryOp, CompareOp, Expr, Name};
-use super::filters::Filter;
-use super::is_tests::Test;
 use super::lexer::Token;
+use super::names::Filter;
+use super::names::Test;
 use super::parse::Parser;
 use crate::error::Error;
 

@@ -15,17 +15,6 @@ const THINKING: [&str; 2] = ["enable_thinking", "thinking"];
 /// Kwargs whose prompts are kept; more are computed anew, so that a file with other kwargs in every row stays small.
 const MAX_CACHED: usize = 1024;
 
-/// Where a template's generation prompt comes from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum PromptRule {
-    /// The template never asks for `add_generation_prompt`.
-    Absent,
-    /// A function of the kwargs alone, by `clean`.
-    Fixed,
-    /// It may depend on the conversation before it.
-    OfConversation,
-}
-
 /// A generation prompt.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Prompt {

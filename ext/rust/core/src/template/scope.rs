@@ -178,7 +178,7 @@ impl Resolver {
         }
     }
 
-    fn filters(&mut self, filters: &mut [(super::filters::Filter, ArgExprs)]) {
+    fn filters(&mut self, filters: &mut [(super::names::Filter, ArgExprs)]) {
         for (_, args) in filters {
             self.args(args);
         }
@@ -318,7 +318,7 @@ fn asks_for_prompt(test: &Expr) -> bool {
         Expr::Name(name) => &*name.name == "add_generation_prompt",
         Expr::And(a, b) => asks_for_prompt(a) || asks_for_prompt(b),
         Expr::Test(value, test, _) => {
-            matches!(test, super::is_tests::Test::Defined | super::is_tests::Test::True) && asks_for_prompt(value)
+            matches!(test, super::names::Test::Defined | super::names::Test::True) && asks_for_prompt(value)
         }
         Expr::Compare(value, rest) => {
             asks_for_prompt(value) && matches!(&rest[..], [(super::ast::CompareOp::Eq, Expr::Bool(true))])

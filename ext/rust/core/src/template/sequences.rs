@@ -2,11 +2,12 @@
 use std::cmp::Ordering;
 
 use super::args::Args;
-use super::filters::Filter;
 use super::interp::Interp;
-use super::is_tests::Test;
+use super::names::Filter;
+use super::names::Test;
 use super::print;
-use super::value::{Shape, Text, Value, joint_source};
+use super::source::joint_source;
+use super::value::{Shape, Text, Value};
 use super::{Outcome, ast::BinaryOp, fail, ops, undefined};
 
 /// Most lists that `slice` makes, and items of a `batch`.

@@ -4,8 +4,9 @@ use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
+use super::clean::PromptRule;
 use super::marks::{Mark, MarkKind, Written};
-use super::prompt::{PromptRule, Prompts};
+use super::prompt::Prompts;
 use super::row::Row;
 use super::{Error, SpecialTexts, Template};
 use crate::types::{Json, Role, Turn};

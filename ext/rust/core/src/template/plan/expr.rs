@@ -1,8 +1,8 @@
 //! From expressions to steps.
 use super::super::ast::{ArgExprs, Attr, BinaryOp, CompareOp, Expr, Macro, Name};
 use super::super::date::strftime;
-use super::super::filters::Filter;
-use super::super::is_tests::Test;
+use super::super::names::Filter;
+use super::super::names::Test;
 use super::super::row::is_function;
 use super::super::text::Side;
 use super::lower::{Around, Lowering, NOWHERE};

@@ -1,10 +1,11 @@
 //! The values a plan computes with: what lies in the row or the template, and numbers. All can be copied.
 use super::super::fuel::Fuel;
-use super::super::is_tests::Test;
+use super::super::names::Test;
 use super::super::number;
 use super::super::print;
+use super::super::source::source_of;
 use super::super::text;
-use super::super::value::{Chars, Members, Text, Value, source_of};
+use super::super::value::{Chars, Members, Text, Value};
 use super::{Attr, CompareOp, LoopFact};
 use crate::types::Json;
 

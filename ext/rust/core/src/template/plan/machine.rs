@@ -1,12 +1,13 @@
 //! Follows a plan's steps.
 use super::super::ast::BinaryOp;
-use super::super::filters::Filter;
 use super::super::fuel::Fuel;
 use super::super::marks::{Writer, Written};
+use super::super::names::Filter;
 use super::super::ops;
 use super::super::row::Row;
+use super::super::source::{joint_source, source_of};
 use super::super::text;
-use super::super::value::{Value, joint_source, source_of};
+use super::super::value::Value;
 use super::known::{Known, Piece, Span};
 use super::texts::{End, Texts};
 use super::{Condition, Constant, LoopFact, MAX_NESTING, NUM_REGISTERS, Place, Plan, Register, Step};
@@ -368,7 +369,7 @@ impl<'a> Machine<'_, 'a> {
             Known::Messages(span) => {
                 let message = span.message(frame.index);
                 self.writer.open_turn(message);
-                self.row.known(message)
+                message_of(self.row, message)
             }
             Known::List(items) => Known::of(items.get(frame.index as usize)?, 0),
             Known::Object(members, message) => {
@@ -416,12 +417,16 @@ impl<'a> Machine<'_, 'a> {
         Some(match value {
             Known::Messages(span) => {
                 let message = place(span.count as usize).map(|at| span.message(at as u32));
-                message.map_or(Known::Undefined, |message| self.row.known(message))
+                message.map_or(Known::Undefined, |message| message_of(self.row, message))
             }
             Known::List(items) => place(items.len()).map_or(Known::Undefined, |at| Known::of(&items[at], 0)),
             _ => return None,
         })
     }
+}
+
+fn message_of<'a>(row: &'a Row<'a>, message: usize) -> Known<'a> {
+    Known::Object(row.members(message), row.number(message))
 }
 
 /// `value[from:]`, or `value[::-1]` of messages.

@@ -24,8 +24,8 @@ pub(super) use lower::plan;
 pub(super) use texts::Texts;
 
 use super::ast::{Attr, BinaryOp, CompareOp};
-use super::filters::Filter;
-use super::is_tests::Test;
+use super::names::Filter;
+use super::names::Test;
 use super::text::Side;
 use memchr::memmem::Finder;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -1,6 +1,6 @@
 //! From statements to steps.
 use super::super::ast::{ArgExprs, BinaryOp, Branch, Expr, For, Scope, Stmt, StmtKind, Target};
-use super::super::filters::Filter;
+use super::super::names::Filter;
 use super::expr::{function_name, json_indent};
 use super::lower::{Around, Facts, Lowering, NOWHERE};
 use super::{MAX_NESTING, Place, Register, Step};

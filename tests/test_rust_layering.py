@@ -1,0 +1,47 @@
+"""The direction of dependencies in the Rust core's templates, from the `use` lines of their files.
+
+A file may use files of its own group and of groups before it. What `mod.rs` defines (errors, options, the compiled
+template) is every file's; so are the crate's types and errors, which use nothing.
+"""
+
+import re
+from pathlib import Path
+
+import pytest
+
+CORE = Path(__file__).resolve().parent.parent / "ext/rust/core/src"
+TEMPLATE = CORE / "template"
+GROUPS = (
+    {"text", "printable", "fuel", "date", "source"},
+    {"lexer", "names", "ast", "parse", "parse_expr", "scope", "clean"},
+    {"value", "number", "print", "marks", "args", "form", "row"},
+    {"interp", "eval", "ops", "format", "filters", "text_filters", "sequences", "methods", "is_tests"},
+    {"plan"},
+    {"render", "probe", "prompt", "content", "turns"},
+)
+"""Words, syntax, values, interpreter, plans, turns."""
+
+LEVEL = {name: level for level, group in enumerate(GROUPS) for name in group}
+FILES = sorted(p for p in TEMPLATE.rglob("*.rs") if p.name not in ("mod.rs", "tests.rs") or p.parent != TEMPLATE)
+USE = re.compile(r"\bsuper::(?!super\b)(\{[^}]*\}|\w+)")
+OUTER = re.compile(r"\bsuper::super::(?!super\b)(\{[^}]*\}|\w+)")
+
+
+def used(path: Path) -> set[str]:
+    """Modules of `template` that a file names."""
+    found = (OUTER if path.parent != TEMPLATE else USE).findall(path.read_text(encoding="utf-8"))
+    return {name for item in found for name in re.findall(r"\w+", item)} & LEVEL.keys()
+
+
+def name_of(path: Path) -> str:
+    return path.stem if path.parent == TEMPLATE else path.parent.name
+
+
+def test_every_file_of_templates_has_its_place() -> None:
+    assert {name_of(path) for path in FILES} == LEVEL.keys()
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(TEMPLATE)))
+def test_template_files_use_what_stands_before_them(path: Path) -> None:
+    higher = {name for name in used(path) if LEVEL[name] > LEVEL[name_of(path)]}
+    assert not higher, f"{path.relative_to(CORE)} uses {sorted(higher)}, which are built on it"
