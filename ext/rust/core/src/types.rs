@@ -29,6 +29,24 @@ impl Json {
         let Self::Object(members) = self else { return None };
         members.iter().find(|(key, _)| **key == *name).map(|(_, value)| value)
     }
+
+    /// The items of a member that is a list; none of any other.
+    #[must_use]
+    pub fn list(&self, name: &str) -> &[Self] {
+        match self.member(name) {
+            Some(Self::Array(items)) => items,
+            _ => &[],
+        }
+    }
+
+    /// A member that is a text.
+    #[must_use]
+    pub fn text(&self, name: &str) -> Option<&str> {
+        match self.member(name) {
+            Some(Self::String(text)) => Some(text),
+            _ => None,
+        }
+    }
 }
 
 /// Who speaks.

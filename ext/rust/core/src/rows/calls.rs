@@ -176,16 +176,8 @@ pub(super) fn name_of(messages: &[Message], id: &str) -> Option<Box<str>> {
         let (_, calls) = message.fields.iter().find(|(key, _)| **key == *"tool_calls")?;
         let Json::Array(calls) = calls else { return None };
         calls.iter().find_map(|call| {
-            let same = matches!(member(call, "id"), Some(Json::String(found)) if **found == *id);
-            match member(member(call, "function")?, "name") {
-                Some(Json::String(name)) if same => Some(name.clone()),
-                _ => None,
-            }
+            let same = call.text("id") == Some(id);
+            call.member("function")?.text("name").filter(|_| same).map(Box::from)
         })
     })
-}
-
-fn member<'a>(value: &'a Json, name: &str) -> Option<&'a Json> {
-    let Json::Object(members) = value else { return None };
-    members.iter().find(|(key, _)| **key == *name).map(|(_, value)| value)
 }

@@ -70,19 +70,19 @@ fn one_line(message: &str) -> String {
 }
 
 fn check(file: &Json) -> Result<(), String> {
-    let model = member(file, "model").unwrap_or(&Json::Null);
-    check_ids(model, list(file, "added_tokens"))?;
+    let model = file.member("model").unwrap_or(&Json::Null);
+    check_ids(model, file.list("added_tokens"))?;
     // The crate cuts the prefix off whatever stands there, through a character too.
-    let prefix = text(model, "continuing_subword_prefix");
+    let prefix = model.text("continuing_subword_prefix").unwrap_or_default();
     let right = |merge: &Json| match merge {
         Json::String(pair) => pair.split_once(' ').is_none_or(|(_, right)| right.starts_with(prefix)),
         Json::Array(pair) => pair.get(1).is_none_or(|right| matches!(right, Json::String(t) if t.starts_with(prefix))),
         _ => true,
     };
-    if let Some(at) = list(model, "merges").iter().position(|merge| !right(merge)) {
+    if let Some(at) = model.list("merges").iter().position(|merge| !right(merge)) {
         return Err(format!("merge {at} joins a token without the prefix {prefix:?} of continued words"));
     }
-    let growth = member(file, "normalizer").map_or(1, growth);
+    let growth = file.member("normalizer").map_or(1, growth);
     if growth > MOST_GROWTH {
         return Err(format!("its normalizer makes a text up to {growth} times longer; {MOST_GROWTH} is the most"));
     }
@@ -90,15 +90,15 @@ fn check(file: &Json) -> Result<(), String> {
 }
 
 fn check_ids(model: &Json, added: &[Json]) -> Result<(), String> {
-    let vocab = match member(model, "vocab") {
+    let vocab = match model.member("vocab") {
         Some(Json::Object(tokens)) => tokens.as_slice(),
         _ => &[],
     };
-    let entries = vocab.len() + list(model, "vocab").len() + added.len();
+    let entries = vocab.len() + model.list("vocab").len() + added.len();
     let mut ids: Vec<(&str, &Json)> = vocab.iter().map(|(token, id)| (&**token, id)).collect();
     let mut all = 0;
     for token in added {
-        let content = text(token, "content");
+        let content = token.text("content").unwrap_or_default();
         all += content.len();
         if content.len() > ADDED_BYTES.0 || all > ADDED_BYTES.1 {
             let (one, most) = ADDED_BYTES;
@@ -106,7 +106,7 @@ fn check_ids(model: &Json, added: &[Json]) -> Result<(), String> {
                 "added tokens of {all} bytes or more; at most {one} in one and {most} in all are read"
             ));
         }
-        ids.extend(member(token, "id").map(|id| (content, id)));
+        ids.extend(token.member("id").map(|id| (content, id)));
     }
     for (token, id) in ids {
         let Json::Number(number) = id else { continue };
@@ -120,37 +120,19 @@ fn check_ids(model: &Json, added: &[Json]) -> Result<(), String> {
 
 /// How many times longer a normaliser can make a text, as far as its members say.
 fn growth(normalizer: &Json) -> usize {
-    if text(normalizer, "type") == "Sequence" {
-        return list(normalizer, "normalizers").iter().map(growth).fold(1, usize::saturating_mul);
+    let text = |name| normalizer.text(name).unwrap_or_default();
+    if text("type") == "Sequence" {
+        return normalizer.list("normalizers").iter().map(growth).fold(1, usize::saturating_mul);
     }
-    let each = match text(normalizer, "type") {
-        "Replace" => text(normalizer, "content").len(),
-        "Prepend" => text(normalizer, "prepend").len(),
+    let each = match text("type") {
+        "Replace" => text("content").len(),
+        "Prepend" => text("prepend").len(),
         _ => 0,
     };
-    let pattern = member(normalizer, "pattern").map_or("", |pattern| text(pattern, "String"));
+    let pattern = normalizer.member("pattern").and_then(|pattern| pattern.text("String")).unwrap_or_default();
     match pattern.len() {
         0 => 1 + each,
         length => each.div_ceil(length).max(1),
-    }
-}
-
-fn member<'a>(value: &'a Json, key: &str) -> Option<&'a Json> {
-    let Json::Object(members) = value else { return None };
-    members.iter().find(|(name, _)| &**name == key).map(|(_, value)| value)
-}
-
-fn list<'a>(value: &'a Json, key: &str) -> &'a [Json] {
-    match member(value, key) {
-        Some(Json::Array(items)) => items,
-        _ => &[],
-    }
-}
-
-fn text<'a>(value: &'a Json, key: &str) -> &'a str {
-    match member(value, key) {
-        Some(Json::String(text)) => text,
-        _ => "",
     }
 }
 

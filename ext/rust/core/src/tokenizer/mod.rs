@@ -4,6 +4,7 @@
 //! those of `SentencePiece`, and the `tokenizers` crate behind [`guard`] for whatever neither knows for certain. All three
 //! are an [`engine::Engine`] and give the same ids. [`escape`] encodes special tokens in messages as plain text.
 pub mod bpe;
+mod byte_alphabet;
 pub mod char_bpe;
 pub mod engine;
 pub mod escape;

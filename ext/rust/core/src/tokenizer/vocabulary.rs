@@ -3,6 +3,7 @@ use crate::error::Error;
 use crate::json;
 use crate::tokenizer::bpe::Bpe;
 use crate::tokenizer::bpe::engine::BpeEngine;
+use crate::tokenizer::byte_alphabet;
 use crate::tokenizer::char_bpe;
 use crate::tokenizer::engine::{Engine, HfEngine};
 use crate::tokenizer::guard;
@@ -182,13 +183,12 @@ impl Surfaces {
 impl Vocabulary {
     fn of_crate(tokenizer: &mut Tokenizer, layout: &Json, names: &TokenNames) -> Self {
         let mut kinds = Vec::new();
-        collect_types(member(layout, "decoder"), &mut kinds);
+        collect_types(layout.member("decoder"), &mut kinds);
         let byte_level = kinds.contains(&"ByteLevel");
         let metaspace = kinds.contains(&"Metaspace") || kinds.contains(&"Replace");
         let byte_fallback = kinds.contains(&"ByteFallback");
         let added_tokens = tokenizer.get_added_tokens_decoder();
         let size = tokenizer.get_vocab(true).values().max().map_or(0, |id| *id as usize + 1);
-        let unicode_to_byte = byte_level_table();
         let mut surfaces = Surfaces::with_capacity(size);
         for id in 0..size as u32 {
             let token = added_tokens.get(&id);
@@ -196,7 +196,7 @@ impl Vocabulary {
             if let Some(token) = token {
                 out.extend_from_slice(token.content.as_bytes());
             } else if let Some(token) = tokenizer.id_to_token(id) {
-                append_surface(out, &token, byte_level.then_some(&unicode_to_byte), metaspace, byte_fallback);
+                append_surface(out, &token, byte_level, metaspace, byte_fallback);
             }
             surfaces.end(token.is_some());
         }
@@ -234,7 +234,7 @@ impl Vocabulary {
             let text = next_added.next_if(|token| token.0 == id);
             match (text, name) {
                 (Some(text), _) => surfaces.bytes.extend_from_slice(text.1.as_bytes()),
-                (None, Some(name)) => append_surface(&mut surfaces.bytes, name.1, None, true, true),
+                (None, Some(name)) => append_surface(&mut surfaces.bytes, name.1, false, true, true),
                 (None, None) => {}
             }
             surfaces.end(text.is_some());
@@ -361,12 +361,12 @@ fn replace_invalid(mut bytes: Vec<u8>) -> String {
     String::from_utf8(bytes).unwrap_or_default()
 }
 
-fn append_surface(out: &mut Vec<u8>, token: &str, byte_level: Option<&[u16; 512]>, metaspace: bool, fallback: bool) {
-    if let Some(table) = byte_level {
+fn append_surface(out: &mut Vec<u8>, token: &str, byte_level: bool, metaspace: bool, fallback: bool) {
+    if byte_level {
         for character in token.chars() {
-            match table.get(character as usize).copied() {
-                Some(byte) if byte < 256 => out.push(byte as u8),
-                _ => out.extend_from_slice(character.encode_utf8(&mut [0; 4]).as_bytes()),
+            match byte_alphabet::byte_of(character) {
+                Some(byte) => out.push(byte),
+                None => out.extend_from_slice(character.encode_utf8(&mut [0; 4]).as_bytes()),
             }
         }
     } else if let Some(byte) = fallback.then(|| hex_byte(token)).flatten() {
@@ -382,25 +382,6 @@ fn append_surface(out: &mut Vec<u8>, token: &str, byte_level: Option<&[u16; 512]
 fn hex_byte(token: &str) -> Option<u8> {
     let digits = token.strip_prefix("<0x")?.strip_suffix('>')?;
     if digits.len() == 2 { u8::from_str_radix(digits, 16).ok() } else { None }
-}
-
-/// GPT-2's table from the printable character that stands for a byte to the byte; 256 where there is none.
-/// Source: `bytes_to_unicode` of the GPT-2 encoder, <https://github.com/openai/gpt-2/blob/master/src/encoder.py>.
-fn byte_level_table() -> [u16; 512] {
-    let mut table = [256_u16; 512];
-    let mut shifted = 256;
-    for byte in 0..256_u16 {
-        let printable = matches!(byte, 33..=126 | 161..=172 | 174..=255);
-        let character = if printable { byte } else { shifted };
-        shifted += u16::from(!printable);
-        table[character as usize] = byte;
-    }
-    table
-}
-
-fn member<'a>(value: &'a Json, key: &str) -> Option<&'a Json> {
-    let Json::Object(members) = value else { return None };
-    members.iter().find(|(name, _)| &**name == key).map(|(_, value)| value)
 }
 
 /// The `type` of a part of a tokenizer and of everything inside it.
@@ -425,12 +406,12 @@ fn collect_types<'a>(value: Option<&'a Json>, out: &mut Vec<&'a str>) {
 
 fn dummy_space(layout: &Json, byte_level: bool) -> DummySpace {
     let mut normalizers = Vec::new();
-    collect_types(member(layout, "normalizer"), &mut normalizers);
+    collect_types(layout.member("normalizer"), &mut normalizers);
     if normalizers.contains(&"Prepend") {
         return DummySpace::AfterEachAddedToken;
     }
-    let Some(scheme) = find_member(member(layout, "pre_tokenizer"), "prepend_scheme") else {
-        let add_prefix_space = find_member(member(layout, "pre_tokenizer"), "add_prefix_space");
+    let Some(scheme) = find_member(layout.member("pre_tokenizer"), "prepend_scheme") else {
+        let add_prefix_space = find_member(layout.member("pre_tokenizer"), "add_prefix_space");
         let adds = byte_level && matches!(add_prefix_space, Some(Json::Bool(true)));
         return if adds { DummySpace::AfterEachAddedToken } else { DummySpace::Never };
     };
@@ -454,16 +435,6 @@ fn find_member<'a>(value: Option<&'a Json>, key: &str) -> Option<&'a Json> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn byte_level_characters_stand_for_every_byte_once() {
-        let table = byte_level_table();
-        let mut seen: Vec<u16> = table.iter().copied().filter(|byte| *byte < 256).collect();
-        seen.sort_unstable();
-        assert_eq!(seen, (0..256).collect::<Vec<u16>>());
-        assert_eq!(table['Ġ' as usize], u16::from(b' '));
-        assert_eq!(table['Ċ' as usize], u16::from(b'\n'));
-    }
 
     #[test]
     fn a_cut_character_keeps_positions() {

@@ -5,10 +5,11 @@ use std::collections::HashMap;
 use serde_json::Value;
 
 use super::added::AddedToken;
-use super::file::{self, Added, File, Members, Merges, Model, Tokens, decode};
+use super::file::{self, Added, File, Members, Merges, Model, Tokens};
 use super::pattern::Pattern;
 use super::tables::{MAX_ID, Tables, Vocab};
 use super::{Parts, Rest, Unsupported};
+use crate::tokenizer::byte_alphabet::bytes_of;
 use crate::tokenizer::guard::ADDED_BYTES;
 
 fn refuse<T>(part: &'static str, why: impl Into<String>) -> Result<T, Unsupported> {
@@ -122,12 +123,6 @@ fn pre_tokenizer(part: Option<&Value>) -> Result<Pattern, Unsupported> {
 
 fn isolated<'a>(step: &Step<'a>) -> Option<&'a str> {
     if let Step::Split(regex, true) = step { Some(regex) } else { None }
-}
-
-/// The bytes of a byte-level token.
-pub fn bytes_of(token: &str) -> Option<Vec<u8>> {
-    let mut bytes = Vec::new();
-    decode(token, &mut bytes).then_some(bytes)
 }
 
 fn model(model: &Model, tokens: &Tokens, merges: &Merges) -> Result<Tables, Unsupported> {

@@ -4,6 +4,7 @@
 use serde_json::Value;
 
 use super::Unsupported;
+use crate::tokenizer::byte_alphabet::{self, decode};
 
 /// The file without its large members. A key we do not know is a part we do not know.
 #[derive(serde::Deserialize)]
@@ -102,37 +103,6 @@ pub struct Members {
 
 fn damaged(why: impl Into<String>) -> Unsupported {
     Unsupported::new("tokenizer.json", why)
-}
-
-/// The byte that a character of a byte-level token stands for (GPT-2's `bytes_to_unicode`), or 256.
-const BYTE_OF: [u16; 0x144] = {
-    let mut table = [256; 0x144];
-    let (mut byte, mut shifted) = (0, 0x100);
-    while byte < 256 {
-        if matches!(byte, 0x21..=0x7E | 0xA1..=0xAC | 0xAE..=0xFF) {
-            table[byte] = byte as u16;
-        } else {
-            table[shifted] = byte as u16;
-            shifted += 1;
-        }
-        byte += 1;
-    }
-    table
-};
-
-/// Appends the bytes of a byte-level token; `false`, and nothing appended, if it is none.
-pub fn decode(token: &str, out: &mut Vec<u8>) -> bool {
-    let before = out.len();
-    for c in token.chars() {
-        match BYTE_OF.get(c as usize) {
-            Some(&byte) if byte < 256 => out.push(byte as u8),
-            _ => {
-                out.truncate(before);
-                return false;
-            }
-        }
-    }
-    !token.is_empty()
 }
 
 /// Reads the file.
@@ -319,13 +289,11 @@ impl<'a> Cursor<'a> {
                 },
                 _ => (usize::MAX, 0),
             };
-            match BYTE_OF.get(code) {
-                Some(&byte) if byte < 256 => out.push(byte as u8),
-                _ => {
-                    out.truncate(before);
-                    return Quick::No;
-                }
-            }
+            let Some(byte) = byte_alphabet::byte_at(code) else {
+                out.truncate(before);
+                return Quick::No;
+            };
+            out.push(byte);
             at += len;
         }
     }

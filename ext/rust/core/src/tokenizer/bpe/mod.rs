@@ -265,7 +265,7 @@ impl Bpe {
     /// The id of a vocabulary entry by its name in the file, if it stands for bytes.
     #[must_use]
     pub fn id_of(&self, name: &str) -> Option<u32> {
-        compile::bytes_of(name).and_then(|bytes| self.tables.find(&bytes))
+        crate::tokenizer::byte_alphabet::bytes_of(name).and_then(|bytes| self.tables.find(&bytes))
     }
 
     /// Whether text may be cut at [`Scanner::is_seam`]s: no added token reaches over one.

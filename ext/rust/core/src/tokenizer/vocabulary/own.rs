@@ -1,5 +1,5 @@
 //! The same tables from our own engine, without the crate's tokenizer, which takes ten times as long to build.
-use super::{DummySpace, Frame, Surfaces, TokenNames, Vocabulary, append_surface, byte_level_table};
+use super::{DummySpace, Frame, Surfaces, TokenNames, Vocabulary, append_surface};
 use crate::tokenizer::bpe::{Bpe, Rest};
 use serde_json::Value;
 
@@ -22,7 +22,6 @@ pub fn vocabulary(bpe: &Bpe, rest: &Rest, names: &TokenNames) -> Option<Vocabula
     others.sort_unstable();
     let last = [added.last().map(|token| token.0), others.last().map(|other| other.0)];
     let size = last.into_iter().flatten().map(|id| id as usize + 1).fold(bpe.num_ids(), usize::max);
-    let unicode_to_byte = byte_level_table();
     let mut surfaces = Surfaces::with_capacity(size);
     let (mut next_added, mut next_other) = (added.iter().peekable(), others.iter().peekable());
     for id in 0..size as u32 {
@@ -30,7 +29,7 @@ pub fn vocabulary(bpe: &Bpe, rest: &Rest, names: &TokenNames) -> Option<Vocabula
         let other = next_other.next_if(|other| other.0 == id);
         match (token, other) {
             (Some(token), _) => surfaces.bytes.extend_from_slice(token.1.as_bytes()),
-            (None, Some(other)) => append_surface(&mut surfaces.bytes, other.1, Some(&unicode_to_byte), false, false),
+            (None, Some(other)) => append_surface(&mut surfaces.bytes, other.1, true, false, false),
             (None, None) => surfaces.bytes.extend_from_slice(bpe.token(id)),
         }
         surfaces.end(token.is_some());
