@@ -8,11 +8,11 @@ use crate::media::{self, Media};
 use crate::template::{Date, Template};
 use crate::tokenizer::engine::{Engine, Places, Tokens, encode_parts};
 use crate::tokenizer::escape::{Escape, is_spelled_out};
+use crate::tokenizer::special::SpecialMatcher;
 use crate::tokenizer::vocabulary::Vocabulary;
 use crate::types::{self, Json, Message, Part, Rendered, Role, Text};
 use crate::weigh::sequence::{Scratch, Span, TokenTurn, totals, weigh};
 use crate::weigh::{Base, Semantics, Spec};
-use regex::Regex;
 use std::borrow::Cow;
 
 /// What to do with text in a message that looks like a special token.
@@ -80,7 +80,7 @@ pub struct Encoder {
     templates: Templates,
     spec: Spec,
     options: Options,
-    special: Option<Regex>,
+    specials: SpecialMatcher,
     escape: Option<Escape>,
     media: Option<Media>,
     /// The ids of the family's features, by kind; -1 for what it does not read.
@@ -158,7 +158,7 @@ impl Ready<'_> {
             written: self.written.as_ref(),
             first_message: self.first_message,
             roles: &encoder.spec.roles,
-            special: encoder.special.as_ref(),
+            specials: &encoder.specials,
         }
     }
 }
@@ -214,9 +214,18 @@ impl Encoder {
         if options.max_length == Some(0) {
             return Err(Error::Config { message: "max_length is 0, expected at least 1".into() });
         }
-        let texts: Vec<String> = vocabulary.specials.iter().map(|text| regex::escape(text)).collect();
-        let special = if texts.is_empty() { None } else { Regex::new(&texts.join("|")).ok() };
-        Ok(Self { engine, vocabulary, templates, spec, options, special, escape: None, media: None, features: [-1; 3] })
+        let specials = SpecialMatcher::of_texts(vocabulary.specials.iter().map(|text| &**text));
+        Ok(Self {
+            engine,
+            vocabulary,
+            templates,
+            spec,
+            options,
+            specials,
+            escape: None,
+            media: None,
+            features: [-1; 3],
+        })
     }
 
     /// Encode special tokens in messages as text.
@@ -746,11 +755,10 @@ impl Encoder {
     }
 
     fn look_alikes(&self, text: &str, out: &mut Conversation) -> Result<(), Error> {
-        let Some(special) = &self.special else { return Ok(()) };
-        for found in special.find_iter(text) {
+        for found in self.specials.find_iter(text) {
             out.look_alikes += 1;
             if self.options.special_text == SpecialText::Error {
-                let found = found.as_str();
+                let found = &text[found];
                 let why = format!(
                     "a message contains the special token {found} as text; remove it, or --special-text escape"
                 );

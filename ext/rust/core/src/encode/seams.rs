@@ -1,10 +1,10 @@
 //! From turns as bytes of the rendered text to turns as tokens, and where the text is cut before it is encoded.
 use crate::agents::Written;
 use crate::error::{Error, RowError};
+use crate::tokenizer::special::SpecialMatcher;
 use crate::types::{Json, Message, Rendered, Role, Turn};
 use crate::weigh::sequence::TokenTurn;
 use crate::weigh::{Base, Spec};
-use regex::Regex;
 use std::ops::Range;
 
 /// How the rendered text is cut before encoding.
@@ -29,8 +29,8 @@ pub struct Source<'a> {
     pub first_message: i32,
     /// Whose turns are trained on.
     pub roles: &'a [Role],
-    /// Texts of special tokens.
-    pub special: Option<&'a Regex>,
+    /// Special tokens.
+    pub specials: &'a SpecialMatcher,
 }
 
 impl Source<'_> {
@@ -247,8 +247,7 @@ fn words(turn: &Turn, source: Source, text: &str) -> Result<(Range<usize>, usize
         let found = [content, content.trim()].into_iter().find_map(|words| Some((all.rfind(words)?, words.len())));
         let (at, length) = found.filter(|(_, length)| *length > 0)?;
         let rest = all[at + length..].trim_start();
-        let special = source.special.and_then(|special| special.find(rest));
-        (rest.is_empty() || special.is_some_and(|found| found.start() == 0)).then_some((at, length))
+        (rest.is_empty() || source.specials.length_at(rest).is_some()).then_some((at, length))
     });
     let Some((at, length)) = found else {
         return Err(Error::Row(RowError {
@@ -262,8 +261,8 @@ fn words(turn: &Turn, source: Source, text: &str) -> Result<(Range<usize>, usize
     let end = at + length;
     let rest = &all[end..];
     let gap = rest.len() - rest.trim_start().len();
-    let closes = source.special.and_then(|special| special.find_at(rest, gap)).filter(|found| found.start() == gap);
-    let (closing, end) = closes.map_or((end, end), |found| (end + gap, end + found.end()));
+    let closes = source.specials.length_at(&rest[gap..]);
+    let (closing, end) = closes.map_or((end, end), |length| (end + gap, end + gap + length));
     let offset = turn.all.start;
     Ok((offset + at..offset + end, offset + closing))
 }

@@ -6,6 +6,7 @@
 //! template's. The stretches between are encoded again without the marks, and without special tokens.
 use crate::error::{Error, RowError};
 use crate::tokenizer::engine::{Engine, HfEngine, Tokens};
+use crate::tokenizer::special::SpecialMatcher;
 use crate::tokenizer::vocabulary::{TokenNames, crate_tokenizer};
 use crate::types::{Json, Message};
 use std::collections::HashMap;
@@ -19,6 +20,7 @@ pub struct Escape {
     plain: Box<dyn Engine>,
     /// By id.
     specials: HashMap<i32, Box<str>>,
+    matcher: SpecialMatcher,
 }
 
 fn refusal(message: String) -> Error {
@@ -41,7 +43,8 @@ impl Escape {
             return Err(Error::Config { message: message.into() });
         }
         tokenizer.set_encode_special_tokens(true);
-        Ok(Self { plain: Box::new(HfEngine::new(tokenizer)), specials })
+        let matcher = SpecialMatcher::of_texts(specials.values().map(|text| &**text));
+        Ok(Self { plain: Box::new(HfEngine::new(tokenizer)), specials, matcher })
     }
 
     /// Mark the look-alikes in everything a row brings to its template. Returns the mark, if any was needed.
@@ -129,12 +132,7 @@ impl Escape {
         let mut out = String::new();
         let mut done = 0;
         for (at, c) in text.char_indices() {
-            let rest = &text[at..];
-            let opens = |special: &str| {
-                special.starts_with(c)
-                    && (rest.starts_with(special) || special.starts_with(rest) || special.starts_with(rest.trim_end()))
-            };
-            if !c.is_whitespace() && self.specials.values().any(|special| opens(special)) {
+            if !c.is_whitespace() && self.matcher.may_start(&text[at..]) {
                 out.push_str(&text[done..at + c.len_utf8()]);
                 out.push(mark);
                 done = at + c.len_utf8();

@@ -4,13 +4,12 @@ use std::collections::HashMap;
 
 use serde_json::Value;
 
-use super::added::AddedToken;
-use super::file::{self, Added, File, Members, Merges, Model, Tokens};
+use super::file::{self, File, Members, Merges, Model, Tokens};
 use super::pattern::Pattern;
 use super::tables::{MAX_ID, Tables, Vocab};
 use super::{Parts, Rest, Unsupported};
+use crate::tokenizer::added::AddedTokens;
 use crate::tokenizer::byte_alphabet::bytes_of;
-use crate::tokenizer::guard::ADDED_BYTES;
 
 fn refuse<T>(part: &'static str, why: impl Into<String>) -> Result<T, Unsupported> {
     Err(Unsupported::new(part, why))
@@ -28,12 +27,12 @@ pub fn compile(tokenizer_json: &[u8]) -> Result<(Parts, Rest), Unsupported> {
     };
     let pattern = pre_tokenizer(file.pre_tokenizer.as_ref())?;
     let tables = model(&file.model, &tokens, &merges)?;
-    let (raw, normalized) = added_tokens(&file, &tables, &tokens, nfc)?;
+    let found = added_tokens(&file, &tables, &tokens, nfc)?;
     let added = file.added_tokens.into_iter().filter(|token| !token.content.is_empty());
     let added = added.map(|token| (token.id, token.content.into(), token.special)).collect();
     let others = tokens.others.into_iter().map(|(name, id)| (name.into(), id)).collect();
     let rest = Rest { added, others, decoder: file.decoder, post_processor: file.post_processor };
-    Ok((Parts { tables, pattern, nfc, raw, normalized }, rest))
+    Ok((Parts { tables, pattern, nfc, added: found }, rest))
 }
 
 fn kind(part: &Value) -> &str {
@@ -185,57 +184,12 @@ fn ids_of(merges: &Merges, vocab: &Vocab) -> Result<Vec<(u32, u32, u32)>, Unsupp
     Ok(found)
 }
 
-/// Added tokens found in raw text, and those found in normalised text. Ids are those the crate would give.
-fn added_tokens(
-    file: &File,
-    tables: &Tables,
-    tokens: &Tokens,
-    nfc: bool,
-) -> Result<(Vec<AddedToken>, Vec<AddedToken>), Unsupported> {
-    let lengths = file.added_tokens.iter().map(|token| token.content.len());
-    if lengths.clone().any(|length| length > ADDED_BYTES.0) || lengths.sum::<usize>() > ADDED_BYTES.1 {
-        return refuse("added_tokens", "are long");
-    }
-    let normalizer = nfc.then(super::normalize::Nfc::default);
-    let (mut in_raw, mut in_normal) = (Vec::<AddedToken>::new(), Vec::<AddedToken>::new());
+fn added_tokens(file: &File, tables: &Tables, tokens: &Tokens, nfc: bool) -> Result<AddedTokens, Unsupported> {
+    let nfc = nfc.then(super::normalize::Nfc::default);
     let others: HashMap<&str, u32> = tokens.others.iter().map(|(name, id)| (name.as_str(), *id)).collect();
-    let mut next_id = tokens.len() as u32;
-    for token in file.added_tokens.iter().filter(|token| !token.content.is_empty()) {
-        let known = bytes_of(&token.content).and_then(|bytes| tables.find(&bytes));
-        let id = known.or_else(|| others.get(token.content.as_str()).copied()).unwrap_or_else(|| {
-            next_id += 1;
-            next_id - 1
-        });
-        if id != token.id {
-            return refuse(
-                "added_tokens",
-                format!("{:?} has id {}, the crate would give {id}", token.content, token.id),
-            );
-        }
-        let content = match &normalizer {
-            Some(nfc) if token.normalized => nfc.apply(&token.content).map(|(text, _)| text),
-            _ => None,
-        };
-        let Added { single_word, lstrip, rstrip, .. } = *token;
-        let found =
-            AddedToken { id, content: content.unwrap_or_else(|| token.content.clone()), single_word, lstrip, rstrip };
-        let list = if token.normalized { &mut in_normal } else { &mut in_raw };
-        list.push(found);
-    }
-    // After `rstrip` has swallowed its start, the crate gives an overlap, nothing, or a panic.
-    let swallowed = |token: &&Added| token.content.starts_with(char::is_whitespace);
-    if let (true, Some(token)) = (file.added_tokens.iter().any(|t| t.rstrip), file.added_tokens.iter().find(swallowed))
-    {
-        return refuse("added_tokens", format!("{:?} may be swallowed by another's rstrip", token.content));
-    }
-    let mut contents = std::collections::HashSet::new();
-    let twice = file.added_tokens.iter().find(|token| !contents.insert(token.content.as_str()));
-    let mut forms = std::collections::HashSet::new();
-    let same_form = in_normal.iter().find(|token| !forms.insert(token.content.as_str()));
-    match (twice, same_form) {
-        (None, None) => Ok((in_raw, in_normal)),
-        (Some(Added { content, .. }), _) | (_, Some(AddedToken { content, .. })) => {
-            refuse("added_tokens", format!("{content:?} is there twice"))
-        }
-    }
+    let known = |name: &str| bytes_of(name).and_then(|bytes| tables.find(&bytes));
+    let id_of = |name: &str| known(name).or_else(|| others.get(name).copied());
+    let normal = |text: &str| nfc.as_ref().and_then(|nfc| nfc.apply(text)).map(|(text, _)| text);
+    AddedTokens::read(&file.added_tokens, tokens.len(), id_of, normal)
+        .map_err(|why| Unsupported::new("added_tokens", why))
 }

@@ -4,6 +4,7 @@
 use serde_json::Value;
 
 use super::Unsupported;
+use crate::tokenizer::added::AddedEntry;
 use crate::tokenizer::byte_alphabet::{self, decode};
 
 /// The file without its large members. A key we do not know is a part we do not know.
@@ -19,7 +20,7 @@ pub struct File {
     #[serde(default, rename = "padding")]
     _padding: serde::de::IgnoredAny,
     #[serde(default)]
-    pub added_tokens: Vec<Added>,
+    pub added_tokens: Vec<AddedEntry>,
     pub normalizer: Option<Value>,
     pub pre_tokenizer: Option<Value>,
     pub post_processor: Option<Value>,
@@ -29,19 +30,6 @@ pub struct File {
 
 fn current() -> String {
     "1.0".to_owned()
-}
-
-#[derive(serde::Deserialize)]
-#[serde(deny_unknown_fields)]
-#[allow(clippy::struct_excessive_bools)] // the file's own form
-pub struct Added {
-    pub id: u32,
-    pub content: String,
-    pub single_word: bool,
-    pub lstrip: bool,
-    pub rstrip: bool,
-    pub normalized: bool,
-    pub special: bool,
 }
 
 #[derive(serde::Deserialize)]

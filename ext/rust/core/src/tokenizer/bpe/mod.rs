@@ -1,13 +1,12 @@
 //! Byte-level BPE of our own: ids equal to the `tokenizers` crate's, without its regex engine and its strings.
 //!
-//! A text goes through the parts of its `tokenizer.json` in the crate's order: added tokens are cut out ([`added`]), the
+//! A text goes through the parts of its `tokenizer.json` in the crate's order: added tokens are cut out ([`SpecialMatcher`]), the
 //! rest is normalised ([`normalize`]), cut into words ([`scan`] is the plain reading of each known regex), and words become
 //! ids ([`words`]) by a cache ([`cache`]) or by the merge rules ([`merge`]), long ones piece by piece ([`cuts`]). A file with any part that is not known for certain is
 //! refused, and the caller uses the crate: nothing is guessed.
 //!
 //! The compiled [`Bpe`] is shared by all threads; each thread brings a [`Scratch`].
 
-pub mod added;
 pub mod batch;
 #[cfg(target_arch = "x86_64")]
 mod blocks;
@@ -33,13 +32,15 @@ mod words;
 
 use std::fmt;
 
-use added::{AddedToken, Matcher, Stretch};
 use cuts::Cuts;
 use normalize::{Change, Nfc};
 use pattern::Pattern;
 use scan::Scanner;
 use tables::Tables;
 pub use words::Scratch;
+
+use crate::tokenizer::added::AddedTokens;
+use crate::tokenizer::special::{SpecialMatcher, Stretch};
 
 /// Why a `tokenizer.json` is left to the `tokenizers` crate.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -69,8 +70,7 @@ struct Parts {
     tables: Tables,
     pattern: Pattern,
     nfc: bool,
-    raw: Vec<AddedToken>,
-    normalized: Vec<AddedToken>,
+    added: AddedTokens,
 }
 
 /// What a `tokenizer.json` says besides how text becomes ids.
@@ -93,8 +93,8 @@ pub struct Bpe {
     cuts: Cuts,
     scanner: Scanner,
     nfc: Option<Nfc>,
-    raw: Matcher,
-    normalized: Matcher,
+    raw: SpecialMatcher,
+    normalized: SpecialMatcher,
 }
 
 /// Where ids come from.
@@ -127,8 +127,8 @@ impl Bpe {
             cuts,
             scanner: Scanner::new(parts.pattern),
             nfc: parts.nfc.then(Nfc::default),
-            raw: Matcher::new(parts.raw),
-            normalized: Matcher::new(parts.normalized),
+            raw: SpecialMatcher::new(parts.added.raw),
+            normalized: SpecialMatcher::new(parts.added.normalized),
         };
         Ok((bpe, rest))
     }

@@ -9,8 +9,7 @@ use serde_json::Value;
 
 use super::merge::Pairs;
 use super::{CharBpe, Chars, Dummy, NONE, Neighbours, SPACE};
-use crate::tokenizer::bpe::added::AddedToken;
-use crate::tokenizer::guard::ADDED_BYTES;
+use crate::tokenizer::added::{AddedEntry, AddedTokens};
 use crate::tokenizer::vocabulary::{CharTokens, TokenNames, Vocabulary};
 
 /// Ids beyond this are not for tables.
@@ -20,25 +19,13 @@ const MAX_ID: u32 = 1 << 22;
 struct File<'a> {
     version: Option<String>,
     #[serde(default)]
-    added_tokens: Vec<Added>,
+    added_tokens: Vec<AddedEntry>,
     normalizer: Option<Value>,
     pre_tokenizer: Option<Value>,
     post_processor: Option<Value>,
     decoder: Option<Value>,
     #[serde(borrow)]
     model: Model<'a>,
-}
-
-#[derive(Deserialize)]
-#[allow(clippy::struct_excessive_bools)] // the file's own form
-struct Added {
-    id: u32,
-    content: String,
-    single_word: bool,
-    lstrip: bool,
-    rstrip: bool,
-    normalized: bool,
-    special: bool,
 }
 
 #[derive(Deserialize)]
@@ -149,7 +136,11 @@ pub fn load(tokenizer_json: &[u8], names: &TokenNames) -> Option<(CharBpe, Vocab
     }
     let chars = chars(&ids)?;
     let (pairs, neighbours) = merges(&model.merges, &ids, &chars)?;
-    let added = added(&file.added_tokens, &ids)?;
+    let added = AddedTokens::read(&file.added_tokens, ids.len(), |name| ids.get(name).copied(), |_| None).ok()?;
+    // The crate looks for normalized ones in the text with its spaces written otherwise, and gives ids of its own.
+    if !added.normalized.is_empty() || added.raw.iter().any(|token| token.id >= MAX_ID) {
+        return None;
+    }
     let id_of = |name: &str| {
         let added = file.added_tokens.iter().find(|token| token.content == name).map(|token| token.id);
         added.or_else(|| ids.get(name).copied())
@@ -167,7 +158,7 @@ pub fn load(tokenizer_json: &[u8], names: &TokenNames) -> Option<(CharBpe, Vocab
         adds_spaces: matches!(dummy, Dummy::Always | Dummy::Unconditional),
     };
     let vocabulary = Vocabulary::of_chars(tokens)?;
-    Some((CharBpe::new(added, chars, pairs, neighbours, dummy), vocabulary))
+    Some((CharBpe::new(added.raw, chars, pairs, neighbours, dummy), vocabulary))
 }
 
 fn kind(part: &Value) -> &str {
@@ -273,30 +264,4 @@ fn merges(merges: &[Merge], ids: &HashMap<&str, u32>, chars: &Chars) -> Option<(
         neighbours.add(&joined);
     }
     Some((pairs, neighbours))
-}
-
-fn added(tokens: &[Added], ids: &HashMap<&str, u32>) -> Option<Vec<AddedToken>> {
-    let lengths = tokens.iter().map(|token| token.content.len());
-    if lengths.clone().any(|length| length > ADDED_BYTES.0) || lengths.sum::<usize>() > ADDED_BYTES.1 {
-        return None;
-    }
-    let mut next_id = ids.len() as u32;
-    let mut contents = HashSet::new();
-    let mut found = vec![];
-    for token in tokens.iter().filter(|token| !token.content.is_empty()) {
-        let id = ids.get(token.content.as_str()).copied().unwrap_or_else(|| {
-            next_id += 1;
-            next_id - 1
-        });
-        // The crate looks for normalized ones in the text with its spaces written otherwise, and gives ids of its own.
-        if token.normalized || id != token.id || id >= MAX_ID || !contents.insert(token.content.as_str()) {
-            return None;
-        }
-        let Added { single_word, lstrip, rstrip, .. } = *token;
-        found.push(AddedToken { id, content: token.content.clone(), single_word, lstrip, rstrip });
-    }
-    // After `rstrip` has swallowed its start, the crate gives an overlap, nothing, or a panic.
-    let is_swallowed = |token: &Added| token.content.starts_with(char::is_whitespace);
-    let can_swallow = tokens.iter().any(|token| token.rstrip);
-    (!can_swallow || !tokens.iter().any(is_swallowed)).then_some(found)
 }

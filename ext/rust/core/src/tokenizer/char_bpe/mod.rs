@@ -14,7 +14,7 @@ mod merge;
 
 use std::sync::Mutex;
 
-use super::bpe::added::{AddedToken, Matcher, Stretch};
+use super::special::{AddedToken, SpecialMatcher, Stretch};
 use super::engine::{Engine, Tokens};
 use crate::error::Error;
 pub use file::load;
@@ -91,7 +91,7 @@ impl Chars {
 /// A compiled tokenizer.
 #[derive(Debug)]
 pub struct CharBpe {
-    added: Matcher,
+    added: SpecialMatcher,
     chars: Chars,
     pairs: Pairs,
     neighbours: Neighbours,
@@ -113,7 +113,7 @@ fn written(c: char) -> char {
 
 impl CharBpe {
     fn new(added: Vec<AddedToken>, chars: Chars, pairs: Pairs, neighbours: Neighbours, dummy: Dummy) -> Self {
-        Self { added: Matcher::new(added), chars, pairs, neighbours, dummy, pool: Mutex::default() }
+        Self { added: SpecialMatcher::new(added), chars, pairs, neighbours, dummy, pool: Mutex::default() }
     }
 
     /// Text between added tokens, which starts at byte `start` of the whole.

@@ -1,9 +1,13 @@
-//! Added tokens: found in the text before anything else, by the rules of the `tokenizers` crate.
+//! Special and other added tokens in a text: the one matcher for engines, templates, marks and look-alikes.
+//!
+//! What is found is the leftmost, and of those that start there the longest, as in the `tokenizers` crate. Engines also
+//! follow the rules of the tokens themselves ([`SpecialMatcher::split`]).
 
 use regex::Regex;
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
+use std::ops::Range;
 
-/// One entry of `added_tokens`.
+/// A token that is found by its text.
 #[derive(Debug, Clone)]
 pub struct AddedToken {
     /// Its id.
@@ -27,9 +31,9 @@ pub enum Stretch {
     Text(usize, usize),
 }
 
-/// Finds the leftmost, and of those the longest, added token, again and again.
+/// Finds the leftmost, and of those the longest, token, again and again.
 #[derive(Debug)]
-pub struct Matcher {
+pub struct SpecialMatcher {
     /// Sorted by content.
     tokens: Vec<AddedToken>,
     /// The trie of their contents. Edges of a node are sorted by byte.
@@ -55,7 +59,7 @@ const NONE: u32 = u32::MAX;
 /// Nodes with more edges are searched by halves.
 const FEW_EDGES: usize = 8;
 
-impl Matcher {
+impl SpecialMatcher {
     /// `tokens` have distinct, non-empty contents.
     #[must_use]
     pub fn new(mut tokens: Vec<AddedToken>) -> Self {
@@ -72,6 +76,19 @@ impl Matcher {
         Self { tokens, nodes, edges, roots, needles, word }
     }
 
+    /// Of tokens of which only the texts matter; empty ones and repeats are left out.
+    pub fn of_texts<'t>(texts: impl IntoIterator<Item = &'t str>) -> Self {
+        let texts: BTreeSet<&str> = texts.into_iter().filter(|text| !text.is_empty()).collect();
+        let token = |text: &str| AddedToken {
+            id: 0,
+            content: text.to_owned(),
+            single_word: false,
+            lstrip: false,
+            rstrip: false,
+        };
+        Self::new(texts.into_iter().map(token).collect())
+    }
+
     /// Whether there is nothing to find.
     #[must_use]
     pub fn is_empty(&self) -> bool {
@@ -82,6 +99,45 @@ impl Matcher {
     #[must_use]
     pub fn leaves_seams(&self) -> bool {
         self.tokens.iter().all(|token| !token.lstrip && !token.content.contains('\n'))
+    }
+
+    /// Each token in `text`, from byte to byte; they do not overlap.
+    pub fn find_iter<'t>(&'t self, text: &'t str) -> impl Iterator<Item = Range<usize>> + 't {
+        let mut from = 0;
+        std::iter::from_fn(move || {
+            let (start, token) = self.find(text.as_bytes(), from)?;
+            from = start + token.content.len();
+            Some(start..from)
+        })
+    }
+
+    /// How long the longest token is that `text` starts with.
+    #[must_use]
+    pub fn length_at(&self, text: &str) -> Option<usize> {
+        if text.is_empty() { None } else { self.longest_at(text.as_bytes(), 0).map(|token| token.content.len()) }
+    }
+
+    /// Whether a token starts where `text` does, or would if more text followed, or other white space than it ends with.
+    #[must_use]
+    pub fn may_start(&self, text: &str) -> bool {
+        let begins = |start: &str| {
+            let at = self.tokens.partition_point(|token| token.content.as_str() < start);
+            self.tokens.get(at).is_some_and(|token| token.content.starts_with(start))
+        };
+        text.bytes().next().is_some_and(|byte| self.roots[usize::from(byte)] != NONE)
+            && (self.length_at(text).is_some() || begins(text) || begins(text.trim_end()))
+    }
+
+    /// The next token that starts at byte `from` or later, and where.
+    #[inline]
+    fn find(&self, bytes: &[u8], mut from: usize) -> Option<(usize, &AddedToken)> {
+        while let Some(at) = self.candidate(bytes, from) {
+            if let Some(token) = self.longest_at(bytes, at) {
+                return Some((at, token));
+            }
+            from = at + 1;
+        }
+        None
     }
 
     /// Next place at or after `from` where a token could start.
@@ -136,12 +192,8 @@ impl Matcher {
     pub fn split(&self, text: &str, mut visit: impl FnMut(Stretch)) {
         let bytes = text.as_bytes();
         let (mut done, mut from) = (0, 0);
-        while let Some(i) = self.candidate(bytes, from) {
-            let Some(token) = self.longest_at(bytes, i) else {
-                from = i + 1;
-                continue;
-            };
-            let (mut start, mut end) = (i, i + token.content.len());
+        while let Some((mut start, token)) = self.find(bytes, from) {
+            let mut end = start + token.content.len();
             // A match that its own rules refuse is still passed over as a whole.
             from = end;
             if token.single_word
@@ -236,7 +288,7 @@ mod tests {
                 lstrip: false,
                 rstrip: false,
             });
-            let matcher = Matcher::new(tokens.collect());
+            let matcher = SpecialMatcher::new(tokens.collect());
             let mut seed = 3_u64;
             for _ in 0..2000 {
                 let text: String = (0..seed % 12)
@@ -252,6 +304,14 @@ mod tests {
                     }
                 });
                 assert_eq!(found, plain(contents, &text), "{text:?}");
+                assert!(matcher.find_iter(&text).map(|range| range.start).eq(found.iter().map(|token| token.1)));
+                for (at, _) in text.char_indices() {
+                    let rest = &text[at..];
+                    let may = |content: &&str| rest.starts_with(*content) || content.starts_with(rest);
+                    assert_eq!(matcher.may_start(rest), contents.iter().any(may), "{rest:?}");
+                    let longest = contents.iter().filter(|content| rest.starts_with(**content)).map(|c| c.len()).max();
+                    assert_eq!(matcher.length_at(rest), longest, "{rest:?}");
+                }
                 seed = seed.wrapping_add(0x9E37_79B9_7F4A_7C15);
             }
         }
