@@ -6,7 +6,8 @@
 //! Results are in `bench/LOG.md`.
 #![allow(clippy::print_stdout, clippy::unwrap_used)]
 use arrow_array::{Array, make_array};
-use postmill_core::encode::conversation::{Encoder, Options, Templates};
+use postmill_core::encode::encoder::Encoder;
+use postmill_core::encode::options::{EncodeOptions, Templates};
 use postmill_core::encode::pipeline::{Chunk, ReadOptions, encode_chunk};
 use postmill_core::error::Error;
 use postmill_core::input::lines;
@@ -54,7 +55,7 @@ fn main() {
         Template::new(&String::from_utf8(template).unwrap(), &specials, template::Options::default()).unwrap();
     let templates = Templates { default: Some(template), ..Default::default() };
     let spec = Spec::parse(spec, Semantics::Spans, &[]).unwrap();
-    let encoder = Encoder::new(engine, vocabulary, templates, spec, Options::default()).unwrap();
+    let encoder = Encoder::new(engine, vocabulary, templates, spec, EncodeOptions::default()).unwrap();
     let chunks = lines::chunk_bounds(&rows, 0, lines::CHUNK_BYTES, true);
     let encode = |index: usize| {
         let range = chunks.get(index)?;

@@ -4,7 +4,7 @@
 
 use std::str::FromStr;
 
-use postmill_core::tokenizer::bpe::{Bpe, Scratch};
+use postmill_core::tokenizer::bpe::Bpe;
 use tokenizers::Tokenizer;
 
 fn main() {
@@ -15,7 +15,7 @@ fn main() {
     let compiled = start.elapsed();
     let theirs = Tokenizer::from_str(&json).unwrap();
     let (mut tokens, mut bytes, mut failed) = (0usize, 0usize, 0usize);
-    let (mut scratch, mut ids, mut ends) = (Scratch::default(), Vec::new(), Vec::new());
+    let (mut ids, mut ends) = (Vec::new(), Vec::new());
     for path in args {
         let text = String::from_utf8_lossy(&std::fs::read(&path).unwrap()).into_owned();
         let mut rest = text.as_str();
@@ -29,7 +29,7 @@ fn main() {
             (rest, round) = (after, round + 1);
             ids.clear();
             ends.clear();
-            ours.encode_with_ends(piece, &mut scratch, &mut ids, &mut ends);
+            ours.encode_with_ends(piece, &mut ids, &mut ends);
             let expected = theirs.encode_fast(piece, false).unwrap();
             tokens += ids.len();
             bytes += piece.len();

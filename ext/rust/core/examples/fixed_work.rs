@@ -7,11 +7,12 @@
 
 use std::fmt::Write;
 
-use postmill_core::encode::conversation::{Encoder, Options, Templates};
+use postmill_core::encode::encoder::Encoder;
+use postmill_core::encode::options::{EncodeOptions, Templates};
 use postmill_core::encode::pipeline::{Chunk, ReadOptions, encode_chunk};
 use postmill_core::pack::best_fit;
 use postmill_core::template::{self, SpecialTexts, Template};
-use postmill_core::tokenizer::bpe::{Bpe, Scratch};
+use postmill_core::tokenizer::bpe::Bpe;
 use postmill_core::tokenizer::vocabulary::{self, EngineChoice, TokenNames};
 use postmill_core::weigh::{Semantics, Spec};
 use serde_json::{Value, json};
@@ -142,14 +143,14 @@ fn main() {
     let made = match part.as_str() {
         "compile" => measured(|| vocabulary::load(&file, &TokenNames::default(), EngineChoice::Auto).unwrap().1.len()),
         "text" | "ends" => {
-            let (bpe, mut scratch) = (Bpe::compile(&file).unwrap(), Scratch::default());
+            let bpe = Bpe::compile(&file).unwrap();
             let text = text(&mut numbers, &words, 1 << 20);
             let (mut ids, mut ends) = (Vec::with_capacity(1 << 20), Vec::with_capacity(1 << 20));
             measured(|| {
                 if part == "text" {
-                    bpe.encode_into(&text, &mut scratch, &mut ids);
+                    bpe.encode_into(&text, &mut ids);
                 } else {
-                    bpe.encode_with_ends(&text, &mut scratch, &mut ids, &mut ends);
+                    bpe.encode_with_ends(&text, &mut ids, &mut ends);
                 }
                 ids.len()
             })
@@ -162,7 +163,7 @@ fn main() {
             let default = Template::new(TEMPLATE, &specials, template::Options::default()).unwrap();
             let templates = Templates { default: Some(default), ..Default::default() };
             let spec = Spec::parse("default+hermes+ignore_empty_think", Semantics::Spans, &[]).unwrap();
-            let encoder = Encoder::new(engine, vocabulary, templates, spec, Options::default()).unwrap();
+            let encoder = Encoder::new(engine, vocabulary, templates, spec, EncodeOptions::default()).unwrap();
             let data = chats(&mut numbers, &words, 1 << 20);
             let chunk = Chunk { data: &data, file: "chats", first_line: 1, ..Chunk::default() };
             measured(|| encode_chunk(&encoder, &ReadOptions::default(), &chunk).unwrap().rows.num_rows())

@@ -45,6 +45,18 @@ pub struct RowError {
     pub message: String,
 }
 
+impl RowError {
+    /// A fault of the row as a whole.
+    pub fn new(reason: &'static str, message: impl Into<String>) -> Self {
+        Self::at(String::new(), reason, message)
+    }
+
+    /// A fault of the value at the JSON path `path`.
+    pub fn at(path: impl Into<String>, reason: &'static str, message: impl Into<String>) -> Self {
+        Self { reason, column: None, path: path.into(), message: message.into() }
+    }
+}
+
 /// `path: message`; the column is left to the caller, since it belongs to the file's place.
 impl fmt::Display for RowError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -79,3 +91,24 @@ impl fmt::Display for Error {
 }
 
 impl std::error::Error for Error {}
+
+/// `FromStr` of an enum whose values are the choices of an option; its error lists their names.
+macro_rules! choices {
+    ($type:ident, $option:literal, $($name:literal => $value:ident),+) => {
+        impl std::str::FromStr for $type {
+            type Err = $crate::error::Error;
+
+            fn from_str(name: &str) -> std::result::Result<Self, Self::Err> {
+                match name {
+                    $($name => Ok(Self::$value),)+
+                    _ => {
+                        let known = [$($name),+].join(", ");
+                        let message = format!("{}: {name:?} is none of {known}", $option).into();
+                        Err($crate::error::Error::Config { message })
+                    }
+                }
+            }
+        }
+    };
+}
+pub(crate) use choices;

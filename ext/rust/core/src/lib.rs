@@ -32,6 +32,7 @@
 //! the interpreter of templates). The same input gives the same bytes for any number of threads. A weight never changes
 //! an id: text is encoded first and weighed afterwards.
 pub mod agents;
+mod arrow;
 pub mod encode;
 pub mod error;
 pub mod input;

@@ -2,6 +2,7 @@
 //!
 //! Each part lives in a module of its own and knows only these types.
 
+use crate::error::choices;
 use std::ops::Range;
 
 /// A JSON value that keeps what Python would keep: the order of keys and the text of numbers.
@@ -25,7 +26,7 @@ pub enum Json {
 impl Json {
     /// The value of a member; none if there is no such member, or this is no object.
     #[must_use]
-    pub fn member(&self, name: &str) -> Option<&Self> {
+    pub(crate) fn member(&self, name: &str) -> Option<&Self> {
         let Self::Object(members) = self else { return None };
         members.iter().find(|(key, _)| **key == *name).map(|(_, value)| value)
     }
@@ -63,6 +64,8 @@ pub enum Role {
     Tool = 3,
 }
 
+choices! { Role, "role", "system" => System, "user" => User, "assistant" => Assistant, "tool" => Tool }
+
 /// One message as the chat template sees it, with the training marks that it must not see.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Message {
@@ -79,6 +82,21 @@ pub struct Message {
     pub pieces: Vec<usize>,
     /// It belongs to the prompt: nobody learns to say it, though under the base `all` its tokens count as all others do.
     pub given: bool,
+}
+
+impl Message {
+    /// A message with these members and no marks.
+    pub(crate) fn new(role: Role, fields: Vec<(Box<str>, Json)>) -> Self {
+        Self { role, fields, loss: vec![], loss_scale: vec![], pieces: vec![], given: false }
+    }
+
+    /// Its content, where that is a text.
+    pub(crate) fn content(&self) -> Option<&str> {
+        self.fields.iter().find_map(|(name, value)| match value {
+            Json::String(text) if &**name == "content" => Some(&**text),
+            _ => None,
+        })
+    }
 }
 
 /// What a row asks of training.
@@ -121,11 +139,11 @@ pub struct Row {
     /// `chat_template_kwargs` of the row.
     pub template_kwargs: Vec<(Box<str>, Json)>,
     /// For loss by source.
-    pub channel: Option<Box<str>>,
+    pub(crate) channel: Option<Box<str>>,
     /// KTO label, classification target or score.
-    pub label: Option<f64>,
+    pub(crate) label: Option<f64>,
     /// Preference margin.
-    pub margin: Option<f64>,
+    pub(crate) margin: Option<f64>,
     /// Every other column as one canonical JSON object (keys sorted, no spaces), or empty when there is none.
     pub extra: Box<str>,
     /// Names of these columns.

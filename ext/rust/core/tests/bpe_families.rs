@@ -8,7 +8,7 @@ mod words;
 
 use std::str::FromStr;
 
-use postmill_core::tokenizer::bpe::{Bpe, Scratch};
+use postmill_core::tokenizer::bpe::Bpe;
 use serde_json::{Value, json};
 use tokenizers::Tokenizer;
 use train::{CORPUS, train};
@@ -17,21 +17,20 @@ use words::FAMILIES;
 struct Both {
     ours: Bpe,
     theirs: Tokenizer,
-    scratch: Scratch,
 }
 
 impl Both {
     fn new(json: &Value) -> Self {
         let text = json.to_string();
         let ours = Bpe::compile(text.as_bytes()).unwrap_or_else(|e| panic!("{e}"));
-        Self { ours, theirs: Tokenizer::from_str(&text).unwrap(), scratch: Scratch::default() }
+        Self { ours, theirs: Tokenizer::from_str(&text).unwrap() }
     }
 
     /// Ids of both; returns how many.
     fn check(&mut self, text: &str) -> usize {
         let (mut ids, mut again, mut ends) = (Vec::new(), Vec::new(), Vec::new());
-        self.ours.encode_into(text, &mut self.scratch, &mut ids);
-        self.ours.encode_with_ends(text, &mut self.scratch, &mut again, &mut ends);
+        self.ours.encode_into(text, &mut ids);
+        self.ours.encode_with_ends(text, &mut again, &mut ends);
         let theirs = self.theirs.encode_fast(text, false).unwrap();
         assert_eq!(ids, theirs.get_ids(), "{text:?}");
         assert_eq!(again, ids);

@@ -70,12 +70,12 @@ fn places_are_where_the_ends_say() {
         let mut places = Places::default();
         for _ in 0..if ours { 4000 } else { 300 } {
             let text: String = (0..next(14)).map(|_| parts[next(parts.len())]).collect();
-            let (mut all, mut some) = (Tokens::default(), Tokens::default());
+            let (mut all, mut some) = (Tokens::default(), vec![]);
             engine.encode(&text, &mut all).unwrap();
             let step = 1 + next(3);
             let asked: Vec<usize> = (0..=text.len()).step_by(step).collect();
             places.encode(&*engine, &text, asked.iter().rev().copied(), &mut some).unwrap();
-            assert_eq!(some.ids, all.ids, "{text:?}");
+            assert_eq!(some, all.ids, "{text:?}");
             for at in asked {
                 assert_eq!(places.index_at(at), all.index_at(at), "{text:?} at {at}: {all:?}");
             }

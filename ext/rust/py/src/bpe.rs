@@ -7,9 +7,7 @@ use arrow_buffer::{OffsetBuffer, ScalarBuffer};
 use arrow_schema::{DataType, Field};
 use postmill_core::error::Error;
 use postmill_core::tokenizer::bpe::Bpe;
-use postmill_core::tokenizer::bpe::batch::Batch;
-use postmill_core::tokenizer::bpe::engine::BpeEngine;
-use postmill_core::tokenizer::engine::{Engine, HfEngine, Tokens};
+use postmill_core::tokenizer::engine::{Batch, Engine, HfEngine, Tokens};
 use postmill_core::tokenizer::guard;
 use pyo3::exceptions::{PyIndexError, PyTypeError, PyUnicodeDecodeError, PyValueError};
 use pyo3::prelude::*;
@@ -20,7 +18,7 @@ use pyo3_arrow::input::AnyArray;
 use std::sync::Arc;
 
 enum Inner {
-    Ours(BpeEngine),
+    Ours(Bpe),
     Crate(HfEngine),
 }
 
@@ -38,7 +36,7 @@ impl Tokenizer {
     #[new]
     fn new(py: Python<'_>, tokenizer_json: &[u8]) -> PyResult<Self> {
         let made = py.detach(|| match Bpe::compile(tokenizer_json) {
-            Ok(bpe) => Ok(Self { inner: Inner::Ours(BpeEngine::new(bpe)), refused: None }),
+            Ok(bpe) => Ok(Self { inner: Inner::Ours(bpe), refused: None }),
             Err(refused) => {
                 let tokenizer = guard::tokenizer(tokenizer_json)?;
                 Ok(Self { inner: Inner::Crate(HfEngine::new(tokenizer)), refused: Some(refused.to_string()) })

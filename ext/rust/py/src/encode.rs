@@ -3,23 +3,21 @@
 
 use crate::error::to_python;
 use postmill_core::agents::AgentFormat;
-use postmill_core::encode::conversation::{Encoder, Options, SpecialText, Templates, Unwritten};
+use postmill_core::encode::encoder::Encoder;
+use postmill_core::encode::options::{EncodeOptions, SpecialText, Templates};
 use postmill_core::encode::pipeline::{self, Chunk, ReadOptions};
-use postmill_core::encode::seams::Segments;
-use postmill_core::encode::thinking::Thinking;
 use postmill_core::encode::tokens::{tokens_schema, with_media};
-use postmill_core::encode::truncate::Truncation;
 use postmill_core::error::Error;
 use postmill_core::json;
 use postmill_core::media::Media;
 use postmill_core::media::source::Roots;
-use postmill_core::rows::{Purpose, RowOptions};
+use postmill_core::rows::RowOptions;
 use postmill_core::template::{Date, SpecialTexts, Template};
 use postmill_core::tokenizer::engine::Tokens;
 use postmill_core::tokenizer::escape::Escape;
-use postmill_core::tokenizer::vocabulary::{self, EngineChoice, TokenNames, Vocabulary};
-use postmill_core::types::{Json, Role};
-use postmill_core::weigh::{Closing, Semantics, Spec};
+use postmill_core::tokenizer::vocabulary::{self, TokenNames};
+use postmill_core::types::Json;
+use postmill_core::weigh::Spec;
 use pyo3::buffer::PyBuffer;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
@@ -27,113 +25,6 @@ use pyo3_arrow::{PyRecordBatch, PyTable};
 use std::borrow::Cow;
 
 type Pairs = Vec<(String, String)>;
-
-fn unknown<T>(option: &str, value: &str, known: &str) -> Result<T, Error> {
-    Err(Error::Config { message: format!("{option}: {value:?} is none of {known}").into() })
-}
-
-fn semantics(rules: &str) -> Result<Semantics, Error> {
-    match rules {
-        "spans" => Ok(Semantics::Spans),
-        "ms-swift" => Ok(Semantics::MsSwift),
-        other => unknown("loss_rules", other, "spans, ms-swift"),
-    }
-}
-
-fn segments(name: &str) -> Result<Segments, Error> {
-    match name {
-        "whole" => Ok(Segments::Whole),
-        "turn" => Ok(Segments::Turn),
-        "ms-swift" => Ok(Segments::MsSwift),
-        other => unknown("segments", other, "whole, turn, ms-swift"),
-    }
-}
-
-fn truncation(name: &str) -> Result<Truncation, Error> {
-    match name {
-        "drop" => Ok(Truncation::Drop),
-        "right" => Ok(Truncation::Right),
-        "left" => Ok(Truncation::Left),
-        "split" => Ok(Truncation::Split),
-        "proportional" => Ok(Truncation::Proportional),
-        "error" => Ok(Truncation::Error),
-        other => unknown("truncation", other, "drop, right, left, split, proportional, error"),
-    }
-}
-
-fn special_text(name: &str) -> Result<SpecialText, Error> {
-    match name {
-        "keep" => Ok(SpecialText::Keep),
-        "drop" => Ok(SpecialText::Drop),
-        "error" => Ok(SpecialText::Error),
-        "escape" => Ok(SpecialText::Escape),
-        other => unknown("special_text", other, "keep, escape, drop, error"),
-    }
-}
-
-fn unwritten(name: &str) -> Result<Unwritten, Error> {
-    match name {
-        "error" => Ok(Unwritten::Error),
-        "allow" => Ok(Unwritten::Allow),
-        other => unknown("unwritten", other, "error, allow"),
-    }
-}
-
-fn thinking(name: &str) -> Result<Thinking, Error> {
-    match name {
-        "template" => Ok(Thinking::Template),
-        "strip" => Ok(Thinking::Strip),
-        "empty" => Ok(Thinking::Empty),
-        "no-think" => Ok(Thinking::NoThink),
-        other => unknown("thinking", other, "template, strip, empty, no-think"),
-    }
-}
-
-fn purpose(name: &str) -> Result<Purpose, Error> {
-    match name {
-        "train" => Ok(Purpose::Train),
-        "prompt" => Ok(Purpose::Prompt),
-        "embed" => Ok(Purpose::Embed),
-        "rank" => Ok(Purpose::Rank),
-        other => unknown("for", other, "train, prompt, embed, rank"),
-    }
-}
-
-fn engine_choice(name: &str) -> Result<EngineChoice, Error> {
-    match name {
-        "auto" => Ok(EngineChoice::Auto),
-        "tokenizers" => Ok(EngineChoice::Tokenizers),
-        other => unknown("engine", other, "auto, tokenizers"),
-    }
-}
-
-fn role(name: &str) -> Result<Role, Error> {
-    match name {
-        "system" => Ok(Role::System),
-        "user" => Ok(Role::User),
-        "assistant" => Ok(Role::Assistant),
-        "tool" => Ok(Role::Tool),
-        other => unknown("train_roles", other, "system, user, assistant, tool"),
-    }
-}
-
-fn closing(name: &str) -> Result<Closing, Error> {
-    match name {
-        "turn" => Ok(Closing::Turn),
-        "last" => Ok(Closing::Last),
-        "all" => Ok(Closing::All),
-        "none" => Ok(Closing::None),
-        other => unknown("train_closing", other, "turn, last, all, none"),
-    }
-}
-
-/// Texts one after the other, answers with the end of sequence: how a model without a chat template is prompted.
-fn plain_template(vocabulary: &Vocabulary) -> String {
-    let bos = if vocabulary.bos.is_some_and(|bos| vocabulary.text_prefix == [bos]) { "{{ bos_token }}" } else { "" };
-    let text = "{% for m in messages %}{{ m.content }}{% if m.role == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}\
-                {% if add_generation_prompt %}{% endif %}";
-    format!("{bos}{text}")
-}
 
 fn boxed(pairs: Pairs) -> Vec<(Box<str>, Box<str>)> {
     pairs.into_iter().map(|(name, text)| (name.into(), text.into())).collect()
@@ -155,7 +46,8 @@ impl LossScale {
     #[new]
     #[pyo3(signature = (spec, rules = "spans", files = vec![]))]
     fn new(py: Python<'_>, spec: &str, rules: &str, files: Pairs) -> PyResult<Self> {
-        semantics(rules)
+        rules
+            .parse()
             .and_then(|semantics| Spec::parse(spec, semantics, &files))
             .map(Self)
             .map_err(|error| to_python(py, &error))
@@ -252,21 +144,21 @@ impl ChatEncoder {
         unpair: bool,
     ) -> PyResult<Self> {
         let build = || {
-            let mut spec = Spec::parse(loss_scale, semantics(loss_rules)?, &rule_files)?;
-            spec.roles = train_roles.iter().map(|name| role(name)).collect::<Result<_, _>>()?;
-            spec.closing = closing(train_closing)?;
-            let options = Options {
-                segments: self::segments(segments)?,
+            let mut spec = Spec::parse(loss_scale, loss_rules.parse()?, &rule_files)?;
+            spec.roles = train_roles.iter().map(|name| name.parse()).collect::<Result<_, _>>()?;
+            spec.closing = train_closing.parse()?;
+            let options = EncodeOptions {
+                segments: segments.parse()?,
                 max_length,
-                truncation: self::truncation(truncation)?,
-                special_text: self::special_text(special_text)?,
-                unwritten: self::unwritten(unwritten)?,
-                thinking: self::thinking(thinking)?,
+                truncation: truncation.parse()?,
+                special_text: special_text.parse()?,
+                unwritten: unwritten.parse()?,
+                thinking: thinking.parse()?,
                 system: system.map(Into::into),
                 template_kwargs: self::template_kwargs(template_kwargs)?,
             };
             let names = TokenNames { bos, eos, extra: extra_special };
-            let (engine, vocabulary) = vocabulary::load(tokenizer_json, &names, engine_choice(engine)?)?;
+            let (engine, vocabulary) = vocabulary::load(tokenizer_json, &names, engine.parse()?)?;
             let specials = SpecialTexts { named: boxed(special_texts), tokens: vocabulary.added_texts.clone() };
             let compile = |source: &str| {
                 let date = date.map(|(year, month, day)| Date { year, month, day });
@@ -274,7 +166,7 @@ impl ChatEncoder {
                     postmill_core::template::Options { name: template_name.into(), date, ..Default::default() };
                 Template::new(source, &specials, options)
             };
-            let plain_template = plain.then(|| plain_template(&vocabulary));
+            let plain_template = plain.then(|| Templates::plain(&vocabulary));
             let templates = Templates {
                 default: plain_template.as_deref().or(template).map(compile).transpose()?,
                 with_tools: tools_template.map(compile).transpose()?,
@@ -290,7 +182,7 @@ impl ChatEncoder {
             }
             let rows = RowOptions {
                 media: encoder.kinds(),
-                purpose: self::purpose(purpose)?,
+                purpose: purpose.parse()?,
                 drop: drop.into_iter().map(Into::into).collect(),
                 columns: boxed(columns),
                 roles: boxed(roles),
@@ -393,7 +285,7 @@ impl ChatEncoder {
     /// `reweight(rows) -> rows`: a batch of tokens with this encoder's loss scale. Encodes nothing. Raises `NativeError`.
     fn reweight(&self, py: Python<'_>, rows: PyRecordBatch) -> PyResult<PyRecordBatch> {
         let batch = rows.into_inner();
-        py.detach(|| pipeline::reweight(&batch, self.encoder.spec(), self.encoder.vocabulary()))
+        py.detach(|| pipeline::reweight(&batch, self.encoder.weigher()))
             .map(PyRecordBatch::new)
             .map_err(|error| to_python(py, &error))
     }

@@ -8,7 +8,6 @@ pub mod words;
 use std::path::Path;
 
 use postmill_core::tokenizer::bpe::Bpe;
-use postmill_core::tokenizer::bpe::engine::BpeEngine;
 use postmill_core::tokenizer::engine::{Engine, Tokens};
 use serde_json::{Value, json};
 use tokenizers::Tokenizer;
@@ -99,7 +98,7 @@ pub fn text_of(data: &[u8]) -> String {
 pub struct Pair {
     /// Its name, for messages.
     pub name: String,
-    ours: BpeEngine,
+    ours: Bpe,
     theirs: Tokenizer,
 }
 
@@ -111,7 +110,7 @@ impl Pair {
     pub fn new(name: &str, file: &[u8]) -> Option<Self> {
         let ours = Bpe::compile(file).ok()?;
         let theirs = Tokenizer::from_bytes(file).unwrap_or_else(|e| panic!("{name}: only we accept it: {e}"));
-        Some(Self { name: name.to_owned(), ours: BpeEngine::new(ours), theirs })
+        Some(Self { name: name.to_owned(), ours, theirs })
     }
 
     /// Compares the ids of `text`.

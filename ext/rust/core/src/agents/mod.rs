@@ -51,11 +51,11 @@ type Placed = (Option<usize>, Message);
 
 /// A piece of the assistant's turn.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Part {
+pub struct TurnPart {
     /// Index of the message it came from.
     pub message: usize,
     /// A tool said it.
-    pub is_answer: bool,
+    pub(crate) is_answer: bool,
     /// `loss` of that message, or of its piece.
     pub loss: Option<bool>,
     /// `loss_scale`.
@@ -68,9 +68,9 @@ pub struct Written {
     /// Its messages.
     pub messages: Vec<Message>,
     /// Index of the message that each came from; none for one that only declares tools.
-    pub origins: Vec<Option<usize>>,
+    pub(crate) origins: Vec<Option<usize>>,
     /// The parts of a message, one for each of its `pieces`, where a tool said some of them.
-    pub parts: Vec<Vec<Part>>,
+    pub parts: Vec<Vec<TurnPart>>,
 }
 
 impl AgentFormat {
@@ -291,26 +291,25 @@ impl AgentFormat {
             }
         }
         let text = render(text_of(turn))?;
-        parts.push(Part { message: index, is_answer: true, loss: None, loss_scale: None });
+        parts.push(TurnPart { message: index, is_answer: true, loss: None, loss_scale: None });
         turn.pieces.push(text.len());
         append_text(turn, &text);
         Ok(())
     }
 
     fn no_place(&self, message: usize, what: &str) -> Error {
-        Error::Row(RowError {
-            reason: "agent_format",
-            column: None,
-            path: format!("$.messages[{message}]"),
-            message: format!("--agent-format {} {what}", self.name),
-        })
+        Error::Row(RowError::at(
+            format!("$.messages[{message}]"),
+            "agent_format",
+            format!("--agent-format {} {what}", self.name),
+        ))
     }
 }
 
 fn message(role: Role, name: &str, text: String) -> Message {
     let fields =
         vec![("role".into(), Json::String(name.into())), ("content".into(), Json::String(text.into_boxed_str()))];
-    Message { role, fields, loss: vec![], loss_scale: vec![], pieces: vec![], given: false }
+    Message::new(role, fields)
 }
 
 fn text_of(message: &Message) -> &str {
@@ -340,13 +339,13 @@ fn lengths(message: &Message) -> Vec<usize> {
     if message.pieces.is_empty() { vec![text_of(message).len()] } else { message.pieces.clone() }
 }
 
-fn add_parts(parts: &mut Vec<Part>, index: usize, message: &Message) {
+fn add_parts(parts: &mut Vec<TurnPart>, index: usize, message: &Message) {
     fn mark<T: Copy>(marks: &[T], at: usize) -> Option<T> {
         marks.get(at).or(if marks.len() == 1 { marks.first() } else { None }).copied()
     }
     for at in 0..message.pieces.len().max(1) {
         let (loss, loss_scale) = (mark(&message.loss, at), mark(&message.loss_scale, at));
-        parts.push(Part { message: index, is_answer: false, loss, loss_scale });
+        parts.push(TurnPart { message: index, is_answer: false, loss, loss_scale });
     }
 }
 

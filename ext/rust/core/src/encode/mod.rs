@@ -1,14 +1,18 @@
 //! Rows become the tokens table: this folder calls all the others, in order.
 //!
-//! [`pipeline`] takes a chunk of records and gives a batch. For each row, [`conversation`] renders and encodes it; [`thinking`]
-//! changes messages before that, [`seams`] finds turns among the tokens behind it; [`truncate`] cuts what is too long,
-//! `weigh` weighs what is left, and [`tokens`] lays it into columns.
-pub mod conversation;
+//! [`pipeline`] takes a chunk of records and gives a batch. An [`encoder`] holds the parts and the [`options`] of a run. For
+//! each row, `prepare` brings the messages into the form that the template is to see ([`thinking`] changes some),
+//! [`conversation`] renders and encodes them, [`seams`] finds their turns among the tokens, [`truncate`] cuts what is too long
+//! and weighs what is left, and [`tokens`] lays it into columns.
+pub(crate) mod conversation;
+pub mod encoder;
+pub mod options;
 pub mod pipeline;
-pub mod seams;
-pub mod thinking;
+mod prepare;
+pub(crate) mod seams;
+pub(crate) mod thinking;
 pub mod tokens;
-pub mod truncate;
+pub(crate) mod truncate;
 
 #[cfg(test)]
 mod tests;

@@ -2,16 +2,16 @@
 //!
 //! One call is single-threaded and depends on nothing but its arguments; whoever maps it over chunks in order gets the
 //! same bytes with any number of threads.
-use crate::encode::conversation::{Conversation, Encoder, Outcome, Side};
+use crate::encode::conversation::{EncodedRow, RowContext};
+use crate::encode::encoder::Encoder;
 use crate::encode::tokens::{LedgerLine, RowId, RowMeta, TokensBuilder, TokensReader, ledger_batch};
-use crate::encode::truncate::{Kept, Truncation};
+use crate::encode::truncate::{Kept, Outcome, Truncation};
 use crate::error::{Error, RowError};
 use crate::input::lines::{self, Endings, Lines, Record};
 use crate::json::to_canonical;
 use crate::rows::{self, Purpose, RowOptions};
 use crate::types::{Body, Json, Role, Row};
-use crate::weigh::Spec;
-use crate::weigh::sequence::{Scratch, weigh};
+use crate::weigh::sequence::{WeighScratch, Weigher};
 use arrow_array::RecordBatch;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::OnceLock;
@@ -144,7 +144,7 @@ fn row_id(record: &[u8], source: i32, number: u64, copy: u32, part: u32, buffer:
 /// # Errors
 /// `Error::Data` with `file:line:column` at the first bad row, unless bad rows are skipped; `Error::Config` always.
 pub fn encode_chunk(encoder: &Encoder, read: &ReadOptions, chunk: &Chunk) -> Result<Encoded, Error> {
-    let mut run = Run {
+    let mut run = ChunkRun {
         encoder,
         chunk,
         rows: TokensBuilder::for_bytes(chunk.data.len(), read.rows.purpose == Purpose::Prompt, encoder.reads_media()),
@@ -153,9 +153,9 @@ pub fn encode_chunk(encoder: &Encoder, read: &ReadOptions, chunk: &Chunk) -> Res
         unpair: read.unpair,
         ledger: vec![],
         counts: Counts::default(),
-        scratch: Scratch::default(),
+        scratch: WeighScratch::default(),
         buffer: vec![],
-        sides: vec![Conversation::default(), Conversation::default()],
+        sides: vec![EncodedRow::default(), EncodedRow::default()],
     };
     let endings = for_each_record(read, chunk, |record, line, number| run.record(record, line, number, read))?;
     if chunk.copy == 0 {
@@ -247,7 +247,7 @@ fn for_each_record<E>(
     Ok(records.endings)
 }
 
-struct Run<'a> {
+struct ChunkRun<'a> {
     encoder: &'a Encoder,
     chunk: &'a Chunk<'a>,
     rows: TokensBuilder,
@@ -256,12 +256,12 @@ struct Run<'a> {
     unpair: bool,
     ledger: Vec<LedgerLine>,
     counts: Counts,
-    scratch: Scratch,
+    scratch: WeighScratch,
     buffer: Vec<u8>,
-    sides: Vec<Conversation>,
+    sides: Vec<EncodedRow>,
 }
 
-impl Run<'_> {
+impl ChunkRun<'_> {
     fn record(
         &mut self,
         record: Result<Record, RowError>,
@@ -335,7 +335,7 @@ impl Run<'_> {
     fn row(&mut self, row: Row, id: RowId, line: u64) -> Result<(), Error> {
         let Row { mut body, tools, template_kwargs, channel, label, margin, extra, unused } = row;
         self.counts.see_unused(unused);
-        let side = Side { tools: tools.as_ref(), kwargs: &template_kwargs, folder: self.chunk.folder };
+        let side = RowContext { tools: tools.as_ref(), kwargs: &template_kwargs, folder: self.chunk.folder };
         let is_prompt = self.purpose == Purpose::Prompt;
         let conversation = match &mut body {
             Body::Prompt(messages) => {
@@ -346,17 +346,19 @@ impl Run<'_> {
         };
         let tools_text = tools.as_ref().filter(|_| is_prompt).map(to_canonical);
         let mut sides = std::mem::take(&mut self.sides);
+        let meta = RowMeta {
+            id,
+            source: self.chunk.source,
+            line: line as i64,
+            channel: channel.as_deref(),
+            pair: None,
+            margin,
+            label,
+            extra: Some(&*extra).filter(|extra| !extra.is_empty()),
+            messages: conversation.as_deref(),
+            tools: tools_text.as_deref(),
+        };
         if let (Body::Chat(messages), true) = (&body, self.each_turn) {
-            let meta = RowMeta {
-                id,
-                source: self.chunk.source,
-                line: line as i64,
-                channel: channel.as_deref(),
-                margin,
-                label,
-                extra: Some(&*extra).filter(|extra| !extra.is_empty()),
-                ..RowMeta::default()
-            };
             let result = self.turns(messages, side, &mut sides[0], &meta, line);
             self.sides = sides;
             return result;
@@ -383,25 +385,13 @@ impl Run<'_> {
             }
             Body::Group(texts) => {
                 places = texts.iter().map(|text| text.side).collect();
-                sides.resize_with(texts.len().max(sides.len()), Conversation::default);
+                sides.resize_with(texts.len().max(sides.len()), EncodedRow::default);
                 texts
                     .iter()
                     .zip(&mut sides)
                     .try_for_each(|(text, out)| self.encoder.framed(text, out))
                     .map(|()| texts.len())
             }
-        };
-        let meta = RowMeta {
-            id,
-            source: self.chunk.source,
-            line: line as i64,
-            channel: channel.as_deref(),
-            pair: None,
-            margin,
-            label,
-            extra: Some(&*extra).filter(|extra| !extra.is_empty()),
-            messages: conversation.as_deref(),
-            tools: tools_text.as_deref(),
         };
         let result = used.and_then(|used| self.commit(&mut sides[..used], &places, labels, &meta, line));
         self.sides = sides;
@@ -412,7 +402,7 @@ impl Run<'_> {
     /// a label each), or drop them together.
     fn commit(
         &mut self,
-        sides: &mut [Conversation],
+        sides: &mut [EncodedRow],
         places: &[i8],
         labels: &[f64],
         meta: &RowMeta,
@@ -426,7 +416,7 @@ impl Run<'_> {
             look_alikes += side.look_alikes;
             self.counts.add("unwritten_thinking", side.unwritten_thinking);
             self.counts.add("unwritten_parts", side.unwritten_parts);
-            before += side.tokens.ids.len();
+            before += side.ids.len();
         }
         self.counts.add("special_look_alikes", look_alikes);
         self.counts.add("rows_with_look_alikes", usize::from(look_alikes > 0));
@@ -446,7 +436,7 @@ impl Run<'_> {
                 }
             }
         }
-        let after: usize = sides.iter().map(|side| side.tokens.ids.len()).sum();
+        let after: usize = sides.iter().map(|side| side.ids.len()).sum();
         if truncated {
             let is_proportional = self.encoder.truncation() == Truncation::Proportional;
             let reason = if is_proportional { "proportional" } else { "max_length" };
@@ -463,7 +453,7 @@ impl Run<'_> {
             let id = if index == 0 { meta.id } else { self.part_id(meta.id, index as u32) };
             self.counts.add("straddles", side.straddles);
             let label = labels.get(index).copied().or(meta.label);
-            self.push(&RowMeta { id, pair, label, ..*meta }, side, 0..side.tokens.ids.len())?;
+            self.push(&RowMeta { id, pair, label, ..*meta }, side, 0..side.ids.len())?;
         }
         Ok(())
     }
@@ -472,8 +462,8 @@ impl Run<'_> {
     fn turns(
         &mut self,
         messages: &[crate::types::Message],
-        side: Side,
-        out: &mut Conversation,
+        side: RowContext,
+        out: &mut EncodedRow,
         meta: &RowMeta,
         line: u64,
     ) -> Result<(), Error> {
@@ -493,13 +483,13 @@ impl Run<'_> {
             self.counts.add("encode_calls", out.encode_calls);
             self.counts.add("rendered_bytes", out.rendered_bytes);
             self.counts.add("unwritten_thinking", out.unwritten_thinking);
-            let before = out.tokens.ids.len();
+            let before = out.ids.len();
             if let Outcome::Dropped(reason) = self.encoder.fit(out, None, &mut self.scratch)? {
                 gone = Some((reason, before));
                 continue;
             }
             let id = if part == 0 { meta.id } else { self.part_id(meta.id, part) };
-            self.push(&RowMeta { id, ..*meta }, out, 0..out.tokens.ids.len())?;
+            self.push(&RowMeta { id, ..*meta }, out, 0..out.ids.len())?;
             part += 1;
         }
         match (part, gone) {
@@ -514,8 +504,8 @@ impl Run<'_> {
     }
 
     /// A text row cut into blocks of `size` tokens.
-    fn blocks(&mut self, side: &Conversation, block_tokens: usize, meta: &RowMeta, line: u64) -> Result<(), Error> {
-        let length = side.tokens.ids.len();
+    fn blocks(&mut self, side: &EncodedRow, block_tokens: usize, meta: &RowMeta, line: u64) -> Result<(), Error> {
+        let length = side.ids.len();
         self.note(meta.id, line, "truncated", "split", (length, length));
         for (part, start) in (0..length).step_by(block_tokens).enumerate() {
             let id = if part == 0 { meta.id } else { self.part_id(meta.id, part as u32) };
@@ -529,10 +519,10 @@ impl Run<'_> {
         row_id(&id, self.chunk.source, 0, self.chunk.copy, part, &mut self.buffer)
     }
 
-    fn push(&mut self, meta: &RowMeta, side: &Conversation, keep: std::ops::Range<usize>) -> Result<(), Error> {
-        let ids = &side.tokens.ids[keep.clone()];
+    fn push(&mut self, meta: &RowMeta, side: &EncodedRow, keep: std::ops::Range<usize>) -> Result<(), Error> {
+        let ids = &side.ids[keep.clone()];
         let mut spans = side.spans.clone();
-        if keep.len() < side.tokens.ids.len() {
+        if keep.len() < side.ids.len() {
             Kept::from(keep).clip_spans(&mut spans);
         }
         let (trained, _) = crate::weigh::sequence::totals(&spans);
@@ -541,7 +531,7 @@ impl Run<'_> {
         self.counts.add("trained_tokens", trained as usize);
         self.counts.length(ids.len());
         for turn in side.turns.iter().filter(|turn| turn.closing < turn.generated_end) {
-            if let Some(id) = side.tokens.ids.get(turn.closing as usize) {
+            if let Some(id) = side.ids.get(turn.closing as usize) {
                 self.counts.closing_ids.insert(*id);
             }
         }
@@ -553,12 +543,8 @@ impl Run<'_> {
 /// The rows of a tokens batch with the weights of another specification. No text is encoded.
 ///
 /// # Errors
-/// `Error::Data` for a batch that is no tokens batch; as [`weigh`].
-pub fn reweight(
-    batch: &RecordBatch,
-    spec: &Spec,
-    vocabulary: &crate::tokenizer::vocabulary::Vocabulary,
-) -> Result<RecordBatch, Error> {
-    let mut scratch = Scratch::default();
-    TokensReader::new(batch)?.with_spans(|ids, turns, spans| weigh(spec, ids, turns, vocabulary, &mut scratch, spans))
+/// `Error::Data` for a batch that is no tokens batch; as [`Weigher::weigh`].
+pub fn reweight(batch: &RecordBatch, weigher: &Weigher) -> Result<RecordBatch, Error> {
+    let mut scratch = WeighScratch::default();
+    TokensReader::new(batch)?.with_spans(|ids, turns, spans| weigher.weigh(ids, turns, &mut scratch, spans))
 }

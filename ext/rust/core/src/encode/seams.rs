@@ -1,16 +1,17 @@
 //! From turns as bytes of the rendered text to turns as tokens, and where the text is cut before it is encoded.
 use crate::agents::Written;
-use crate::error::{Error, RowError};
+use crate::error::{Error, RowError, choices};
 use crate::tokenizer::special::SpecialMatcher;
-use crate::types::{Json, Message, Rendered, Role, Turn};
+use crate::types::{Message, Rendered, Role, Turn};
 use crate::weigh::sequence::TokenTurn;
 use crate::weigh::{Base, Spec};
 use std::ops::Range;
 
 /// How the rendered text is cut before encoding.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Segments {
     /// Not at all: the ids are those of `apply_chat_template(tokenize=True)`.
+    #[default]
     Whole,
     /// At the start of what the model generates, as when it generates it.
     Turn,
@@ -18,37 +19,39 @@ pub enum Segments {
     MsSwift,
 }
 
+choices! { Segments, "segments", "whole" => Whole, "turn" => Turn, "ms-swift" => MsSwift }
+
 /// The messages that were rendered, and where they come from.
 #[derive(Debug, Clone, Copy)]
-pub struct Source<'a> {
+pub(crate) struct RenderedFrom<'a> {
     /// As the template saw them.
-    pub messages: &'a [Message],
+    pub(crate) messages: &'a [Message],
     /// How an agent format made them of the row's, if one did.
-    pub written: Option<&'a Written>,
+    pub(crate) written: Option<&'a Written>,
     /// Index of the row's own first message: -1 behind a system message that the options put in.
-    pub first_message: i32,
+    pub(crate) first_message: i32,
     /// Whose turns are trained on.
-    pub roles: &'a [Role],
+    pub(crate) roles: &'a [Role],
     /// Special tokens.
-    pub specials: &'a SpecialMatcher,
+    pub(crate) specials: &'a SpecialMatcher,
 }
 
-impl Source<'_> {
+impl RenderedFrom<'_> {
     /// Index in the row of a rendered message; -1 for one that the row does not have.
     #[must_use]
-    pub fn row_index(&self, message: usize) -> i32 {
+    pub(crate) fn row_index(&self, message: usize) -> i32 {
         let Some(written) = self.written else { return message as i32 + self.first_message };
         let origin = written.origins.get(message).copied().flatten();
         origin.map_or(-1, |origin| origin as i32 + self.first_message)
     }
 
-    fn parts(&self, message: usize) -> &[crate::agents::Part] {
+    fn parts(&self, message: usize) -> &[crate::agents::TurnPart] {
         self.written.and_then(|written| written.parts.get(message)).map_or(&[], |parts| parts)
     }
 }
 
 /// A stretch of a turn with marks of its own.
-struct Piece {
+struct MarkedPiece {
     generated: Range<usize>,
     loss: Option<bool>,
     loss_scale: Option<f32>,
@@ -62,7 +65,12 @@ struct Piece {
 ///
 /// # Errors
 /// As [`Spec::segments`].
-pub fn cuts(segments: Segments, rendered: &Rendered, source: Source, spec: &Spec) -> Result<Vec<usize>, Error> {
+pub(crate) fn cuts(
+    segments: Segments,
+    rendered: &Rendered,
+    source: RenderedFrom,
+    spec: &Spec,
+) -> Result<Vec<usize>, Error> {
     let generating = rendered.turns.iter().filter(|turn| !turn.generated.is_empty());
     match segments {
         Segments::Whole => Ok(vec![]),
@@ -72,7 +80,7 @@ pub fn cuts(segments: Segments, rendered: &Rendered, source: Source, spec: &Spec
 }
 
 /// Ends of the runs of equal weight: prompts, replies by the rules, the last closing suffix.
-fn ms_swift_cuts(rendered: &Rendered, source: Source, spec: &Spec) -> Result<Vec<usize>, Error> {
+fn ms_swift_cuts(rendered: &Rendered, source: RenderedFrom, spec: &Spec) -> Result<Vec<usize>, Error> {
     let text = &rendered.text;
     let mut runs: Vec<(usize, f64)> = Vec::new();
     let mut push = |end: usize, weight: f64| match runs.last_mut() {
@@ -137,7 +145,10 @@ fn other(spec: &Spec, text: &str, range: Range<usize>, push: &mut impl FnMut(usi
 
 /// The bytes of a rendering that [`token_turns`] asks about; none if that takes a closer look.
 #[must_use]
-pub fn places<'a>(rendered: &'a Rendered, source: Source) -> Option<impl Iterator<Item = usize> + use<'a>> {
+pub(crate) fn places<'a>(
+    rendered: &'a Rendered,
+    source: RenderedFrom,
+) -> Option<impl Iterator<Item = usize> + use<'a>> {
     let plain = source.roles == [Role::Assistant]
         && source.messages.iter().all(|m| m.loss.len() <= 1 && m.loss_scale.len() <= 1 && !m.given)
         && source.written.is_none_or(|written| written.parts.iter().all(Vec::is_empty));
@@ -150,9 +161,9 @@ pub fn places<'a>(rendered: &'a Rendered, source: Source) -> Option<impl Iterato
 ///
 /// # Errors
 /// `Error::Row` when the pieces of a message with lists of marks cannot be found in the rendered text.
-pub fn token_turns(
+pub(crate) fn token_turns(
     rendered: &Rendered,
-    source: Source,
+    source: RenderedFrom,
     index_at: impl Fn(usize) -> (usize, bool),
     out: &mut Vec<TokenTurn>,
 ) -> Result<usize, Error> {
@@ -234,13 +245,8 @@ pub fn token_turns(
 
 /// The words of a turn that is not the assistant's and the token that closes it, and where that starts: the content as
 /// the template writes it, and a special token right behind it.
-fn words(turn: &Turn, source: Source, text: &str) -> Result<(Range<usize>, usize), Error> {
-    let content = source.messages.get(turn.message).and_then(|message| {
-        message.fields.iter().find_map(|(name, value)| match value {
-            Json::String(text) if &**name == "content" => Some(&**text),
-            _ => None,
-        })
-    });
+fn words(turn: &Turn, source: RenderedFrom, text: &str) -> Result<(Range<usize>, usize), Error> {
+    let content = source.messages.get(turn.message).and_then(Message::content);
     let all = &text[turn.all.clone()];
     // the last place: only what closes the turn stands behind its words
     let found = content.and_then(|content| {
@@ -250,13 +256,11 @@ fn words(turn: &Turn, source: Source, text: &str) -> Result<(Range<usize>, usize
         (rest.is_empty() || source.specials.length_at(rest).is_some()).then_some((at, length))
     });
     let Some((at, length)) = found else {
-        return Err(Error::Row(RowError {
-            reason: "roles",
-            column: None,
-            path: format!("$.messages[{}]", source.row_index(turn.message)),
-            message: "the template does not write the content as it is, so --train-roles cannot find its words"
-                .to_owned(),
-        }));
+        return Err(Error::Row(RowError::at(
+            format!("$.messages[{}]", source.row_index(turn.message)),
+            "roles",
+            "the template does not write the content as it is, so --train-roles cannot find its words",
+        )));
     };
     let end = at + length;
     let rest = &all[end..];
@@ -270,8 +274,8 @@ fn words(turn: &Turn, source: Source, text: &str) -> Result<(Range<usize>, usize
 /// Whoever learns any of a turn learns to end it: where the last piece is not trained and another is, the closing token
 /// is a piece of its own, with this `loss`.
 #[expect(clippy::option_option, reason = "a loss may be unset")]
-fn closing_of_pieces(pieces: &[Piece]) -> Option<Option<bool>> {
-    let is_silent = |piece: &Piece| piece.loss == Some(false) || piece.loss_scale == Some(0.0);
+fn closing_of_pieces(pieces: &[MarkedPiece]) -> Option<Option<bool>> {
+    let is_silent = |piece: &MarkedPiece| piece.loss == Some(false) || piece.loss_scale == Some(0.0);
     let (last, before) = pieces.split_last()?;
     if pieces.iter().any(|piece| piece.is_answer) {
         return None;
@@ -281,7 +285,7 @@ fn closing_of_pieces(pieces: &[Piece]) -> Option<Option<bool>> {
 }
 
 /// The stretches of a generated range that have marks of their own; one, if the message's marks are single.
-fn pieces(turn: &Turn, source: Source, text: &str) -> Result<Vec<Piece>, Error> {
+fn pieces(turn: &Turn, source: RenderedFrom, text: &str) -> Result<Vec<MarkedPiece>, Error> {
     let message = source.messages.get(turn.message);
     let parts = source.parts(turn.message);
     let row_index = source.row_index(turn.message);
@@ -294,21 +298,16 @@ fn pieces(turn: &Turn, source: Source, text: &str) -> Result<Vec<Piece>, Error> 
     let Some(message) = message.filter(|_| losses.len() > 1 || scales.len() > 1 || !parts.is_empty()) else {
         let (loss, loss_scale) = mark(0);
         let generated = turn.generated.clone();
-        return Ok(vec![Piece { generated, loss, loss_scale, is_answer: false, message: row_index }]);
+        return Ok(vec![MarkedPiece { generated, loss, loss_scale, is_answer: false, message: row_index }]);
     };
     let fault = |why: &str| {
-        Error::Row(RowError {
-            reason: "pieces",
-            column: None,
-            path: format!("$.messages[{row_index}]"),
-            message: format!("{why}; give the message one loss and loss_scale, or split it"),
-        })
+        Error::Row(RowError::at(
+            format!("$.messages[{row_index}]"),
+            "pieces",
+            format!("{why}; give the message one loss and loss_scale, or split it"),
+        ))
     };
-    let content = message.fields.iter().find_map(|(name, value)| match value {
-        Json::String(text) if &**name == "content" => Some(&**text),
-        _ => None,
-    });
-    let content = content.filter(|content| message.pieces.iter().sum::<usize>() == content.len());
+    let content = message.content().filter(|content| message.pieces.iter().sum::<usize>() == content.len());
     let content = content.ok_or_else(|| fault("lists of loss or loss_scale need a content that is a list of texts"))?;
     let reply = &text[turn.generated.start..turn.closing];
     let (at, skipped) = locate(reply, content)
@@ -325,10 +324,10 @@ fn pieces(turn: &Turn, source: Source, text: &str) -> Result<Vec<Piece>, Error> 
         let generated = start..end;
         out.push(if let Some(part) = parts.get(index) {
             let (loss, loss_scale, is_answer) = (part.loss, part.loss_scale, part.is_answer);
-            Piece { generated, loss, loss_scale, is_answer, message: part.message as i32 + source.first_message }
+            MarkedPiece { generated, loss, loss_scale, is_answer, message: part.message as i32 + source.first_message }
         } else {
             let (loss, loss_scale) = mark(index);
-            Piece { generated, loss, loss_scale, is_answer: false, message: row_index }
+            MarkedPiece { generated, loss, loss_scale, is_answer: false, message: row_index }
         });
         start = end;
     }

@@ -1,4 +1,5 @@
-use super::conversation::{Encoder, Options, Templates};
+use super::encoder::Encoder;
+use super::options::{EncodeOptions, Templates};
 use super::pipeline::{Chunk, ReadOptions, encode_chunk};
 use crate::error::Error;
 use crate::template::{SpecialTexts, Template};
@@ -28,7 +29,7 @@ fn a_fault_of_ours_is_never_dropped_as_data() {
     let template = Template::new(TEMPLATE, &SpecialTexts::default(), crate::template::Options::default()).unwrap();
     let templates = Templates { default: Some(template), ..Default::default() };
     let spec = Spec::parse("default", Semantics::Spans, &[]).unwrap();
-    let encoder = Encoder::new(Box::new(Faulty), vocabulary, templates, spec, Options::default()).unwrap();
+    let encoder = Encoder::new(Box::new(Faulty), vocabulary, templates, spec, EncodeOptions::default()).unwrap();
     let data = br#"{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}"#;
     let chunk = Chunk { data, file: "x.jsonl", first_line: 1, ..Chunk::default() };
     for skip_bad_rows in [false, true] {

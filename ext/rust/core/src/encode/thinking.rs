@@ -8,27 +8,31 @@
 //! * `empty`: assistant messages without thinking get an empty block, as ms-swift's `add_non_thinking_prefix`; with the
 //!   base `last_round` only those after the last user message do.
 //! * `no-think`: as `empty`, and the user message before such an answer ends in ` /no_think`, Qwen3's soft switch.
+use crate::error::choices;
 use crate::types::{Json, Message, Role};
 
 /// See the module's text.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Thinking {
     /// As the template has it.
+    #[default]
     Template,
     /// Without thinking.
     Strip,
     /// With an empty block where there is none.
     Empty,
-    /// The same, and said to the user's message.
+    /// As [`Self::Empty`], and the user's message before it says so too.
     NoThink,
 }
+
+choices! { Thinking, "thinking", "template" => Template, "strip" => Strip, "empty" => Empty, "no-think" => NoThink }
 
 const CLOSE: &str = "</think>";
 const EMPTY_BLOCK: &str = "<think>\n\n</think>\n\n";
 const SWITCHES: [&str; 2] = ["/no_think", "/think"];
 
 /// Change `messages` as `rule` says. `last_round`: only turns after the last user message are trained on.
-pub fn apply(rule: Thinking, messages: &mut [Message], last_round: bool) {
+pub(crate) fn apply(rule: Thinking, messages: &mut [Message], last_round: bool) {
     match rule {
         Thinking::Template => {}
         Thinking::Strip => messages.iter_mut().filter(|message| message.role == Role::Assistant).for_each(strip),
@@ -98,14 +102,7 @@ mod tests {
     use super::*;
 
     fn message(role: Role, text: &str) -> Message {
-        Message {
-            role,
-            fields: vec![("content".into(), Json::String(text.into()))],
-            loss: vec![],
-            loss_scale: vec![],
-            pieces: vec![],
-            given: false,
-        }
+        Message::new(role, vec![("content".into(), Json::String(text.into()))])
     }
 
     fn texts(messages: &mut [Message]) -> Vec<String> {

@@ -10,7 +10,7 @@ use crate::error::RowError;
 /// Cuts a stream of bytes into values, however it is divided into pieces.
 #[derive(Debug, Default)]
 pub struct Splitter {
-    place: Place,
+    place: State,
     /// Open brackets inside the value.
     depth: usize,
     in_string: bool,
@@ -22,7 +22,7 @@ pub struct Splitter {
 }
 
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-enum Place {
+enum State {
     /// Nothing but white space so far.
     #[default]
     Start,
@@ -73,12 +73,12 @@ impl Splitter {
     /// [`RowError`] with the reason `truncated` if the file ends inside a value or a list.
     pub fn finish(&mut self, out: &mut Vec<u8>) -> Result<u64, RowError> {
         match self.place {
-            Place::Inside(false) if self.depth == 0 && !self.in_string => {
+            State::Inside(false) if self.depth == 0 && !self.in_string => {
                 self.end_value(out);
                 Ok(self.records)
             }
-            Place::Start | Place::Between | Place::End => Ok(self.records),
-            Place::FirstItem | Place::BeforeItem | Place::AfterItem | Place::Inside(_) => {
+            State::Start | State::Between | State::End => Ok(self.records),
+            State::FirstItem | State::BeforeItem | State::AfterItem | State::Inside(_) => {
                 let message = "file ends inside a record; it was cut while written or copied, get it again";
                 Err(self.fault("truncated", message))
             }
@@ -86,25 +86,25 @@ impl Splitter {
     }
 
     fn byte(&mut self, byte: u8, out: &mut Vec<u8>) -> Result<(), RowError> {
-        if let Place::Inside(item) = self.place {
+        if let State::Inside(item) = self.place {
             self.inside(byte, item, out);
             return Ok(());
         }
         match (self.place, byte) {
-            (Place::Start, _) if self.offset == self.mark as u64 && BYTE_ORDER_MARK.get(self.mark) == Some(&byte) => {
+            (State::Start, _) if self.offset == self.mark as u64 && BYTE_ORDER_MARK.get(self.mark) == Some(&byte) => {
                 self.mark += 1;
             }
             (_, b' ' | b'\t' | b'\n' | b'\r') => {}
-            (Place::Start, b'[') => self.place = Place::FirstItem,
-            (Place::FirstItem | Place::AfterItem, b']') => self.place = Place::End,
-            (Place::AfterItem, b',') => self.place = Place::BeforeItem,
-            (Place::AfterItem, _) => return Err(self.unexpected(byte, "',' or ']' after an item of the list")),
-            (Place::End, _) => return Err(self.unexpected(byte, "nothing after the end of the list")),
-            (Place::FirstItem | Place::BeforeItem, b',' | b']') => {
+            (State::Start, b'[') => self.place = State::FirstItem,
+            (State::FirstItem | State::AfterItem, b']') => self.place = State::End,
+            (State::AfterItem, b',') => self.place = State::BeforeItem,
+            (State::AfterItem, _) => return Err(self.unexpected(byte, "',' or ']' after an item of the list")),
+            (State::End, _) => return Err(self.unexpected(byte, "nothing after the end of the list")),
+            (State::FirstItem | State::BeforeItem, b',' | b']') => {
                 return Err(self.unexpected(byte, "an item of the list"));
             }
             (place, _) => {
-                self.place = Place::Inside(matches!(place, Place::FirstItem | Place::BeforeItem));
+                self.place = State::Inside(matches!(place, State::FirstItem | State::BeforeItem));
                 self.start_value(byte, out);
             }
         }
@@ -143,7 +143,7 @@ impl Splitter {
             // Numbers and words have no closing mark of their own.
             b',' | b']' if self.depth == 0 && item => {
                 self.end_value(out);
-                self.place = if byte == b',' { Place::BeforeItem } else { Place::End };
+                self.place = if byte == b',' { State::BeforeItem } else { State::End };
                 return;
             }
             b' ' | b'\t' | b'\n' | b'\r' if self.depth == 0 => {
@@ -158,7 +158,7 @@ impl Splitter {
     fn end_value(&mut self, out: &mut Vec<u8>) {
         out.push(b'\n');
         self.records += 1;
-        self.place = if self.place == Place::Inside(true) { Place::AfterItem } else { Place::Between };
+        self.place = if self.place == State::Inside(true) { State::AfterItem } else { State::Between };
     }
 
     fn unexpected(&self, byte: u8, wanted: &str) -> RowError {
@@ -167,7 +167,7 @@ impl Splitter {
 
     fn fault(&self, reason: &'static str, message: &str) -> RowError {
         let message = format!("{message} (byte {} of the file, behind record {})", self.offset, self.records);
-        RowError { reason, column: None, path: String::new(), message }
+        RowError::new(reason, message)
     }
 }
 

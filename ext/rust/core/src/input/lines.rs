@@ -103,7 +103,7 @@ impl Iterator for Lines<'_> {
 fn too_long(bytes: usize, limit: usize) -> RowError {
     let message =
         format!("the line is {bytes} bytes long, the limit is {limit}; raise --max-line-bytes or split the row");
-    RowError { reason: "line_too_long", column: None, path: String::new(), message }
+    RowError::new("line_too_long", message)
 }
 
 fn is_blank(line: &[u8]) -> bool {
@@ -127,7 +127,7 @@ pub fn parse_record(data: &[u8], record: &Record) -> Result<Json, RowError> {
 
 /// What stands in a slice: counted in one pass at the speed of memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Counts {
+pub struct LineCounts {
     /// Lines, blank ones too; a last one without newline counts.
     pub lines: u64,
     /// Lines that are not blank.
@@ -136,9 +136,9 @@ pub struct Counts {
 
 /// Count lines and records.
 #[must_use]
-pub fn count(data: &[u8], at_file_start: bool) -> Counts {
+pub fn count(data: &[u8], at_file_start: bool) -> LineCounts {
     let data = if at_file_start { data.strip_prefix(b"\xef\xbb\xbf").unwrap_or(data) } else { data };
-    let mut counts = Counts::default();
+    let mut counts = LineCounts::default();
     let mut start = 0;
     for end in memchr_iter(b'\n', data).chain(std::iter::once(data.len())) {
         if start == data.len() {
@@ -257,7 +257,7 @@ mod tests {
             let data = noise(seed, seed as usize);
             let mut lines = Lines::new(&data, 1, MAX_LINE_BYTES);
             let records = lines.by_ref().count() as u64;
-            assert_eq!(count(&data, true), Counts { lines: lines.next_line() - 1, records });
+            assert_eq!(count(&data, true), LineCounts { lines: lines.next_line() - 1, records });
         }
     }
 

@@ -12,7 +12,7 @@ pub fn to_canonical(value: &Json) -> String {
 }
 
 /// [`to_canonical`], onto the end of `out`.
-pub fn append_canonical(out: &mut String, value: &Json) {
+pub(crate) fn append_canonical(out: &mut String, value: &Json) {
     match value {
         Json::Array(items) => {
             out.push('[');
@@ -45,13 +45,13 @@ pub fn append_canonical(out: &mut String, value: &Json) {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PythonStyle {
     /// Between items, and between key and value. Python's default is `", "` and `": "`; with an indent `","` and `": "`.
-    pub separators: (String, String),
+    pub(crate) separators: (String, String),
     /// What one level of nesting is indented by; `None` writes one line.
-    pub indent: Option<String>,
+    pub(crate) indent: Option<String>,
     /// Members by key instead of in their own order.
-    pub sort_keys: bool,
+    pub(crate) sort_keys: bool,
     /// Everything outside ASCII as `\uXXXX`.
-    pub ensure_ascii: bool,
+    pub(crate) ensure_ascii: bool,
 }
 
 impl PythonStyle {
@@ -63,8 +63,8 @@ impl PythonStyle {
     }
 
     /// `json.dumps(value, ensure_ascii=False, indent=spaces)`.
-    #[must_use]
-    pub fn indented(spaces: usize) -> Self {
+    #[cfg(test)]
+    pub(crate) fn indented(spaces: usize) -> Self {
         let separators = (",".to_owned(), ": ".to_owned());
         Self { separators, indent: Some(" ".repeat(spaces)), ..Self::one_line() }
     }
@@ -148,7 +148,7 @@ fn ordered(members: &[(Box<str>, Json)], sort: bool) -> Vec<(&str, &Json)> {
 ///
 /// Infinite and undefined values are spelled as `json.dumps` does (`Infinity`, `NaN`).
 #[must_use]
-pub fn python_float(number: f64) -> String {
+pub(crate) fn python_float(number: f64) -> String {
     if number.is_nan() {
         return "NaN".to_owned();
     }

@@ -14,15 +14,15 @@ const BBOX: &str = "<bbox>";
 /// How a family writes objects.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct BoxMarks {
+pub(crate) struct BoxMarks {
     /// What numbers count.
-    pub space: Space,
+    pub(crate) space: Space,
     /// A box, with `{x1}`, `{y1}`, `{x2}` and `{y2}`.
-    pub bbox: Box<str>,
+    pub(crate) bbox: Box<str>,
     /// A point, with `{x1}` and `{y1}`.
-    pub point: Box<str>,
+    pub(crate) point: Box<str>,
     /// A name, with `{name}`.
-    pub name: Box<str>,
+    pub(crate) name: Box<str>,
 }
 
 /// What the numbers of a box count.
@@ -46,14 +46,14 @@ enum Given {
 
 /// The objects of a row.
 #[derive(Debug)]
-pub struct Objects {
+pub(crate) struct Objects {
     place: String,
     names: Vec<Json>,
     boxes: Vec<Json>,
 }
 
 fn fault(place: &str, message: impl Into<String>) -> RowError {
-    RowError { reason: "media_box", column: None, path: place.to_owned(), message: message.into() }
+    RowError::at(place, "media_box", message)
 }
 
 impl Objects {
@@ -61,7 +61,7 @@ impl Objects {
     ///
     /// # Errors
     /// [`RowError`] for another form.
-    pub fn read(value: &Json, place: String) -> Result<Self, RowError> {
+    pub(crate) fn read(value: &Json, place: String) -> Result<Self, RowError> {
         let list = |name: &str| match value.member(name) {
             None | Some(Json::Null) => Ok(vec![]),
             Some(Json::Array(items)) => Ok(items.clone()),
@@ -97,7 +97,7 @@ impl Objects {
     ///
     /// # Errors
     /// [`RowError`] where there are more places than objects, or fewer.
-    pub fn attach(&self, messages: &mut [Message]) -> Result<(), RowError> {
+    pub(crate) fn attach(&self, messages: &mut [Message]) -> Result<(), RowError> {
         let (mut names, mut boxes) = (self.names.iter(), self.boxes.iter());
         let mut counts = [0, 0];
         let mut split = |text: &str, out: &mut Vec<Json>| {
@@ -150,7 +150,7 @@ impl Objects {
 ///
 /// # Errors
 /// [`RowError`] for a box that is none, or not inside its picture.
-pub fn write(family: &Family, messages: &mut [Message], items: &[Item]) -> Result<(), RowError> {
+pub(crate) fn write(family: &Family, messages: &mut [Message], items: &[Item]) -> Result<(), RowError> {
     for (index, message) in messages.iter_mut().enumerate() {
         let Some((_, content)) = message.fields.get_mut(1) else { continue };
         let Json::Array(parts) = content else { continue };

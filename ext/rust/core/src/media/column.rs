@@ -1,7 +1,7 @@
 //! Pictures of rows as a column of Arrow, and back.
 use super::header::{Format, Header};
-use super::{About, Span};
-use crate::encode::tokens::{arrow, item, offsets, wrong_column};
+use super::{About, MediaSpan};
+use crate::arrow::{arrow, item, offsets, wrong_column};
 use crate::error::Error;
 use arrow_array::builder::{FixedSizeBinaryBuilder, LargeBinaryBuilder, StringBuilder};
 use arrow_array::{Array, ArrayRef, Int32Array, ListArray, RecordBatch, StructArray};
@@ -13,7 +13,7 @@ const INTS: [&str; 11] =
 
 /// The members of a picture.
 #[must_use]
-pub fn fields() -> Fields {
+pub(crate) fn fields() -> Fields {
     let mut fields = vec![Field::new("kind", DataType::Utf8, false)];
     fields.extend(INTS.map(|name| Field::new(name, DataType::Int32, false)));
     fields.push(Field::new("format", DataType::Utf8, false));
@@ -49,7 +49,7 @@ fn sizes(about: &About) -> (&'static str, [i32; 4]) {
 
 /// Pictures on their way into a batch.
 #[derive(Debug)]
-pub struct MediaColumn {
+pub(crate) struct MediaColumn {
     offsets: Vec<i32>,
     ints: [Vec<i32>; INTS.len()],
     kind: StringBuilder,
@@ -80,7 +80,7 @@ impl MediaColumn {
     ///
     /// # Errors
     /// None in practice: digests have 32 bytes by their type.
-    pub fn push(&mut self, pictures: &[Span]) -> Result<(), Error> {
+    pub(crate) fn push(&mut self, pictures: &[MediaSpan]) -> Result<(), Error> {
         for span in pictures {
             let plan = &span.item.plan;
             let [t, h, w] = plan.grid.map(|side| side as i32);
@@ -103,7 +103,7 @@ impl MediaColumn {
     ///
     /// # Errors
     /// `Error::Data` when it outgrew its offsets.
-    pub fn finish(mut self) -> Result<ArrayRef, Error> {
+    pub(crate) fn finish(mut self) -> Result<ArrayRef, Error> {
         let mut columns: Vec<ArrayRef> = vec![Arc::new(self.kind.finish())];
         columns.extend(self.ints.map(|values| Arc::new(Int32Array::from(values)) as ArrayRef));
         columns.push(Arc::new(self.format.finish()));
@@ -120,18 +120,18 @@ impl MediaColumn {
 
 /// Where the pictures of a batch's rows lie.
 #[derive(Debug)]
-pub struct Places<'a> {
+pub(crate) struct BatchMedia<'a> {
     lists: &'a ListArray,
     starts: &'a Int32Array,
     ends: &'a Int32Array,
 }
 
-impl<'a> Places<'a> {
+impl<'a> BatchMedia<'a> {
     /// Of a batch of tokens; none if it has no column of pictures.
     ///
     /// # Errors
     /// `Error::Data` when the column is of another type.
-    pub fn of_batch(batch: &'a RecordBatch) -> Result<Option<Self>, Error> {
+    pub(crate) fn of_batch(batch: &'a RecordBatch) -> Result<Option<Self>, Error> {
         let Some(column) = batch.column_by_name("media") else { return Ok(None) };
         let wrong = || wrong_column("media");
         let lists = column.as_any().downcast_ref::<ListArray>().ok_or_else(wrong)?;
@@ -143,7 +143,7 @@ impl<'a> Places<'a> {
     }
 
     /// First token of each picture of a row, and the token after its last.
-    pub fn of(&self, row: usize) -> impl Iterator<Item = (i32, i32)> + Clone {
+    pub(crate) fn of(&self, row: usize) -> impl Iterator<Item = (i32, i32)> + Clone {
         let offsets = self.lists.value_offsets();
         let range = offsets[row] as usize..offsets[row + 1] as usize;
         range.map(|at| (self.starts.value(at), self.ends.value(at)))

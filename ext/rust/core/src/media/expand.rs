@@ -4,32 +4,28 @@
 //! a run of features is written once. Then the ids: each run is repeated. So a picture costs the same to encode whatever
 //! its size, and the ids are those of the whole text.
 use super::kind::Kind;
-use super::{Family, Item, Span, Writing};
+use super::{Family, Item, MediaSpan, Writing};
 use crate::error::RowError;
 use crate::tokenizer::engine::Tokens;
 use crate::types::Rendered;
-use crate::weigh::sequence::{Span as Weight, TokenTurn};
+use crate::weigh::sequence::{Span, TokenTurn};
 use std::fmt::Write;
 use std::ops::Range;
 
 /// A picture, sound or video in the expanded text.
 #[derive(Debug)]
-pub struct Placed {
+pub(crate) struct Placed {
     kind: Kind,
     bytes: Range<usize>,
     /// Features of each run.
     runs: Vec<usize>,
 }
 
-fn fault(reason: &'static str, message: String) -> RowError {
-    RowError { reason, column: None, path: String::new(), message }
-}
-
 /// Write each picture's marks for its placeholder; turns stay where they were in the text.
 ///
 /// # Errors
 /// [`RowError`] where the template did not write a placeholder for each picture.
-pub fn expand(family: &Family, rendered: &mut Rendered, items: &[Item]) -> Result<Vec<Placed>, RowError> {
+pub(crate) fn expand(family: &Family, rendered: &mut Rendered, items: &[Item]) -> Result<Vec<Placed>, RowError> {
     let mut spots: Vec<(usize, Kind, &Writing)> = vec![];
     for (kind, writing) in family.writings() {
         let found = rendered.text.match_indices(&*writing.placeholder).map(|(at, _)| (at, kind, writing));
@@ -43,13 +39,13 @@ pub fn expand(family: &Family, rendered: &mut Rendered, items: &[Item]) -> Resul
                 writing.placeholder,
                 kind.noun(),
             );
-            return Err(fault("unwritten", message));
+            return Err(RowError::new("unwritten", message));
         }
     }
     spots.sort_unstable_by_key(|(at, _, _)| *at);
     if spots.iter().zip(items).any(|((_, kind, _), item)| *kind != item.kind) {
         let message = "the chat template writes pictures, sounds and videos in another order than the row has them";
-        return Err(fault("unwritten", format!("{message}; pass a --chat-template that keeps it")));
+        return Err(RowError::new("unwritten", format!("{message}; pass a --chat-template that keeps it")));
     }
     let old = std::mem::take(&mut rendered.text);
     let mut placed = Vec::with_capacity(items.len());
@@ -109,13 +105,13 @@ fn write(writing: &Writing, item: &Item, text: &mut String) -> Vec<usize> {
 ///
 /// # Errors
 /// [`RowError`] where the tokenizer makes another number of features of the text than was written.
-pub fn unroll(
+pub(crate) fn unroll(
     placed: &[Placed],
     items: Vec<Item>,
     features: [i32; 3],
     tokens: &mut Tokens,
     turns: &mut [TokenTurn],
-) -> Result<Vec<Span>, RowError> {
+) -> Result<Vec<MediaSpan>, RowError> {
     let id_of = |one: &Placed| features[one.kind as usize];
     let runs: Vec<(i32, usize)> = placed.iter().flat_map(|one| one.runs.iter().map(|run| (id_of(one), *run))).collect();
     let is_feature = |id: i32| id >= 0 && features.contains(&id);
@@ -123,7 +119,7 @@ pub fn unroll(
     if !found.iter().eq(runs.iter().map(|(id, _)| id)) {
         let (wrote, found) = (runs.len(), found.len());
         let message = format!("{wrote} runs of features were written, {found} are in the ids; report this row");
-        return Err(fault("media_tokens", message));
+        return Err(RowError::new("media_tokens", message));
     }
     let total = tokens.ids.len() + runs.iter().map(|(_, run)| run).sum::<usize>();
     let (mut ids, mut ends) = (Vec::with_capacity(total), Vec::with_capacity(total));
@@ -140,7 +136,7 @@ pub fn unroll(
     let spans = placed.iter().zip(items).map(|(one, item)| {
         let (start, end) = (tokens.index_at(one.bytes.start).0, tokens.index_at(one.bytes.end).0);
         let features = one.runs.iter().sum::<usize>() as i32;
-        Span { start: new(start), end: new(end), features, item }
+        MediaSpan { start: new(start), end: new(end), features, item }
     });
     let spans = spans.collect();
     (tokens.ids, tokens.ends) = (ids, ends);
@@ -155,23 +151,23 @@ pub fn unroll(
 }
 
 /// Nobody learns to write a picture: take its tokens out of the weights.
-pub fn unweigh(weights: &mut Vec<Weight>, pictures: &(impl Iterator<Item = (i32, i32)> + Clone)) {
+pub(crate) fn unweigh(weights: &mut Vec<Span>, pictures: &(impl Iterator<Item = (i32, i32)> + Clone)) {
     if pictures.clone().next().is_none() {
         return;
     }
-    let mut out: Vec<Weight> = Vec::with_capacity(weights.len());
+    let mut out: Vec<Span> = Vec::with_capacity(weights.len());
     for weight in weights.drain(..) {
         let mut start = weight.start;
         for (low, high) in pictures.clone() {
             if low < weight.end && high > start {
                 if low > start {
-                    out.push(Weight { start, end: low, ..weight });
+                    out.push(Span { start, end: low, ..weight });
                 }
                 start = high;
             }
         }
         if start < weight.end {
-            out.push(Weight { start, ..weight });
+            out.push(Span { start, ..weight });
         }
     }
     *weights = out;

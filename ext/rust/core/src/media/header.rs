@@ -6,20 +6,20 @@ const MOST_PIXELS: u64 = 178_956_970;
 
 /// Size and form of a picture.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Header {
+pub(crate) struct Header {
     /// The form of the file.
-    pub format: Format,
+    pub(crate) format: Format,
     /// Columns of pixels as stored.
-    pub width: u32,
+    pub(crate) width: u32,
     /// Rows of pixels as stored.
-    pub height: u32,
+    pub(crate) height: u32,
     /// EXIF orientation, 1 to 8; from 5 on, rows are to be shown as columns.
-    pub orientation: u8,
+    pub(crate) orientation: u8,
 }
 
 /// The forms that are read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Format {
+pub(crate) enum Format {
     /// PNG.
     Png,
     /// JPEG.
@@ -35,21 +35,20 @@ pub enum Format {
 impl Header {
     /// Height and width of the picture as it is to be seen.
     #[must_use]
-    pub fn upright(&self) -> (u32, u32) {
+    pub(crate) fn upright(&self) -> (u32, u32) {
         if self.orientation > 4 { (self.width, self.height) } else { (self.height, self.width) }
     }
 }
 
-fn fault(reason: &'static str, message: impl Into<String>) -> RowError {
-    RowError { reason, column: None, path: String::new(), message: message.into() }
-}
-
 fn cut(what: &str) -> RowError {
-    fault("media_truncated", format!("the {what} ends too early, as a download that broke off does; get it again"))
+    RowError::new(
+        "media_truncated",
+        format!("the {what} ends too early, as a download that broke off does; get it again"),
+    )
 }
 
 fn broken(what: &str) -> RowError {
-    fault("media_broken", format!("{what}; get it again or leave it out"))
+    RowError::new("media_broken", format!("{what}; get it again or leave it out"))
 }
 
 /// Read the header of a picture.
@@ -58,9 +57,9 @@ fn broken(what: &str) -> RowError {
 /// [`RowError`]: `media_broken` for bytes that are no picture, `media_truncated` for one without its end, `media_empty`
 /// for one without pixels, `media_too_large` for one that would take gigabytes to decode, `media_format` for one with 16
 /// bits a channel or several frames, which the models' processors read wrong.
-pub fn read(bytes: &[u8]) -> Result<Header, RowError> {
+pub(crate) fn read(bytes: &[u8]) -> Result<Header, RowError> {
     let header = match bytes {
-        [] => return Err(fault("media_empty", "the file is empty; get it again or leave it out")),
+        [] => return Err(RowError::new("media_empty", "the file is empty; get it again or leave it out")),
         [0x89, b'P', b'N', b'G', 0x0d, 0x0a, 0x1a, 0x0a, rest @ ..] => png(rest)?,
         [0xff, 0xd8, rest @ ..] => jpeg(rest)?,
         [b'G', b'I', b'F', b'8', b'7' | b'9', b'a', rest @ ..] => gif(rest)?,
@@ -76,11 +75,11 @@ pub fn read(bytes: &[u8]) -> Result<Header, RowError> {
     };
     let Header { width, height, .. } = header;
     if width == 0 || height == 0 {
-        return Err(fault("media_empty", format!("the picture has {width} by {height} pixels; leave it out")));
+        return Err(RowError::new("media_empty", format!("the picture has {width} by {height} pixels; leave it out")));
     }
     if u64::from(width) * u64::from(height) > MOST_PIXELS {
         let why = format!("the picture has {width} by {height} pixels, the most is {MOST_PIXELS}; shrink it first");
-        return Err(fault("media_too_large", why));
+        return Err(RowError::new("media_too_large", why));
     }
     Ok(header)
 }
@@ -102,7 +101,10 @@ fn le32(bytes: &[u8], at: usize) -> Option<u32> {
 }
 
 fn several(what: &str) -> RowError {
-    fault("media_format", format!("the {what} has several frames; save the one that is meant as a picture of its own"))
+    RowError::new(
+        "media_format",
+        format!("the {what} has several frames; save the one that is meant as a picture of its own"),
+    )
 }
 
 /// Chunks to the end: length, name, data, checksum.
@@ -114,7 +116,7 @@ fn png(bytes: &[u8]) -> Result<Header, RowError> {
         return Err(cut("PNG"));
     };
     if *depth == 16 {
-        return Err(fault("media_format", "the PNG has 16 bits a channel; save it with 8"));
+        return Err(RowError::new("media_format", "the PNG has 16 bits a channel; save it with 8"));
     }
     let (mut at, mut orientation) = (0, 1);
     loop {

@@ -14,7 +14,7 @@ pub enum Kind {
 
 impl Kind {
     /// Each of them.
-    pub const ALL: [Self; 3] = [Self::Image, Self::Audio, Self::Video];
+    pub(crate) const ALL: [Self; 3] = [Self::Image, Self::Audio, Self::Video];
 
     /// Its name: the type of a part, and the member of the part that says where it is.
     #[must_use]
@@ -28,7 +28,7 @@ impl Kind {
 
     /// Its place in a text.
     #[must_use]
-    pub fn tag(self) -> &'static str {
+    pub(crate) fn tag(self) -> &'static str {
         match self {
             Self::Image => "<image>",
             Self::Audio => "<audio>",
@@ -38,7 +38,7 @@ impl Kind {
 
     /// What messages call it.
     #[must_use]
-    pub fn noun(self) -> &'static str {
+    pub(crate) fn noun(self) -> &'static str {
         match self {
             Self::Image => "picture",
             Self::Audio => "sound",
@@ -48,7 +48,7 @@ impl Kind {
 
     /// The kind of a part, by the type that OpenAI, Anthropic and Hugging Face give it.
     #[must_use]
-    pub fn of_part(part_type: &str) -> Option<Self> {
+    pub(crate) fn of_part(part_type: &str) -> Option<Self> {
         match part_type {
             "image" | "image_url" | "input_image" => Some(Self::Image),
             "audio" | "audio_url" | "input_audio" => Some(Self::Audio),
@@ -80,14 +80,14 @@ impl Kinds {
 
 /// A part of a content that is of `kind`.
 #[must_use]
-pub fn part(kind: Kind, reference: Json) -> Json {
+pub(crate) fn part(kind: Kind, reference: Json) -> Json {
     let name = kind.name();
     Json::Object(vec![("type".into(), Json::String(name.into())), (name.into(), reference)])
 }
 
 /// What a part is, and what it says of where that is: none for other parts.
 #[must_use]
-pub fn reference_of(part: &Json) -> Option<(Kind, &Json)> {
+pub(crate) fn reference_of(part: &Json) -> Option<(Kind, &Json)> {
     let Some(Json::String(name)) = part.member("type") else { return None };
     let kind = Kind::ALL.into_iter().find(|kind| kind.name() == &**name)?;
     Some((kind, part.member(kind.name()).unwrap_or(&Json::Null)))

@@ -2,13 +2,13 @@
 //!
 //! Nothing is decoded here. The first bytes of a file say how large or long it is, the family's rule says what becomes of
 //! that, and a digest says which file it was. Pixels and spectra are made where they are used.
-pub mod boxes;
-pub mod column;
-pub mod expand;
-pub mod header;
-pub mod kind;
-pub mod rule;
-pub mod sound;
+pub(crate) mod boxes;
+pub(crate) mod column;
+pub(crate) mod expand;
+pub(crate) mod header;
+pub(crate) mod kind;
+pub(crate) mod rule;
+pub(crate) mod sound;
 pub mod source;
 
 use crate::error::{Error, RowError};
@@ -16,10 +16,10 @@ use crate::types::{Json, Message};
 use boxes::BoxMarks;
 use header::Header;
 use kind::{Kind, Kinds, part, reference_of};
-use rule::{Plan, Rule, Subject};
+use rule::{FeaturePlan, Rule, Subject};
 use serde::Deserialize;
 use sound::Sound;
-use source::{Roots, Source};
+use source::{MediaFile, Roots};
 
 /// How a family of models writes pictures, sounds and videos, from the model's folder.
 #[derive(Debug, Clone, Deserialize)]
@@ -32,22 +32,22 @@ pub struct Family {
     pub marks: Vec<Box<str>>,
     /// What it reads of pictures; none for a model that reads none.
     #[serde(default)]
-    pub image: Option<Writing>,
+    pub(crate) image: Option<Writing>,
     /// Of sounds.
     #[serde(default)]
-    pub audio: Option<Writing>,
+    pub(crate) audio: Option<Writing>,
     /// Of videos.
     #[serde(default)]
-    pub video: Option<Writing>,
+    pub(crate) video: Option<Writing>,
     /// How it writes objects of pictures.
     #[serde(default)]
-    pub boxes: Option<BoxMarks>,
+    pub(crate) boxes: Option<BoxMarks>,
 }
 
 impl Family {
     /// How one kind is written; none for a kind that the family does not read.
     #[must_use]
-    pub fn writing(&self, kind: Kind) -> Option<&Writing> {
+    pub(crate) fn writing(&self, kind: Kind) -> Option<&Writing> {
         match kind {
             Kind::Image => self.image.as_ref(),
             Kind::Audio => self.audio.as_ref(),
@@ -56,7 +56,7 @@ impl Family {
     }
 
     /// The kinds that the family reads, and how each is written.
-    pub fn writings(&self) -> impl Iterator<Item = (Kind, &Writing)> {
+    pub(crate) fn writings(&self) -> impl Iterator<Item = (Kind, &Writing)> {
         Kind::ALL.into_iter().filter_map(|kind| Some((kind, self.writing(kind)?)))
     }
 }
@@ -64,43 +64,43 @@ impl Family {
 /// How one kind is written.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Writing {
+pub(crate) struct Writing {
     /// What the chat template writes for one.
-    pub placeholder: Box<str>,
+    pub(crate) placeholder: Box<str>,
     /// The token that stands for one feature.
-    pub feature: Box<str>,
+    pub(crate) feature: Box<str>,
     /// What is put before and after the features of a picture.
     #[serde(default)]
-    pub before: Box<str>,
+    pub(crate) before: Box<str>,
     /// See `before`.
     #[serde(default)]
-    pub after: Box<str>,
+    pub(crate) after: Box<str>,
     /// Marks around the tiles of a picture, where each has its own.
     #[serde(default)]
-    pub tiles: Option<TileMarks>,
+    pub(crate) tiles: Option<TileMarks>,
     /// From size to tokens.
-    pub rule: Rule,
+    pub(crate) rule: Rule,
 }
 
 /// How the tiles of a picture are told apart.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct TileMarks {
+pub(crate) struct TileMarks {
     /// Before each tile; `{row}` and `{column}` count from 1.
-    pub tile: Box<str>,
+    pub(crate) tile: Box<str>,
     /// After each row of tiles.
-    pub row_end: Box<str>,
+    pub(crate) row_end: Box<str>,
     /// Before the whole picture, behind its tiles.
-    pub whole: Box<str>,
+    pub(crate) whole: Box<str>,
     /// Before the whole picture, where it is alone.
-    pub alone: Box<str>,
+    pub(crate) alone: Box<str>,
     /// After the whole picture.
-    pub end: Box<str>,
+    pub(crate) end: Box<str>,
 }
 
 /// What the first bytes say.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum About {
+pub(crate) enum About {
     /// Of a picture.
     Picture(Header),
     /// Of a sound.
@@ -113,9 +113,9 @@ pub enum About {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Item {
     /// What it is.
-    pub kind: Kind,
+    pub(crate) kind: Kind,
     /// Where it lies, as the row says it, as a JSON list for frames; none where the row brings its bytes.
-    pub reference: Option<Box<str>>,
+    pub(crate) reference: Option<Box<str>>,
     /// The folder from where a relative path counts.
     pub folder: Option<Box<str>>,
     /// Its bytes, where the row brings them.
@@ -123,20 +123,20 @@ pub struct Item {
     /// BLAKE3 of its bytes; of its frames' digests.
     pub digest: [u8; 32],
     /// What its first bytes say.
-    pub about: About,
+    pub(crate) about: About,
     /// What becomes of it.
-    pub plan: Plan,
+    pub plan: FeaturePlan,
 }
 
 /// Where the tokens of a picture lie in its row.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Span {
+pub struct MediaSpan {
     /// First token.
     pub start: i32,
     /// After the last.
     pub end: i32,
     /// How many of these tokens are features.
-    pub features: i32,
+    pub(crate) features: i32,
     /// Which picture.
     pub item: Item,
 }
@@ -147,7 +147,7 @@ pub struct Media {
     /// The family.
     pub family: Family,
     /// Which files may be read.
-    pub roots: Roots,
+    pub(crate) roots: Roots,
 }
 
 fn parts_of(message: &Message) -> &[Json] {
@@ -157,28 +157,22 @@ fn parts_of(message: &Message) -> &[Json] {
     }
 }
 
-/// Whether a message has a picture, sound or video.
-#[must_use]
-pub fn has_any(message: &Message) -> bool {
-    parts_of(message).iter().any(|part| reference_of(part).is_some())
-}
-
 /// What a row's column brings of one kind.
 #[derive(Debug)]
-pub struct Given {
+pub(crate) struct Given {
     /// Which kind.
-    pub kind: Kind,
+    pub(crate) kind: Kind,
     /// The column, as messages call it.
-    pub place: String,
+    pub(crate) place: String,
     /// Each.
-    pub items: Vec<Json>,
+    pub(crate) items: Vec<Json>,
 }
 
 /// Give what a row's columns bring its places: parts without an own reference, and tags in texts.
 ///
 /// # Errors
 /// [`RowError`] where there are more places than items, or fewer.
-pub fn attach(messages: &mut [Message], given: &[Given]) -> Result<(), RowError> {
+pub(crate) fn attach(messages: &mut [Message], given: &[Given]) -> Result<(), RowError> {
     let mut places = [0; 3];
     let mut next = |kind: Kind| {
         let number = places[kind as usize];
@@ -224,7 +218,7 @@ pub fn attach(messages: &mut [Message], given: &[Given]) -> Result<(), RowError>
             )
         };
         let path = column.map_or_else(|| "$".to_owned(), |column| column.place.clone());
-        return Err(RowError { reason: "media_tags", column: None, path, message });
+        return Err(RowError::at(path, "media_tags", message));
     }
     Ok(())
 }
@@ -252,7 +246,7 @@ fn tagged(text: &str, given: &[Given], next: &mut impl FnMut(Kind) -> Json) -> O
 
 /// A part of a content that is a text.
 #[must_use]
-pub fn text_part(text: &str) -> Json {
+pub(crate) fn text_part(text: &str) -> Json {
     Json::Object(vec![("type".into(), Json::String("text".into())), ("text".into(), Json::String(text.into()))])
 }
 
@@ -309,12 +303,12 @@ impl Media {
     fn look(&self, kind: Kind, reference: &Json, folder: Option<&str>, number: usize) -> Result<Item, RowError> {
         let Some(writing) = self.family.writing(kind) else {
             let message = format!("{} reads no {}; leave the part out", self.family.name, kind.noun());
-            return Err(RowError { reason: "media", column: None, path: String::new(), message });
+            return Err(RowError::new("media", message));
         };
         if kind == Kind::Video {
             return self.look_at_frames(&writing.rule, reference, folder);
         }
-        let Source { reference, folder, bytes } = self.roots.open(reference, folder)?;
+        let MediaFile { reference, folder, bytes } = self.roots.open(reference, folder)?;
         let (about, subject) = if kind == Kind::Audio {
             let sound = sound::read(&bytes)?;
             (About::Sound(sound), Subject::Sound(sound.samples, sound.rate))
@@ -339,20 +333,20 @@ impl Media {
                 fault.message = format!("frame {}: {}", index + 1, fault.message);
                 fault
             };
-            let Source { reference, folder, bytes } = self.roots.open(frame, folder).map_err(fault)?;
+            let MediaFile { reference, folder, bytes } = self.roots.open(frame, folder).map_err(fault)?;
             let header = header::read(&bytes).map_err(fault)?;
             let Some(reference) = reference else {
-                return Err(video_fault("media", "the frames of a video are files; write them and give their paths"));
+                return Err(RowError::new("media", "the frames of a video are files; write them and give their paths"));
             };
             if *first.get_or_insert(header) != header || *base.get_or_insert(folder.clone()) != folder {
                 let message = format!("frame {} has another size, form or folder than the first one", index + 1);
-                return Err(video_fault("media_size", &format!("{message}; save all alike")));
+                return Err(RowError::new("media_size", format!("{message}; save all alike")));
             }
             digests.update(blake3::hash(&bytes).as_bytes());
             names.push(Json::String(reference));
         }
         let Some(header) = first else {
-            return Err(video_fault("media_empty", "the video has no frames; leave it out"));
+            return Err(RowError::new("media_empty", "the video has no frames; leave it out"));
         };
         let (height, width) = header.upright();
         let plan = rule.plan_of(Subject::Frames(names.len(), height as usize, width as usize), 1)?;
@@ -369,12 +363,11 @@ impl Media {
                 let own = family.writings().flat_map(|(_, writing)| [&writing.placeholder, &writing.feature]);
                 match own.chain(&family.marks).find(|mark| text.contains(&***mark)) {
                     None => Ok(()),
-                    Some(mark) => Err(RowError {
-                        reason: "media_token_in_text",
-                        column: None,
-                        path: format!("$.messages[{message}]"),
-                        message: format!("the text says {mark}, which stands for a picture; remove it"),
-                    }),
+                    Some(mark) => Err(RowError::at(
+                        format!("$.messages[{message}]"),
+                        "media_token_in_text",
+                        format!("the text says {mark}, which stands for a picture; remove it"),
+                    )),
                 }
             }
             Json::Array(parts) => {
@@ -389,17 +382,13 @@ impl Media {
 /// Frames a second of a list that does not say: what Qwen's own tools take.
 const MILLI_FPS: u32 = 2000;
 
-fn video_fault(reason: &'static str, message: &str) -> RowError {
-    RowError { reason, column: None, path: String::new(), message: message.to_owned() }
-}
-
 /// The frames of a video, and how many of them 1,000 seconds have.
 fn frames_of(reference: &Json) -> Result<(&[Json], u32), RowError> {
     match reference {
         Json::Array(frames) => Ok((frames, MILLI_FPS)),
         Json::Object(_) => {
             let Some(Json::Array(frames)) = reference.member("frames") else {
-                return Err(video_fault("media", "a video is a list of frames, or an object with frames and fps"));
+                return Err(RowError::new("media", "a video is a list of frames, or an object with frames and fps"));
             };
             let fps = match reference.member("fps") {
                 None | Some(Json::Null) => return Ok((frames, MILLI_FPS)),
@@ -408,11 +397,11 @@ fn frames_of(reference: &Json) -> Result<(&[Json], u32), RowError> {
             };
             let milli = (fps * 1000.0).round();
             if !(1.0..=1e6).contains(&milli) {
-                return Err(video_fault("media", "fps: expected a number from 0.001 to 1000"));
+                return Err(RowError::new("media", "fps: expected a number from 0.001 to 1000"));
             }
             Ok((frames, milli as u32))
         }
-        _ => Err(video_fault(
+        _ => Err(RowError::new(
             "media_format",
             "a video file is not decoded; write its frames and give their list: ffmpeg -i FILE -r 2 frames/%05d.png",
         )),

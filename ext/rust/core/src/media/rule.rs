@@ -7,7 +7,7 @@ use serde::Deserialize;
 /// A family's rule with its parameters.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
-pub enum Rule {
+pub(crate) enum Rule {
     /// Every picture is brought to one size.
     Fixed {
         /// Features of a picture.
@@ -93,20 +93,20 @@ fn one() -> usize {
 
 /// What becomes of a picture.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Plan {
+pub struct FeaturePlan {
     /// How many feature tokens it becomes.
-    pub features: usize,
+    pub(crate) features: usize,
     /// Patches, or tiles, in time, height and width.
-    pub grid: [usize; 3],
+    pub(crate) grid: [usize; 3],
     /// Patches that the vision tower sees.
-    pub patches: usize,
+    pub(crate) patches: usize,
     /// Tokens of one tile, where each tile has marks of its own.
-    pub tile_features: usize,
+    pub(crate) tile_features: usize,
 }
 
 /// What a rule is asked about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Subject {
+pub(crate) enum Subject {
     /// Height and width of a picture, upright.
     Picture(usize, usize),
     /// Pictures of one size, height and width: how many.
@@ -120,7 +120,7 @@ impl Rule {
     ///
     /// # Errors
     /// [`RowError`] for a size or length that the family's processor refuses, or would cut without a word.
-    pub fn plan_of(&self, subject: Subject, number: usize) -> Result<Plan, RowError> {
+    pub(crate) fn plan_of(&self, subject: Subject, number: usize) -> Result<FeaturePlan, RowError> {
         match (self, subject) {
             (&Self::Spectrum { rate, hop, most_samples }, Subject::Sound(samples, own)) => {
                 spectrum(samples, own, [rate, hop, most_samples])
@@ -132,12 +132,14 @@ impl Rule {
                 let (h, w) = smart_size(height, width, patch * merge, [min_pixels, max_pixels], 1, false)?;
                 let grid = [count.div_ceil(frames), h / patch, w / patch];
                 let patches = grid.iter().product::<usize>();
-                Ok(Plan { features: patches / (merge * merge), grid, patches, tile_features: 0 })
+                Ok(FeaturePlan { features: patches / (merge * merge), grid, patches, tile_features: 0 })
             }
             (_, Subject::Picture(height, width) | Subject::Frames(_, height, width)) => {
                 self.plan(height, width, number)
             }
-            (_, Subject::Sound(..)) => Err(too("media", "the family's rule counts no sounds; report this".to_owned())),
+            (_, Subject::Sound(..)) => {
+                Err(RowError::new("media", "the family's rule counts no sounds; report this".to_owned()))
+            }
         }
     }
 
@@ -145,69 +147,72 @@ impl Rule {
     ///
     /// # Errors
     /// [`RowError`] for a size that the family's processor refuses.
-    pub fn plan(&self, height: usize, width: usize, number: usize) -> Result<Plan, RowError> {
+    pub(crate) fn plan(&self, height: usize, width: usize, number: usize) -> Result<FeaturePlan, RowError> {
         Ok(match *self {
-            Self::Fixed { features, patches } => Plan { features, grid: [1, 1, 1], patches, tile_features: features },
+            Self::Fixed { features, patches } => {
+                FeaturePlan { features, grid: [1, 1, 1], patches, tile_features: features }
+            }
             Self::Smart { patch, merge, min_pixels, max_pixels, frames, enlarge } => {
                 let (h, w) = smart_size(height, width, patch * merge, [min_pixels, max_pixels], frames, enlarge)?;
                 let grid = [1, h / patch, w / patch];
                 let patches = grid[1] * grid[2];
                 let features = patches / (merge * merge);
-                Plan { features, grid, patches, tile_features: features }
+                FeaturePlan { features, grid, patches, tile_features: features }
             }
             Self::Canvas { tile, min_tiles, max_tiles, features, patches } => {
                 let (columns, rows) = canvas(height, width, tile, min_tiles, max_tiles);
                 let tiles = if columns * rows > 1 { columns * rows + 1 } else { 1 };
                 let grid = [tiles, rows, columns];
-                Plan { features: tiles * features, grid, patches: tiles * patches, tile_features: features }
+                FeaturePlan { features: tiles * features, grid, patches: tiles * patches, tile_features: features }
             }
             Self::Pinpoints { side, cells, ref sizes, most_tiles, alone_only, extra } => {
                 if alone_only && number > 1 {
                     let features = (cells * cells + 1).saturating_add_signed(extra);
-                    return Ok(Plan { features, grid: [1, 1, 1], patches: cells * cells, tile_features: features });
+                    return Ok(FeaturePlan {
+                        features,
+                        grid: [1, 1, 1],
+                        patches: cells * cells,
+                        tile_features: features,
+                    });
                 }
                 let (h, w) = best_size(height, width, sizes);
                 let features = unpadded(height, width, (h / side, w / side), cells, most_tiles);
                 let features = features.saturating_add_signed(extra);
                 let tiles = (h / side) * (w / side) + 1;
                 let patches = tiles * cells * cells;
-                Plan { features, grid: [tiles, h / side, w / side], patches, tile_features: cells * cells }
+                FeaturePlan { features, grid: [tiles, h / side, w / side], patches, tile_features: cells * cells }
             }
             Self::Spectrum { .. } => {
-                return Err(too("media", "the family's rule counts no pictures; report this".to_owned()));
+                return Err(RowError::new("media", "the family's rule counts no pictures; report this".to_owned()));
             }
             Self::Tiles { tile, longest_edge, features, patches, split } => {
                 let (rows, columns) = if split { tile_grid(height, width, tile, longest_edge) } else { (0, 0) };
                 let tiles = rows * columns + 1;
                 let grid = [tiles, rows, columns];
-                Plan { features: tiles * features, grid, patches: tiles * patches, tile_features: features }
+                FeaturePlan { features: tiles * features, grid, patches: tiles * patches, tile_features: features }
             }
         })
     }
 }
 
-fn too(reason: &'static str, message: String) -> RowError {
-    RowError { reason, column: None, path: String::new(), message }
-}
-
 /// Features of a sound: windows, half of them after the convolution, half of these after pooling.
 ///
 /// Samples at another rate are `ceil(samples * rate / own)` after resampling. Source: `processing_qwen2_audio.py`.
-fn spectrum(samples: u32, own: u32, [rate, hop, most]: [u32; 3]) -> Result<Plan, RowError> {
+fn spectrum(samples: u32, own: u32, [rate, hop, most]: [u32; 3]) -> Result<FeaturePlan, RowError> {
     let heard = (u64::from(samples) * u64::from(rate)).div_ceil(u64::from(own));
     if heard > u64::from(most) {
         let (length, limit) = (heard as f64 / f64::from(rate), f64::from(most) / f64::from(rate));
         let message = format!("the sound has {length:.1} s, the model hears {limit:.0} s; cut it into several");
-        return Err(too("media_too_long", message));
+        return Err(RowError::new("media_too_long", message));
     }
     let windows = heard.div_ceil(u64::from(hop)) as usize;
     let convolved = windows.saturating_sub(1) / 2 + 1;
     if convolved < 2 {
         let message = format!("the sound has {heard} samples at {rate} a second, too few for one token; leave it out");
-        return Err(too("media_too_short", message));
+        return Err(RowError::new("media_too_short", message));
     }
     let features = (convolved - 2) / 2 + 1;
-    Ok(Plan { features, grid: [windows, 1, 1], patches: convolved, tile_features: features })
+    Ok(FeaturePlan { features, grid: [windows, 1, 1], patches: convolved, tile_features: features })
 }
 
 fn rounded(value: f64) -> usize {
@@ -232,7 +237,7 @@ fn smart_size(
     }
     if h.max(w) / h.min(w) > 200.0 {
         let message = format!("the picture has {width} by {height} pixels; the family takes at most 200 to 1");
-        return Err(RowError { reason: "media_size", column: None, path: String::new(), message });
+        return Err(RowError::new("media_size", message));
     }
     let [least, most] = bounds.map(|bound| bound as f64);
     let t = frames as f64;

@@ -3,17 +3,13 @@ use crate::error::RowError;
 
 /// Length and form of a sound.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Sound {
+pub(crate) struct Sound {
     /// Samples of each channel.
-    pub samples: u32,
+    pub(crate) samples: u32,
     /// Samples a second.
-    pub rate: u32,
+    pub(crate) rate: u32,
     /// Channels.
-    pub channels: u16,
-}
-
-fn fault(reason: &'static str, message: impl Into<String>) -> RowError {
-    RowError { reason, column: None, path: String::new(), message: message.into() }
+    pub(crate) channels: u16,
 }
 
 fn le16(bytes: &[u8], at: usize) -> Option<u16> {
@@ -29,27 +25,27 @@ fn le32(bytes: &[u8], at: usize) -> Option<u32> {
 /// # Errors
 /// [`RowError`]: `media_broken` for bytes that are no sound, `media_truncated` for one without its end, `media_empty` for
 /// one without samples, `media_format` for other forms than WAV with plain samples.
-pub fn read(bytes: &[u8]) -> Result<Sound, RowError> {
+pub(crate) fn read(bytes: &[u8]) -> Result<Sound, RowError> {
     let rest = match bytes {
-        [] => return Err(fault("media_empty", "the file is empty; get it again or leave it out")),
+        [] => return Err(RowError::new("media_empty", "the file is empty; get it again or leave it out")),
         [b'R', b'I', b'F', b'F', _, _, _, _, b'W', b'A', b'V', b'E', rest @ ..] => rest,
         [b'f', b'L', b'a', b'C', ..] => return Err(other("FLAC")),
         [b'O', b'g', b'g', b'S', ..] => return Err(other("Ogg")),
         [b'I', b'D', b'3', ..] | [0xff, 0xfb | 0xfa | 0xf3 | 0xf2, ..] => return Err(other("MP3")),
         [_, _, _, _, b'f', b't', b'y', b'p', ..] => return Err(other("MP4")),
         [b'R', b'F' | b'I', b'6' | b'F', b'4' | b'X', ..] => return Err(other("RF64")),
-        _ => return Err(fault("media_broken", "not a sound in WAV form; get it again or leave it out")),
+        _ => return Err(RowError::new("media_broken", "not a sound in WAV form; get it again or leave it out")),
     };
     wav(rest)
 }
 
 fn other(form: &str) -> RowError {
     let message = format!("a sound in {form} form is not read; convert it: ffmpeg -i FILE FILE.wav");
-    fault("media_format", message)
+    RowError::new("media_format", message)
 }
 
 fn cut() -> RowError {
-    fault("media_truncated", "the WAV ends too early, as a download that broke off does; get it again")
+    RowError::new("media_truncated", "the WAV ends too early, as a download that broke off does; get it again")
 }
 
 /// Chunks: name, length, data, even.
@@ -59,18 +55,21 @@ fn wav(bytes: &[u8]) -> Result<Sound, RowError> {
         let Some(name) = bytes.get(at..at + 4) else { return Err(cut()) };
         let Some(length) = le32(bytes, at + 4).map(|length| length as usize) else { return Err(cut()) };
         if name == b"data" && length == u32::MAX as usize {
-            return Err(fault("media_format", "the WAV does not say its length; convert it: ffmpeg -i FILE FILE.wav"));
+            return Err(RowError::new(
+                "media_format",
+                "the WAV does not say its length; convert it: ffmpeg -i FILE FILE.wav",
+            ));
         }
         let Some(data) = bytes.get(at + 8..).and_then(|rest| rest.get(..length)) else { return Err(cut()) };
         match name {
             b"fmt " => form = Some(format(data)?),
             b"data" => {
                 let Some((rate, channels, block)) = form else {
-                    return Err(fault("media_broken", "the WAV has samples before their form; get it again"));
+                    return Err(RowError::new("media_broken", "the WAV has samples before their form; get it again"));
                 };
                 let samples = (length / block) as u32;
                 if samples == 0 {
-                    return Err(fault("media_empty", "the WAV has no samples; leave it out"));
+                    return Err(RowError::new("media_empty", "the WAV has no samples; leave it out"));
                 }
                 return Ok(Sound { samples, rate, channels });
             }
@@ -92,12 +91,12 @@ fn format(data: &[u8]) -> Result<(u32, u16, usize), RowError> {
     if !matches!((tag, bits), (1, 8 | 16 | 24 | 32) | (3, 32 | 64)) {
         let message =
             format!("the WAV has samples of form {tag} with {bits} bits; convert it: ffmpeg -i FILE FILE.wav");
-        return Err(fault("media_format", message));
+        return Err(RowError::new("media_format", message));
     }
     let fits = usize::from(block) == usize::from(channels) * usize::from(bits / 8);
     if channels == 0 || !fits || !(1_000..=768_000).contains(&rate) {
         let message = format!("the WAV says {channels} channels, {rate} samples a second, {block} bytes each");
-        return Err(fault("media_broken", format!("{message}; get it again or leave it out")));
+        return Err(RowError::new("media_broken", format!("{message}; get it again or leave it out")));
     }
     Ok((rate, channels, usize::from(block)))
 }

@@ -17,17 +17,13 @@ pub struct Roots {
 
 /// A picture's bytes, and where they lie if not in the row.
 #[derive(Debug)]
-pub struct Source {
+pub(crate) struct MediaFile {
     /// The path as the row has it.
-    pub reference: Option<Box<str>>,
+    pub(crate) reference: Option<Box<str>>,
     /// The folder from where it counts, if it is relative.
-    pub folder: Option<Box<str>>,
+    pub(crate) folder: Option<Box<str>>,
     /// All of it.
-    pub bytes: Vec<u8>,
-}
-
-fn fault(reason: &'static str, message: String) -> RowError {
-    RowError { reason, column: None, path: String::new(), message }
+    pub(crate) bytes: Vec<u8>,
 }
 
 impl Roots {
@@ -41,14 +37,14 @@ impl Roots {
     ///
     /// # Errors
     /// [`RowError`]: `media_missing`, `media_refused` for what may not be read, `media_broken` for what cannot be.
-    pub fn open(&self, reference: &Json, folder: Option<&str>) -> Result<Source, RowError> {
+    pub(crate) fn open(&self, reference: &Json, folder: Option<&str>) -> Result<MediaFile, RowError> {
         let text = match reference {
             Json::String(text) => &**text,
             Json::Object(_) => {
                 if let Some(Json::String(data)) = reference.member("data") {
                     let bytes = decode_base64(data.as_bytes());
-                    let bytes = bytes.ok_or_else(|| fault("media_broken", "its data is not valid base64".into()))?;
-                    return Ok(Source { reference: None, folder: None, bytes });
+                    let bytes = bytes.ok_or_else(|| RowError::new("media_broken", "its data is not valid base64"))?;
+                    return Ok(MediaFile { reference: None, folder: None, bytes });
                 }
                 let names = ["bytes", "url", "path", "image"];
                 let mut inner = names.iter().filter_map(|name| reference.member(name));
@@ -63,10 +59,10 @@ impl Roots {
         let path = text.strip_prefix("file://").unwrap_or(text);
         if let Some((scheme, _)) = path.split_once("://") {
             let message = format!("{scheme}: addresses are not fetched; download the picture and give its path");
-            return Err(fault("media_refused", message));
+            return Err(RowError::new("media_refused", message));
         }
         let (folder, bytes) = self.read(Path::new(path), folder)?;
-        Ok(Source { reference: Some(path.into()), folder, bytes })
+        Ok(MediaFile { reference: Some(path.into()), folder, bytes })
     }
 
     /// A file's bytes, and the folder from where its path counts.
@@ -84,24 +80,24 @@ impl Roots {
         };
         let missing = |why: std::io::Error| match why.kind() {
             ErrorKind::NotFound | ErrorKind::NotADirectory => {
-                fault("media_missing", format!("{shown}: no such file; mend the path, or pass --media-root"))
+                RowError::new("media_missing", format!("{shown}: no such file; mend the path, or pass --media-root"))
             }
-            _ => fault("media_missing", format!("{shown}: cannot be read ({})", why.kind())),
+            _ => RowError::new("media_missing", format!("{shown}: cannot be read ({})", why.kind())),
         };
         let found = found.map_err(missing)?;
         if !own.iter().chain(&self.folders).any(|root| found.starts_with(root)) {
             let message =
                 format!("{shown} is not below the data file's folder; pass --media-root DIR to allow that folder");
-            return Err(fault("media_refused", message));
+            return Err(RowError::new("media_refused", message));
         }
         let file = fs::File::open(&found).map_err(missing)?;
         let about = file.metadata().map_err(missing)?;
         if !about.is_file() {
-            return Err(fault("media_missing", format!("{shown}: not a file")));
+            return Err(RowError::new("media_missing", format!("{shown}: not a file")));
         }
         if about.len() > MOST_BYTES {
             let message = format!("{shown}: has {} bytes, the most is {MOST_BYTES}; shrink it first", about.len());
-            return Err(fault("media_too_large", message));
+            return Err(RowError::new("media_too_large", message));
         }
         let mut bytes = Vec::with_capacity(about.len() as usize);
         file.take(MOST_BYTES).read_to_end(&mut bytes).map_err(missing)?;
@@ -110,18 +106,19 @@ impl Roots {
 }
 
 fn no_reference() -> RowError {
-    fault("media", "a picture is given as a path, a data URI, or an object with url or path".to_owned())
+    RowError::new("media", "a picture is given as a path, a data URI, or an object with url or path".to_owned())
 }
 
 /// `image/png;base64,...`
-fn from_data_uri(data: &str) -> Result<Source, RowError> {
-    let broken = |why: &str| fault("media_broken", format!("the data URI {why}; it is data:image/png;base64,..."));
+fn from_data_uri(data: &str) -> Result<MediaFile, RowError> {
+    let broken =
+        |why: &str| RowError::new("media_broken", format!("the data URI {why}; it is data:image/png;base64,..."));
     let (head, body) = data.split_once(',').ok_or_else(|| broken("has no data"))?;
     if !head.ends_with(";base64") {
         return Err(broken("is not in base64"));
     }
     let bytes = decode_base64(body.as_bytes()).ok_or_else(|| broken("is not valid base64"))?;
-    Ok(Source { reference: None, folder: None, bytes })
+    Ok(MediaFile { reference: None, folder: None, bytes })
 }
 
 /// Standard base64, with or without padding and line breaks; none if it is something else.

@@ -13,10 +13,10 @@ mod order;
 
 pub use deal::{Deal, deal};
 pub use fit::{best_fit, in_order};
-pub use order::{bin_order, splitmix64};
+pub use order::bin_order;
 
 /// The largest bin, in tokens: tables of one entry a token of free space stay under 200 MB.
-pub const MAX_CAPACITY: u32 = 1 << 24;
+pub(crate) const MAX_CAPACITY: u32 = 1 << 24;
 
 /// Rows laid into bins.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]

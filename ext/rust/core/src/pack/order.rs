@@ -6,7 +6,7 @@ const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
 ///
 /// Source: Steele, Lea and Flood, "Fast splittable pseudorandom number generators"; constants of David Stafford's mix 13.
 #[must_use]
-pub fn splitmix64(x: u64) -> u64 {
+pub(crate) fn splitmix64(x: u64) -> u64 {
     let mut z = x.wrapping_add(GOLDEN);
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);

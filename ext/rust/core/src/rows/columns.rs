@@ -6,7 +6,7 @@ use crate::media::boxes::Objects;
 use crate::media::kind::{Kind, Kinds};
 use crate::rows::messages::is_whole_conversation;
 use crate::rows::place::{Place, did_you_mean, listed, quoted};
-use crate::rows::{RowOptions, Source};
+use crate::rows::{RowForm, RowOptions};
 use crate::types::{Json, Message};
 
 /// What a column can be.
@@ -285,15 +285,15 @@ impl Columns {
     }
 
     /// Which columns hold the conversation.
-    pub(super) fn conversation_source(&self) -> Result<Source, RowError> {
+    pub(super) fn conversation_source(&self) -> Result<RowForm, RowError> {
         let chosen = self.members.iter().find(|member| is_present(member, Column::Chosen));
         if self.has_pair_columns() && chosen.is_some_and(|(_, value, _)| is_whole_conversation(value)) {
-            return Ok(Source::Chosen);
+            return Ok(RowForm::Chosen);
         }
         if self.position(Column::Messages)?.is_some() {
-            return Ok(Source::Messages);
+            return Ok(RowForm::Messages);
         }
-        Ok(Source::Query)
+        Ok(RowForm::Query)
     }
 
     /// A pair of texts without a question, as HH-RLHF has them: what both begin with becomes the question. A space at its

@@ -177,7 +177,7 @@ pub fn to_json(row: &Row) -> Json {
 
 /// Messages as a list of objects, marks among their members.
 #[must_use]
-pub fn messages_json(messages: &[Message]) -> Json {
+pub(crate) fn messages_json(messages: &[Message]) -> Json {
     let number = |text: String| Json::Number(text.into());
     let message_json = |message: &Message| {
         let mut fields = message.fields.clone();

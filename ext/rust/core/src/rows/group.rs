@@ -1,7 +1,7 @@
 //! A row of texts to compare: a query, what fits it, and what does not.
 use crate::error::RowError;
 use crate::rows::columns::Columns;
-use crate::rows::messages::{self, Reader};
+use crate::rows::messages::Reader;
 use crate::rows::place::{Place, kind};
 use crate::rows::{Purpose, read_channel, read_margin};
 use crate::types::{Body, Json, Role, Row, Text};
@@ -75,7 +75,7 @@ fn texts(columns: &mut Columns, names: &[&str], reader: &Reader) -> Result<Vec<B
         if !matches!(value, Json::String(_) | Json::Number(_)) {
             return Err(place.fault("content", format!("expected a text, got {}", kind(&value))));
         }
-        let found = messages::content_of(&reader.text_message(Role::User, value, place)?).to_owned();
+        let found = reader.text_message(Role::User, value, place)?.content().unwrap_or_default().to_owned();
         if found.is_empty() {
             return Err(place.fault("empty", "the text is empty; leave the row out".to_owned()));
         }

@@ -54,14 +54,6 @@ impl Speaker {
     }
 }
 
-/// The text of a message.
-pub(super) fn content_of(message: &Message) -> &str {
-    match message.fields.get(1) {
-        Some((_, Json::String(text))) => text,
-        _ => "",
-    }
-}
-
 /// Does this value open a conversation, instead of continuing one?
 pub(super) fn is_whole_conversation(value: &Json) -> bool {
     let Json::Array(items) = value else { return false };
@@ -156,14 +148,7 @@ impl Reader<'_> {
             }
         }
         if let Some(role) = self.plain_role(&members) {
-            out.push(Message {
-                role,
-                fields: members,
-                loss: Vec::new(),
-                loss_scale: Vec::new(),
-                pieces: Vec::new(),
-                given: false,
-            });
+            out.push(Message::new(role, members));
             return Ok(());
         }
         if let Some((asked, answered)) = pair_row(&members) {
@@ -317,7 +302,7 @@ impl Reader<'_> {
         }
         let pieces = content.take_pieces();
         let fields = content.fields(role, Vec::new());
-        Ok(Message { role, fields, loss: Vec::new(), loss_scale: Vec::new(), pieces, given: false })
+        Ok(Message { pieces, ..Message::new(role, fields) })
     }
 
     /// The query: a text, or the messages before the answer (TRL's conversational prompt).

@@ -25,13 +25,14 @@ mod prompt;
 mod record;
 mod tokens;
 
-use crate::error::RowError;
+use crate::error::{RowError, choices};
 use crate::json;
 use crate::media::kind::Kinds;
 use crate::types::{Body, Json, Message, Role, Row};
 pub use columns::is_column;
 use columns::{Column, Columns};
-pub use digest::{content_hash, messages_json, to_json};
+pub(crate) use digest::messages_json;
+pub use digest::{content_hash, to_json};
 use messages::Reader;
 use place::{Place, kind};
 pub use record::parse_record;
@@ -49,6 +50,8 @@ pub enum Purpose {
     /// To be ranked: the query with each of its texts.
     Rank,
 }
+
+choices! { Purpose, "for", "train" => Train, "prompt" => Prompt, "embed" => Embed, "rank" => Rank }
 
 /// What the command line says about reading rows.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -147,9 +150,9 @@ fn read_row(members: Vec<(Box<str>, Json)>, options: &RowOptions) -> Result<Row,
         return prompt::read(columns, &side, source, &pictures);
     }
     let mut body = match source {
-        Source::Messages => read_conversation(&mut columns, &side)?,
-        Source::Chosen => read_chosen(&mut columns, &side)?,
-        Source::Query => read_query(&mut columns, &side)?,
+        RowForm::Messages => read_conversation(&mut columns, &side)?,
+        RowForm::Chosen => read_chosen(&mut columns, &side)?,
+        RowForm::Query => read_query(&mut columns, &side)?,
     };
     if body.messages.is_empty() {
         return Err(Place::Root.fault("empty", "the row has no message and no text".to_owned()));
@@ -186,7 +189,7 @@ fn read_row(members: Vec<(Box<str>, Json)>, options: &RowOptions) -> Result<Row,
 
 /// Which columns hold the conversation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Source {
+enum RowForm {
     Messages,
     /// `chosen` is a whole conversation.
     Chosen,
@@ -212,7 +215,7 @@ impl Side<'_> {
         let Some(system) = &self.system else { return Ok(messages) };
         match messages.first() {
             Some(first) if first.role == Role::System => {
-                if messages::content_of(first) != messages::content_of(system) {
+                if first.content() != system.content() {
                     let message = "the conversation has a system message and the row another one in its system column; \
                                    keep one of them";
                     return Err(place.fault("system", message.to_owned()));
@@ -229,7 +232,7 @@ fn read_system(columns: &mut Columns, reader: &Reader) -> Result<Option<Message>
     let root = Place::Root;
     let place = Place::Key(&root, &name);
     let message = reader.text_message(Role::System, value, &place)?;
-    Ok(Some(message).filter(|message| !messages::content_of(message).is_empty()))
+    Ok(Some(message).filter(|message| message.content().is_some_and(|text| !text.is_empty())))
 }
 
 fn read_conversation(columns: &mut Columns, side: &Side) -> Result<Conversation, RowError> {
@@ -344,17 +347,12 @@ fn as_text(body: &mut Conversation, has_tools: bool) -> Result<Option<Box<str>>,
     }
     if body.messages.iter().any(|message| !message.loss.is_empty() || !message.loss_scale.is_empty()) {
         let message = "loss and loss_scale need a conversation; this row is text alone (no user message)";
-        return Err(RowError {
-            reason: "loss",
-            column: None,
-            path: std::mem::take(&mut body.path),
-            message: message.to_owned(),
-        });
+        return Err(RowError::at(std::mem::take(&mut body.path), "loss", message));
     }
-    let text: String = body.messages.iter().map(messages::content_of).collect();
+    let text: String = body.messages.iter().filter_map(Message::content).collect();
     if text.is_empty() {
         let path = std::mem::take(&mut body.path);
-        return Err(RowError { reason: "empty", column: None, path, message: "the text is empty".to_owned() });
+        return Err(RowError::at(path, "empty", "the text is empty"));
     }
     Ok(Some(text.into()))
 }

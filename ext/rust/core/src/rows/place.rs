@@ -15,7 +15,7 @@ pub(super) enum Place<'a> {
 
 impl Place<'_> {
     pub(super) fn fault(&self, reason: &'static str, message: String) -> RowError {
-        RowError { reason, column: None, path: self.to_string(), message }
+        RowError::at(self.to_string(), reason, message)
     }
 
     fn append(&self, path: &mut String) {

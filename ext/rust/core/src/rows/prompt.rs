@@ -3,17 +3,17 @@ use crate::error::RowError;
 use crate::rows::columns::{Column, Columns, Pictures};
 use crate::rows::digest::messages_json;
 use crate::rows::place::Place;
-use crate::rows::{Side, Source, messages, read_channel, read_margin, read_template_kwargs, read_tools};
+use crate::rows::{RowForm, Side, read_channel, read_margin, read_template_kwargs, read_tools};
 use crate::types::{Body, Json, Message, Role, Row};
 
 /// The column of `extra` that holds the answer of a conversation that came with one.
 const ANSWER: &str = "completion";
 
-pub(super) fn read(mut columns: Columns, side: &Side, source: Source, pictures: &Pictures) -> Result<Row, RowError> {
+pub(super) fn read(mut columns: Columns, side: &Side, source: RowForm, pictures: &Pictures) -> Result<Row, RowError> {
     let mut body = match source {
-        Source::Messages => conversation(&mut columns, side)?,
-        Source::Chosen => of_pair(&mut columns, side)?,
-        Source::Query => query(&mut columns, side)?,
+        RowForm::Messages => conversation(&mut columns, side)?,
+        RowForm::Chosen => of_pair(&mut columns, side)?,
+        RowForm::Query => query(&mut columns, side)?,
     };
     if let Body::Prompt(messages) = &mut body {
         pictures.attach(messages)?;
@@ -84,5 +84,5 @@ fn query(columns: &mut Columns, side: &Side) -> Result<Body, RowError> {
     }
     let Some((name, value)) = columns.take(Column::Response)? else { return Err(columns.missing(Column::Messages)) };
     let message = side.reader.text_message(Role::Assistant, value, &Place::Key(&root, &name))?;
-    Ok(Body::Text(messages::content_of(&message).into()))
+    Ok(Body::Text(message.content().unwrap_or_default().into()))
 }

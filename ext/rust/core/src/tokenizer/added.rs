@@ -9,22 +9,22 @@ use super::special::AddedToken;
 #[serde(deny_unknown_fields)]
 #[allow(clippy::struct_excessive_bools)] // the file's own form
 pub(super) struct AddedEntry {
-    pub id: u32,
-    pub content: String,
-    pub single_word: bool,
-    pub lstrip: bool,
-    pub rstrip: bool,
-    pub normalized: bool,
-    pub special: bool,
+    pub(crate) id: u32,
+    pub(crate) content: String,
+    pub(crate) single_word: bool,
+    pub(crate) lstrip: bool,
+    pub(crate) rstrip: bool,
+    pub(crate) normalized: bool,
+    pub(crate) special: bool,
 }
 
 /// Tokens by where they are looked for.
 #[derive(Default)]
 pub(super) struct AddedTokens {
     /// In raw text.
-    pub raw: Vec<AddedToken>,
+    pub(crate) raw: Vec<AddedToken>,
     /// In normalised text, behind the raw ones.
-    pub normalized: Vec<AddedToken>,
+    pub(crate) normalized: Vec<AddedToken>,
 }
 
 impl AddedTokens {
@@ -33,7 +33,7 @@ impl AddedTokens {
     ///
     /// # Errors
     /// What the crate would do otherwise, or might.
-    pub fn read(
+    pub(crate) fn read(
         entries: &[AddedEntry],
         vocab_len: usize,
         id_of: impl Fn(&str) -> Option<u32>,

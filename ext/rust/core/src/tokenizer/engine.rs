@@ -3,7 +3,6 @@
 //! The contract of every engine: the ids are those of transformers' `tokenizer(text, add_special_tokens=False)`, and
 //! tokens tile the text (token i starts where token i-1 ends; the first starts at 0).
 use crate::error::Error;
-use crate::tokenizer::bpe::batch::Batch;
 use crate::tokenizer::guard;
 use tokenizers::Tokenizer;
 
@@ -35,12 +34,21 @@ impl Tokens {
     }
 
     /// Append what [`Tokens::index_at`] says of each of `places` to `found`.
-    pub fn find_places(&self, places: &[u32], found: &mut Vec<(u32, bool)>) {
+    pub(crate) fn find_places(&self, places: &[u32], found: &mut Vec<(u32, bool)>) {
         found.extend(places.iter().map(|place| {
             let (index, straddles) = self.index_at(*place as usize);
             (index as u32, straddles)
         }));
     }
+}
+
+/// Ids of many texts in a row, and where those of each text end.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Batch {
+    /// Ids.
+    pub ids: Vec<u32>,
+    /// `offsets[i]..offsets[i + 1]` are those of text `i`; one more than there are texts.
+    pub offsets: Vec<i64>,
 }
 
 /// Something that encodes text.
@@ -55,8 +63,8 @@ pub trait Engine: Send + Sync {
     /// `Error::Config` when the tokenizer itself is at fault.
     fn encode(&self, text: &str, out: &mut Tokens) -> Result<(), Error>;
 
-    /// The ids of `text` into `out`, which is empty, and what [`Tokens::index_at`] says of each of `places` (ascending, in
-    /// the text) appended to `found`. The ends of tokens need not be kept.
+    /// The ids of `text` into `ids`, which is empty, and what [`Tokens::index_at`] says of each of `places` (ascending, in
+    /// the text) appended to `found`. No ends are kept, which saves their time.
     ///
     /// # Errors
     /// As [`Engine::encode`].
@@ -64,12 +72,22 @@ pub trait Engine: Send + Sync {
         &self,
         text: &str,
         places: &[u32],
-        out: &mut Tokens,
+        ids: &mut Vec<i32>,
         found: &mut Vec<(u32, bool)>,
     ) -> Result<(), Error> {
-        self.encode(text, out)?;
-        out.find_places(places, found);
+        let mut tokens = Tokens { ids: std::mem::take(ids), ends: vec![] };
+        self.encode(text, &mut tokens)?;
+        tokens.find_places(places, found);
+        *ids = tokens.ids;
         Ok(())
+    }
+
+    /// The ids of `text` into `ids`, which is empty.
+    ///
+    /// # Errors
+    /// As [`Engine::encode`].
+    fn encode_ids(&self, text: &str, ids: &mut Vec<i32>) -> Result<(), Error> {
+        self.encode_at(text, &[], ids, &mut vec![])
     }
 }
 
@@ -90,14 +108,14 @@ impl Places {
         engine: &dyn Engine,
         text: &str,
         places: impl Iterator<Item = usize>,
-        out: &mut Tokens,
+        ids: &mut Vec<i32>,
     ) -> Result<(), Error> {
         self.bytes.clear();
         self.found.clear();
         self.bytes.extend(places.map(|place| place as u32));
         self.bytes.sort_unstable();
         self.bytes.dedup();
-        engine.encode_at(text, &self.bytes, out, &mut self.found)
+        engine.encode_at(text, &self.bytes, ids, &mut self.found)
     }
 
     /// As [`Tokens::index_at`], of a place that was asked about.
@@ -114,7 +132,7 @@ impl Places {
 ///
 /// # Errors
 /// As [`Engine::encode`].
-pub fn encode_parts(engine: &dyn Engine, text: &str, cuts: &[usize], out: &mut Tokens) -> Result<usize, Error> {
+pub(crate) fn encode_parts(engine: &dyn Engine, text: &str, cuts: &[usize], out: &mut Tokens) -> Result<usize, Error> {
     let (mut start, mut calls) = (0, 0);
     for cut in cuts.iter().copied().chain([text.len()]) {
         if cut > start {
@@ -171,22 +189,22 @@ impl HfEngine {
         });
         let mut all = Batch { ids: vec![], offsets: vec![0] };
         for part in found {
-            let part = part?;
+            let (ids, ends) = part?;
             let before = all.ids.len() as i64;
-            all.ids.extend(part.ids);
-            all.offsets.extend(part.offsets.iter().map(|offset| before + offset));
+            all.ids.extend(ids);
+            all.offsets.extend(ends.iter().map(|end| before + end));
         }
         Ok(all)
     }
 
-    /// One offset a text: where its ids end.
-    fn encode_all(&self, texts: &[&str]) -> Result<Batch, Error> {
-        let (mut tokens, mut offsets) = (Tokens::default(), vec![]);
+    /// Ids of all texts in a row, and for each text where its ids end.
+    fn encode_all(&self, texts: &[&str]) -> Result<(Vec<u32>, Vec<i64>), Error> {
+        let (mut tokens, mut ends) = (Tokens::default(), vec![]);
         for text in texts {
             self.encode(text, &mut tokens)?;
-            offsets.push(tokens.ids.len() as i64);
+            ends.push(tokens.ids.len() as i64);
         }
-        Ok(Batch { ids: tokens.ids.into_iter().map(i32::cast_unsigned).collect(), offsets })
+        Ok((tokens.ids.into_iter().map(i32::cast_unsigned).collect(), ends))
     }
 }
 

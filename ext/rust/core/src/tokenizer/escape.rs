@@ -24,7 +24,7 @@ pub struct Escape {
 }
 
 fn refusal(message: String) -> Error {
-    Error::Row(RowError { reason: "special_text", column: None, path: String::new(), message })
+    Error::Row(RowError::new("special_text", message))
 }
 
 impl Escape {
@@ -51,7 +51,7 @@ impl Escape {
     ///
     /// # Errors
     /// `Error::Row` for a row that has every noncharacter itself.
-    pub fn mark_chat(
+    pub(crate) fn mark_chat(
         &self,
         messages: &mut [Message],
         tools: Option<&mut Json>,
@@ -85,7 +85,7 @@ impl Escape {
     ///
     /// # Errors
     /// As [`Escape::mark_chat`].
-    pub fn mark_text(&self, text: &str) -> Result<Option<(String, char)>, Error> {
+    pub(crate) fn mark_text(&self, text: &str) -> Result<Option<(String, char)>, Error> {
         let mark = MARKS.into_iter().find(|mark| !text.contains(*mark));
         let mark = mark.ok_or_else(|| refusal("the text has every noncharacter of Unicode; remove them".to_owned()))?;
         Ok(self.marked(text, mark).map(|text| (text, mark)))
@@ -208,7 +208,7 @@ impl Escape {
 
 /// Whether a template has written the mark in another form (`\ufdd0`), so that it can no longer be taken out.
 #[must_use]
-pub fn is_spelled_out(text: &str, mark: char) -> bool {
+pub(crate) fn is_spelled_out(text: &str, mark: char) -> bool {
     let code = format!("\\u{:04x}", mark as u32);
     text.contains(&code) || text.contains(&code.to_uppercase().replace("\\U", "\\u"))
 }

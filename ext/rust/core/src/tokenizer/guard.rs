@@ -17,7 +17,7 @@ const fn most_ids(n: usize) -> usize {
 }
 
 /// Longest added token, and all of them together, in bytes. The crate builds an automaton of a hundred bytes a byte.
-pub const ADDED_BYTES: (usize, usize) = (1 << 16, 1 << 22);
+pub(crate) const ADDED_BYTES: (usize, usize) = (1 << 16, 1 << 22);
 
 /// How many times longer a normaliser may make a text.
 const MOST_GROWTH: usize = 10_000;
@@ -30,7 +30,7 @@ thread_local! {
 ///
 /// # Errors
 /// What the panic said.
-pub fn catch<T>(work: impl FnOnce() -> T) -> Result<T, String> {
+pub(crate) fn catch<T>(work: impl FnOnce() -> T) -> Result<T, String> {
     static HOOK: Once = Once::new();
     HOOK.call_once(|| {
         let before = panic::take_hook();

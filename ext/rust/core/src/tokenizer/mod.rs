@@ -7,9 +7,9 @@
 mod added;
 pub mod bpe;
 mod byte_alphabet;
-pub mod char_bpe;
+pub(crate) mod char_bpe;
 pub mod engine;
 pub mod escape;
 pub mod guard;
-pub mod special;
+pub(crate) mod special;
 pub mod vocabulary;

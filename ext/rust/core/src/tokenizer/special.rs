@@ -9,22 +9,22 @@ use std::ops::Range;
 
 /// A token that is found by its text.
 #[derive(Debug, Clone)]
-pub struct AddedToken {
+pub(crate) struct AddedToken {
     /// Its id.
-    pub id: u32,
+    pub(crate) id: u32,
     /// The text it is found by.
-    pub content: String,
+    pub(crate) content: String,
     /// Matches only between characters that are not `\w`.
-    pub single_word: bool,
+    pub(crate) single_word: bool,
     /// Swallows the white space before it.
-    pub lstrip: bool,
+    pub(crate) lstrip: bool,
     /// Swallows the white space after it.
-    pub rstrip: bool,
+    pub(crate) rstrip: bool,
 }
 
 /// A stretch of text: an added token (and the bytes it covers), or text to encode.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Stretch {
+pub(crate) enum Stretch {
     /// An added token from byte to byte.
     Token(u32, usize, usize),
     /// Other text from byte to byte; not empty.
@@ -33,7 +33,7 @@ pub enum Stretch {
 
 /// Finds the leftmost, and of those the longest, token, again and again.
 #[derive(Debug)]
-pub struct SpecialMatcher {
+pub(crate) struct SpecialMatcher {
     /// Sorted by content.
     tokens: Vec<AddedToken>,
     /// The trie of their contents. Edges of a node are sorted by byte.
@@ -62,7 +62,7 @@ const FEW_EDGES: usize = 8;
 impl SpecialMatcher {
     /// `tokens` have distinct, non-empty contents.
     #[must_use]
-    pub fn new(mut tokens: Vec<AddedToken>) -> Self {
+    pub(crate) fn new(mut tokens: Vec<AddedToken>) -> Self {
         tokens.sort_by(|a, b| a.content.cmp(&b.content));
         let mut needles: Vec<u8> = tokens.iter().map(|token| token.content.as_bytes()[0]).collect();
         needles.dedup();
@@ -77,7 +77,7 @@ impl SpecialMatcher {
     }
 
     /// Of tokens of which only the texts matter; empty ones and repeats are left out.
-    pub fn of_texts<'t>(texts: impl IntoIterator<Item = &'t str>) -> Self {
+    pub(crate) fn of_texts<'t>(texts: impl IntoIterator<Item = &'t str>) -> Self {
         let texts: BTreeSet<&str> = texts.into_iter().filter(|text| !text.is_empty()).collect();
         let token = |text: &str| AddedToken {
             id: 0,
@@ -89,20 +89,14 @@ impl SpecialMatcher {
         Self::new(texts.into_iter().map(token).collect())
     }
 
-    /// Whether there is nothing to find.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.tokens.is_empty()
-    }
-
     /// Whether what is found before and after a line break followed by a letter is the same when text is cut there.
     #[must_use]
-    pub fn leaves_seams(&self) -> bool {
+    pub(crate) fn leaves_seams(&self) -> bool {
         self.tokens.iter().all(|token| !token.lstrip && !token.content.contains('\n'))
     }
 
     /// Each token in `text`, from byte to byte; they do not overlap.
-    pub fn find_iter<'t>(&'t self, text: &'t str) -> impl Iterator<Item = Range<usize>> + 't {
+    pub(crate) fn find_iter<'t>(&'t self, text: &'t str) -> impl Iterator<Item = Range<usize>> + 't {
         let mut from = 0;
         std::iter::from_fn(move || {
             let (start, token) = self.find(text.as_bytes(), from)?;
@@ -113,13 +107,13 @@ impl SpecialMatcher {
 
     /// How long the longest token is that `text` starts with.
     #[must_use]
-    pub fn length_at(&self, text: &str) -> Option<usize> {
+    pub(crate) fn length_at(&self, text: &str) -> Option<usize> {
         if text.is_empty() { None } else { self.longest_at(text.as_bytes(), 0).map(|token| token.content.len()) }
     }
 
     /// Whether a token starts where `text` does, or would if more text followed, or other white space than it ends with.
     #[must_use]
-    pub fn may_start(&self, text: &str) -> bool {
+    pub(crate) fn may_start(&self, text: &str) -> bool {
         let begins = |start: &str| {
             let at = self.tokens.partition_point(|token| token.content.as_str() < start);
             self.tokens.get(at).is_some_and(|token| token.content.starts_with(start))
@@ -189,7 +183,7 @@ impl SpecialMatcher {
     }
 
     /// Calls `visit` for each stretch of `text`, in order; together they cover it.
-    pub fn split(&self, text: &str, mut visit: impl FnMut(Stretch)) {
+    pub(crate) fn split(&self, text: &str, mut visit: impl FnMut(Stretch)) {
         let bytes = text.as_bytes();
         let (mut done, mut from) = (0, 0);
         while let Some((mut start, token)) = self.find(bytes, from) {

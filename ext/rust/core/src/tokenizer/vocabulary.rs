@@ -1,8 +1,7 @@
 //! What is known about a vocabulary besides how to encode with it: the bytes of every id, and the special tokens.
-use crate::error::Error;
+use crate::error::{Error, choices};
 use crate::json;
 use crate::tokenizer::bpe::Bpe;
-use crate::tokenizer::bpe::engine::BpeEngine;
 use crate::tokenizer::byte_alphabet;
 use crate::tokenizer::char_bpe;
 use crate::tokenizer::engine::{Engine, HfEngine};
@@ -35,9 +34,9 @@ pub struct Vocabulary {
     /// Texts of every added token.
     pub added_texts: Vec<Box<str>>,
     /// Ids that stand before a text to learn from: those of the tokenizer, but for an end of sequence.
-    pub text_prefix: Vec<i32>,
+    pub(crate) text_prefix: Vec<i32>,
     /// What the tokenizer itself puts around texts.
-    pub frame: Frame,
+    pub(crate) frame: Frame,
     /// Beginning of sequence.
     pub bos: Option<i32>,
     /// End of sequence.
@@ -46,13 +45,13 @@ pub struct Vocabulary {
 
 /// Ids that a tokenizer puts before a text, between two texts, and behind the last.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Frame {
+pub(crate) struct Frame {
     /// Before the first.
-    pub before: Vec<i32>,
+    pub(crate) before: Vec<i32>,
     /// Between two.
-    pub between: Vec<i32>,
+    pub(crate) between: Vec<i32>,
     /// Behind the last.
-    pub behind: Vec<i32>,
+    pub(crate) behind: Vec<i32>,
 }
 
 impl Frame {
@@ -72,19 +71,19 @@ impl Frame {
 }
 
 /// What is known of a vocabulary of characters without the crate's tokenizer.
-pub struct CharTokens<'a> {
+pub(crate) struct CharTokens<'a> {
     /// Ids and names.
-    pub vocab: Vec<(u32, &'a str)>,
+    pub(crate) vocab: Vec<(u32, &'a str)>,
     /// Ids and texts of added tokens, and whether they are special.
-    pub added: Vec<(u32, &'a str, bool)>,
+    pub(crate) added: Vec<(u32, &'a str, bool)>,
     /// As written.
-    pub post_processor: Option<&'a serde_json::Value>,
+    pub(crate) post_processor: Option<&'a serde_json::Value>,
     /// Ids of beginning and end of sequence.
-    pub ends: (Option<u32>, Option<u32>),
+    pub(crate) ends: (Option<u32>, Option<u32>),
     /// A space is put before the first text only.
-    pub opens_with_space: bool,
+    pub(crate) opens_with_space: bool,
     /// A space is put before every text.
-    pub adds_spaces: bool,
+    pub(crate) adds_spaces: bool,
 }
 
 /// Names from the tokenizer's configuration.
@@ -107,6 +106,8 @@ pub enum EngineChoice {
     Tokenizers,
 }
 
+choices! { EngineChoice, "engine", "auto" => Auto, "tokenizers" => Tokenizers }
+
 /// Read a `tokenizer.json` into an engine and its tables.
 ///
 /// # Errors
@@ -116,7 +117,7 @@ pub fn load(tokenizer_json: &[u8], names: &TokenNames, choice: EngineChoice) -> 
     let own = own.filter(|(bpe, rest)| names.extra.iter().all(|text| own::id_of(bpe, rest, text).is_some()));
     let vocabulary = own.as_ref().and_then(|(bpe, rest)| own::vocabulary(bpe, rest, names));
     let own = match (own, vocabulary) {
-        (Some((bpe, _)), Some(vocabulary)) => return Ok((Box::new(BpeEngine::new(bpe)), vocabulary)),
+        (Some((bpe, _)), Some(vocabulary)) => return Ok((Box::new(bpe), vocabulary)),
         (own, _) => own.map(|(bpe, _)| bpe),
     };
     if choice == EngineChoice::Auto
@@ -136,7 +137,7 @@ pub fn load(tokenizer_json: &[u8], names: &TokenNames, choice: EngineChoice) -> 
     let vocabulary = guard::catch(|| Vocabulary::of_crate(&mut tokenizer, &layout, names))
         .map_err(|panic| fault(format!("the tokenizers crate gave up on it: {panic}")))?;
     let engine: Box<dyn Engine> = match own {
-        Some(bpe) => Box::new(BpeEngine::new(bpe)),
+        Some(bpe) => Box::new(bpe),
         None => Box::new(HfEngine::new(tokenizer)),
     };
     Ok((engine, vocabulary))
@@ -150,7 +151,7 @@ fn fault(why: impl std::fmt::Display) -> Error {
 ///
 /// # Errors
 /// `Error::Data` when it is not a tokenizer.
-pub fn crate_tokenizer(tokenizer_json: &[u8], names: &TokenNames) -> Result<Tokenizer> {
+pub(crate) fn crate_tokenizer(tokenizer_json: &[u8], names: &TokenNames) -> Result<Tokenizer> {
     let mut tokenizer = guard::tokenizer(tokenizer_json)?;
     let missing = names.extra.iter().filter(|text| tokenizer.token_to_id(text).is_none());
     let missing: Vec<AddedToken> = missing.map(|text| AddedToken::from(text.clone(), true)).collect();
@@ -220,7 +221,7 @@ impl Vocabulary {
     /// The tables of a vocabulary whose names are characters, `▁` for a space, and bytes; none where the post-processor
     /// is one that only the crate knows.
     #[must_use]
-    pub fn of_chars(tokens: CharTokens) -> Option<Self> {
+    pub(crate) fn of_chars(tokens: CharTokens) -> Option<Self> {
         let frame = tokens.post_processor.map_or(Some(Frame::default()), own::frame)?;
         let (mut vocab, mut added) = (tokens.vocab, tokens.added);
         vocab.sort_unstable();
@@ -290,7 +291,7 @@ impl Vocabulary {
 
     /// Whether the tokenizer puts a space before a text that it does not put before the text behind a special token.
     #[must_use]
-    pub fn opens_with_space(&self) -> bool {
+    pub(crate) fn opens_with_space(&self) -> bool {
         self.dummy == DummySpace::AtStart
     }
 
@@ -302,7 +303,7 @@ impl Vocabulary {
 
     /// Whether text read back is the surfaces of its ids, one after the other, but for bytes that are not UTF-8.
     #[must_use]
-    pub fn keeps_surfaces(&self) -> bool {
+    pub(crate) fn keeps_surfaces(&self) -> bool {
         self.dummy == DummySpace::Never
     }
 

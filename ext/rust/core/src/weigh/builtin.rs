@@ -2,10 +2,10 @@
 //!
 //! Keys and weights as the ms-swift documentation lists them; `swift-table-14` as in the paper's appendix
 //! (SWIFT: A Scalable lightWeight Infrastructure for Fine-Tuning, Table 14, <https://arxiv.org/abs/2408.05517>).
-use super::Rules;
+use super::rules::Rules;
 
 /// Every name a specification may use besides the bases.
-pub const NAMES: &[&str] = &[
+pub(crate) const NAMES: &[&str] = &[
     "base",
     "ignore_empty_think",
     "ignore_think_prefix",

@@ -11,22 +11,19 @@
 //!
 //! Patterns have Python's `re` semantics with DOTALL (Oniguruma's Python syntax): lookaround works, `$` also matches
 //! before a final newline. Differences from Python: inline flags apply to the rest of their group, and a match that
-//! takes more than [`RETRY_LIMIT`] steps is an error.
+//! takes more than [`pattern::RETRY_LIMIT`] steps is an error.
 
 mod builtin;
 mod pattern;
 mod rules;
-pub mod sequence;
+pub(crate) mod sequence;
 mod shape;
 mod sieve;
 
-pub use pattern::RETRY_LIMIT;
-pub use rules::{Rules, Strategy};
+use rules::Strategy;
 
-use crate::error::Error;
-use crate::tokenizer::vocabulary::Vocabulary;
+use crate::error::{Error, choices};
 use crate::types::Role;
-use sieve::Sieve;
 
 type Result<T> = std::result::Result<T, Error>;
 
@@ -50,6 +47,8 @@ pub enum Semantics {
     MsSwift,
 }
 
+choices! { Semantics, "loss_rules", "spans" => Spans, "ms-swift" => MsSwift }
+
 /// Which closing tokens of turns are trained on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Closing {
@@ -63,6 +62,8 @@ pub enum Closing {
     /// None.
     None,
 }
+
+choices! { Closing, "train_closing", "turn" => Turn, "last" => Last, "all" => All, "none" => None }
 
 /// A stretch of a reply that ends at byte `end` (it starts where the one before ended) and its weight.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -85,7 +86,6 @@ pub struct Spec {
     /// Which closing tokens are.
     pub closing: Closing,
     strategies: Vec<Strategy>,
-    sieve: Option<Sieve>,
 }
 
 impl Spec {
@@ -122,7 +122,6 @@ impl Spec {
             roles: vec![Role::Assistant],
             closing: Closing::Turn,
             strategies,
-            sieve: None,
         })
     }
 
@@ -136,35 +135,15 @@ impl Spec {
         names.filter(|name| !builtin::NAMES.contains(name)).map(str::to_owned).collect()
     }
 
-    /// Prepare to weigh ids of `vocabulary`, and of no other: the weights are the same, most replies need not be read.
-    pub fn prepare(&mut self, vocabulary: &Vocabulary) {
-        // ms-swift's weights also depend on how a strategy cut what another one weighs
-        let known = self.semantics == Semantics::Spans && self.reads_text();
-        self.sieve = known.then(|| Sieve::new(&self.strategies, vocabulary)).flatten();
-    }
-
-    /// The weights of the text of `ids[range]` where they are known without reading all of it; as [`Spec::segments`], but
-    /// the last segment goes on to the end of the range. `text` and `starts` hold what was read.
-    pub(crate) fn known_segments(
-        &self,
-        vocabulary: &Vocabulary,
-        ids: &[i32],
-        range: std::ops::Range<usize>,
-        text: &mut String,
-        starts: &mut Vec<u32>,
-    ) -> Option<Vec<Segment>> {
-        self.sieve.as_ref().and_then(|sieve| sieve.segments(vocabulary, ids, range, text, starts))
-    }
-
     /// Whether weights depend on the text of a turn, or only on whose turn it is.
     #[must_use]
-    pub fn reads_text(&self) -> bool {
+    pub(crate) fn reads_text(&self) -> bool {
         !self.strategies.is_empty()
     }
 
     /// Whether a query (the user's text before a reply) is looked at.
     #[must_use]
-    pub fn reads_query(&self) -> bool {
+    pub(crate) fn reads_query(&self) -> bool {
         self.strategies.iter().any(|strategy| !strategy.rules.query.is_empty())
     }
 

@@ -7,24 +7,24 @@ use memchr::memmem;
 use onig::{MatchParam, Regex, RegexOptions, Region, SearchOptions, Syntax};
 
 /// Backtracking steps one match attempt may take: some tens of milliseconds, far over what sane rules need.
-pub const RETRY_LIMIT: u32 = 1_000_000;
+pub(crate) const RETRY_LIMIT: u32 = 1_000_000;
 
 /// What is looked for in a reply.
 #[derive(Debug)]
-pub enum Pattern {
+pub(crate) enum RulePattern {
     /// This text.
     Literal(Box<memmem::Finder<'static>>),
     /// This expression.
     Regex(Regex, String),
 }
 
-impl Pattern {
-    pub fn literal(text: &str) -> Self {
+impl RulePattern {
+    pub(crate) fn literal(text: &str) -> Self {
         Self::Literal(Box::new(memmem::Finder::new(text).into_owned()))
     }
 
     /// Compile `source`, with `place` naming its rules file in errors.
-    pub fn regex(source: &str, place: &str) -> Result<Self> {
+    pub(crate) fn regex(source: &str, place: &str) -> Result<Self> {
         // SINGLELINE gives `^` and `$` Python's meaning without re.M; Oniguruma calls DOTALL "multiline".
         let options = RegexOptions::REGEX_OPTION_SINGLELINE | RegexOptions::REGEX_OPTION_MULTILINE;
         match Regex::with_options(source, options, Syntax::python()) {
@@ -37,7 +37,7 @@ impl Pattern {
     }
 
     /// Capture groups the pattern itself has.
-    pub fn num_groups(&self) -> usize {
+    pub(crate) fn num_groups(&self) -> usize {
         match self {
             Self::Literal(_) => 0,
             Self::Regex(regex, _) => regex.captures_len(),
@@ -53,7 +53,7 @@ impl Pattern {
     }
 
     /// The leftmost match that starts at byte `from` or later: (start, end).
-    pub fn find(&self, text: &str, from: usize) -> Result<Option<(usize, usize)>> {
+    pub(crate) fn find(&self, text: &str, from: usize) -> Result<Option<(usize, usize)>> {
         match self {
             Self::Literal(finder) => Ok(finder.find(&text.as_bytes()[from..]).map(|at| {
                 let start = from + at;
@@ -77,7 +77,7 @@ impl Pattern {
     }
 
     /// Whether the pattern matches at the very start of `text`, which it sees as a whole text.
-    pub fn matches_prefix(&self, text: &str) -> Result<bool> {
+    pub(crate) fn matches_prefix(&self, text: &str) -> Result<bool> {
         match self {
             Self::Literal(finder) => Ok(text.as_bytes().starts_with(finder.needle())),
             Self::Regex(regex, source) => regex
@@ -97,5 +97,5 @@ fn limits() -> MatchParam {
 fn too_hard(source: &str, error: &onig::Error) -> Error {
     let why = error.description().to_lowercase();
     let message = format!("loss-scale pattern \"{source}\" gave up on this reply ({why}); simplify the pattern");
-    Error::Row(RowError { reason: "regex_limit", column: None, path: String::new(), message })
+    Error::Row(RowError::new("regex_limit", message))
 }

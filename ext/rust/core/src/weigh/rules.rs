@@ -1,5 +1,5 @@
 //! Rules files: what a strategy holds, and the two ways of applying it to a reply.
-use super::pattern::Pattern;
+use super::pattern::RulePattern;
 use super::shape::Shape;
 use super::{Segment, Semantics};
 use crate::error::Error;
@@ -15,11 +15,11 @@ type Result<T> = std::result::Result<T, Error>;
 /// the user's text gives the whole reply its weight; or a list of `{"regex": .., "weight": ..}` and
 /// `{"literal": .., "weight": .., "after": ..}`.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct Rules {
+pub(crate) struct Rules {
     /// Key and one weight (a regular expression) or two (a literal mark and the text after it), in file order.
-    pub response: Vec<(String, Vec<f64>)>,
+    pub(crate) response: Vec<(String, Vec<f64>)>,
     /// Text of the query and the weight it gives the whole reply.
-    pub query: Vec<(String, f64)>,
+    pub(crate) query: Vec<(String, f64)>,
 }
 
 impl Rules {
@@ -117,10 +117,10 @@ fn list_rule(item: &Json) -> std::result::Result<(String, Vec<f64>), String> {
 
 /// A strategy ready to be applied.
 #[derive(Debug)]
-pub struct Strategy {
+pub(crate) struct Strategy {
     /// Its rules, as written.
-    pub rules: Rules,
-    patterns: Vec<(Pattern, f64, Option<f64>)>,
+    pub(crate) rules: Rules,
+    patterns: Vec<(RulePattern, f64, Option<f64>)>,
 }
 
 impl Strategy {
@@ -139,11 +139,11 @@ impl Strategy {
         let mut patterns = Vec::with_capacity(rules.response.len());
         for (key, weights) in &rules.response {
             match weights[..] {
-                [weight, after] => patterns.push((Pattern::literal(key), weight, Some(after))),
+                [weight, after] => patterns.push((RulePattern::literal(key), weight, Some(after))),
                 // ms-swift ignores the regular expressions of a file that has any literal
                 [_] if literal => {}
                 [weight] => {
-                    let pattern = Pattern::regex(key, name)?;
+                    let pattern = RulePattern::regex(key, name)?;
                     if semantics == Semantics::MsSwift && pattern.num_groups() > 0 {
                         let why = "has a capture group, which breaks ms-swift's split; write (?:...)";
                         return Err(Error::Config { message: format!("{name}: pattern \"{key}\" {why}").into() });

@@ -5,6 +5,7 @@
 use crate::error::{Error, RowError};
 use crate::tokenizer::vocabulary::Vocabulary;
 use crate::types::Role;
+use crate::weigh::sieve::Sieve;
 use crate::weigh::{Base, Closing, Segment, Semantics, Spec};
 
 /// A turn, in token indices. `start..end` holds the framing too.
@@ -15,9 +16,9 @@ pub struct TokenTurn {
     /// Behind its last.
     pub end: i32,
     /// First token the model must generate.
-    pub generated_start: i32,
+    pub(crate) generated_start: i32,
     /// Behind the last.
-    pub generated_end: i32,
+    pub(crate) generated_end: i32,
     /// First token of the closing suffix; `generated_end` when there is none.
     pub closing: i32,
     /// Whose turn.
@@ -43,7 +44,7 @@ pub struct Span {
 
 /// Memory that weighing rows shares.
 #[derive(Debug, Default)]
-pub struct Scratch {
+pub struct WeighScratch {
     text: String,
     starts: Vec<u32>,
     query: String,
@@ -51,7 +52,7 @@ pub struct Scratch {
 }
 
 /// Append a run to spans that are ascending and merged.
-pub fn push_span(spans: &mut Vec<Span>, start: usize, end: usize, weight: f32) {
+pub(crate) fn push_span(spans: &mut Vec<Span>, start: usize, end: usize, weight: f32) {
     if start >= end || weight == 0.0 {
         return;
     }
@@ -64,7 +65,7 @@ pub fn push_span(spans: &mut Vec<Span>, start: usize, end: usize, weight: f32) {
 
 /// Number of trained tokens and sum of their weights. Token 0 predicts nothing and is never a target.
 #[must_use]
-pub fn totals(spans: &[Span]) -> (i32, f64) {
+pub(crate) fn totals(spans: &[Span]) -> (i32, f64) {
     let mut trained = 0;
     let mut sum = 0.0;
     for span in spans {
@@ -77,79 +78,108 @@ pub fn totals(spans: &[Span]) -> (i32, f64) {
     (trained, sum)
 }
 
-/// The weights of a row under `spec`, into `spans`. A row without turns is text, and all of it is trained on.
-///
-/// # Errors
-/// `Error::Config` when rules read text and the vocabulary cannot be turned back into text; `Error::Row` when a pattern
-/// exceeds its limit.
-pub fn weigh(
-    spec: &Spec,
-    ids: &[i32],
-    turns: &[TokenTurn],
-    vocabulary: &Vocabulary,
-    scratch: &mut Scratch,
-    spans: &mut Vec<Span>,
-) -> Result<(), Error> {
-    spans.clear();
-    if turns.is_empty() {
-        push_span(spans, 0, ids.len(), 1.0);
-        return Ok(());
-    }
-    if spec.reads_text() && !vocabulary.is_readable() {
-        return Err(Error::Config {
-            message: "loss_scale: this tokenizer's tokens cannot be turned back into text for rules to read; \
-                      use default, last_round or all alone"
-                .into(),
-        });
-    }
-    let mut weigher = Weigher { spec, ids, vocabulary, scratch, spans, query: 0..0 };
-    let last_prompt = turns.iter().rposition(|turn| matches!(turn.role, Role::User | Role::Tool));
-    let learned = |turn: &TokenTurn| {
-        (spec.roles.contains(&turn.role) || turn.loss == Some(true)) && turn.generated_end > turn.generated_start
-    };
-    let last_learned = turns.iter().rposition(learned);
-    let mut done = 0;
-    for (index, turn) in turns.iter().enumerate() {
-        if turn.role != Role::Assistant && spec.base == Base::All && turn.loss == Some(false) {
-            return Err(Error::Row(RowError {
-                reason: "loss",
-                column: None,
-                path: format!("$.messages[{}]", turn.message),
-                message: "its mark says that it is not trained on, and --loss-scale all says that it is; drop one"
-                    .to_owned(),
-            }));
-        }
-        if matches!(turn.role, Role::User | Role::Tool) {
-            weigher.query = turn.start as usize..turn.end as usize;
-        }
-        if !learned(turn) {
-            if spec.closing == Closing::All && spec.base != Base::All {
-                weigher.close_of_others(turn, turns);
-            }
-            continue;
-        }
-        let generated = turn.generated_start as usize..turn.generated_end as usize;
-        weigher.other(done..generated.start)?;
-        let base = match spec.base {
-            Base::Default | Base::All => true,
-            Base::LastRound => last_prompt.is_none_or(|last| index > last),
-        };
-        weigher.turn(turn, base, index + 1 == turns.len(), Some(index) == last_learned)?;
-        done = generated.end;
-    }
-    weigher.other(done..ids.len())
+/// A specification with the one vocabulary whose ids it weighs.
+#[derive(Debug)]
+pub struct Weigher {
+    spec: Spec,
+    vocabulary: Vocabulary,
+    pub(super) sieve: Option<Sieve>,
 }
 
-struct Weigher<'a> {
+impl Weigher {
+    /// Put both together, and find out which replies need not be read.
+    #[must_use]
+    pub fn new(spec: Spec, vocabulary: Vocabulary) -> Self {
+        // ms-swift's weights also depend on how a strategy cut what another one weighs
+        let known = spec.semantics == Semantics::Spans && spec.reads_text();
+        let sieve = known.then(|| Sieve::new(&spec.strategies, &vocabulary)).flatten();
+        Self { spec, vocabulary, sieve }
+    }
+
+    /// The specification.
+    #[must_use]
+    pub fn spec(&self) -> &Spec {
+        &self.spec
+    }
+
+    /// The vocabulary.
+    #[must_use]
+    pub fn vocabulary(&self) -> &Vocabulary {
+        &self.vocabulary
+    }
+
+    /// The weights of a row, into `spans`. A row without turns is text, and all of it is trained on.
+    ///
+    /// # Errors
+    /// `Error::Config` when rules read text and the vocabulary cannot be turned back into text; `Error::Row` when a
+    /// pattern exceeds its limit.
+    pub fn weigh(
+        &self,
+        ids: &[i32],
+        turns: &[TokenTurn],
+        scratch: &mut WeighScratch,
+        spans: &mut Vec<Span>,
+    ) -> Result<(), Error> {
+        let spec = &self.spec;
+        spans.clear();
+        if turns.is_empty() {
+            push_span(spans, 0, ids.len(), 1.0);
+            return Ok(());
+        }
+        if spec.reads_text() && !self.vocabulary.is_readable() {
+            return Err(Error::Config {
+                message: "loss_scale: this tokenizer's tokens cannot be turned back into text for rules to read; \
+                          use default, last_round or all alone"
+                    .into(),
+            });
+        }
+        let mut weigher = RowWeigher { weigher: self, spec, ids, scratch, spans, query: 0..0 };
+        let last_prompt = turns.iter().rposition(|turn| matches!(turn.role, Role::User | Role::Tool));
+        let learned = |turn: &TokenTurn| {
+            (spec.roles.contains(&turn.role) || turn.loss == Some(true)) && turn.generated_end > turn.generated_start
+        };
+        let last_learned = turns.iter().rposition(learned);
+        let mut done = 0;
+        for (index, turn) in turns.iter().enumerate() {
+            if turn.role != Role::Assistant && spec.base == Base::All && turn.loss == Some(false) {
+                return Err(Error::Row(RowError::at(
+                    format!("$.messages[{}]", turn.message),
+                    "loss",
+                    "its mark says that it is not trained on, and --loss-scale all says that it is; drop one",
+                )));
+            }
+            if matches!(turn.role, Role::User | Role::Tool) {
+                weigher.query = turn.start as usize..turn.end as usize;
+            }
+            if !learned(turn) {
+                if spec.closing == Closing::All && spec.base != Base::All {
+                    weigher.close_of_others(turn, turns);
+                }
+                continue;
+            }
+            let generated = turn.generated_start as usize..turn.generated_end as usize;
+            weigher.other(done..generated.start)?;
+            let base = match spec.base {
+                Base::Default | Base::All => true,
+                Base::LastRound => last_prompt.is_none_or(|last| index > last),
+            };
+            weigher.turn(turn, base, index + 1 == turns.len(), Some(index) == last_learned)?;
+            done = generated.end;
+        }
+        weigher.other(done..ids.len())
+    }
+}
+
+struct RowWeigher<'a> {
+    weigher: &'a Weigher,
     spec: &'a Spec,
     ids: &'a [i32],
-    vocabulary: &'a Vocabulary,
-    scratch: &'a mut Scratch,
+    scratch: &'a mut WeighScratch,
     spans: &'a mut Vec<Span>,
     query: std::ops::Range<usize>,
 }
 
-impl Weigher<'_> {
+impl RowWeigher<'_> {
     /// Tokens no model turn generated: trained only by the base `all`.
     fn other(&mut self, range: std::ops::Range<usize>) -> Result<(), Error> {
         if self.spec.base != Base::All {
@@ -212,15 +242,16 @@ impl Weigher<'_> {
     /// Weigh tokens by the strategies: a token takes the weight at its first byte. Returns whether any token, and
     /// whether the last token, has a weight.
     fn by_rules(&mut self, range: std::ops::Range<usize>) -> Result<(bool, bool), Error> {
-        let Scratch { text, starts, query, query_starts } = &mut *self.scratch;
-        let known = self.spec.known_segments(self.vocabulary, self.ids, range.clone(), text, starts);
+        let WeighScratch { text, starts, query, query_starts } = &mut *self.scratch;
+        let Weigher { vocabulary, sieve, .. } = self.weigher;
+        let known = sieve.as_ref().and_then(|sieve| sieve.segments(vocabulary, self.ids, range.clone(), text, starts));
         let segments = if let Some(segments) = known {
             segments
         } else {
             if self.spec.reads_query() {
-                self.vocabulary.read(self.ids, self.query.clone(), query, query_starts);
+                vocabulary.read(self.ids, self.query.clone(), query, query_starts);
             }
-            self.vocabulary.read(self.ids, range.clone(), text, starts);
+            vocabulary.read(self.ids, range.clone(), text, starts);
             self.spec.segments(text, query)?
         };
         let weights = TokenWeights { starts, segments: &segments, num_tokens: range.len() };

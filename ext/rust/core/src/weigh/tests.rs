@@ -1,6 +1,6 @@
 //! The worked examples of the loss-scale documentation, in both readings.
 use super::*;
-use crate::tokenizer::vocabulary::{EngineChoice, TokenNames, load};
+use crate::tokenizer::vocabulary::{EngineChoice, TokenNames, Vocabulary, load};
 
 fn weigh(spec: &str, semantics: Semantics, text: &str, query: &str) -> Vec<(String, f64)> {
     let spec = Spec::parse(spec, semantics, &[]).unwrap();
@@ -158,9 +158,9 @@ fn tokenizer(merges: &[(&str, &str)]) -> (Box<dyn crate::tokenizer::engine::Engi
 /// The sieve decides for most replies, and never otherwise than the rules on the whole text.
 #[test]
 fn a_sieve_changes_no_weight() {
-    use crate::weigh::sequence::{Scratch, TokenTurn, weigh};
+    use crate::weigh::sequence::{TokenTurn, WeighScratch, Weigher};
     let merges = [("_", "c"), ("o", "l"), ("ol", "_c"), ("l", ">"), (">", "<"), ("<", "/"), ("t", "h"), ("Ċ", "Ċ")];
-    let (engine, vocabulary) = tokenizer(&merges);
+    let (engine, _) = tokenizer(&merges);
     let parts = [
         "<tool_call>",
         "</tool_call>",
@@ -189,7 +189,14 @@ fn a_sieve_changes_no_weight() {
     let files = [("own.json".to_owned(), r#"{"^a.x\\s*": [0.5], "call>\\s+x": [3]}"#.to_owned())];
     let specs =
         ["hermes", "hermes+ignore_empty_think", "ignore_think_prefix", "react", "react+hermes", "own.json+hermes"];
-    let (mut seed, mut decided, mut scratch) = (1_u64, 0, Scratch::default());
+    let weigher =
+        |spec: &&str| Weigher::new(Spec::parse(spec, Semantics::Spans, &files).unwrap(), tokenizer(&merges).1);
+    let sieved: Vec<_> = specs.iter().map(weigher).collect();
+    let mut plain: Vec<_> = specs.iter().map(weigher).collect();
+    for plain in &mut plain {
+        plain.sieve = None;
+    }
+    let (mut seed, mut decided, mut scratch) = (1_u64, 0, WeighScratch::default());
     for round in 0..30_000 {
         let mut next = |limit: usize| {
             seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
@@ -213,17 +220,18 @@ fn a_sieve_changes_no_weight() {
             loss: None,
             loss_scale: None,
         };
-        let plain = Spec::parse(specs[round % specs.len()], Semantics::Spans, &files).unwrap();
-        let mut sieved = Spec::parse(specs[round % specs.len()], Semantics::Spans, &files).unwrap();
-        sieved.prepare(&vocabulary);
-        let mut run = |spec: &Spec| {
+        let (sieved, plain) = (&sieved[round % specs.len()], &plain[round % specs.len()]);
+        let mut run = |weigher: &Weigher| {
             let mut spans = vec![];
-            weigh(spec, &tokens.ids, std::slice::from_ref(&turn), &vocabulary, &mut scratch, &mut spans).unwrap();
+            weigher.weigh(&tokens.ids, std::slice::from_ref(&turn), &mut scratch, &mut spans).unwrap();
             spans
         };
-        assert_eq!(run(&sieved), run(&plain), "{text:?} from token {from} with {:?}", specs[round % specs.len()]);
+        assert_eq!(run(sieved), run(plain), "{text:?} from token {from} with {:?}", specs[round % specs.len()]);
         let range = from as usize..tokens.ids.len();
-        let known = sieved.known_segments(&vocabulary, &tokens.ids, range, &mut String::new(), &mut vec![]);
+        let known = sieved
+            .sieve
+            .as_ref()
+            .and_then(|sieve| sieve.segments(sieved.vocabulary(), &tokens.ids, range, &mut String::new(), &mut vec![]));
         decided += usize::from(known.is_some());
     }
     assert!(decided > 6_000, "{decided}");

@@ -4,26 +4,18 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use super::Scratch;
-use super::engine::BpeEngine;
+use super::Bpe;
 use super::scan::Scanner;
+use super::words::WordScratch;
+use crate::tokenizer::engine::Batch;
 
 /// Bytes a thread takes at a time.
 const CHUNK: usize = 1 << 18;
 
 /// A part of one text.
-struct Part {
+struct TextPart {
     text: usize,
     bytes: Range<usize>,
-}
-
-/// Ids of all texts in a row, and where those of each text end.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub struct Batch {
-    /// Ids.
-    pub ids: Vec<u32>,
-    /// `offsets[i]..offsets[i + 1]` are those of text `i`; one more than there are texts.
-    pub offsets: Vec<i64>,
 }
 
 /// What is done so far: the ids of the first chunks, and chunks that were done before one in front of them.
@@ -35,21 +27,21 @@ struct Done {
     /// Chunks whose ids are in `ids`.
     chunks: usize,
     /// By number, chunks that wait for another.
-    early: Vec<(usize, Encoded)>,
+    early: Vec<(usize, EncodedParts)>,
 }
 
 /// Ids of the parts of a chunk, and how many each has.
 #[derive(Default)]
-struct Encoded {
+struct EncodedParts {
     ids: Vec<u32>,
     counts: Vec<usize>,
 }
 
 impl Done {
     /// Takes a chunk and gives back one whose memory may be used again.
-    fn take(&mut self, chunk: usize, encoded: Encoded) -> Encoded {
+    fn take(&mut self, chunk: usize, encoded: EncodedParts) -> EncodedParts {
         self.early.push((chunk, encoded));
-        let mut free = Encoded::default();
+        let mut free = EncodedParts::default();
         while let Some(at) = self.early.iter().position(|(chunk, _)| *chunk == self.chunks) {
             free = self.early.swap_remove(at).1;
             self.ids.extend_from_slice(&free.ids);
@@ -62,8 +54,8 @@ impl Done {
     }
 }
 
-impl BpeEngine {
-    /// Encodes each text as [`super::Bpe::encode_into`] does, on at most `threads` threads.
+impl Bpe {
+    /// Encodes each text as [`Bpe::encode_into`] does, on at most `threads` threads.
     #[must_use]
     pub fn encode_batch(&self, texts: &[&str], threads: usize) -> Batch {
         let parts = self.parts(texts);
@@ -82,12 +74,12 @@ impl BpeEngine {
         let mut done = Done { ids, counts: Vec::with_capacity(parts.len()), ..Done::default() };
         let threads = threads.min(chunks.len());
         if threads <= 1 {
-            self.with_scratch(|_, scratch| self.encode_parts(&parts, texts, scratch, &mut done.ids, &mut done.counts));
+            self.with_scratch(|scratch| self.encode_parts(&parts, texts, scratch, &mut done.ids, &mut done.counts));
         } else {
             let (next, shared) = (AtomicUsize::new(0), Mutex::new(std::mem::take(&mut done)));
             let work = || {
-                self.with_scratch(|_, scratch| {
-                    let mut memory = Encoded::default();
+                self.with_scratch(|scratch| {
+                    let mut memory = EncodedParts::default();
                     while let Some((chunk, range)) =
                         Some(next.fetch_add(1, Ordering::Relaxed)).and_then(|i| Some((i, chunks.get(i)?.clone())))
                     {
@@ -117,31 +109,31 @@ impl BpeEngine {
     /// Appends the ids of all parts, and how many each has.
     fn encode_parts(
         &self,
-        parts: &[Part],
+        parts: &[TextPart],
         texts: &[&str],
-        scratch: &mut Scratch,
+        scratch: &mut WordScratch,
         ids: &mut Vec<u32>,
         counts: &mut Vec<usize>,
     ) {
         for part in parts {
             let before = ids.len();
-            self.bpe().encode_into(&texts[part.text][part.bytes.clone()], scratch, ids);
+            self.encode_with(&texts[part.text][part.bytes.clone()], scratch, ids, |_, _| {});
             counts.push(ids.len() - before);
         }
     }
 
     /// The texts, long ones cut where that changes nothing.
-    fn parts(&self, texts: &[&str]) -> Vec<Part> {
+    fn parts(&self, texts: &[&str]) -> Vec<TextPart> {
         let mut parts = Vec::with_capacity(texts.len());
         for (i, text) in texts.iter().enumerate() {
             let mut start = 0;
-            while self.bpe().has_seams() && text.len() - start > 2 * CHUNK {
+            while self.has_seams() && text.len() - start > 2 * CHUNK {
                 let from = start + CHUNK;
                 let Some(seam) = (from..text.len()).find(|&at| Scanner::is_seam(text.as_bytes(), at)) else { break };
-                parts.push(Part { text: i, bytes: start..seam });
+                parts.push(TextPart { text: i, bytes: start..seam });
                 start = seam;
             }
-            parts.push(Part { text: i, bytes: start..text.len() });
+            parts.push(TextPart { text: i, bytes: start..text.len() });
         }
         parts
     }

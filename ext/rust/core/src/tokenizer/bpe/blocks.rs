@@ -199,7 +199,7 @@ fn starts(pattern: Pattern, masks: &Masks, bytes: &[u8; 64]) -> u64 {
     starts & below(limit) & !1
 }
 
-/// The same of a block that is not all ASCII. `len` is how many bytes of it are text.
+/// Where words start in a block that is not all ASCII. `len` is how many bytes of it are text.
 #[inline(never)]
 #[target_feature(enable = "avx2,bmi1,bmi2,lzcnt,popcnt")]
 fn starts_among_wide(scanner: &Scanner, bytes: &[u8; 64], block: Block, len: u32) -> u64 {
@@ -233,7 +233,7 @@ unsafe fn push(ends: &mut Vec<usize>, base: usize, mut starts: u64) {
 /// Appends ends of words of `text`, the first of which starts at `at`, until there are `enough` or the text is done.
 /// Returns where the last word ends.
 #[target_feature(enable = "avx2,bmi1,bmi2,lzcnt,popcnt")]
-pub fn fill(scanner: &Scanner, text: &str, mut at: usize, ends: &mut Vec<usize>, enough: usize) -> usize {
+pub(crate) fn fill(scanner: &Scanner, text: &str, mut at: usize, ends: &mut Vec<usize>, enough: usize) -> usize {
     let bytes = text.as_bytes();
     ends.reserve(enough + 64);
     // Marks end what a block shows here, and these bytes begin characters of scripts that are full of them.

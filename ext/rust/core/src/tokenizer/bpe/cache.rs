@@ -3,26 +3,26 @@
 use super::growing::{Growing, Line};
 
 /// Bytes and length of a word of at most [`MAX_WORD`] bytes.
-pub type Key = [u64; 2];
+pub(crate) type Key = [u64; 2];
 
 /// Set in the second half of the key of a piece of a word: where whole words are looked up, a piece may have other ids
 /// than the same bytes as a word.
-pub const PIECE: u64 = 1 << 63;
+pub(crate) const PIECE: u64 = 1 << 63;
 
 /// Longest word that is remembered by its bytes alone; [`super::phrases`] has longer ones.
-pub const MAX_WORD: usize = 15;
+pub(crate) const MAX_WORD: usize = 15;
 
 /// Bits of an id.
 const ID_BITS: u32 = 28;
 
 /// One to four ids; the top four bits of the first are their number.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Few([u32; 4]);
+pub(crate) struct Few([u32; 4]);
 
 impl Few {
     /// These ids, if they are few; each is below 2^28.
     #[must_use]
-    pub fn new(ids: &[u32]) -> Option<Self> {
+    pub(crate) fn new(ids: &[u32]) -> Option<Self> {
         let mut four = [0; 4];
         four.get_mut(..ids.len())?.copy_from_slice(ids);
         four[0] |= (ids.len() as u32) << ID_BITS;
@@ -34,7 +34,7 @@ impl Few {
     /// # Safety
     /// `out` has room for four more.
     #[inline]
-    pub unsafe fn push_to(&self, out: &mut Vec<u32>) {
+    pub(crate) unsafe fn push_to(&self, out: &mut Vec<u32>) {
         let (len, count) = (out.len(), self.0[0] >> ID_BITS);
         debug_assert!(out.capacity() - len >= 4 && count <= 4);
         // SAFETY: the caller's promise; the first `count <= 4` were written when the length covers them.
@@ -77,7 +77,7 @@ impl Line for Two {
 
 /// A two-way cache that grows; one a thread.
 #[derive(Debug, Default)]
-pub struct WordCache(Growing<Two>);
+pub(crate) struct WordCache(Growing<Two>);
 
 const LOW: [u64; 16] = masks(0);
 const HIGH: [u64; 16] = masks(8);
@@ -97,7 +97,7 @@ const fn masks(first: usize) -> [u64; 16] {
 /// The key of `bytes[start..start + len]`; `len <= MAX_WORD`.
 #[inline]
 #[must_use]
-pub fn key(bytes: &[u8], start: usize, len: usize) -> Key {
+pub(crate) fn key(bytes: &[u8], start: usize, len: usize) -> Key {
     let sixteen = match bytes.get(start..start + 16).and_then(|b| <[u8; 16]>::try_from(b).ok()) {
         Some(sixteen) => u128::from_le_bytes(sixteen),
         None => near_end(bytes, start),
@@ -105,13 +105,13 @@ pub fn key(bytes: &[u8], start: usize, len: usize) -> Key {
     masked(sixteen, len)
 }
 
-/// The same where 16 bytes can be read.
+/// As [`key`], where 16 bytes can be read from `start` on.
 ///
 /// # Safety
 /// `start + 16 <= bytes.len()`.
 #[inline]
 #[must_use]
-pub unsafe fn key_inside(bytes: &[u8], start: usize, len: usize) -> Key {
+pub(crate) unsafe fn key_inside(bytes: &[u8], start: usize, len: usize) -> Key {
     debug_assert!(start + 16 <= bytes.len());
     // SAFETY: the caller's promise; no alignment is needed.
     masked(u128::from_le_bytes(unsafe { bytes.as_ptr().add(start).cast::<[u8; 16]>().read_unaligned() }), len)
@@ -125,7 +125,7 @@ fn masked(sixteen: u128, len: usize) -> Key {
 /// The bytes a key stands for are the first ones, as many as is said.
 #[inline]
 #[must_use]
-pub fn word(key: Key) -> ([u8; 16], usize) {
+pub(crate) fn word(key: Key) -> ([u8; 16], usize) {
     let sixteen = u128::from(key[0]) | u128::from(key[1]) << 64;
     (sixteen.to_le_bytes(), (key[1] >> 56) as usize & MAX_WORD)
 }
@@ -141,7 +141,7 @@ fn near_end(bytes: &[u8], start: usize) -> u128 {
 /// The upper bits say which line a key belongs to.
 #[inline]
 #[must_use]
-pub fn hash(key: Key) -> u32 {
+pub(crate) fn hash(key: Key) -> u32 {
     let product = u128::from(key[0] ^ 0x9E37_79B9_7F4A_7C15) * u128::from(key[1] ^ 0xC2B2_AE3D_27D4_EB4F);
     product as u32 ^ (product >> 64) as u32
 }
@@ -149,13 +149,13 @@ pub fn hash(key: Key) -> u32 {
 impl WordCache {
     /// Asks for the line of a word that will be looked up soon.
     #[inline]
-    pub fn prefetch(&self, hash: u32) {
+    pub(crate) fn prefetch(&self, hash: u32) {
         self.0.prefetch(hash);
     }
 
     /// The ids of a word.
     #[inline]
-    pub fn get(&mut self, hash: u32, key: Key) -> Option<&Few> {
+    pub(crate) fn get(&mut self, hash: u32, key: Key) -> Option<&Few> {
         let line = self.0.line_mut(hash);
         if line.keys[0] != key {
             if line.keys[1] != key {
@@ -168,7 +168,7 @@ impl WordCache {
     }
 
     /// Remembers the ids of a word, if there are at most four.
-    pub fn insert(&mut self, hash: u32, key: Key, ids: &[u32]) {
+    pub(crate) fn insert(&mut self, hash: u32, key: Key, ids: &[u32]) {
         if let Some(ids) = Few::new(ids) {
             self.0.insert(hash, (key, ids));
         }

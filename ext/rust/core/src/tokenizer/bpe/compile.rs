@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use serde_json::Value;
 
-use super::file::{self, File, Members, Merges, Model, Tokens};
+use super::file::{self, File, Members, Merges, Model, VocabEntries};
 use super::pattern::Pattern;
 use super::tables::{MAX_ID, Tables, Vocab};
 use super::{Parts, Rest, Unsupported};
@@ -16,7 +16,7 @@ fn refuse<T>(part: &'static str, why: impl Into<String>) -> Result<T, Unsupporte
 }
 
 /// Reads the file into the parts of the engine, and what else it says.
-pub fn compile(tokenizer_json: &[u8]) -> Result<(Parts, Rest), Unsupported> {
+pub(crate) fn compile(tokenizer_json: &[u8]) -> Result<(Parts, Rest), Unsupported> {
     let Members { file, tokens, merges } = file::read(tokenizer_json)?;
     if file.version != "1.0" {
         return refuse("version", "is not 1.0");
@@ -124,7 +124,7 @@ fn isolated<'a>(step: &Step<'a>) -> Option<&'a str> {
     if let Step::Split(regex, true) = step { Some(regex) } else { None }
 }
 
-fn model(model: &Model, tokens: &Tokens, merges: &Merges) -> Result<Tables, Unsupported> {
+fn model(model: &Model, tokens: &VocabEntries, merges: &Merges) -> Result<Tables, Unsupported> {
     let empty = |affix: &Option<String>| affix.as_ref().is_none_or(String::is_empty);
     if model.kind.as_deref() != Some("BPE") {
         return refuse("model", format!("type is {:?}, not \"BPE\"", model.kind));
@@ -141,7 +141,7 @@ fn model(model: &Model, tokens: &Tokens, merges: &Merges) -> Result<Tables, Unsu
     Tables::new(vocab, &merges, model.ignore_merges == Some(true), has_unknown)
 }
 
-fn vocabulary(tokens: &Tokens) -> Result<Vocab, Unsupported> {
+fn vocabulary(tokens: &VocabEntries) -> Result<Vocab, Unsupported> {
     let known = |id: u32| id < MAX_ID && id as usize <= 4 * tokens.len() + 1024;
     let mut ids = tokens.ends.iter().map(|token| token.0).chain(tokens.others.iter().map(|token| token.1));
     if let Some(id) = ids.find(|&id| !known(id)) {
@@ -184,7 +184,7 @@ fn ids_of(merges: &Merges, vocab: &Vocab) -> Result<Vec<(u32, u32, u32)>, Unsupp
     Ok(found)
 }
 
-fn added_tokens(file: &File, tables: &Tables, tokens: &Tokens, nfc: bool) -> Result<AddedTokens, Unsupported> {
+fn added_tokens(file: &File, tables: &Tables, tokens: &VocabEntries, nfc: bool) -> Result<AddedTokens, Unsupported> {
     let nfc = nfc.then(super::normalize::Nfc::default);
     let others: HashMap<&str, u32> = tokens.others.iter().map(|(name, id)| (name.as_str(), *id)).collect();
     let known = |name: &str| bytes_of(name).and_then(|bytes| tables.find(&bytes));

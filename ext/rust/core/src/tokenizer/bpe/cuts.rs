@@ -29,12 +29,12 @@ const NOTHING: u32 = u32::MAX;
 /// Some characters of a word: all borders between them are asked about before the first piece is given away, without a
 /// branch that depends on the text. Working memory; `chars[0]` is the one before `starts[0]`.
 #[derive(Debug)]
-pub struct Block {
+pub(crate) struct Borders {
     chars: [u32; 65],
     starts: [usize; 64],
 }
 
-impl Default for Block {
+impl Default for Borders {
     fn default() -> Self {
         Self { chars: [NOTHING; 65], starts: [0; 64] }
     }
@@ -42,7 +42,7 @@ impl Default for Block {
 
 /// Pairs of characters that stand side by side in some token, and what they and single characters are encoded as.
 #[derive(Debug)]
-pub struct Cuts {
+pub(crate) struct Cuts {
     /// Open addressing, at most half full: `left << 48 | right << 32 | value`. Only pairs of the basic plane that are not
     /// both ASCII; beside others nothing is cut.
     slots: Pages<u64>,
@@ -58,7 +58,7 @@ pub struct Cuts {
 
 impl Cuts {
     /// Reads all tokens of the vocabulary. `merge` appends the encoding of a word by the rules alone.
-    pub fn new(tables: &Tables, mut merge: impl FnMut(&[u8], &mut Vec<u32>)) -> Self {
+    pub(crate) fn new(tables: &Tables, mut merge: impl FnMut(&[u8], &mut Vec<u32>)) -> Self {
         let mut broken = Box::new([0u64; 1 << 10]);
         let mut pairs = Vec::new();
         for id in 0..tables.num_ids() as u32 {
@@ -142,12 +142,12 @@ impl Cuts {
     /// Calls `found` with start and end of each piece of `bytes[start..end]`, in order, and with the ids of a piece of one
     /// or two characters and their number, if they are known.
     #[inline]
-    pub fn pieces(
+    pub(crate) fn pieces(
         &self,
         bytes: &[u8],
         start: usize,
         end: usize,
-        Block { chars, starts }: &mut Block,
+        Borders { chars, starts }: &mut Borders,
         mut found: impl FnMut(usize, usize, Option<([u32; 2], u32)>),
     ) {
         let limit = bytes.len().saturating_sub(3);
@@ -260,7 +260,7 @@ pub(super) mod tests {
     use super::*;
 
     /// All bytes, and rules picked at random among the neighbours in a text; `seed` picks the order of their ranks.
-    pub fn random_tables(text: &str, seed: u64, mut draw: impl FnMut(usize) -> usize) -> Tables {
+    pub(crate) fn random_tables(text: &str, seed: u64, mut draw: impl FnMut(usize) -> usize) -> Tables {
         let mut tokens: Vec<Vec<u8>> = (0..=255).map(|b| vec![b]).collect();
         let mut vocab = Vocab::with_capacity(2000, 8000);
         for (id, token) in (0..).zip(&tokens) {
@@ -309,7 +309,7 @@ pub(super) mod tests {
                 let word: String = (0..=draw(most)).map(|_| chars[draw(chars.len())]).collect();
                 let (mut whole, mut parts, mut at) = (Vec::new(), Vec::new(), 0);
                 encode_piece(&tables, word.as_bytes(), &mut scratch, &mut whole);
-                cuts.pieces(word.as_bytes(), 0, word.len(), &mut Block::default(), |from, to, ids| {
+                cuts.pieces(word.as_bytes(), 0, word.len(), &mut Borders::default(), |from, to, ids| {
                     assert_eq!(from, at);
                     at = to;
                     if let Some((ids, count)) = ids {

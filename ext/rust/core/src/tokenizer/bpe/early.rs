@@ -23,7 +23,7 @@
 use super::tables::{NONE, Tables};
 
 /// No merge crosses the border behind this symbol.
-pub const APART: u32 = NONE - 1;
+pub(crate) const APART: u32 = NONE - 1;
 const SLOT_BITS: u32 = 18;
 const MEET_BITS: u32 = 21;
 /// Ranks are kept in 16 bits, rounded down; [`FREE`] is above all.
@@ -36,7 +36,7 @@ const TWO: u32 = 1 << 16;
 
 /// What all rules say about the bytes beside a pair.
 #[derive(Debug)]
-pub struct Early {
+pub(crate) struct Early {
     /// By the end of the symbol before and the id of the left one: the lowest rank of a rule that takes it to the left.
     left: Box<[u16]>,
     /// By the id of the right symbol and the start of the one behind.
@@ -45,7 +45,7 @@ pub struct Early {
     meet: Box<[u64]>,
     /// A bit for each rank: some rule of this rank or a lower one takes what it makes.
     taken: Box<[u64]>,
-    /// The same for single bytes, by both of a pair.
+    /// What rules say about two single bytes, by both of them.
     bytes: Box<[BytePair]>,
 }
 
@@ -66,7 +66,7 @@ pub struct Symbol {
     /// Id.
     pub id: u32,
     /// Of this and the next symbol; [`APART`] or more if no rule joins them now.
-    pub rank: u32,
+    pub(crate) rank: u32,
     /// Its first two bytes and [`TWO`], or its only one.
     first: u32,
     /// Its last two.
@@ -116,7 +116,7 @@ fn rounded(rank: u32) -> u16 {
 
 impl Early {
     /// Reads all rules.
-    pub fn new(tables: &Tables) -> Self {
+    pub(crate) fn new(tables: &Tables) -> Self {
         let nothing = BytePair { rank: FREE, left: FREE, right: FREE };
         let mut early = Self {
             left: vec![FREE; 1 << SLOT_BITS].into(),
@@ -180,7 +180,7 @@ impl Early {
     }
 
     /// Appends the symbols of ASCII text after one pass.
-    pub fn ascii(&self, tables: &Tables, word: &[u8], symbols: &mut Vec<Symbol>) {
+    pub(crate) fn ascii(&self, tables: &Tables, word: &[u8], symbols: &mut Vec<Symbol>) {
         let pair = |i: usize| match word.get(i).zip(word.get(i + 1)) {
             Some((&a, &b)) => self.bytes[usize::from(a) << 8 | usize::from(b)],
             None => BytePair { rank: FREE, left: FREE, right: FREE },
@@ -204,11 +204,11 @@ impl Early {
 
     /// Calls `piece` with the symbols of a word between certain borders and the rank of each, and merges those of long
     /// pieces as far as is certain. `places` is working memory.
-    pub fn pieces(
+    pub(crate) fn pieces(
         &self,
         tables: &Tables,
         symbols: &mut [Symbol],
-        places: &mut Places,
+        places: &mut EarlyScratch,
         mut piece: impl FnMut(&[Symbol]),
     ) {
         places.asked.clear();
@@ -219,8 +219,14 @@ impl Early {
         }
     }
 
-    /// The same for symbols between two borders.
-    fn settle(&self, tables: &Tables, part: &mut [Symbol], places: &mut Places, piece: &mut impl FnMut(&[Symbol])) {
+    /// Merges the symbols between two certain borders as far as is certain, and calls `piece` with what is left.
+    fn settle(
+        &self,
+        tables: &Tables,
+        part: &mut [Symbol],
+        places: &mut EarlyScratch,
+        piece: &mut impl FnMut(&[Symbol]),
+    ) {
         if part.len() < LONG {
             return piece(part);
         }
@@ -284,7 +290,12 @@ impl Early {
 
     #[allow(clippy::needless_bitwise_bool)] // branches here would be guessed wrong half of the time
     /// Merges all that is certain now. Returns how many symbols are left.
-    fn merge_certain(&self, tables: &Tables, symbols: &mut [Symbol], Places { asked, certain }: &mut Places) -> usize {
+    fn merge_certain(
+        &self,
+        tables: &Tables,
+        symbols: &mut [Symbol],
+        EarlyScratch { asked, certain }: &mut EarlyScratch,
+    ) -> usize {
         let len = symbols.len();
         certain.clear();
         certain.extend(0..len as u32 - 1);
@@ -339,7 +350,7 @@ struct Run {
 
 /// Working memory of [`Early::pieces`].
 #[derive(Debug, Default)]
-pub struct Places {
+pub(crate) struct EarlyScratch {
     asked: Vec<u32>,
     certain: Vec<u32>,
 }

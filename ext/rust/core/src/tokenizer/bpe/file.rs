@@ -10,22 +10,22 @@ use crate::tokenizer::byte_alphabet::{self, decode};
 /// The file without its large members. A key we do not know is a part we do not know.
 #[derive(serde::Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct File {
+pub(crate) struct File {
     /// May be absent, but not null.
     #[serde(default = "current")]
-    pub version: String,
+    pub(crate) version: String,
     // Lengths are the caller's business, as with the crate behind `encode::HfEngine`.
     #[serde(default, rename = "truncation")]
     _truncation: serde::de::IgnoredAny,
     #[serde(default, rename = "padding")]
     _padding: serde::de::IgnoredAny,
     #[serde(default)]
-    pub added_tokens: Vec<AddedEntry>,
-    pub normalizer: Option<Value>,
-    pub pre_tokenizer: Option<Value>,
-    pub post_processor: Option<Value>,
-    pub decoder: Option<Value>,
-    pub model: Model,
+    pub(crate) added_tokens: Vec<AddedEntry>,
+    pub(crate) normalizer: Option<Value>,
+    pub(crate) pre_tokenizer: Option<Value>,
+    pub(crate) post_processor: Option<Value>,
+    pub(crate) decoder: Option<Value>,
+    pub(crate) model: Model,
 }
 
 fn current() -> String {
@@ -34,37 +34,37 @@ fn current() -> String {
 
 #[derive(serde::Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Model {
+pub(crate) struct Model {
     #[serde(rename = "type")]
-    pub kind: Option<String>,
-    pub dropout: Option<f32>,
+    pub(crate) kind: Option<String>,
+    pub(crate) dropout: Option<f32>,
     // Where every byte has a token, nothing is ever unknown, and these three change nothing.
-    pub unk_token: Option<String>,
+    pub(crate) unk_token: Option<String>,
     #[serde(default, rename = "fuse_unk")]
     _fuse_unk: Option<bool>,
-    pub byte_fallback: Option<bool>,
-    pub continuing_subword_prefix: Option<String>,
-    pub end_of_word_suffix: Option<String>,
+    pub(crate) byte_fallback: Option<bool>,
+    pub(crate) continuing_subword_prefix: Option<String>,
+    pub(crate) end_of_word_suffix: Option<String>,
     #[serde(default)]
-    pub ignore_merges: Option<bool>,
+    pub(crate) ignore_merges: Option<bool>,
 }
 
 /// `model.vocab`: the bytes of byte-level tokens, and the names of the others.
 #[derive(Default)]
-pub struct Tokens {
-    pub bytes: Vec<u8>,
+pub(crate) struct VocabEntries {
+    pub(crate) bytes: Vec<u8>,
     /// Id and end in `bytes` of each byte-level token, in file order.
-    pub ends: Vec<(u32, u32)>,
-    pub others: Vec<(String, u32)>,
+    pub(crate) ends: Vec<(u32, u32)>,
+    pub(crate) others: Vec<(String, u32)>,
 }
 
-impl Tokens {
-    pub fn len(&self) -> usize {
+impl VocabEntries {
+    pub(crate) fn len(&self) -> usize {
         self.ends.len() + self.others.len()
     }
 
     /// Bytes and ids in file order.
-    pub fn iter(&self) -> impl Iterator<Item = (&[u8], u32)> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&[u8], u32)> {
         let mut start = 0;
         self.ends.iter().map(move |&(id, end)| {
             let token = &self.bytes[start..end as usize];
@@ -76,17 +76,17 @@ impl Tokens {
 
 /// `model.merges`: the bytes of both tokens of each.
 #[derive(Default)]
-pub struct Merges {
-    pub bytes: Vec<u8>,
+pub(crate) struct Merges {
+    pub(crate) bytes: Vec<u8>,
     /// Where the left one starts, the right one starts, and it ends.
-    pub places: Vec<[u32; 3]>,
+    pub(crate) places: Vec<[u32; 3]>,
 }
 
 /// A `tokenizer.json` of a byte-level BPE model, taken apart.
-pub struct Members {
-    pub file: File,
-    pub tokens: Tokens,
-    pub merges: Merges,
+pub(crate) struct Members {
+    pub(crate) file: File,
+    pub(crate) tokens: VocabEntries,
+    pub(crate) merges: Merges,
 }
 
 fn damaged(why: impl Into<String>) -> Unsupported {
@@ -94,7 +94,7 @@ fn damaged(why: impl Into<String>) -> Unsupported {
 }
 
 /// Reads the file.
-pub fn read(text: &[u8]) -> Result<Members, Unsupported> {
+pub(crate) fn read(text: &[u8]) -> Result<Members, Unsupported> {
     if u32::try_from(text.len()).is_err() {
         return Err(damaged("is larger than 4 GiB"));
     }
@@ -311,8 +311,8 @@ impl<'a> Cursor<'a> {
         id.ok_or_else(|| damaged(format!("expected an id at byte {}", start + 1)))
     }
 
-    fn tokens(&mut self) -> Result<Tokens, Unsupported> {
-        let mut out = Tokens::default();
+    fn tokens(&mut self) -> Result<VocabEntries, Unsupported> {
+        let mut out = VocabEntries::default();
         self.expect(b'{')?;
         self.items(b'}', |cursor| {
             let other = cursor.token(&mut out.bytes)?;

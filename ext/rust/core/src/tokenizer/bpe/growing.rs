@@ -3,7 +3,7 @@
 use super::pages::Pages;
 
 /// What a table is made of: one cache line, all zero while nothing is in it.
-pub trait Line: Copy + Default {
+pub(crate) trait Line: Copy + Default {
     /// What is put into a line.
     type Entry: Copy;
     /// Lines at first and at most, as powers of two.
@@ -21,7 +21,7 @@ pub trait Line: Copy + Default {
 
 /// The upper bits of a hash say which line an entry belongs to.
 #[derive(Debug)]
-pub struct Growing<L: Line> {
+pub(crate) struct Growing<L: Line> {
     lines: Pages<L>,
     bits: u32,
     /// Entries that may still come before it grows.
@@ -48,7 +48,7 @@ impl<L: Line> Growing<L> {
 
     /// Asks the processor for a line that will be read soon.
     #[inline]
-    pub fn prefetch(&self, hash: u32) {
+    pub(crate) fn prefetch(&self, hash: u32) {
         #[cfg(target_arch = "x86_64")]
         {
             use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
@@ -60,19 +60,19 @@ impl<L: Line> Growing<L> {
     }
 
     #[inline]
-    pub fn line(&self, hash: u32) -> &L {
+    pub(crate) fn line(&self, hash: u32) -> &L {
         // SAFETY: `bits` of a hash are below the number of lines.
         unsafe { self.lines.get_unchecked(self.index(hash)) }
     }
 
     #[inline]
-    pub fn line_mut(&mut self, hash: u32) -> &mut L {
+    pub(crate) fn line_mut(&mut self, hash: u32) -> &mut L {
         let index = self.index(hash);
         // SAFETY: as above.
         unsafe { self.lines.get_unchecked_mut(index) }
     }
 
-    pub fn insert(&mut self, hash: u32, entry: L::Entry) {
+    pub(crate) fn insert(&mut self, hash: u32, entry: L::Entry) {
         if self.room == 0 {
             self.grow();
         }
@@ -90,7 +90,7 @@ impl<L: Line> Growing<L> {
 
     /// Lines now.
     #[cfg(test)]
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.lines.len()
     }
 }

@@ -12,30 +12,30 @@ use super::pattern::class::{
 use super::scan::Scanner;
 
 /// Where each class stands; bits from the end of what the block shows are clear.
-pub struct Masks {
-    pub letters: u64,
-    pub upper: u64,
+pub(crate) struct Masks {
+    pub(crate) letters: u64,
+    pub(crate) upper: u64,
     /// Letters that are neither upper nor lower case.
-    pub caseless: u64,
-    pub numbers: u64,
-    pub space: u64,
-    pub newlines: u64,
+    pub(crate) caseless: u64,
+    pub(crate) numbers: u64,
+    pub(crate) space: u64,
+    pub(crate) newlines: u64,
     /// All white space.
-    pub spaces: u64,
-    pub apostrophes: u64,
-    pub slashes: u64,
+    pub(crate) spaces: u64,
+    pub(crate) apostrophes: u64,
+    pub(crate) slashes: u64,
     /// Everything else.
-    pub signs: u64,
+    pub(crate) signs: u64,
     /// ASCII controls that are not white space; part of `signs`.
-    pub controls: u64,
+    pub(crate) controls: u64,
     /// What `DeepSeek` calls Han.
-    pub han: u64,
+    pub(crate) han: u64,
     /// What is not ASCII.
-    pub wide: u64,
+    pub(crate) wide: u64,
     /// How many characters the block shows.
-    pub shown: u32,
+    pub(crate) shown: u32,
     /// Which bytes characters start with; all bits are set where bytes are characters.
-    pub heads: u64,
+    pub(crate) heads: u64,
 }
 
 /// So many characters that are not ASCII are worth asking which of them are surely letters.
@@ -43,13 +43,13 @@ const MANY: u32 = 4;
 
 /// The bits below `n`.
 #[inline]
-pub fn below(n: u32) -> u64 {
+pub(crate) fn below(n: u32) -> u64 {
     if n >= 64 { u64::MAX } else { (1 << n) - 1 }
 }
 
 /// 64 bytes of text; the rest of a shorter one is zero.
 #[derive(Clone, Copy)]
-pub struct Block {
+pub(crate) struct Block {
     low: __m256i,
     high: __m256i,
 }
@@ -57,7 +57,7 @@ pub struct Block {
 impl Block {
     #[inline]
     #[target_feature(enable = "avx2,bmi1,bmi2,lzcnt,popcnt")]
-    pub fn new(bytes: &[u8; 64]) -> Self {
+    pub(crate) fn new(bytes: &[u8; 64]) -> Self {
         // SAFETY: both loads lie inside the 64 bytes, and need no alignment.
         #[allow(clippy::cast_ptr_alignment)]
         unsafe {
@@ -76,7 +76,7 @@ impl Block {
     /// Which bytes are not ASCII.
     #[inline]
     #[target_feature(enable = "avx2,bmi1,bmi2,lzcnt,popcnt")]
-    pub fn wide(self) -> u64 {
+    pub(crate) fn wide(self) -> u64 {
         self.bits()
     }
 
@@ -181,7 +181,7 @@ impl Masks {
     /// Of the ASCII characters before byte `shown`.
     #[inline]
     #[target_feature(enable = "avx2,bmi1,bmi2,lzcnt,popcnt")]
-    pub fn ascii(block: Block, shown: u32) -> Self {
+    pub(crate) fn ascii(block: Block, shown: u32) -> Self {
         let all = below(shown);
         let (letters, no_bit) = block.letters();
         let (numbers, space) = (block.between(b'0', b'9'), block.is(b' '));
@@ -210,7 +210,7 @@ impl Masks {
     /// `len` is how many bytes of the block are text.
     #[inline]
     #[target_feature(enable = "avx2,bmi1,bmi2,lzcnt,popcnt")]
-    pub fn wide(bytes: &[u8; 64], block: Block, len: u32, scanner: &Scanner) -> Self {
+    pub(crate) fn wide(bytes: &[u8; 64], block: Block, len: u32, scanner: &Scanner) -> Self {
         let (marks_are_letters, stops) = match scanner.pattern() {
             Pattern::Gpt2 { digits: false } => (false, 0),
             Pattern::Gpt2 { digits: true } => (false, CUT | NUMBER),
@@ -249,7 +249,7 @@ impl Masks {
     }
 
     /// The byte that character `i` starts with.
-    pub fn byte(&self, i: u32) -> u32 {
+    pub(crate) fn byte(&self, i: u32) -> u32 {
         if self.heads == u64::MAX {
             return i;
         }
@@ -258,7 +258,7 @@ impl Masks {
 
     /// The first of the white space that the block ends with: what follows it decides how it is cut.
     #[inline]
-    pub fn open_spaces(&self) -> u32 {
+    pub(crate) fn open_spaces(&self) -> u32 {
         let others = !self.spaces & below(self.shown);
         64 - others.leading_zeros()
     }

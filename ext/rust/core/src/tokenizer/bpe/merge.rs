@@ -6,7 +6,7 @@
 //! to do so in that pair alone.) It holds for any list of merges, since the choice is always the lowest rank, then the
 //! leftmost place.
 
-use super::early::{APART, Places, Symbol};
+use super::early::{APART, EarlyScratch, Symbol};
 use super::tables::{NONE, Tables};
 use super::unicode::decode;
 
@@ -26,11 +26,11 @@ const WINDOWS: usize = 1 << 7;
 
 /// Working memory of the merge routines; one a thread.
 #[derive(Debug)]
-pub struct MergeScratch {
+pub(crate) struct MergeScratch {
     ids: Vec<u32>,
     ranks: Vec<u32>,
     symbols: Vec<Symbol>,
-    places: Places,
+    places: EarlyScratch,
     long_bytes: usize,
     bytes: Vec<u8>,
     ends: Vec<usize>,
@@ -46,7 +46,7 @@ impl Default for MergeScratch {
             ids: Vec::new(),
             ranks: Vec::new(),
             symbols: Vec::new(),
-            places: Places::default(),
+            places: EarlyScratch::default(),
             long_bytes: 0,
             bytes: Vec::new(),
             ends: Vec::new(),
@@ -65,15 +65,15 @@ struct HeapScratch {
 }
 
 /// Appends the ids of `word`, which starts and ends at character boundaries, to `out`.
-pub fn encode_word(tables: &Tables, word: &[u8], scratch: &mut MergeScratch, out: &mut Vec<u32>) {
+pub(crate) fn encode_word(tables: &Tables, word: &[u8], scratch: &mut MergeScratch, out: &mut Vec<u32>) {
     match tables.whole_word(word) {
         Some(id) => out.push(id),
         None => encode_piece(tables, word, scratch, out),
     }
 }
 
-/// The same by the rules alone: no look-up of the whole.
-pub fn encode_piece(tables: &Tables, word: &[u8], scratch: &mut MergeScratch, out: &mut Vec<u32>) {
+/// As [`encode_word`], by the merge rules alone: the word is not looked up as a whole.
+pub(crate) fn encode_piece(tables: &Tables, word: &[u8], scratch: &mut MergeScratch, out: &mut Vec<u32>) {
     if tables.drops_from(word) {
         // What is left need not be UTF-8, so every symbol is a byte.
         scratch.ids.clear();
@@ -109,7 +109,7 @@ fn encode_window(tables: &Tables, word: &[u8], scratch: &mut MergeScratch) {
     merge(tables, scratch);
 }
 
-/// The same in certain steps first, then piece by piece.
+/// Encodes `word` into `scratch.ids`: certain merges first, then each piece between certain borders.
 fn encode_early(tables: &Tables, word: &[u8], scratch: &mut MergeScratch) {
     let MergeScratch { ids, ranks, symbols: found, places, heap, .. } = scratch;
     found.clear();
@@ -216,7 +216,7 @@ fn lowest_of_many(ranks: &[u32]) -> (u32, usize) {
     (lowest, ranks.iter().position(|&rank| rank == lowest).unwrap_or(0))
 }
 
-/// The same without a branch that depends on the ranks.
+/// As [`lowest_of_many`], without a branch that depends on the ranks.
 #[inline]
 fn lowest_of_few(ranks: &[u32]) -> (u32, usize) {
     // The place in the low bits makes the first of equal ranks the lowest.
@@ -224,7 +224,8 @@ fn lowest_of_few(ranks: &[u32]) -> (u32, usize) {
     ((both >> 32) as u32, both as u32 as usize)
 }
 
-/// The same without ranks, with a heap of `(rank, place, left id, right id)`; an entry whose pair has gone is passed over.
+/// Merges `ids` with a heap of `(rank, place, left id, right id)` instead of a list of ranks; an entry whose pair has gone
+/// is passed over.
 fn merge_heap(tables: &Tables, ids: &mut [u32], HeapScratch { queue, previous, next }: &mut HeapScratch) -> usize {
     let len = ids.len();
     queue.clear();
@@ -391,7 +392,7 @@ mod tests {
                 symbols(&tables, word.as_bytes(), |id, bytes| found.push(Symbol::new(id, bytes)));
                 let mut left = 0;
                 let before = found.len();
-                tables.early().pieces(&tables, &mut found, &mut Places::default(), |piece| {
+                tables.early().pieces(&tables, &mut found, &mut EarlyScratch::default(), |piece| {
                     count += 1;
                     left += piece.len();
                 });

@@ -5,22 +5,22 @@
 //! ids ([`words`]) by a cache ([`cache`]) or by the merge rules ([`merge`]), long ones piece by piece ([`cuts`]). A file with any part that is not known for certain is
 //! refused, and the caller uses the crate: nothing is guessed.
 //!
-//! The compiled [`Bpe`] is shared by all threads; each thread brings a [`Scratch`].
+//! The compiled [`Bpe`] is shared by all threads; it lends each its own working memory ([`engine`]).
 
-pub mod batch;
+pub(crate) mod batch;
 #[cfg(target_arch = "x86_64")]
 mod blocks;
-pub mod cache;
+pub(crate) mod cache;
 mod compile;
 mod cuts;
 mod early;
-pub mod engine;
+mod engine;
 mod file;
 mod growing;
 #[cfg(target_arch = "x86_64")]
 mod masks;
 mod merge;
-pub mod normalize;
+pub(crate) mod normalize;
 mod pages;
 pub mod pattern;
 mod phrases;
@@ -33,11 +33,12 @@ mod words;
 use std::fmt;
 
 use cuts::Cuts;
+use engine::Pool;
 use normalize::{Change, Nfc};
 use pattern::Pattern;
 use scan::Scanner;
 use tables::Tables;
-pub use words::Scratch;
+use words::WordScratch;
 
 use crate::tokenizer::added::AddedTokens;
 use crate::tokenizer::special::{SpecialMatcher, Stretch};
@@ -48,7 +49,7 @@ pub struct Unsupported {
     /// The member of the file.
     pub part: &'static str,
     /// What about it.
-    pub why: Box<str>,
+    pub(crate) why: Box<str>,
 }
 
 impl Unsupported {
@@ -75,15 +76,15 @@ struct Parts {
 
 /// What a `tokenizer.json` says besides how text becomes ids.
 #[derive(Debug)]
-pub struct Rest {
+pub(crate) struct Rest {
     /// Id and content of each added token, and whether it is marked special, in file order.
-    pub added: Vec<(u32, Box<str>, bool)>,
+    pub(crate) added: Vec<(u32, Box<str>, bool)>,
     /// Vocabulary entries that stand for no bytes, so that no text reaches them.
-    pub others: Vec<(Box<str>, u32)>,
+    pub(crate) others: Vec<(Box<str>, u32)>,
     /// As written.
-    pub decoder: Option<serde_json::Value>,
+    pub(crate) decoder: Option<serde_json::Value>,
     /// As written.
-    pub post_processor: Option<serde_json::Value>,
+    pub(crate) post_processor: Option<serde_json::Value>,
 }
 
 /// A compiled tokenizer.
@@ -95,10 +96,11 @@ pub struct Bpe {
     nfc: Option<Nfc>,
     raw: SpecialMatcher,
     normalized: SpecialMatcher,
+    pool: Pool,
 }
 
 /// Where ids come from.
-enum Source<'a> {
+enum IdSource<'a> {
     /// An added token that ends at this byte of the text.
     Token { end: usize },
     /// These bytes, which start at `at` of the normalised form of the piece that starts at byte `piece` of the text.
@@ -118,7 +120,7 @@ impl Bpe {
     ///
     /// # Errors
     /// As [`Self::compile`].
-    pub fn compile_all(tokenizer_json: &[u8]) -> Result<(Self, Rest), Unsupported> {
+    pub(crate) fn compile_all(tokenizer_json: &[u8]) -> Result<(Self, Rest), Unsupported> {
         let (parts, rest) = compile::compile(tokenizer_json)?;
         let mut scratch = merge::MergeScratch::default();
         let cuts = Cuts::new(&parts.tables, |word, ids| merge::encode_piece(&parts.tables, word, &mut scratch, ids));
@@ -129,93 +131,25 @@ impl Bpe {
             nfc: parts.nfc.then(Nfc::default),
             raw: SpecialMatcher::new(parts.added.raw),
             normalized: SpecialMatcher::new(parts.added.normalized),
+            pool: Pool::default(),
         };
         Ok((bpe, rest))
     }
 
-    /// Appends the ids of `text`, without those a post-processor adds: the crate's
-    /// `encode(text, add_special_tokens = false)`.
-    pub fn encode_into(&self, text: &str, scratch: &mut Scratch, ids: &mut Vec<u32>) {
-        self.encode_with(text, scratch, ids, |_, _| {});
-    }
-
-    /// The same, and for each id the byte of `text` where its token ends. Where NFC changed the text, tokens of the
-    /// changed stretch end where the stretch ends.
-    pub fn encode_with_ends(&self, text: &str, scratch: &mut Scratch, ids: &mut Vec<u32>, ends: &mut Vec<u32>) {
-        self.encode_with(text, scratch, ids, |ids, source| match source {
-            Source::Token { end } => ends.push(end as u32),
-            Source::Text { text, piece, mut at, changes } if self.tables.drops_from(text) => {
-                let from = at;
-                ends.extend(ids.iter().map(|&id| {
-                    at += self.tables.cover(id, &text[at - from..]);
-                    (piece + original(changes, at)) as u32
-                }));
-            }
-            Source::Text { piece, at, changes: [], .. } => self.tables.push_ends(ids, piece + at, ends),
-            Source::Text { piece, mut at, changes, .. } => ends.extend(ids.iter().map(|&id| {
-                at += self.tables.token_len(id);
-                (piece + original(changes, at)) as u32
-            })),
-        });
-    }
-
-    /// Appends the ids of `text`, and to `found` for each of `places`, ascending bytes of the text: the number of tokens up
-    /// to and with the first that ends there or later, and whether it ends later; for byte 0 no tokens. False, with nothing
-    /// done, for a tokenizer that drops bytes.
-    #[must_use]
-    pub fn encode_at(
+    /// `done` is told the ids of each stretch and where it stands.
+    fn encode_with(
         &self,
         text: &str,
-        places: &[u32],
-        scratch: &mut Scratch,
+        scratch: &mut WordScratch,
         ids: &mut Vec<u32>,
-        found: &mut Vec<(u32, bool)>,
-    ) -> bool {
-        if self.tables.drops_bytes() {
-            return false;
-        }
-        let (mut places, mut before) = (places.iter().copied().peekable(), ids.len());
-        while places.next_if_eq(&0).is_some() {
-            found.push((0, false));
-        }
-        self.encode_with(text, scratch, ids, |ids, source| {
-            let (from, end, changes) = match source {
-                Source::Token { end } => (0, end, [].as_slice()),
-                Source::Text { text, piece, at, changes } => {
-                    (piece, piece + original(changes, at + text.len()), changes)
-                }
-            };
-            let (mut read, mut last) = (0, 0);
-            let mut at = match source {
-                Source::Text { at, .. } => at,
-                Source::Token { .. } => 0,
-            };
-            while let Some(place) = places.next_if(|place| *place as usize <= end && !ids.is_empty()) {
-                let place = place as usize;
-                if changes.is_empty() && place == end || matches!(source, Source::Token { .. }) {
-                    (read, last) = (ids.len(), end);
-                }
-                while last < place && read < ids.len() {
-                    at += self.tables.token_len(ids[read]);
-                    last = from + original(changes, at);
-                    read += 1;
-                }
-                found.push(((before + read) as u32, last > place));
-            }
-            before += ids.len();
-        });
-        found.extend(places.map(|_| (before as u32, false)));
-        true
-    }
-
-    /// `done` is told the ids of each stretch and where it stands.
-    fn encode_with(&self, text: &str, scratch: &mut Scratch, ids: &mut Vec<u32>, mut done: impl FnMut(&[u32], Source)) {
+        mut done: impl FnMut(&[u32], IdSource),
+    ) {
         self.raw.split(text, |stretch| {
             let before = ids.len();
             match stretch {
                 Stretch::Token(id, _, end) => {
                     ids.push(id);
-                    done(&ids[before..], Source::Token { end });
+                    done(&ids[before..], IdSource::Token { end });
                 }
                 Stretch::Text(start, end) => self.encode_stretch(text, start, end, scratch, ids, &mut done),
             }
@@ -227,9 +161,9 @@ impl Bpe {
         text: &str,
         start: usize,
         end: usize,
-        scratch: &mut Scratch,
+        scratch: &mut WordScratch,
         ids: &mut Vec<u32>,
-        done: &mut impl FnMut(&[u32], Source),
+        done: &mut impl FnMut(&[u32], IdSource),
     ) {
         let piece = &text[start..end];
         let normal = self.nfc.as_ref().and_then(|nfc| nfc.apply(piece));
@@ -239,12 +173,12 @@ impl Bpe {
             match stretch {
                 Stretch::Token(id, _, to) => {
                     ids.push(id);
-                    done(&ids[before..], Source::Token { end: start + original(changes, to) });
+                    done(&ids[before..], IdSource::Token { end: start + original(changes, to) });
                 }
                 Stretch::Text(from, to) => {
                     self.encode_words(&piece[from..to], scratch, ids);
                     let text = &piece.as_bytes()[from..to];
-                    done(&ids[before..], Source::Text { text, piece: start, at: from, changes });
+                    done(&ids[before..], IdSource::Text { text, piece: start, at: from, changes });
                 }
             }
         });
@@ -264,13 +198,13 @@ impl Bpe {
 
     /// The id of a vocabulary entry by its name in the file, if it stands for bytes.
     #[must_use]
-    pub fn id_of(&self, name: &str) -> Option<u32> {
+    pub(crate) fn id_of(&self, name: &str) -> Option<u32> {
         crate::tokenizer::byte_alphabet::bytes_of(name).and_then(|bytes| self.tables.find(&bytes))
     }
 
     /// Whether text may be cut at [`Scanner::is_seam`]s: no added token reaches over one.
     #[must_use]
-    pub fn has_seams(&self) -> bool {
+    pub(crate) fn has_seams(&self) -> bool {
         self.raw.leaves_seams() && self.normalized.leaves_seams()
     }
 

@@ -8,17 +8,17 @@ use unicode_normalization_alignments::UnicodeNormalization;
 
 /// Knows which code points NFC leaves alone wherever they stand.
 #[derive(Debug)]
-pub struct Nfc {
+pub(crate) struct Nfc {
     unstable: PageTable,
 }
 
 /// A stretch of a text that NFC changed, and where its replacement lies in the new text.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Change {
+pub(crate) struct Change {
     /// In the old text.
-    pub old: Range<usize>,
+    pub(crate) old: Range<usize>,
     /// In the new text.
-    pub new: Range<usize>,
+    pub(crate) new: Range<usize>,
 }
 
 impl Default for Nfc {
@@ -86,7 +86,7 @@ impl Nfc {
     /// may be cut before it: only the stretch from the stable character before an unstable one to the next stable one
     /// is handed to the normaliser.
     #[must_use]
-    pub fn apply(&self, text: &str) -> Option<(String, Vec<Change>)> {
+    pub(crate) fn apply(&self, text: &str) -> Option<(String, Vec<Change>)> {
         let bytes = text.as_bytes();
         let (mut out, mut changes) = (String::new(), Vec::new());
         let (mut done, mut from) = (0, 0);

@@ -10,7 +10,7 @@ use std::ptr::NonNull;
 const LARGE: usize = 2 << 20;
 
 /// A boxed slice of plain values.
-pub struct Pages<T: Copy> {
+pub(crate) struct Pages<T: Copy> {
     first: NonNull<T>,
     len: usize,
 }
@@ -21,9 +21,9 @@ unsafe impl<T: Copy + Send> Send for Pages<T> {}
 unsafe impl<T: Copy + Sync> Sync for Pages<T> {}
 
 impl<T: Copy> Pages<T> {
-    /// `len` values, not zero of them; less than half a large page comes from the ordinary heap.
+    /// `len` values; `len` may not be 0. Less than half a large page comes from the ordinary heap.
     #[must_use]
-    pub fn filled(value: T, len: usize) -> Self {
+    pub(crate) fn filled(value: T, len: usize) -> Self {
         let layout = Self::layout(len);
         assert!(layout.size() > 0, "an empty table");
         // SAFETY: the size is not zero.

@@ -3,44 +3,44 @@
 use super::unicode::{Category, PageTable};
 
 /// Class of a character, as a bit, so that a set of classes is a `u16`.
-pub mod class {
+pub(crate) mod class {
     /// Not part of the piece being scanned: an earlier pre-tokenizer of the sequence cut it out.
-    pub const CUT: u16 = 1 << 0;
+    pub(crate) const CUT: u16 = 1 << 0;
     /// `\p{Lu}`, `\p{Lt}`
-    pub const UPPER: u16 = 1 << 1;
+    pub(crate) const UPPER: u16 = 1 << 1;
     /// `\p{Ll}`
-    pub const LOWER: u16 = 1 << 2;
+    pub(crate) const LOWER: u16 = 1 << 2;
     /// `\p{Lm}`, `\p{Lo}`: a letter that o200k takes for upper or lower.
-    pub const CASELESS: u16 = 1 << 3;
+    pub(crate) const CASELESS: u16 = 1 << 3;
     /// `\p{M}`
-    pub const MARK: u16 = 1 << 4;
+    pub(crate) const MARK: u16 = 1 << 4;
     /// `\p{N}`
-    pub const NUMBER: u16 = 1 << 5;
+    pub(crate) const NUMBER: u16 = 1 << 5;
     /// Carriage return and line feed.
-    pub const NEWLINE: u16 = 1 << 6;
+    pub(crate) const NEWLINE: u16 = 1 << 6;
     /// U+0020
-    pub const SPACE: u16 = 1 << 7;
+    pub(crate) const SPACE: u16 = 1 << 7;
     /// Every other `\s`.
-    pub const BLANK: u16 = 1 << 8;
+    pub(crate) const BLANK: u16 = 1 << 8;
     /// `\p{P}`, `\p{S}`
-    pub const PUNCTUATION: u16 = 1 << 9;
+    pub(crate) const PUNCTUATION: u16 = 1 << 9;
     /// None of the others: controls, formats, unassigned.
-    pub const OTHER: u16 = 1 << 10;
+    pub(crate) const OTHER: u16 = 1 << 10;
     /// Letters and marks of the kana and Han ranges that `DeepSeek` cuts out.
-    pub const HAN: u16 = 1 << 11;
+    pub(crate) const HAN: u16 = 1 << 11;
     /// `\p{P}` and `\p{S}` of those ranges, `・` among them: its third split parts them from the letters.
-    pub const HAN_SIGN: u16 = 1 << 12;
+    pub(crate) const HAN_SIGN: u16 = 1 << 12;
     /// Code points of those ranges that are not assigned.
-    pub const HAN_OTHER: u16 = 1 << 13;
+    pub(crate) const HAN_OTHER: u16 = 1 << 13;
     /// All of those ranges.
-    pub const HANS: u16 = HAN | HAN_SIGN | HAN_OTHER;
+    pub(crate) const HANS: u16 = HAN | HAN_SIGN | HAN_OTHER;
 
     /// `\p{L}`
-    pub const LETTERS: u16 = UPPER | LOWER | CASELESS;
+    pub(crate) const LETTERS: u16 = UPPER | LOWER | CASELESS;
     /// `\s`
-    pub const SPACES: u16 = NEWLINE | SPACE | BLANK;
+    pub(crate) const SPACES: u16 = NEWLINE | SPACE | BLANK;
     /// `[^\s\p{L}\p{N}]`
-    pub const SIGNS: u16 = MARK | PUNCTUATION | OTHER;
+    pub(crate) const SIGNS: u16 = MARK | PUNCTUATION | OTHER;
 }
 
 /// How text is cut into words. Each variant is one pre-tokenizer, or one sequence of them.

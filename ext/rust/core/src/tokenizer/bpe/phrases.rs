@@ -5,9 +5,9 @@ use std::array;
 use super::growing::{Growing, Line};
 
 /// Shortest phrase; shorter words are [`super::cache`]'s.
-pub const MIN: usize = 16;
+pub(crate) const MIN: usize = 16;
 /// Longest phrase.
-pub const MAX: usize = 2 * LONG - 1;
+pub(crate) const MAX: usize = 2 * LONG - 1;
 /// From here on a phrase takes two cache lines.
 const LONG: usize = 2 * MIN;
 /// Bits of an id. What is above them in the first is the number of ids, in the second and third the mark.
@@ -135,7 +135,7 @@ impl<const PARTS: usize, const IDS: usize> Growing<One<PARTS, IDS>> {
 
 /// Two caches that grow; one pair a thread.
 #[derive(Debug, Default)]
-pub struct Phrases {
+pub(crate) struct Phrases {
     short: Growing<Short>,
     long: Growing<Long>,
 }
@@ -144,7 +144,7 @@ impl Phrases {
     /// The hash of a phrase, and asks for what will be looked up by it soon. `is_piece` where a piece of a word may have
     /// other ids than the same bytes as a word.
     #[inline]
-    pub fn ask(&self, bytes: &[u8], is_piece: bool) -> u32 {
+    pub(crate) fn ask(&self, bytes: &[u8], is_piece: bool) -> u32 {
         match bytes.len() {
             MIN..LONG => self.short.ask(bytes, is_piece),
             LONG..=MAX => self.long.ask(bytes, is_piece),
@@ -154,7 +154,7 @@ impl Phrases {
 
     /// Appends the ids of a phrase, if it is known.
     #[inline]
-    pub fn append(&self, hash: u32, bytes: &[u8], is_piece: bool, ids: &mut Vec<u32>) -> bool {
+    pub(crate) fn append(&self, hash: u32, bytes: &[u8], is_piece: bool, ids: &mut Vec<u32>) -> bool {
         match bytes.len() {
             MIN..LONG => self.short.append(hash, bytes, is_piece, ids),
             LONG..=MAX => self.long.append(hash, bytes, is_piece, ids),
@@ -163,7 +163,7 @@ impl Phrases {
     }
 
     /// Remembers the ids of a phrase, if they are few.
-    pub fn remember(&mut self, hash: u32, bytes: &[u8], is_piece: bool, ids: &[u32]) {
+    pub(crate) fn remember(&mut self, hash: u32, bytes: &[u8], is_piece: bool, ids: &[u32]) {
         match bytes.len() {
             MIN..LONG => self.short.remember(hash, bytes, is_piece, ids),
             LONG..=MAX => self.long.remember(hash, bytes, is_piece, ids),

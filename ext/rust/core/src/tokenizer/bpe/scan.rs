@@ -79,7 +79,7 @@ impl Text<'_> {
         }
     }
 
-    /// The same for at most `limit` characters.
+    /// The end of a run of at most `limit` characters of the classes in `set`, from byte `i`.
     fn run_at_most(self, mut i: usize, set: u16, limit: u8) -> usize {
         for _ in 0..limit {
             let (class, next) = self.class(i);

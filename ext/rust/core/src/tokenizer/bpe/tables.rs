@@ -7,10 +7,10 @@ use super::early::Early;
 use super::pages::Pages;
 
 /// No id, no rank.
-pub const NONE: u32 = u32::MAX;
+pub(crate) const NONE: u32 = u32::MAX;
 
 /// Ids stay below this, so that a count fits above them in the word cache.
-pub const MAX_ID: u32 = 1 << 28;
+pub(crate) const MAX_ID: u32 = 1 << 28;
 
 /// Ids in merge rules, and ranks of rules, fit in these many bits.
 const ID_BITS: u32 = 18;
@@ -23,7 +23,7 @@ const LONG: u8 = u8::MAX;
 /// Merge rules in an open-addressed table at most half full: `left | right | rank` in one word, since the time of a lookup
 /// is that of the memory it touches.
 #[derive(Debug)]
-struct Rules {
+struct MergeRules {
     slots: Pages<u64>,
     shift: u32,
     /// One bit for the hash of each rule, eight bits a slot of the table: most pairs of a text have no rule, and this
@@ -33,7 +33,7 @@ struct Rules {
     joined: Vec<u32>,
 }
 
-impl Rules {
+impl MergeRules {
     /// A later rule for the same pair replaces an earlier one, as in the crate.
     fn new(merges: &[(u32, u32, u32)]) -> Result<Self, Unsupported> {
         let size = (merges.len().max(32) * 2).next_power_of_two();
@@ -106,7 +106,7 @@ impl Rules {
 
 /// Token bytes -> id, open-addressed, keyed by the bytes in [`Vocab`].
 #[derive(Debug)]
-pub struct Vocab {
+pub(crate) struct Vocab {
     /// All token bytes in a row.
     arena: Vec<u8>,
     /// Start and length in `arena` of each id's bytes; ids that are no byte-level token have length 0.
@@ -117,7 +117,7 @@ pub struct Vocab {
 
 impl Vocab {
     /// Room for `len` tokens of `bytes` bytes.
-    pub fn with_capacity(len: usize, bytes: usize) -> Self {
+    pub(crate) fn with_capacity(len: usize, bytes: usize) -> Self {
         let size = (len.max(8) * 2).next_power_of_two();
         Self { arena: Vec::with_capacity(bytes), spans: Vec::with_capacity(len), slots: vec![(0, NONE); size] }
     }
@@ -135,7 +135,7 @@ impl Vocab {
     }
 
     /// Adds a token; `false` if its bytes or its id are taken.
-    pub fn insert(&mut self, token: &[u8], id: u32) -> bool {
+    pub(crate) fn insert(&mut self, token: &[u8], id: u32) -> bool {
         let index = id as usize;
         if self.spans.len() <= index {
             self.spans.resize(index + 1, (0, 0));
@@ -152,20 +152,20 @@ impl Vocab {
 
     /// The id of these bytes.
     #[inline]
-    pub fn get(&self, token: &[u8]) -> Option<u32> {
+    pub(crate) fn get(&self, token: &[u8]) -> Option<u32> {
         Some(self.slots[self.find(token).0].1).filter(|&id| id != NONE)
     }
 
     /// The id of these bytes, which may well be `guess`.
     #[inline]
-    pub fn get_near(&self, guess: u32, token: &[u8]) -> Option<u32> {
+    pub(crate) fn get_near(&self, guess: u32, token: &[u8]) -> Option<u32> {
         let guessed = (guess as usize) < self.spans.len() && !token.is_empty() && self.bytes(guess) == token;
         if guessed { Some(guess) } else { self.get(token) }
     }
 
     /// The bytes of a token; empty for an id that is none.
     #[inline]
-    pub fn bytes(&self, id: u32) -> &[u8] {
+    pub(crate) fn bytes(&self, id: u32) -> &[u8] {
         let (start, len) = self.spans[id as usize];
         &self.arena[start as usize..(start + len) as usize]
     }
@@ -173,9 +173,9 @@ impl Vocab {
 
 /// The compiled model.
 #[derive(Debug)]
-pub struct Tables {
+pub(crate) struct Tables {
     vocab: Vocab,
-    rules: Rules,
+    rules: MergeRules,
     /// Bytes of each token, or [`LONG`]: offsets are sums of these, and they fit in the second-level cache.
     lens: Vec<u8>,
     byte_ids: [u32; 256],
@@ -197,7 +197,7 @@ pub struct Tables {
 impl Tables {
     /// `merges` are `(left, right, joined)` in rank order, all ids of `vocab`.
     /// `keeps_unknown`: bytes without a token would become something else than nothing.
-    pub fn new(
+    pub(crate) fn new(
         vocab: Vocab,
         merges: &[(u32, u32, u32)],
         ignore_merges: bool,
@@ -216,7 +216,7 @@ impl Tables {
                 None => drops_bytes = true,
             }
         }
-        let rules = Rules::new(merges)?;
+        let rules = MergeRules::new(merges)?;
         let lens = vocab.spans.iter().map(|span| span.1.min(LONG.into()) as u8).collect();
         let mut tables = Self {
             vocab,
@@ -240,35 +240,35 @@ impl Tables {
 
     /// The id of a word that the model looks up before merging, if it does so.
     #[inline]
-    pub fn whole_word(&self, word: &[u8]) -> Option<u32> {
+    pub(crate) fn whole_word(&self, word: &[u8]) -> Option<u32> {
         if self.ignore_merges { self.vocab.get(word) } else { None }
     }
 
     /// Whether words are looked up before merging.
     #[inline]
-    pub fn looks_up_words(&self) -> bool {
+    pub(crate) fn looks_up_words(&self) -> bool {
         self.ignore_merges
     }
 
     /// The id of a character of the basic plane that is known to be one token when it stands alone.
-    pub fn single(&self, c: char) -> Option<u32> {
+    pub(crate) fn single(&self, c: char) -> Option<u32> {
         let id = if c.is_ascii() { self.byte_id(c as u8) } else { self.characters.get(c as usize)?.0 };
         Some(id).filter(|&id| id != NONE)
     }
 
     /// Whether a byte of `text` has no token and is dropped.
     #[inline]
-    pub fn drops_from(&self, text: &[u8]) -> bool {
+    pub(crate) fn drops_from(&self, text: &[u8]) -> bool {
         self.drops_bytes && text.iter().any(|&b| self.byte_id(b) == NONE)
     }
 
     /// Whether some byte has no token.
-    pub fn drops_bytes(&self) -> bool {
+    pub(crate) fn drops_bytes(&self) -> bool {
         self.drops_bytes
     }
 
     /// How many bytes of `text` the token covers, those dropped before or inside it included.
-    pub fn cover(&self, id: u32, text: &[u8]) -> usize {
+    pub(crate) fn cover(&self, id: u32, text: &[u8]) -> usize {
         let mut left = self.token_len(id);
         let kept = |b: u8| {
             left -= usize::from(self.byte_id(b) != NONE && left > 0);
@@ -279,13 +279,13 @@ impl Tables {
 
     /// Id of the token of one byte; `u32::MAX` if there is none.
     #[inline]
-    pub fn byte_id(&self, byte: u8) -> u32 {
+    pub(crate) fn byte_id(&self, byte: u8) -> u32 {
         self.byte_ids[usize::from(byte)]
     }
 
     /// Id of the character `c`, `word[start..end]`, if its bytes are known to merge before anything else touches them.
     #[inline]
-    pub fn character(&self, c: u32, word: &[u8], start: usize, end: usize) -> Option<u32> {
+    pub(crate) fn character(&self, c: u32, word: &[u8], start: usize, end: usize) -> Option<u32> {
         let &(id, highest) = self.characters.get(c as usize)?;
         let across = |left: usize| {
             let pair = word.get(left).zip(word.get(left + 1));
@@ -296,60 +296,60 @@ impl Tables {
 
     /// [`Self::rank`] of the tokens of two bytes.
     #[inline]
-    pub fn byte_rank(&self, left: u8, right: u8) -> u32 {
+    pub(crate) fn byte_rank(&self, left: u8, right: u8) -> u32 {
         self.byte_pairs[usize::from(left) << 8 | usize::from(right)]
     }
 
     /// Rank of a pair; `u32::MAX` if there is no such rule.
     #[inline]
-    pub fn rank(&self, left: u32, right: u32) -> u32 {
+    pub(crate) fn rank(&self, left: u32, right: u32) -> u32 {
         self.rules.rank(left, right)
     }
 
     /// `false` for most pairs that have no rule.
     #[inline]
-    pub fn may_join(&self, left: u32, right: u32) -> bool {
+    pub(crate) fn may_join(&self, left: u32, right: u32) -> bool {
         self.rules.may_join(left, right)
     }
 
     /// What the rule of this rank makes.
     #[inline]
-    pub fn joined(&self, rank: u32) -> u32 {
+    pub(crate) fn joined(&self, rank: u32) -> u32 {
         self.rules.joined[rank as usize]
     }
 
     /// Left id, right id and rank of each rule.
-    pub fn rules(&self) -> impl Iterator<Item = (u32, u32, u32)> {
+    pub(crate) fn rules(&self) -> impl Iterator<Item = (u32, u32, u32)> {
         self.rules.iter()
     }
 
     /// Number of ranks.
-    pub fn num_ranks(&self) -> usize {
+    pub(crate) fn num_ranks(&self) -> usize {
         self.rules.joined.len()
     }
 
     /// What is certain about merges in a long word.
-    pub fn early(&self) -> &Early {
+    pub(crate) fn early(&self) -> &Early {
         self.early.get_or_init(|| Early::new(self))
     }
 
     /// The id of these bytes, whether or not merges lead to it.
-    pub fn find(&self, token: &[u8]) -> Option<u32> {
+    pub(crate) fn find(&self, token: &[u8]) -> Option<u32> {
         self.vocab.get(token)
     }
 
     /// The bytes of a token.
-    pub fn token(&self, id: u32) -> &[u8] {
+    pub(crate) fn token(&self, id: u32) -> &[u8] {
         self.vocab.bytes(id)
     }
 
     /// How many bytes a token stands for.
     #[inline]
-    pub fn token_len(&self, id: u32) -> usize {
+    pub(crate) fn token_len(&self, id: u32) -> usize {
         self.len_among(&self.lens, id) as usize
     }
 
-    /// The same, by a slice of `lens` that a loop keeps in registers.
+    /// As [`Self::token_len`], from a slice of `lens` that a loop keeps in registers.
     #[inline]
     fn len_among(&self, lens: &[u8], id: u32) -> u32 {
         match lens[id as usize] {
@@ -359,7 +359,7 @@ impl Tables {
     }
 
     /// Appends where each of these tokens ends, the first of which starts at byte `start`.
-    pub fn push_ends(&self, ids: &[u32], start: usize, ends: &mut Vec<u32>) {
+    pub(crate) fn push_ends(&self, ids: &[u32], start: usize, ends: &mut Vec<u32>) {
         let (lens, mut end) = (self.lens.as_slice(), start as u32);
         // `move`: else the sum goes through memory at each token, which takes longer than all the rest.
         ends.extend(ids.iter().map(move |&id| {
@@ -369,7 +369,7 @@ impl Tables {
     }
 
     /// Number of ids, holes included.
-    pub fn num_ids(&self) -> usize {
+    pub(crate) fn num_ids(&self) -> usize {
         self.vocab.spans.len()
     }
 

@@ -130,7 +130,7 @@ impl PageTable {
 /// The code point that starts at `bytes[i]` and its length in bytes. `bytes` is UTF-8 and `i` a boundary in it.
 #[inline]
 #[must_use]
-pub fn decode(bytes: &[u8], i: usize) -> (u32, usize) {
+pub(crate) fn decode(bytes: &[u8], i: usize) -> (u32, usize) {
     if let Some(&four) = bytes[i..].first_chunk() {
         return decode_four(u32::from_le_bytes(four));
     }
@@ -140,7 +140,7 @@ pub fn decode(bytes: &[u8], i: usize) -> (u32, usize) {
     decode_four(u32::from_le_bytes(four))
 }
 
-/// The same of the first character of four bytes, the first of which is the lowest.
+/// The first code point in four bytes of UTF-8, of which the first is the lowest, and its length in bytes.
 #[inline]
 fn decode_four(four: u32) -> (u32, usize) {
     let at = |k: u32| four >> (8 * k) & 0x3F;
@@ -158,17 +158,17 @@ fn decode_four(four: u32) -> (u32, usize) {
 /// The code point at `bytes[i]` if it has three bytes, and a byte follows them: nearly every character of East Asia.
 #[inline]
 #[must_use]
-pub fn decode_wide(bytes: &[u8], i: usize) -> Option<u16> {
+pub(crate) fn decode_wide(bytes: &[u8], i: usize) -> Option<u16> {
     wide(u32::from_le_bytes(*bytes.get(i..)?.first_chunk()?))
 }
 
-/// The same where the bytes are known to be there.
+/// As [`decode_wide`], where the bytes are known to be there.
 ///
 /// # Safety
 /// `i + 4 <= bytes.len()`.
 #[inline]
 #[must_use]
-pub unsafe fn decode_wide_inside(bytes: &[u8], i: usize) -> Option<u16> {
+pub(crate) unsafe fn decode_wide_inside(bytes: &[u8], i: usize) -> Option<u16> {
     debug_assert!(i + 4 <= bytes.len());
     // SAFETY: the caller's promise; no alignment is needed.
     wide(u32::from_le_bytes(unsafe { bytes.as_ptr().add(i).cast::<[u8; 4]>().read_unaligned() }))

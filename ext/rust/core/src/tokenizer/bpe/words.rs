@@ -3,7 +3,7 @@
 
 use super::Bpe;
 use super::cache::{self, Key, MAX_WORD, WordCache};
-use super::cuts::Block;
+use super::cuts::Borders;
 use super::merge::{self, MergeScratch};
 use super::phrases::{self, Phrases};
 use super::tables::Tables;
@@ -14,9 +14,9 @@ const BATCH: usize = 128;
 const QUEUE: usize = 512;
 const FULL: usize = 256;
 
-/// Working memory of one thread. It remembers words: use it with one [`Bpe`] only.
+/// Working memory of one thread. It remembers words by their ids, so a [`Bpe`] keeps its own and lends it out.
 #[derive(Debug, Default)]
-pub struct Scratch {
+pub(super) struct WordScratch {
     work: Work,
     ends: Vec<usize>,
 }
@@ -25,12 +25,12 @@ pub struct Scratch {
 struct Work {
     queue: Queue,
     merge: MergeScratch,
-    block: Block,
+    block: Borders,
 }
 
 /// A word, or a piece of one that is encoded by itself, or the ids of some.
 #[derive(Debug, Clone, Copy, Default)]
-struct Piece {
+struct Queued {
     /// That of the word cache; of [`IDS`] up to four ids; of longer ones start and end.
     key: Key,
     /// The hash of the key, of [`IDS`] their number; and above it one of the values below.
@@ -50,13 +50,13 @@ const PIECE: u64 = 3 << 32;
 struct Queue {
     cache: WordCache,
     phrases: Phrases,
-    pieces: Box<[Piece; QUEUE]>,
+    pieces: Box<[Queued; QUEUE]>,
     len: usize,
 }
 
 impl Default for Queue {
     fn default() -> Self {
-        let pieces = Box::new([Piece::default(); QUEUE]);
+        let pieces = Box::new([Queued::default(); QUEUE]);
         Self { cache: WordCache::default(), phrases: Phrases::default(), pieces, len: 0 }
     }
 }
@@ -64,7 +64,7 @@ impl Default for Queue {
 impl Queue {
     #[inline]
     fn push(&mut self, key: Key, tag: u64) {
-        self.pieces[self.len % QUEUE] = Piece { key, tag };
+        self.pieces[self.len % QUEUE] = Queued { key, tag };
         self.len += 1;
     }
 
@@ -96,7 +96,7 @@ impl Queue {
         let Self { cache, phrases, pieces, .. } = self;
         // Room for four ids of each piece that is left, at any time.
         ids.reserve(4 * len);
-        for (left, &Piece { key, tag }) in (0..len).rev().zip(pieces.iter()) {
+        for (left, &Queued { key, tag }) in (0..len).rev().zip(pieces.iter()) {
             let hash = tag as u32;
             if tag <= u32::MAX.into() {
                 if let Some(few) = cache.get(hash, key) {
@@ -141,9 +141,9 @@ fn encode_long(
 
 impl Bpe {
     /// Appends the ids of text without added tokens, in normal form.
-    pub(super) fn encode_words(&self, text: &str, scratch: &mut Scratch, ids: &mut Vec<u32>) {
+    pub(super) fn encode_words(&self, text: &str, scratch: &mut WordScratch, ids: &mut Vec<u32>) {
         let bytes = text.as_bytes();
-        let Scratch { work, ends } = scratch;
+        let WordScratch { work, ends } = scratch;
         let mut at = 0;
         while at < bytes.len() {
             ends.clear();

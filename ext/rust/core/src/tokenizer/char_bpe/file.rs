@@ -113,7 +113,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for Merge<'a> {
 
 /// The engine of a `tokenizer.json` and the tables of its vocabulary; none for a file with a part that is not known here.
 #[must_use]
-pub fn load(tokenizer_json: &[u8], names: &TokenNames) -> Option<(CharBpe, Vocabulary)> {
+pub(crate) fn load(tokenizer_json: &[u8], names: &TokenNames) -> Option<(CharBpe, Vocabulary)> {
     let file: File = serde_json::from_slice(tokenizer_json).ok()?;
     let model = &file.model;
     let plain = |text: &Option<String>| text.as_deref().unwrap_or("").is_empty();

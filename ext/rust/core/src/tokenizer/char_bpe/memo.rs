@@ -27,7 +27,7 @@ pub(super) struct Memo {
 }
 
 impl Memo {
-    pub fn hash(key: &[u8]) -> u64 {
+    pub(crate) fn hash(key: &[u8]) -> u64 {
         xxh3_64(key)
     }
 
@@ -44,13 +44,13 @@ impl Memo {
         }
     }
 
-    pub fn get(&self, hash: u64, key: &[u8]) -> Option<(&[u32], &[u8])> {
+    pub(crate) fn get(&self, hash: u64, key: &[u8]) -> Option<(&[u32], &[u8])> {
         let slot = self.slots[self.find(hash, key)?];
         let tokens = slot.tokens as usize..slot.tokens as usize + usize::from(slot.num_tokens);
         (slot.num_tokens > 0).then(|| (&self.ids[tokens.clone()], &self.lengths[tokens]))
     }
 
-    pub fn put(&mut self, hash: u64, key: &[u8], ids: &[u32], lengths: &[u32]) {
+    pub(crate) fn put(&mut self, hash: u64, key: &[u8], ids: &[u32], lengths: &[u32]) {
         let (Ok(key_len), Ok(num_tokens)) = (u8::try_from(key.len()), u8::try_from(ids.len())) else { return };
         if self.slots.is_empty() || self.taken == FULL {
             *self = Self { slots: vec![Slot::default(); SLOTS], ..Self::default() };

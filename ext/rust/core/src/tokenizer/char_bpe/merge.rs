@@ -17,13 +17,13 @@ pub(super) struct Pairs {
 }
 
 impl Pairs {
-    pub fn with_capacity(pairs: usize) -> Self {
+    pub(crate) fn with_capacity(pairs: usize) -> Self {
         let slots = (2 * pairs).next_power_of_two().max(2);
         Self { keys: vec![EMPTY; slots].into(), made: vec![(NO_RANK, 0); slots].into() }
     }
 
     /// Add a pair; false if it is there already.
-    pub fn add(&mut self, left: u32, right: u32, rank: u32, token: u32) -> bool {
+    pub(crate) fn add(&mut self, left: u32, right: u32, rank: u32, token: u32) -> bool {
         let at = self.slot(left, right);
         let is_new = self.keys[at] == EMPTY;
         if is_new {
@@ -52,9 +52,9 @@ impl Pairs {
 /// The symbols of a piece, which become its tokens.
 #[derive(Debug, Default)]
 pub(super) struct Symbols {
-    pub ids: Vec<u32>,
+    pub(crate) ids: Vec<u32>,
     /// How many bytes of the text each covers.
-    pub lengths: Vec<u32>,
+    pub(crate) lengths: Vec<u32>,
     ranked: Vec<(u32, u32)>,
     previous: Vec<u32>,
     next: Vec<u32>,
@@ -62,17 +62,17 @@ pub(super) struct Symbols {
 }
 
 impl Symbols {
-    pub fn clear(&mut self) {
+    pub(crate) fn clear(&mut self) {
         self.ids.clear();
         self.lengths.clear();
     }
 
-    pub fn push(&mut self, id: u32, length: u32) {
+    pub(crate) fn push(&mut self, id: u32, length: u32) {
         self.ids.push(id);
         self.lengths.push(length);
     }
 
-    pub fn merge(&mut self, pairs: &Pairs) {
+    pub(crate) fn merge(&mut self, pairs: &Pairs) {
         if self.ids.len() <= FEW { self.merge_few(pairs) } else { self.merge_many(pairs) }
     }
 
@@ -97,7 +97,7 @@ impl Symbols {
         }
     }
 
-    /// The same with a queue of places and a list of those that are left.
+    /// Merges many symbols, with a queue of places and a linked list of those that are left.
     fn merge_many(&mut self, pairs: &Pairs) {
         let Self { ids, lengths, previous, next, queue, .. } = self;
         let num = ids.len() as u32;

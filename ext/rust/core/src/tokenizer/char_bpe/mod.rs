@@ -14,10 +14,10 @@ mod merge;
 
 use std::sync::Mutex;
 
-use super::special::{AddedToken, SpecialMatcher, Stretch};
 use super::engine::{Engine, Tokens};
+use super::special::{AddedToken, SpecialMatcher, Stretch};
 use crate::error::Error;
-pub use file::load;
+pub(crate) use file::load;
 use memo::Memo;
 use merge::{Pairs, Symbols};
 
@@ -38,7 +38,7 @@ enum Dummy {
     First,
     /// At the start and behind each added token, unless a space is there.
     Always,
-    /// The same, even where a space is there.
+    /// At the start and behind each added token, even where a space is there.
     Unconditional,
 }
 
@@ -90,18 +90,18 @@ impl Chars {
 
 /// A compiled tokenizer.
 #[derive(Debug)]
-pub struct CharBpe {
+pub(crate) struct CharBpe {
     added: SpecialMatcher,
     chars: Chars,
     pairs: Pairs,
     neighbours: Neighbours,
     dummy: Dummy,
-    pool: Mutex<Vec<Scratch>>,
+    pool: Mutex<Vec<CharScratch>>,
 }
 
 /// Working memory of a thread.
 #[derive(Debug, Default)]
-struct Scratch {
+struct CharScratch {
     memo: Memo,
     symbols: Symbols,
     key: Vec<u8>,
@@ -117,7 +117,7 @@ impl CharBpe {
     }
 
     /// Text between added tokens, which starts at byte `start` of the whole.
-    fn stretch(&self, text: &str, start: usize, scratch: &mut Scratch, out: &mut Tokens) {
+    fn stretch(&self, text: &str, start: usize, scratch: &mut CharScratch, out: &mut Tokens) {
         let has_space = text.starts_with([' ', SPACE]);
         let mut dummy = match self.dummy {
             Dummy::Never => false,
@@ -150,7 +150,7 @@ impl CharBpe {
         bytes.len()
     }
 
-    fn word(&self, word: &str, dummy: bool, start: usize, scratch: &mut Scratch, out: &mut Tokens) {
+    fn word(&self, word: &str, dummy: bool, start: usize, scratch: &mut CharScratch, out: &mut Tokens) {
         if word.len() <= LONG {
             return self.piece(word, dummy, start, scratch, out);
         }
@@ -167,8 +167,8 @@ impl CharBpe {
         self.piece(&word[from..], dummy, start + from, scratch, out);
     }
 
-    fn piece(&self, piece: &str, dummy: bool, start: usize, scratch: &mut Scratch, out: &mut Tokens) {
-        let Scratch { memo, symbols, key } = scratch;
+    fn piece(&self, piece: &str, dummy: bool, start: usize, scratch: &mut CharScratch, out: &mut Tokens) {
+        let CharScratch { memo, symbols, key } = scratch;
         let mut push = |ids: &[u32], lengths: &mut dyn Iterator<Item = usize>| {
             let mut end = start;
             out.ids.extend(ids.iter().map(|id| id.cast_signed()));

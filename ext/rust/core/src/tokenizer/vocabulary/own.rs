@@ -1,17 +1,18 @@
-//! The same tables from our own engine, without the crate's tokenizer, which takes ten times as long to build.
+//! The tables of a vocabulary from our own byte-level engine. The crate's tokenizer would give them too, and takes ten
+//! times as long to build.
 use super::{DummySpace, Frame, Surfaces, TokenNames, Vocabulary, append_surface};
 use crate::tokenizer::bpe::{Bpe, Rest};
 use serde_json::Value;
 
 /// The id of an added token or a vocabulary entry, as the crate's `token_to_id`.
-pub fn id_of(bpe: &Bpe, rest: &Rest, name: &str) -> Option<u32> {
+pub(crate) fn id_of(bpe: &Bpe, rest: &Rest, name: &str) -> Option<u32> {
     let added = rest.added.iter().find(|token| &*token.1 == name).map(|token| token.0);
     let other = || rest.others.iter().find(|other| &*other.0 == name).map(|other| other.1);
     added.or_else(|| bpe.id_of(name)).or_else(other)
 }
 
 /// None where the decoder or the post-processor is one that only the crate knows.
-pub fn vocabulary(bpe: &Bpe, rest: &Rest, names: &TokenNames) -> Option<Vocabulary> {
+pub(crate) fn vocabulary(bpe: &Bpe, rest: &Rest, names: &TokenNames) -> Option<Vocabulary> {
     if !decodes_bytes(rest.decoder.as_ref()?) {
         return None;
     }
