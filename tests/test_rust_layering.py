@@ -1,4 +1,4 @@
-"""The direction of dependencies in the Rust core's templates, from the `use` lines of their files.
+"""The direction of dependencies in the Rust core, between its folders and among its templates, from their own words.
 
 A file may use files of its own group and of groups before it. What `mod.rs` defines (errors, options, the compiled
 template) is every file's; so are the crate's types and errors, which use nothing.
@@ -45,3 +45,24 @@ def test_every_file_of_templates_has_its_place() -> None:
 def test_template_files_use_what_stands_before_them(path: Path) -> None:
     higher = {name for name in used(path) if LEVEL[name] > LEVEL[name_of(path)]}
     assert not higher, f"{path.relative_to(CORE)} uses {sorted(higher)}, which are built on it"
+
+
+FOLDERS = (
+    *("error", "types", "json", "arrow", "input", "pack", "tokenizer", "template"),
+    *("weigh", "agents", "media", "rows", "encode"),
+)
+"""A folder (or file beside `lib.rs`) of the crate uses those before it only, so there is no circle."""
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_folders_of_the_core_use_what_stands_before_them(folder: str) -> None:
+    paths = [path for path in (CORE / f"{folder}.rs", *(CORE / folder).rglob("*.rs")) if path.exists()]
+    code = [re.sub(r"//.*", "", path.read_text(encoding="utf-8")) for path in paths if path.stem != "tests"]
+    named = {
+        name for text in code for name in re.findall(r"\bcrate::(\w+)", re.split(r"#\[cfg\(test\)\]\s*mod", text)[0])
+    }
+    assert named <= {folder, *FOLDERS[: FOLDERS.index(folder)]}, f"{folder} uses what is built on it"
+
+
+def test_every_folder_of_the_core_has_its_place() -> None:
+    assert {path.stem for path in CORE.iterdir()} - {"lib"} == set(FOLDERS)
