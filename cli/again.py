@@ -6,6 +6,8 @@ import time
 from postmill.cli.child import run_child
 from postmill.io.errors import STOPPED, UNAVAILABLE, ConfigError
 
+AGAIN = (STOPPED, UNAVAILABLE)
+"""Exit codes after which the same command goes on."""
 USAGE = """
 Run a command of postmill, and run it again while its exit code asks for that.
 
@@ -42,7 +44,7 @@ def run(argv: list[str]) -> int:
     for attempt in range(attempts):
         ended = run_child(rest)
         code = ended.code if ended.code >= 0 else 128 - ended.code
-        if ended.told or code not in (STOPPED, UNAVAILABLE):
+        if ended.told or code not in AGAIN:
             break
         if code == UNAVAILABLE and attempt + 1 < attempts:
             time.sleep(pause)

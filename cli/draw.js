@@ -48,7 +48,7 @@ function graph({ nodes, edges }) {
 }
 
 function curve({ name, points }) {
-  const [width, height, left] = [640, 200, 60];
+  const [width, height, left] = [640, 200, 80];
   const xs = points.map((point) => point[0]), ys = points.map((point) => point[1]);
   const [x0, x1, y0, y1] = [Math.min(...xs), Math.max(...xs), Math.min(...ys), Math.max(...ys)];
   const x = (value) => left + ((value - x0) / (x1 - x0 || 1)) * (width - left - 10);
@@ -56,8 +56,9 @@ function curve({ name, points }) {
   const image = draw("svg", { width, height, role: "img", "aria-label": name });
   image.append(draw("line", { class: "axis", x1: left, y1: height - 20, x2: width - 10, y2: height - 20 }));
   image.append(draw("polyline", { class: "curve", points: points.map(([a, b]) => `${x(a)},${y(b)}`).join(" ") }));
-  for (const value of [y0, y1]) image.append(draw("text", { x: 4, y: y(value) + 4 }, shown(value)));
-  for (const value of [x0, x1]) image.append(draw("text", { x: x(value) - 8, y: height - 4 }, shown(value)));
+  // numbers grow away from the picture's edges, which would cut them
+  for (const value of [y0, y1]) image.append(draw("text", { x: left - 6, y: y(value) + 4, "text-anchor": "end" }, shown(value)));
+  for (const [value, anchor] of [[x0, "start"], [x1, "end"]]) image.append(draw("text", { x: x(value), y: height - 4, "text-anchor": anchor }, shown(value)));
   image.append(draw("text", { x: left, y: 12 }, name));
   return image;
 }

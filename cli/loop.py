@@ -73,6 +73,9 @@ class Plan(msgspec.Struct, frozen=True):
     loop: Loop
     before: list[Step]
     rounds: list[Step]
+    """Of each round: rollout, reward, pack, train."""
+    scores: list[Step]
+    """Of each round, between rollout and reward: what other models say of the samples."""
     measures: list[Step]
     after: list[Step]
     folder: Path
@@ -96,7 +99,12 @@ def run(argv: list[str]) -> int:
     output = Path(args.options["--output"]) if args.has("--output") else None
     plan = read_plan(find_recipe(args.words[0]), settings, output)
     if args.has("--dry-run"):
-        sys.stdout.write("".join(f"{step.command}\n" for step in [*plan.before, *plan.rounds, *plan.after]))
+        sys.stdout.write(
+            "".join(
+                f"{step.command}\n"
+                for step in [*plan.before, plan.rounds[0], *plan.scores, *plan.rounds[1:], *plan.after]
+            )
+        )
         return 0
     threads = args.options.get("--threads", "0")
     if not threads.isdecimal():
@@ -133,14 +141,19 @@ def read_plan(path: Path, settings: dict[str, list[str]], output: Path | None) -
     first = kinds.index("rollout")
     end = kinds.index("train", first) + 1
     inside = steps[first:end]
-    if [step.stage.name for step in inside] != ["rollout", "reward", "pack", "train"]:
+    scores = [step for step in inside[1:] if step.stage.name == "score"]
+    if [step.stage.name for step in inside] != ["rollout", *("score" for _ in scores), "reward", "pack", "train"]:
         found = ", ".join(step.name for step in inside)
-        raise ConfigError(f"{path}: a round is rollout, reward, pack and train; between its ends stand {found}")
+        raise ConfigError(
+            f"{path}: a round is rollout, any score, reward, pack and train; between its ends stand {found}"
+        )
+    inside = [step for step in inside if step not in scores]
     _check_train(path, inside[3])
     return Plan(
         loop=loop,
         before=[step for step in steps[:first] if step.name not in loop.measure],
         rounds=inside,
+        scores=scores,
         measures=[step for step in steps if step.name in loop.measure],
         after=[step for step in steps[end:] if step.name not in loop.measure],
         folder=inside[0].output.parent,

@@ -26,7 +26,7 @@ usage: postmill recipe list
                    could not be carried over is
                    said line by line on stderr, and in the recipe
   --strict         fail (1) if anything could not be carried over
-  --to FORM        shell, make, airflow, snakemake, dvc or slurm; printed on stdout
+  --to FORM        shell, make, airflow, snakemake, dvc, slurm, k8s or ray; printed on stdout
   -o, -m, --set, --from, --to-section
                    as run has them; its --to is --to-section here
 """

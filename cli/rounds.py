@@ -138,12 +138,18 @@ class Rounds:
         return sampled
 
     def _reward(self, number: int) -> Artifact:
+        """What other models say of the samples of a round, and their rewards."""
+        here, place = self._here(number), self._place(number)
+        for step in self._plan.scores:
+            self._stage(self._placed(step, here, place / step.name))
         reward = self._plan.rounds[1]
-        return self._stage(self._placed(reward, self._here(number), self._place(number) / reward.name))
+        return self._stage(self._placed(reward, here, place / reward.name))
 
     def _here(self, number: int) -> dict[str, str]:
         """What sections make in a round, by what they make in the recipe."""
-        return {str(step.output): str(self._place(number) / step.name) for step in self._plan.rounds}
+        return {
+            str(step.output): str(self._place(number) / step.name) for step in [*self._plan.rounds, *self._plan.scores]
+        }
 
     def _one(self, number: int) -> dict[str, Any]:
         """A round; returns its line of the record."""
@@ -224,7 +230,7 @@ class Rounds:
             error.args = (f"{step.name}: {error}", *error.args[1:])
             raise
         finally:
-            if step.stage.name in ("rollout", "train"):
+            if step.stage.name in ("rollout", "score", "train"):
                 gc.collect()  # a model that is no longer used goes before the next one is loaded
         self._seconds[step.name] = round(time.monotonic() - started, 2)
         return load_artifact(step.output)

@@ -11,8 +11,9 @@ from functools import partial
 from pathlib import Path
 
 from postmill.cli.chain import RECIPES
+from postmill.cli.coming_from import grpo
 from postmill.cli.coming_from.read import TOOLS, rules_of
-from postmill.cli.coming_from.rule import Rule
+from postmill.cli.coming_from.rule import Rule, rules_by_name
 from postmill.cli.help import flag_name
 from postmill.cli.recipe import summary
 
@@ -39,14 +40,22 @@ def _spaced(text: str) -> str:
 
 def options_of(tool: str) -> str:
     """A row for each rule by which `recipe import` reads a tool's config."""
-    rules = {id(rule): rule for rule in rules_of(tool).values()}.values()
     known = rules_of(tool)
+    count = sum(bool(name) for name in known)
+    made = f"What `postmill recipe import` makes of each option ({count} of them):\n\n{_rows(known)}"
+    if tool in grpo.TOOLS:
+        rows = _rows(rules_by_name(grpo.RULES))
+        made += f"\nOf GRPO, which becomes a recipe of `postmill loop`, these instead:\n\n{rows}"
+    return made
+
+
+def _rows(known: dict[str, Rule]) -> str:
+    rules = {id(rule): rule for rule in known.values()}.values()
     rows = []
     for rule in sorted(rules, key=lambda rule: (not rule.ours, rule.is_missing)):
         theirs = ", ".join(f"`{name}`" for name in rule.theirs if name and known[name] is rule)
         rows.append(f"| {theirs} | {_ours(rule)} | {rule.note or ''} |".replace("  |", " |"))
-    head = f"What `postmill recipe import` makes of each option ({sum(bool(name) for name in known)} of them):\n\n"
-    return head + "| theirs | ours | |\n|---|---|---|\n" + "\n".join(rows) + "\n"
+    return "| theirs | ours | |\n|---|---|---|\n" + "\n".join(rows) + "\n"
 
 
 def _ours(rule: Rule) -> str:
@@ -55,6 +64,8 @@ def _ours(rule: Rule) -> str:
         return "not there" if rule.is_missing else "nothing to say"
     if not option:
         return {"model": "`-m`", "data": "data, behind the recipe or at its top", "output": "`-o`"}[section]
+    if section == "loop":
+        return f"`[loop] {option}`"
     stage = importlib.import_module(f"postmill.stages.{section}.config").STAGE
     port = stage.inputs.get(option)
     return f"`{section} {port.flag or option.upper() if port else flag_name(option)}`"

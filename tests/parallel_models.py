@@ -28,14 +28,14 @@ FAMILIES = {
 }
 
 
-def write(folder, family):
-    """A model folder of `family`, norms drawn as well."""
+def write(folder, family, **more):
+    """A model folder of `family`, norms drawn as well. more: settings of its config."""
     import torch
     import transformers
 
     name, extra = FAMILIES[family]
     torch.manual_seed(0)
-    config = getattr(transformers, f"{name}Config")(**(COMMON | extra))
+    config = getattr(transformers, f"{name}Config")(**(COMMON | extra | more))
     model = getattr(transformers, f"{name}ForCausalLM")(config)
     for parameter in model.parameters():
         if parameter.ndim == 1:

@@ -4,7 +4,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from postmill.cli.coming_from.common import PEFT, TRAINER, bins_per_step
-from postmill.cli.coming_from.rule import Rule, carry, frozen_parts, is_true, missing, needless, texts, whole, yes
+from postmill.cli.coming_from.rule import (
+    Rule,
+    carry,
+    frozen_parts,
+    is_true,
+    missing,
+    needless,
+    number,
+    texts,
+    whole,
+    yes,
+)
 
 
 def task(config: Mapping[str, Any]) -> str:
@@ -136,8 +147,8 @@ OWN: list[Rule] = [
     carry(
         "quant_method",
         "quantize.method",
-        "gptq, awq and bnb become rounding (rtn)",
-        convert=lambda value, _: "hqq" if value == "hqq" else None,
+        "gptq and awq look at the rows of --dataset; bnb becomes rounding (rtn), fp8 is a scheme",
+        convert=lambda value, _: value.removesuffix("_v2") if value in ("hqq", "gptq", "gptq_v2", "awq") else None,
     ),
     carry("adapters", "merge.parts", convert=texts),
     carry("init_strategy", "train.init"),
@@ -195,13 +206,17 @@ OWN: list[Rule] = [
         "train --gradient-checkpointing computes every layer again",
     ),
     needless("sequence_parallel", "Megatron's saving of activations: train --cp divides rows, train --tp layers"),
-    needless("quant_n_samples quant_batch_size", "rounding needs no samples"),
+    carry(
+        "quant_n_samples",
+        "quantize.calibration_tokens",
+        "times max_length",
+        convert=lambda value, config: int(number(value) or 256) * int(number(config.get("max_length", 2048)) or 2048),
+    ),
+    needless("quant_batch_size", "calibration takes rows as they fit"),
     needless("external_plugins", "a function of your own is a reward: file.py:name"),
     needless(
-        "num_iterations steps_per_generation generation_batch_size log_entropy top_entropy_quantile "
-        "importance_sampling_level move_model_batches offload_model offload_optimizer sleep_level "
-        "log_rollout_offpolicy_metrics kl_in_reward async_generate",
-        "sampling and learning are stages: how often, you say in your loop",
+        "kl_in_reward async_generate",
+        "sampling and learning are stages: --follow all samples while it trains",
     ),
     missing(
         "use_vllm vllm_mode vllm_max_model_len vllm_gpu_memory_utilization vllm_tensor_parallel_size "

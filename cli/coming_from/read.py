@@ -8,8 +8,8 @@ from typing import Any
 
 import msgspec
 
-from postmill.cli.coming_from import axolotl, deepspeed, llama_factory, ms_swift, trl
-from postmill.cli.coming_from.rule import Rule
+from postmill.cli.coming_from import axolotl, deepspeed, grpo, llama_factory, ms_swift, trl
+from postmill.cli.coming_from.rule import Rule, rules_by_name
 from postmill.cli.flags import line_of, parse_recipe
 from postmill.io.errors import ConfigError
 
@@ -100,10 +100,7 @@ def _words(line: str, options: dict[str, Any], places: dict[str, str], place: st
             options[name] = word if before == "" else [*before, word] if isinstance(before, list) else [before, word]
 
 
-def rules_of(tool: str) -> dict[str, Rule]:
-    """Their option -> what it becomes; a tool's own word goes before what several tools share."""
-    found: dict[str, Rule] = {}
-    for rule in TOOLS[tool].RULES:
-        for name in rule.theirs:
-            found.setdefault(name, rule)
-    return found
+def rules_of(tool: str, task: str = "") -> dict[str, Rule]:
+    """Their option -> what it becomes; a task's own word goes before a tool's, and that before what several share."""
+    rules: list[Rule] = TOOLS[tool].RULES
+    return rules_by_name([*grpo.RULES, *rules] if task == "grpo" else rules)

@@ -83,3 +83,12 @@ def frozen_parts(tuner: str, **parts: str) -> Convert:
         return [word for switch, word in parts.items() if switch in config and is_true(config[switch])] or None
 
     return convert
+
+
+def rules_by_name(rules: list[Rule]) -> dict[str, Rule]:
+    """Their option -> the first rule that names it."""
+    found: dict[str, Rule] = {}
+    for rule in rules:
+        for name in rule.theirs:
+            found.setdefault(name, rule)
+    return found

@@ -6,10 +6,11 @@ from typing import Any
 
 import msgspec
 
-from postmill.cli.coming_from import deepspeed
+from postmill.cli.coming_from import deepspeed, grpo
 from postmill.cli.coming_from.read import TOOLS, Config, rules_of
 from postmill.cli.coming_from.rule import Rule
 from postmill.cli.flags import Said, chosen_names, resolve
+from postmill.cli.loop import Loop
 from postmill.io.errors import ConfigError
 from postmill.stages.options import options, short_names
 from postmill.stages.spec import Stage
@@ -17,7 +18,7 @@ from postmill.stages.tables import closest
 
 _REFERENCE = {"dpo", "kto"}
 _CHAINS: dict[str, tuple[str, ...]] = {
-    "grpo": ("prompts", "rollout", "reward"),
+    "grpo": ("prompts", "rollout", "reward", "pack", "train", "merge", "loop"),
     "export": ("merge", "quantize"),
     "infer": ("eval",),
     "eval": ("eval",),
@@ -30,7 +31,7 @@ _CHAINS: dict[str, tuple[str, ...]] = {
 _OBJECTIVES = {"sft": "", "pt": "pretrain", "ipo": "dpo", "rm": "rm", "reward": "rm", deepspeed.TASK: ""}
 
 
-_FIRST = {"objective", "tuner", "optimizer", "max_length", "val_ratio"}
+_FIRST = {"objective", "tuner", "optimizer", "max_length", "val_ratio", "max_tokens", "cispo_cap"}
 """Options that others need beside them."""
 
 
@@ -64,7 +65,7 @@ def convert(config: Config) -> Imported:
     sections = _sections(task)
     top: dict[str, Any] = {}
     lines: list[Line] = []
-    rules = rules_of(config.tool)
+    rules = rules_of(config.tool, task)
     for name, value in _flat(config, rules):
         rule = rules.get(name)
         place = config.places.get(name, config.places.get(name.partition(".")[0], ""))
@@ -82,7 +83,7 @@ def convert(config: Config) -> Imported:
             lines.append(Line(name, value, place, "needless", rule.note or "our default says the same"))
             continue
         lines.append(_put(rule, found, top, sections, Line(name, value, place, "carried", rule.note)))
-    _complete(task, sections, config)
+    _complete(task, sections, config, top)
     return Imported(config.tool, task, top, sections, lines)
 
 
@@ -129,12 +130,14 @@ def _put(rule: Rule, value: Any, top: dict[str, Any], sections: dict[str, dict[s
     return line
 
 
-def _complete(task: str, sections: dict[str, dict[str, Any]], config: Config) -> None:
+def _complete(task: str, sections: dict[str, dict[str, Any]], config: Config, top: dict[str, Any]) -> None:
     """What the chain needs beside what was carried over, in the order in which people read it."""
     if "train" in sections and "objective" not in sections["train"]:
         objective = _OBJECTIVES.get(task, task)
         if objective:
             sections["train"]["objective"] = objective
+    if task == "grpo":
+        grpo.complete(sections, config.options, config.tool)
     if task == "kto":
         sections["score-mismatched"] = {"stage": "score", "partners": True}
         sections["train"]["scores"] = ["ref=score", "kl=score-mismatched"]
@@ -144,10 +147,9 @@ def _complete(task: str, sections: dict[str, dict[str, Any]], config: Config) ->
         sections["train"]["scores"] = ["ref=score"]
     if task == "pt":
         sections["tokenize"].setdefault("truncation", "split")
-    if "pack" in sections and "row_tokens" not in sections["pack"]:
-        length, line = sections["tokenize"].get("max_length", (2048, None))
-        sections["pack"]["row_tokens"] = (length, line)
-        sections["tokenize"].setdefault("max_length", 2048)
+    _row_tokens(sections)
+    if "quantize" in sections:
+        _calibrate(sections, "data" in top)
     if "train" in sections and "val_ratio" in sections.get("tokenize", {}):
         _hold_out(sections)
     if "prompts" in sections:
@@ -157,6 +159,27 @@ def _complete(task: str, sections: dict[str, dict[str, Any]], config: Config) ->
         sections.pop("merge", None)
     if "merge" in sections and "quantize" in sections:
         sections["merge"].setdefault("parts", "data")
+
+
+def _row_tokens(sections: dict[str, dict[str, Any]]) -> None:
+    """Bins as long as the longest row, where nothing else is said."""
+    if "pack" in sections and "row_tokens" not in sections["pack"]:
+        rows = sections["prompts" if "prompts" in sections else "tokenize"]
+        length, line = rows.get("max_length", (2048, None))
+        sections["pack"]["row_tokens"] = (length, line)
+        rows.setdefault("max_length", 2048)
+
+
+def _calibrate(sections: dict[str, dict[str, Any]], has_data: bool) -> None:
+    """What GPTQ and AWQ look at, and their layout. Without data they cannot be: rounding is left."""
+    method = _plain(sections["quantize"].get("method"))
+    if method not in ("gptq", "awq"):
+        return
+    sections["quantize"]["layout"] = method
+    if has_data:
+        sections["quantize"]["rows"] = "tokenize"
+        for name in ("tokenize", "merge", "quantize"):
+            sections[name] = sections.pop(name, {})
 
 
 def _hold_out(sections: dict[str, dict[str, Any]]) -> None:
@@ -182,6 +205,10 @@ def check(imported: Imported, declared: dict[str, Stage]) -> Imported:
     lines = {id(line): line for line in imported.lines}
     sections = {}
     for name, table in imported.sections.items():
+        if name == "loop":
+            sections[name] = {option: _plain(item) for option, item in table.items()}
+            resolve(Loop, {option: [_said(item)] for option, item in sections[name].items()}, name)
+            continue
         stage = declared[_plain(table.get("stage", name))]
         kept: dict[str, Any] = {}
         for option, item in sorted(table.items(), key=lambda pair: pair[0] not in _FIRST):

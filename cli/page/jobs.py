@@ -30,6 +30,8 @@ class Job(msgspec.Struct):
     ticks: int
     """When the process began, as the kernel counts: another process of the same number has another one."""
     started: float
+    seconds_before: float = 0.0
+    """How long the starts before this one took."""
 
 
 class Jobs:
@@ -56,7 +58,7 @@ class Jobs:
             job = self._job(name)
             if self._state(name, job)[0] == "running":
                 raise Refused(409, f"{name}: it runs")
-            self._start(self._folder / name, job.argv, job.output)
+            self._start(self._folder / name, job.argv, job.output, seconds_before=self._seconds(name, job))
 
     def stop(self, name: str) -> None:
         """Tell a job to save and end. Raises Refused (404)."""
@@ -77,7 +79,7 @@ class Jobs:
             about = self._about(name)
         return about | {"log": _tail(self._folder / name / "log"), "out": _tail(self._folder / name / "out")}
 
-    def _start(self, folder: Path, argv: list[str], output: str) -> None:
+    def _start(self, folder: Path, argv: list[str], output: str, *, seconds_before: float = 0.0) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "code").unlink(missing_ok=True)
         program = [sys.executable, "-P", "-m", "postmill.cli.page.keep", str(folder / "code"), *argv]
@@ -88,7 +90,7 @@ class Jobs:
                 env=self._env,
             )  # fmt: skip
         self._children.append(child)
-        job = Job(argv, output, child.pid, _ticks(child.pid), time.time())
+        job = Job(argv, output, child.pid, _ticks(child.pid), time.time(), seconds_before)
         beside = folder / ".job.json"
         beside.write_bytes(msgspec.json.encode(job))
         beside.replace(folder / "job.json")
@@ -102,8 +104,6 @@ class Jobs:
     def _about(self, name: str) -> dict[str, Any]:
         job = self._job(name)
         state, code = self._state(name, job)
-        ended = self._folder / name / "code"
-        until = ended.stat().st_mtime if ended.is_file() else time.time()
         return {
             "name": name,
             "command": ["postmill", *job.argv],
@@ -111,8 +111,15 @@ class Jobs:
             "state": state,
             "code": code,
             "started": job.started,
-            "seconds": round(until - job.started, 1) if state != "gone" else None,
+            "seconds": round(self._seconds(name, job), 1),
         }
+
+    def _seconds(self, name: str, job: Job) -> float:
+        """How long a job has run, all its starts together. One whose process is gone ran until its last word."""
+        state, _ = self._state(name, job)
+        folder = self._folder / name
+        until = time.time() if state == "running" else (folder / ("log" if state == "gone" else "code")).stat().st_mtime
+        return job.seconds_before + max(0.0, until - job.started)
 
     def _state(self, name: str, job: Job) -> tuple[str, int | None]:
         """running, done, stopped (the same command goes on), failed, or gone (its process ended without a word)."""

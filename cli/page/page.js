@@ -69,7 +69,8 @@ const showJobs = newest(async (isNewest) => {
     };
     const buttons = make("td");
     const button = (word, work) => buttons.append(make("button", { type: "button", "data-job": job.name, "data-act": word, "aria-label": `${say(word)}: ${job.name}`, onclick: work }, say(word)), " ");
-    if (about.allow_run) button(job.state === "running" ? "stop" : "resume", () => act(job.state === "running" ? "stop" : "resume"));
+    const can = { running: "stop", done: "" }[job.state] ?? "resume";
+    if (about.allow_run && can) button(can, () => act(can));
     button("look", () => {
       watched = job.name;
       showJobs();

@@ -12,6 +12,7 @@ from postmill.cli.chain import read_steps
 from postmill.cli.coming_from.read import TOOLS, read_config, rules_of
 from postmill.cli.coming_from.write import Imported, check, convert, to_toml
 from postmill.cli.flags import resolve
+from postmill.cli.loop import read_plan
 from postmill.cli.recipe import run
 from postmill.cli.stage_command import parse
 from postmill.io.errors import ConfigError
@@ -67,6 +68,7 @@ CUDA_VISIBLE_DEVICES=0 swift sft \\
     --model_author swift \\
     --model_name swift-robot
 """
+GRPO = "swift rlhf --rlhf_type grpo --model m --dataset q.jsonl --num_generations 4 --reward_funcs accuracy\n"
 TRL = """
 model_name_or_path: org/base
 dataset_name: org/chats
@@ -86,7 +88,10 @@ def imported(tmp_path: Path, name: str, text: str, tool: str = "") -> tuple[Impo
     made = check(convert(read_config(path, tool)[0]), DECLARED)
     recipe = tmp_path / "made.toml"
     recipe.write_text(to_toml(made, name))
-    read_steps(recipe, {"model": ["base"], "data": ["d.jsonl"]}, tmp_path / "out")
+    settings = {"model": ["base"], "data": ["d.jsonl"]} | (
+        {} if "functions" in made.sections.get("reward", {"functions": ""}) else {"reward.functions": ["math"]}
+    )
+    read_steps(recipe, settings, tmp_path / "out", besides=("loop",))
     assert len(made.lines) == len({line.name for line in made.lines}), "every option once"
     return made, tomllib.loads(recipe.read_text())
 
@@ -172,6 +177,64 @@ def imported(tmp_path: Path, name: str, text: str, tool: str = "") -> tuple[Impo
                 "rollout.max_new_tokens": 99,
                 "reward.functions": ["math", "format"],
                 "prompts.for": "prompt",
+                # what ms-swift does where the command says nothing
+                "train.share": "seq_mean_token_mean",
+                "train.clip_high": 0.2,
+                "train.kl_coef": 0.04,
+                "train.scores": ["ref=reference"],
+            },
+        ),
+        (
+            "grpo.sh",
+            "swift rlhf --rlhf_type grpo --model m --dataset q.jsonl --num_generations 8 --beta 0 --loss_type dapo"
+            " --per_device_train_batch_size 4 --gradient_accumulation_steps 8 --num_iterations 2 --epsilon 0.1"
+            " --epsilon_high 0.3 --importance_sampling_level sequence --overlong_filter true --dynamic_sample true"
+            " --soft_max_length 900 --use_vllm true --max_steps 50 --rollout_importance_sampling_mode token_mask\n",
+            "grpo",
+            {
+                "loop.prompts": 4,
+                "loop.rounds": 50,
+                "train.epochs": 2,
+                "train.clip_low": 0.1,
+                "train.clip_high": 0.3,
+                "train.share": "token_mean",
+                "train.level": "sequence",
+                "train.mismatch": "token_mask",
+                "train.rewards": "reward",
+                "pack.rewards": "reward",
+                "reward.keep": "mixed",
+                "reward.overlong": "drop",
+                "reward.max_answer_tokens": 900,
+                "rollout.engine": "vllm",
+            },
+        ),
+        (
+            "grpo.yaml",
+            TRL + "num_generations: 4\ngeneration_batch_size: 64\nloss_type: dr_grpo\nmax_completion_length: 300\n"
+            "scale_rewards: none\ntop_p: 0.9\ntop_entropy_quantile: 0.2\nmask_truncated_completions: true\n",
+            "grpo",
+            {
+                "loop.prompts": 16,
+                "train.share": "seq_mean_token_sum_norm",
+                "train.max_tokens": 300,
+                "train.entropy_quantile": 0.2,
+                "train.mismatch": "none",
+                "reward.advantage": "group_mean",
+                "reward.overlong": "drop",
+                "rollout.top_p": 0.9,
+            },
+        ),
+        (
+            "gptq.sh",
+            "swift export --model m --quant_method gptq --quant_bits 4 --dataset c.jsonl --quant_n_samples 64"
+            " --max_length 512\n",
+            "export",
+            {
+                "quantize.method": "gptq",
+                "quantize.layout": "gptq",
+                "quantize.scheme": "w4a16",
+                "quantize.rows": "tokenize",
+                "quantize.calibration_tokens": 64 * 512,
             },
         ),
         (
@@ -321,3 +384,16 @@ def test_frozen_parts_are_named_and_sizes_of_pictures_are_said_to_be_missing(tmp
         made, recipe = imported(tmp_path, f"{tuner}.sh", script)
         assert recipe["train"].get("freeze") == frozen
         assert {line.name: line.status for line in made.lines}["max_pixels"] == "missing"
+
+
+@pytest.mark.parametrize("text", [GRPO, TRL + "num_generations: 4\nbeta: 0.1\n"], ids=["ms-swift", "trl"])
+def test_an_imported_grpo_is_a_loop_that_can_be_planned(tmp_path: Path, text: str) -> None:
+    name = "g.sh" if text.startswith("swift") else "g.yaml"
+    made, recipe = imported(tmp_path, name, text)
+    assert made.task == "grpo"
+    (tmp_path / "loop.toml").write_text(to_toml(made, name))
+    settings = {"model": ["base"], "data": ["q.jsonl"], "reward.functions": ["math"]}
+    plan = read_plan(tmp_path / "loop.toml", settings, tmp_path / "out")
+    assert [step.stage.name for step in plan.rounds] == ["rollout", "reward", "pack", "train"]
+    assert [step.name for step in plan.scores] == ["reference"]
+    assert recipe["loop"]["prompts"] >= 1

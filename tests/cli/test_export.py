@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny_model
@@ -207,7 +208,7 @@ def test_a_run_that_is_stopped_in_the_middle_ends_equal(here: Path, form: str) -
 
 def other(name: str) -> str:
     """Another program, from the environment that `make programs` fills, or the path."""
-    found = ROOT / ".cache" / name / "bin" / ("python" if name == "airflow" else name)
+    found = ROOT / ".cache" / name / "bin" / ("python" if name in ("airflow", "kubernetes", "ray") else name)
     if found.exists():
         return str(found)
     on_the_path = shutil.which(name)
@@ -266,6 +267,106 @@ def test_airflow_makes_the_same(here: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert digests() == expected()
+
+
+def kubelet(pod: dict[str, Any], policy: dict[str, Any], attempts: int) -> tuple[int, list[str]]:
+    """What a cluster does with the pod of a Job: init containers in order, again or failed by their exit codes."""
+    ran = []
+    for _ in range(attempts):
+        for container in [*pod["initContainers"], *pod["containers"]]:
+            words = [word.replace("$$(", "$(") for word in container["args"]]
+            ran.append(container["name"])
+            code = subprocess.run(["postmill", *words], capture_output=True, check=False).returncode
+            if code:
+                break
+        else:
+            return 0, ran
+        codes = next(rule["onExitCodes"] for rule in policy["rules"] if rule["action"] == "FailJob")
+        if codes["operator"] == "NotIn" and code not in codes["values"]:
+            return code, ran
+    return code, ran
+
+
+def job_of(file: str) -> dict[str, Any]:
+    yaml = pytest.importorskip("yaml")
+    claim, job = yaml.safe_load_all(Path(file).read_text())
+    assert claim["metadata"]["name"] == job["metadata"]["name"]
+    [volume] = job["spec"]["template"]["spec"]["volumes"]
+    assert volume["persistentVolumeClaim"]["claimName"] == claim["metadata"]["name"]
+    found: dict[str, Any] = job["spec"]
+    return found
+
+
+def test_kubernetes_runs_the_stages_in_order_to_the_same_artifacts(here: Path) -> None:
+    write("k8s", "job.yaml")
+    spec = job_of("job.yaml")
+    pod = spec["template"]["spec"]
+    assert pod["restartPolicy"] == "Never"  # without which a podFailurePolicy is refused
+    assert kubelet(pod, spec["podFailurePolicy"], 2) == (0, ["tokenize", "pack"])
+    assert digests() == expected()
+    write("k8s", "job.yaml", output="bad", pack__row_tokens="3")
+    spec = job_of("job.yaml")
+    assert kubelet(spec["template"]["spec"], spec["podFailurePolicy"], 2) == (65, ["tokenize", "pack"])
+    with pytest.raises(ConfigError, match="a pod sees only the claim"):
+        write("k8s", "job.yaml", output="/elsewhere")
+
+
+def test_a_pod_that_was_stopped_is_started_again(here: Path) -> None:
+    write("k8s", "job.yaml")
+    spec = job_of("job.yaml")
+    (here / "bin" / "postmill").write_text(
+        "#!/bin/sh\n[ -e stopped ] || { touch stopped; exit 75; }\n"
+        f'exec {sys.executable} -P -m postmill.cli.main "$@"\n'
+    )
+    assert kubelet(spec["template"]["spec"], spec["podFailurePolicy"], 3) == (0, ["tokenize", "tokenize", "pack"])
+
+
+def test_several_ranks_ask_for_as_many_gpus(here: Path) -> None:
+    Path("r.toml").write_text(RECIPE + TRAIN + "ranks = 2\n")
+    write("k8s", "job.yaml", output="My Run_1")
+    pod = job_of("job.yaml")["template"]["spec"]
+    [train] = pod["containers"]
+    assert train["resources"] == {"limits": {"nvidia.com/gpu": 2}} and train["args"][:3] == ["launch", "--ranks", "2"]
+    assert yaml_name("job.yaml") == "my-run-1"
+    write("ray", "flow.py")
+    assert "GPUS = {'train': 2}" in Path("flow.py").read_text()
+
+
+def yaml_name(file: str) -> str:
+    import yaml
+
+    return str(next(yaml.safe_load_all(Path(file).read_text()))["metadata"]["name"])
+
+
+@pytest.mark.slow
+def test_kubernetes_takes_the_manifest(here: Path) -> None:
+    write("k8s", "job.yaml")
+    done = subprocess.run(
+        [other("kubernetes"), "-m", "kubernetes_validate", "--strict", "job.yaml"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_ray_makes_the_same_and_its_codes_do_what_the_file_says(here: Path) -> None:
+    write("ray", "flow.py")
+    done = subprocess.run([other("ray"), "flow.py"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert digests() == expected()
+    write("ray", "flow.py", output="bad", pack__row_tokens="3")
+    done = subprocess.run([other("ray"), "flow.py"], capture_output=True, text=True, check=False)
+    assert done.returncode == 65 and "pack: exit code 65" in done.stderr, done.stderr
+    (here / "bin" / "postmill").write_text(
+        "#!/bin/sh\n[ -e stopped ] || { touch stopped; exit 75; }\n"
+        f'exec {sys.executable} -P -m postmill.cli.main "$@"\n'
+    )
+    write("ray", "flow.py", output="again")
+    done = subprocess.run([other("ray"), "flow.py"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert digests("again") == expected()
 
 
 def test_export_is_a_command(here: Path) -> None:

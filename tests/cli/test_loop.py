@@ -14,6 +14,7 @@ pytest.importorskip("postmill._native", reason="native module not built")
 from tiny_loop import RECIPE, write_world  # noqa: E402
 
 from postmill.cli import loop, rounds, status  # noqa: E402
+from postmill.cli.chain import RECIPES  # noqa: E402
 from postmill.io.errors import ArtifactError, ConfigError, StageError  # noqa: E402
 from postmill.io.manifest import load_artifact  # noqa: E402
 from postmill.stages.shared.engine.local import LocalEngine  # noqa: E402
@@ -188,17 +189,36 @@ functions = "{folder}/mine.py:letters"
     assert found[0]["pass_at_16"] >= found[0]["pass_at_1"] == pytest.approx(found[0]["reward"])
 
 
-def test_the_recipe_that_comes_with_the_package_runs_to_its_merged_model(world):
-    small = {
-        "rollout.max_new_tokens": "3",
-        "reward.functions": f"{world / 'mine.py'}:letters",
-        "train.rank": "4",
-        "merge.parity": "off",
-    }
+LOOPS = sorted(path.stem for path in RECIPES.glob("*.toml") if "[loop]" in path.read_text())
+
+
+@pytest.mark.parametrize("name", LOOPS)
+def test_a_recipe_that_comes_with_the_package_runs_to_its_merged_model(world, name, monkeypatch):
+    monkeypatch.chdir(world)
+    (world / "tools.py").write_text("def calc(x):\n    return x\n")
+    small = {"rollout.samples": "4", "rollout.max_new_tokens": "3", "train.rank": "4", "merge.parity": "off"}
+    if name != "on-policy-distillation":
+        small["reward.functions"] = "mine.py:letters"
     words = [word for key, value in small.items() for word in ("--set", f"{key}={value}")]
-    made = run(world, "grpo", "--rounds", "2", "--set", "loop.prompts=4", *words, recipe="grpo")
+    made = run(world, name, "--rounds", "2", "--set", "loop.prompts=4", *words, recipe=name)
     assert load_artifact(made / "merge").manifest.kind == "model"
-    assert len(lines(made)) == 2
+    assert len(lines(made)) == 2 and not any("skipped" in line for line in lines(made))
+
+
+def test_a_teacher_in_the_round_is_asked_about_the_samples_of_the_round(world):
+    text = RECIPE.format(folder=world, more="")
+    judged = '[teacher]\nstage = "score"\n[reward]\nteacher = "teacher"\n'
+    (world / "taught.toml").write_text(text.replace("[reward]\n", judged))
+    made = run(world, "taught", "--rounds", "2", recipe="taught.toml")
+    for number in ("00000", "00001"):
+        place = made / "rounds" / number
+        sampled = load_artifact(place / "rollout").digest
+        teacher = load_artifact(place / "teacher")
+        assert sampled in {entry.digest for entry in teacher.manifest.inputs}
+        assert teacher.digest in {entry.digest for entry in load_artifact(place / "reward").manifest.inputs}
+    assert digests(made) == digests(
+        run(world, "taught-follow", "--rounds", "2", "--follow", "all", recipe="taught.toml")
+    )
 
 
 def test_rounds_without_an_advantage_change_nothing(world):

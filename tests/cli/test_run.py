@@ -195,7 +195,7 @@ def test_sections_of_one_stage_are_wired_by_name(tmp_path: Path) -> None:
     ]
 
 
-LOOPS = {"grpo"}
+LOOPS = {path.stem for path in RECIPES.glob("*.toml") if "[loop]" in path.read_text()}
 """Recipes that `postmill loop` runs."""
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import tiny_tokenizer
 
@@ -21,6 +22,7 @@ pytest.importorskip("uvicorn")
 from postmill.cli.page import page
 from postmill.cli.page.app import App
 from postmill.cli.page.guard import MOST_BODY_BYTES, Guard
+from postmill.cli.page.jobs import Jobs
 from postmill.cli.page.places import Folder
 from postmill.io.manifest import load_artifact
 from postmill.stages.shared.http import bind, make_server
@@ -194,11 +196,26 @@ def test_a_run_that_was_stopped_goes_on(world: Page, tmp_path: Path) -> None:
     assert "is writing there" in world.refused("run", asked)
     assert "it runs" in world.refused("resume", {"name": name})
     world.ask("stop", {"name": name})
-    assert ended(world, name)["state"] in ("stopped", "failed")
+    stopped = ended(world, name)
+    assert stopped["state"] in ("stopped", "failed")
     (world.root / "slow.jsonl").unlink()
     (world.root / "slow.jsonl").write_text((world.root / "chats.jsonl").read_text())
     world.ask("resume", {"name": name})
-    assert ended(world, name)["state"] == "done"
+    done = ended(world, name)
+    assert done["state"] == "done"
+    assert done["seconds"] >= stopped["seconds"] and done["started"] > stopped["started"], "all starts together"
+
+
+def test_seconds_of_a_run_are_those_of_all_its_starts(tmp_path: Path) -> None:
+    jobs = Jobs(tmp_path, dict(os.environ))
+    name = jobs.start(["recipe", "list"], "made")
+    until(lambda: jobs.all()[0]["state"] == "done")
+    path = tmp_path / ".postmill" / "jobs" / name / "job.json"
+    path.write_bytes(msgspec.json.encode(msgspec.json.decode(path.read_bytes()) | {"seconds_before": 1000.0}))
+    assert jobs.all()[0]["seconds"] >= 1000
+    jobs.resume(name)
+    until(lambda: jobs.all()[0]["state"] == "done")
+    assert jobs.all()[0]["seconds"] >= 1000, "a start more does not begin at nothing"
 
 
 def test_an_artifact_is_seen_once_in_a_page_without_rights(world: Page) -> None:

@@ -125,6 +125,12 @@ def _a_run(tab: Tab) -> None:
     assert "(75)" in tab.run("document.querySelector('tr[data-state=stopped]').innerText")
     tab.click("[data-act=resume]")
     tab.wait("document.querySelector('tr[data-state=done]') !== null")
+    tab.wait("document.querySelector('tr[data-state=done] [data-act=resume]') === null")  # nothing to go on with
+    cut = (
+        "[...document.querySelectorAll('#curves svg')].flatMap((svg) => [...svg.querySelectorAll('text')].filter((t) =>"
+    )
+    edges = "t.getBBox().x < 0 || t.getBBox().x + t.getBBox().width > svg.width.baseVal.value)).length"
+    assert tab.run(f"{cut} {edges}") == 0, "numbers at the ends of a curve are whole"
     assert f"step {STEPS}/{STEPS}" in tab.wait("document.querySelector('#job').innerText")
     _shown(tab, "ui-runs")
 
