@@ -8,7 +8,7 @@ RUN    := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 # Where this is set, each of the hundreds of processes that tests start would compile its modules again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo test test-slow test-gpu test-engines lint bench bench-smoke instructions assets programs rivals engines site dist lock clean help
+.PHONY: setup demo test test-slow test-gpu test-engines lint bench bench-smoke instructions assets programs rivals engines site man sbom dist lock clean help
 .DELETE_ON_ERROR:
 
 help:
@@ -93,6 +93,16 @@ site: setup ## the documentation as a site, in build/site
 	$(BIN)/uv pip install -q --python .cache/site/bin/python mkdocs-material
 	$(BIN)/python docs/generate.py
 	.cache/site/bin/mkdocs build -q
+
+man: setup ## manual pages out of the help, in build/man
+	$(BIN)/python docs/man.py build/man
+
+sbom: setup ## what is installed and compiled in, with licences, as CycloneDX, in build/sbom
+	mkdir -p build/sbom
+	$(BIN)/uv venv -q --allow-existing .cache/sbom
+	$(BIN)/uv pip install -q --python .cache/sbom/bin/python cyclonedx-bom
+	.cache/sbom/bin/cyclonedx-py environment $(BIN)/python -o build/sbom/python.json
+	cargo metadata --locked --format-version 1 --filter-platform x86_64-unknown-linux-gnu | $(BIN)/python docs/crates.py > build/sbom/crates.json
 
 dist: setup ## sdist and wheel, in dist/
 	$(BIN)/uv build -q -o dist .

@@ -47,7 +47,7 @@ def _stages() -> dict[str, dict[str, Any]]:
             flags[flag_name(word)] = list(option.choice.table) if option.choice else [str(value) for value in words]
         table[name] = (
             flags
-            | {flag: [] for flag in common_flags(is_service=stage.is_service)}
+            | {flag: [] for flag in common_flags(is_service=stage.is_service, shards=stage.shards)}
             | {p.flag: [] for p in stage.inputs.values() if p.flag}
         )
     return table

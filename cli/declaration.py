@@ -98,6 +98,7 @@ class Declaration:
         self.chosen = chosen
         self.name: str = source.value(said["name"]) if "name" in said else ""
         self.example: str = source.value(said["example"]) if "example" in said else ""
+        self.shards = "shards" in said
         self.first: tuple[str, ...] = source.value(said["first"]) if "first" in said else ()
         output = said.get("output")
         self.is_service = isinstance(output, ast.Constant) and output.value == ""

@@ -80,6 +80,8 @@ STAGES = {stages}
 """Stage -> its command, and the stages it comes after."""
 GPUS = {gpus}
 """Stage -> the GPUs to keep for it."""
+SHARDS = {shards}
+"""Stage -> the tasks that share its rows before it puts them together: raise it to spread a large dataset."""
 
 
 class Again(Exception):
@@ -108,8 +110,11 @@ def main():
     ray.init(ignore_reinit_error=True)
     tasks = {{}}
     for name, (command, before) in STAGES.items():
-        task = stage.options(num_gpus=GPUS.get(name, 0))
-        tasks[name] = task.remote(name, command, os.getcwd(), *(tasks[needed] for needed in before))
+        task, needs = stage.options(num_gpus=GPUS.get(name, 0)), [tasks[needed] for needed in before]
+        count = SHARDS.get(name, 1)
+        shares = [f"{{number}}/{{count}}" for number in range(1, count + 1)] if count > 1 else []
+        parts = [task.remote(name, [*command, "--shard", share], os.getcwd(), *needs) for share in shares]
+        tasks[name] = task.remote(name, command, os.getcwd(), *needs, *parts)
     for name, code in ray.get(list(tasks.values())):
         if code:
             print(f"{{name}}: exit code {{code}}", file=sys.stderr)
@@ -125,4 +130,5 @@ if __name__ == "__main__":
 def to_ray(steps: list[Step]) -> str:
     """A program that runs each stage as a task of Ray, side by side where none needs the other."""
     gpus = {step.name: step.ranks for step in steps if step.ranks > 1}
-    return _RAY.format(note="\n".join(NOTE), again=AGAIN, stages=_shown(steps), gpus=gpus)
+    shards = {step.name: 1 for step in steps if step.stage.shards}
+    return _RAY.format(note="\n".join(NOTE), again=AGAIN, stages=_shown(steps), gpus=gpus, shards=shards)

@@ -19,12 +19,19 @@ COMMON = {
     "--help": "this text; --help all shows every option (-h)",
 }
 """Flags that every stage has."""
+SHARD = {
+    "--shard": "encode part I of N, like 2/4, into a file beside the output; the same command without it takes the "
+    "parts that are there, and makes the artifact of one machine"
+}
+"""The flag of stages whose work several processes may share."""
 _OF_ARTIFACTS = ("--output", "--json", "--replace", "--force", "--max-dropped")
 
 
-def common_flags(*, is_service: bool) -> dict[str, str]:
+def common_flags(*, is_service: bool, shards: bool = False) -> dict[str, str]:
     """Flags that a stage has beside its own; a service makes no artifact."""
-    return {name: text for name, text in COMMON.items() if not is_service or name not in _OF_ARTIFACTS}
+    return (SHARD if shards else {}) | {
+        name: text for name, text in COMMON.items() if not is_service or name not in _OF_ARTIFACTS
+    }
 
 
 def flag_name(field: str) -> str:
@@ -70,7 +77,9 @@ def stage_help(stage: Declaration, *, everything: bool = True) -> str:
         name = flag_name(_short(path, lasts))
         parts.append(f"  options of another {name[2:]}: postmill {stage.name} {name} NAME --help all\n")
     parts.append("\ncommon:\n")
-    parts += [f"  {name:<16}{text}\n" for name, text in common_flags(is_service=stage.is_service).items()]
+    parts += [
+        f"  {name:<16}{text}\n" for name, text in common_flags(is_service=stage.is_service, shards=stage.shards).items()
+    ]
     return "".join(parts)
 
 

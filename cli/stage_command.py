@@ -56,7 +56,7 @@ def parse(stage: Stage, argv: list[str]) -> Call:
                 rest.insert(0, value)
             if name in by_flag:
                 call.inputs[by_flag[name]].append(_value(rest, name))
-            elif name in common_flags(is_service=stage.is_service):
+            elif name in common_flags(is_service=stage.is_service, shards=stage.shards):
                 call.common[name] = "" if name in _SWITCHES else _value(rest, name)
             else:
                 _config_flag(stage, known, name, rest, call.said)
@@ -119,7 +119,7 @@ def _config_flag(
     elif path not in known:
         flags = (
             [flag_name(p) for p in known]
-            + list(common_flags(is_service=stage.is_service))
+            + list(common_flags(is_service=stage.is_service, shards=stage.shards))
             + [p.flag for p in stage.inputs.values() if p.flag]
         )
         why = explain_unknown(path, stage.name, stage.config, {option.path: option for option in known.values()})
@@ -173,6 +173,7 @@ def run(stage: Stage, argv: list[str]) -> int:
         replace="--replace" in call.common,
         threads=_number("--threads", call.common.get("--threads", "0")),
         max_dropped=_share("--max-dropped", call.common.get("--max-dropped", "100%")),
+        shard=_shard(call.common["--shard"]) if "--shard" in call.common else None,
     )
     if "--dry-run" in call.common:
         return _dry_run(stage, config, call, target)
@@ -240,6 +241,14 @@ def _number(name: str, text: str) -> int:
     if not text.isdecimal():
         raise ConfigError(f"{name}: {text!r}: expected a number from 0 up")
     return int(text)
+
+
+def _shard(text: str) -> tuple[int, int]:
+    """`2/4` as the second of four."""
+    mine, _, of = text.partition("/")
+    if not (mine.isdecimal() and of.isdecimal() and 1 <= int(mine) <= int(of)):
+        raise ConfigError(f"--shard: {text!r}: expected part I of N, like 2/4")
+    return int(mine), int(of)
 
 
 def _share(name: str, text: str) -> float:

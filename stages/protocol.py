@@ -77,6 +77,8 @@ class Out:
         self.stage, self.key, self.target = stage, key, target
         self.rank = 0
         """Which process of a launcher this is; only rank 0 has a `dir`."""
+        self.shard: tuple[int, int] | None = None
+        """Part I of N, from 1, of work that several processes share: it goes beside the output, and has no `dir`."""
         self.sink, self.directory = sink, directory
         self.ledger = Ledger(directory / "ledger.arrow" if directory else None)
         self.threads = 1

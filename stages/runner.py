@@ -54,10 +54,15 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     """0 uses every core."""
     max_dropped: float = 1.0
     """Fail if more than this fraction of rows was dropped."""
+    shard: tuple[int, int] | None = None
+    """Make only part I of N, beside the output."""
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
-    """What came of it. `status` is `done`, `up-to-date` or `helped` (not rank 0); `path` is unset for a stream."""
+    """What came of it. `status` is `done`, `up-to-date` or `helped` (not rank 0, or a shard).
+
+    `path` is unset for a stream.
+    """
 
     status: str
     path: Path | None
@@ -158,6 +163,8 @@ def run_stage(stage: Stage, config: Any, given: dict[str, list[str]], output: Pa
     Raises ConfigError, ArtifactError, StageError with the exit code to leave with; OSError becomes code 74.
     """
     started = time.monotonic()
+    if options.shard and (not stage.shards or output is None):
+        raise ConfigError(f"{stage.name}: --shard: parts are of a tokenize with -o DIR", USAGE)
     if output is None and not stage.stream:
         raise ConfigError(f"{stage.name}: no output; pass -o DIR", USAGE)
     inputs = find_inputs(stage, given)
@@ -170,13 +177,14 @@ def run_stage(stage: Stage, config: Any, given: dict[str, list[str]], output: Pa
         return Outcome(status="up-to-date", path=output, manifest=done.manifest, seconds=time.monotonic() - started)
 
     rank = int(os.environ.get("RANK", "0")) if stage.ranks else 0
+    helps = rank > 0 or options.shard is not None
     with contextlib.ExitStack() as stack:
-        staging = stack.enter_context(Staging(output)) if output is not None and rank == 0 else None
+        staging = stack.enter_context(Staging(output)) if output is not None and not helps else None
         sink = stack.enter_context(stdout_sink()) if output is None else None
         out = Out(stage, key, output, sink, staging.path if staging else None)
         out.rank, out.threads = rank, options.threads or len(os.sched_getaffinity(0))
         out.force, out.inputs, out.config = options.force or options.replace, entries, resolved
-        out.kind = stage.kind(config)
+        out.kind, out.shard = stage.kind(config), options.shard
         stack.enter_context(_signals(out))
         run = importlib.import_module(f"{stage.package or f'postmill.stages.{stage.name}'}.run").run
         try:
@@ -196,7 +204,7 @@ def run_stage(stage: Stage, config: Any, given: dict[str, list[str]], output: Pa
                 versions=result.versions,
             )
             seconds = time.monotonic() - started
-            if rank > 0:
+            if helps:
                 return Outcome(status="helped", path=output, manifest=manifest, seconds=seconds)
             if staging is None:
                 assert out.stream_writer is not None

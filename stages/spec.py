@@ -81,6 +81,9 @@ class Stage(msgspec.Struct, frozen=True, kw_only=True):
     ranks: bool = False
     """Whether several processes of a launcher (torchrun, accelerate) may run it together; rank 0 writes."""
 
+    shards: bool = False
+    """Whether several processes may each make a part with `--shard I/N`, which the run without it commits."""
+
     @property
     def is_service(self) -> bool:
         """Whether it runs until it is told to end, and makes no artifact."""

@@ -175,5 +175,6 @@ STAGE = Stage(
     },
     output=kind_made,
     stream=True,
+    shards=True,
     example="postmill tokenize chats.jsonl -m base/ -o tokens/ --loss-scale last_round+hermes --max-length 4096",
 )

@@ -27,6 +27,7 @@ from postmill.stages.tables import closest
 from postmill.stages.tokenize.config import Tokenize
 from postmill.stages.tokenize.model import ChosenTemplates, TokenizerFolder, choose_templates, load_tokenizer
 from postmill.stages.tokenize.notes import Notes, check_columns
+from postmill.stages.tokenize.parts import Encoded, Parts, PartWriter, part_path
 from postmill.stages.tokenize.reading import Reading
 from postmill.stages.tokenize.work import TOKENS, Totals, check_trained, close, in_order, refusals
 
@@ -58,6 +59,8 @@ def run(cfg: Tokenize, inputs: Inputs, out: Out) -> Result:
             raise ConfigError("for: prompts are made of rows, not of tokens; give tokenize the text")
         if len(inputs["data"]) > 1:
             raise ConfigError("tokenize: tokens are weighed again alone; give them as the only input")
+        if out.shard:
+            raise ConfigError("--shard: tokens are weighed again in one go; leave it out")
         from postmill.stages.tokenize.reweigh import reweigh  # needs Arrow's computing half, 35 ms to load
 
         metrics = reweigh(cfg, encoder, inputs["data"][0], digests, out)
@@ -163,9 +166,6 @@ def _say(totals: Totals, meter: Meter, share: float) -> None:
     Progress.say("tokenize", ", ".join(part for part in (meter.share(share), so_far, meter.left(share)) if part))
 
 
-Encoded = tuple[pa.RecordBatch, pa.RecordBatch, dict[str, Any]]
-
-
 def _encode(
     cfg: Tokenize, encoder: _native.ChatEncoder, references: list[str], out: Out, has_media: bool
 ) -> dict[str, Any]:
@@ -184,8 +184,13 @@ def _encode(
     names = [source.name for source in sources.sources]
     folders = [str(source.path.parent) if source.path.is_file() else None for source in sources.sources]
 
-    def encode(item: tuple[Chunk, list[int]]) -> Encoded:
-        chunk, duplicates = item
+    parts = Parts(out.target and out.work, out.key)
+
+    def encode(item: tuple[int, tuple[Chunk, list[int]]]) -> Encoded:
+        number, (chunk, duplicates) = item
+        made = parts.read(number)
+        if made is not None:
+            return made
         rows, ledger, counts = encoder.encode_chunk(
             chunk.data,
             names[chunk.source],
@@ -214,13 +219,14 @@ def _encode(
             yield chunk, duplicates
 
     chunks = without_duplicates() if cfg.dedup else ((chunk, []) for chunk in sources.chunks())
+    numbered = enumerate(chunks)
+    if out.shard:
+        return _write_shard(out, (encode, numbered, _schema(cfg, has_media)))
     totals, meter = Totals(), Meter(1)
     notes = Notes(names)
-    is_prompts = cfg.for_ == "prompt"
-    schema = PROMPTS_V1 if is_prompts else TOKENS_V1
-    writer = out.table(PROMPTS if is_prompts else TOKENS, with_media(schema) if has_media else schema)
+    writer = out.table(PROMPTS if cfg.for_ == "prompt" else TOKENS, _schema(cfg, has_media))
     with refusals():
-        for rows, ledger, counts in in_order(encode, chunks, out.threads):
+        for rows, ledger, counts in in_order(encode, numbered, out.threads):
             if _is_rendered(rows):
                 check_date(cfg, encoder)  # text alone needs none
             writer.write(rows)
@@ -230,8 +236,38 @@ def _encode(
             totals.add(rows, counts)
             _say(totals, meter, sources.share)
     close(writer, out)
+    out.after_commit = parts.remove
     notes.say(cfg, totals, sources.reading)
     check_columns(cfg, totals, sources)
     check_trained(out, ", ".join(references), notes.remedy(cfg))
     cut = {"cut_files": sources.reading.cut} if sources.reading.cut else {}
     return totals.metrics() | {"sources": names} | cut
+
+
+def _schema(cfg: Tokenize, has_media: bool) -> pa.Schema:
+    schema = PROMPTS_V1 if cfg.for_ == "prompt" else TOKENS_V1
+    return with_media(schema) if has_media else schema
+
+
+def _write_shard(out: Out, work: tuple[Any, Iterator[tuple[int, Any]], pa.Schema]) -> dict[str, Any]:
+    """Encode every Nth chunk into a file beside the output, for the run that commits all."""
+    assert out.shard is not None
+    encode, numbered, schema = work
+    mine, of = out.shard
+    path = part_path(out.work, out.key, out.shard)
+    if path.is_file() and not out.force:
+        return {}
+    chunks = ((number, item) for number, item in numbered if number % of == mine - 1)
+    writer, rows = PartWriter(path, schema), 0
+    try:
+        with refusals():
+            for number, encoded in in_order(lambda item: (item[0], encode(item)), chunks, out.threads):
+                writer.write(number, encoded)
+                rows += encoded[0].num_rows
+                Progress.say("tokenize", f"shard {mine}/{of}: {rows:,} rows")
+        writer.commit()
+    except BaseException:
+        writer.abandon()
+        raise
+    Progress.say("tokenize", f"shard {mine}/{of}: {rows:,} rows in {path}", always=True)
+    return {}

@@ -10,7 +10,7 @@ import pytest
 
 from postmill.cli.declaration import read_declaration
 from postmill.cli.flags import resolve
-from postmill.cli.help import COMMON, flag_name, stage_help
+from postmill.cli.help import COMMON, SHARD, flag_name, stage_help
 from postmill.cli.launch import parse as parse_launch
 from postmill.cli.main import TOOLS
 from postmill.cli.stage_command import parse
@@ -20,7 +20,7 @@ from postmill.stages.options import Option, options, short_names
 from postmill.stages.table import STAGES
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "README.md", *sorted(page for page in (ROOT / "docs").glob("*.md") if page.stem != "support")]
+PAGES = [ROOT / "README.md", *sorted(page for page in (ROOT / "docs").rglob("*.md") if page.stem != "support")]
 """The page `support` is made of what tests say of themselves, which is not about our commands."""
 FOREIGN = {"--requeue", "--signal", "--wrap", "--nnodes", "--nproc-per-node", "--packing"}
 """Flags of other programs: Slurm, torchrun, ms-swift."""
@@ -117,7 +117,7 @@ def test_the_check_of_commands_finds_mistakes() -> None:
 
 @pytest.mark.parametrize("page", [page for page in PAGES if "coming-from" not in page.stem], ids=lambda page: page.stem)
 def test_every_flag_in_a_document_exists(page: Path) -> None:
-    known = {flag for command in [*STAGES, *TOOLS] for flag in flags_of(command)} | set(COMMON) | FOREIGN
+    known = {flag for command in [*STAGES, *TOOLS] for flag in flags_of(command)} | set(COMMON) | set(SHARD) | FOREIGN
     text = page.read_text(encoding="utf-8")
     ours = "\n".join(re.findall(r"^ {4}.*postmill.*$", text, re.M) + re.findall(r"`[^`]*`", text))
     said = {flag.rstrip("-") for flag in re.findall(r"(?<![\w-])--[a-z][\w.-]*", ours)}

@@ -353,8 +353,11 @@ def test_kubernetes_takes_the_manifest(here: Path) -> None:
 @pytest.mark.slow
 def test_ray_makes_the_same_and_its_codes_do_what_the_file_says(here: Path) -> None:
     write("ray", "flow.py")
+    text = Path("flow.py").read_text()
+    Path("flow.py").write_text(text.replace("SHARDS = {'tokenize': 1}", "SHARDS = {'tokenize': 3}"))
+    assert "SHARDS = {'tokenize': 3}" in Path("flow.py").read_text()
     done = subprocess.run([other("ray"), "flow.py"], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0 and "shard 3/3" in done.stdout + done.stderr, done.stderr
     assert digests() == expected()
     write("ray", "flow.py", output="bad", pack__row_tokens="3")
     done = subprocess.run([other("ray"), "flow.py"], capture_output=True, text=True, check=False)

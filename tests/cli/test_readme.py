@@ -16,6 +16,8 @@ import tiny_model
 import tiny_tokenizer
 from commands import MAIN
 
+from postmill.io.manifest import load_artifact
+
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
@@ -116,6 +118,34 @@ def test_a_stranger_tunes_a_real_model(tmp_path: Path, capsys: pytest.CaptureFix
     with capsys.disabled():
         for part, before, after in zip(["wheel", "install", *commands], times, times[1:], strict=False):
             sys.stdout.write(f"\n{after[0] - before[0]:7.1f} s, processor {after[1] - before[1]:7.1f} s  {part}")
+
+
+def tested_blocks(page: Path) -> list[list[str]]:
+    """The blocks of a page that stand under a mark which says that they are tested."""
+    text = page.read_text(encoding="utf-8")
+    blocks = re.findall(r"^<!-- tested -->\n((?: {4}.*\n)+)", text, re.M)
+    return [[line.strip() for line in block.splitlines()] for block in blocks]
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_chinese_quickstart_run(tmp_path: Path) -> None:
+    pytest.importorskip("huggingface_hub")
+    repository = tmp_path / "hub" / MODEL
+    tiny_model.write_model(repository, vocab_size=263)
+    (repository / "chat_template.jinja").unlink()
+    tiny_tokenizer.write_tokenizer(repository)
+    page = ROOT / "docs" / "zh" / "quickstart.md"
+    row = re.search(r"^ {4}(\{\"messages\".*\})$", page.read_text(encoding="utf-8"), re.M)
+    assert row is not None
+    work = tmp_path / "work"
+    work.mkdir()
+    (work / "chats.jsonl").write_text((row[1] + "\n") * 5, encoding="utf-8")
+    whole, apart = tested_blocks(page)
+    follow(MAIN, [*whole, *apart], tmp_path / "hub", work)
+    # what the page says of the second block: the same results as the recipe's
+    pairs = (("tokens", "tokenize"), ("packed", "pack"), ("lora", "train"), ("tuned", "merge"))
+    for alone, of_the_recipe in pairs:
+        assert load_artifact(work / alone).digest == load_artifact(work / "out" / of_the_recipe).digest
 
 
 def test_make_targets_come_with_their_reason() -> None:
