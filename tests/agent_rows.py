@@ -9,7 +9,7 @@ from typing import Any
 
 Row = dict[str, Any]
 
-WEIGH = {
+WEIGH: Row = {
     "type": "function",
     "function": {
         "name": "weigh_sack",
@@ -25,7 +25,7 @@ WEIGH = {
         },
     },
 }
-ORDER = {
+ORDER: Row = {
     "type": "function",
     "function": {
         "name": "order",
@@ -47,7 +47,10 @@ ORDER = {
         },
     },
 }
-BARE = {"type": "function", "function": {"name": "tide", "description": "Says when the tide turns.", "parameters": {}}}
+BARE: Row = {
+    "type": "function",
+    "function": {"name": "tide", "description": "Says when the tide turns.", "parameters": {}},
+}
 
 
 def call(name: str, **arguments: Any) -> Row:
@@ -204,7 +207,7 @@ LONG: Row = {
         said("assistant", "Sleep well."),
     ],
 }
-DEEP = {
+DEEP: Row = {
     "type": "function",
     "function": {
         "name": "ship",

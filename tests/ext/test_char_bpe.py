@@ -31,6 +31,8 @@ PIECES = [
     "</",
     "\x01",
     " the" * 30,
+    "ab" * 10,
+    "ba" * 40,
 ]
 
 
@@ -82,6 +84,22 @@ def test_ids_are_those_of_the_package(kind: str) -> None:
         ids, ends = own.encode(text)
         assert ids == package.encode(text)[0], text
         assert ends == sorted(ends) and (ends[-1:] or [0]) == [len(text.encode())]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_ids_of_many_texts_are_those_of_each(kind: str) -> None:
+    file = tokenizer(*KINDS[kind])
+    own, package = _native.Tokenizer(file), _native.ChatEncoder(file, engine="tokenizers")
+    assert own.engine.startswith("postmill char bpe") and own.refused is None
+    rng = random.Random(4)
+    texts = ["".join(rng.choices(PIECES, k=rng.randrange(9))) for _ in range(200)]
+    for threads in (1, 3, 1):  # the third time every word was seen before
+        made = own.encode_batch(texts, threads=threads)
+        for number, text in enumerate(texts):
+            ids, ends = package.encode(text)
+            assert memoryview(made[number]).tolist() == ids, text
+            if text.isascii():  # elsewhere the package gives ends of characters
+                assert memoryview(own.encode_with_ends(text)[1]).tolist() == ends, text
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -7,8 +7,10 @@ use arrow_buffer::{OffsetBuffer, ScalarBuffer};
 use arrow_schema::{DataType, Field};
 use postmill_core::error::Error;
 use postmill_core::tokenizer::bpe::Bpe;
-use postmill_core::tokenizer::engine::{Batch, Engine, HfEngine, Tokens};
+use postmill_core::tokenizer::char_bpe;
+use postmill_core::tokenizer::engine::{Batch, Engine, HfEngine, Tokens, encode_batch};
 use postmill_core::tokenizer::guard;
+use postmill_core::tokenizer::vocabulary::TokenNames;
 use pyo3::exceptions::{PyIndexError, PyTypeError, PyUnicodeDecodeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::pybacked::{PyBackedBytes, PyBackedStr};
@@ -18,8 +20,9 @@ use pyo3_arrow::input::AnyArray;
 use std::sync::Arc;
 
 enum Inner {
-    Ours(Bpe),
-    Crate(HfEngine),
+    Bytes(Bpe),
+    /// Of characters, or the crate's.
+    Other(Box<dyn Engine>),
 }
 
 /// `Tokenizer(tokenizer_json)`: encodes text as `tokenizers` does with `add_special_tokens=False`. Safe to share between
@@ -35,12 +38,16 @@ impl Tokenizer {
     /// Raises `NativeError` for bytes that are no tokenizer.
     #[new]
     fn new(py: Python<'_>, tokenizer_json: &[u8]) -> PyResult<Self> {
-        let made = py.detach(|| match Bpe::compile(tokenizer_json) {
-            Ok(bpe) => Ok(Self { inner: Inner::Ours(bpe), refused: None }),
-            Err(refused) => {
-                let tokenizer = guard::tokenizer(tokenizer_json)?;
-                Ok(Self { inner: Inner::Crate(HfEngine::new(tokenizer)), refused: Some(refused.to_string()) })
+        let made = py.detach(|| {
+            let refused = match Bpe::compile(tokenizer_json) {
+                Ok(bpe) => return Ok(Self { inner: Inner::Bytes(bpe), refused: None }),
+                Err(refused) => refused,
+            };
+            if let Some((engine, _)) = char_bpe::load(tokenizer_json, &TokenNames::default()) {
+                return Ok(Self { inner: Inner::Other(Box::new(engine)), refused: None });
             }
+            let engine = HfEngine::new(guard::tokenizer(tokenizer_json)?);
+            Ok(Self { inner: Inner::Other(Box::new(engine)), refused: Some(refused.to_string()) })
         });
         made.map_err(|error: Error| to_python(py, &error))
     }
@@ -49,8 +56,8 @@ impl Tokenizer {
     #[getter]
     fn engine(&self) -> String {
         match &self.inner {
-            Inner::Ours(engine) => engine.name(),
-            Inner::Crate(engine) => engine.name(),
+            Inner::Bytes(engine) => engine.name(),
+            Inner::Other(engine) => engine.name(),
         }
     }
 
@@ -92,8 +99,8 @@ impl Tokenizer {
             let most = text.len() / 3 + 16;
             let mut tokens = Tokens { ids: Vec::with_capacity(most), ends: Vec::with_capacity(most) };
             match &self.inner {
-                Inner::Ours(engine) => engine.encode(text, &mut tokens)?,
-                Inner::Crate(engine) => engine.encode(text, &mut tokens)?,
+                Inner::Bytes(engine) => engine.encode(text, &mut tokens)?,
+                Inner::Other(engine) => engine.encode(text, &mut tokens)?,
             }
             Ok(tokens)
         });
@@ -106,8 +113,8 @@ impl Tokenizer {
 impl Tokenizer {
     fn run(&self, py: Python<'_>, texts: &[&str], threads: usize) -> PyResult<Batch> {
         let batch = py.detach(|| match &self.inner {
-            Inner::Ours(engine) => Ok(engine.encode_batch(texts, threads)),
-            Inner::Crate(engine) => engine.encode_batch(texts, threads),
+            Inner::Bytes(engine) => Ok(engine.encode_batch(texts, threads)),
+            Inner::Other(engine) => encode_batch(&**engine, texts, threads),
         });
         batch.map_err(|error: Error| to_python(py, &error))
     }

@@ -148,6 +148,45 @@ pub(crate) fn encode_parts(engine: &dyn Engine, text: &str, cuts: &[usize], out:
     Ok(calls)
 }
 
+/// Encodes each text, on at most `threads` threads.
+///
+/// # Errors
+/// As [`Engine::encode`], of the first text at fault.
+pub fn encode_batch(engine: &dyn Engine, texts: &[&str], threads: usize) -> Result<Batch, Error> {
+    let lost = || Err(Error::Config { message: "a thread of the tokenizer was lost".into() });
+    let share = texts.iter().map(|text| text.len()).sum::<usize>() / threads.max(1) + 1;
+    let (mut parts, mut first, mut bytes) = (vec![], 0, 0);
+    for (i, text) in texts.iter().enumerate() {
+        bytes += text.len();
+        if bytes >= share || i + 1 == texts.len() {
+            parts.push(&texts[first..=i]);
+            (first, bytes) = (i + 1, 0);
+        }
+    }
+    let found = std::thread::scope(|scope| {
+        let parts: Vec<_> = parts.into_iter().map(|part| scope.spawn(|| encode_all(engine, part))).collect();
+        parts.into_iter().map(|part| part.join().unwrap_or_else(|_| lost())).collect::<Vec<_>>()
+    });
+    let mut all = Batch { ids: vec![], offsets: vec![0] };
+    for part in found {
+        let (ids, ends) = part?;
+        let before = all.ids.len() as i64;
+        all.ids.extend(ids);
+        all.offsets.extend(ends.iter().map(|end| before + end));
+    }
+    Ok(all)
+}
+
+/// Ids of all texts in a row, and for each text where its ids end.
+fn encode_all(engine: &dyn Engine, texts: &[&str]) -> Result<(Vec<u32>, Vec<i64>), Error> {
+    let (mut tokens, mut ends) = (Tokens::default(), vec![]);
+    for text in texts {
+        engine.encode(text, &mut tokens)?;
+        ends.push(tokens.ids.len() as i64);
+    }
+    Ok((tokens.ids.into_iter().map(i32::cast_unsigned).collect(), ends))
+}
+
 /// The `tokenizers` crate.
 #[derive(Debug)]
 pub struct HfEngine {
@@ -164,47 +203,6 @@ impl HfEngine {
         // with no parameters this cannot fail
         let _ = tokenizer.with_truncation(None);
         Self { tokenizer, version: "tokenizers 0.23".to_owned() }
-    }
-}
-
-impl HfEngine {
-    /// Encodes each text, on at most `threads` threads.
-    ///
-    /// # Errors
-    /// As [`Engine::encode`], of the first text at fault.
-    pub fn encode_batch(&self, texts: &[&str], threads: usize) -> Result<Batch, Error> {
-        let lost = || Err(Error::Config { message: "a thread of the tokenizer was lost".into() });
-        let share = texts.iter().map(|text| text.len()).sum::<usize>() / threads.max(1) + 1;
-        let (mut parts, mut first, mut bytes) = (vec![], 0, 0);
-        for (i, text) in texts.iter().enumerate() {
-            bytes += text.len();
-            if bytes >= share || i + 1 == texts.len() {
-                parts.push(&texts[first..=i]);
-                (first, bytes) = (i + 1, 0);
-            }
-        }
-        let found = std::thread::scope(|scope| {
-            let parts: Vec<_> = parts.into_iter().map(|part| scope.spawn(|| self.encode_all(part))).collect();
-            parts.into_iter().map(|part| part.join().unwrap_or_else(|_| lost())).collect::<Vec<_>>()
-        });
-        let mut all = Batch { ids: vec![], offsets: vec![0] };
-        for part in found {
-            let (ids, ends) = part?;
-            let before = all.ids.len() as i64;
-            all.ids.extend(ids);
-            all.offsets.extend(ends.iter().map(|end| before + end));
-        }
-        Ok(all)
-    }
-
-    /// Ids of all texts in a row, and for each text where its ids end.
-    fn encode_all(&self, texts: &[&str]) -> Result<(Vec<u32>, Vec<i64>), Error> {
-        let (mut tokens, mut ends) = (Tokens::default(), vec![]);
-        for text in texts {
-            self.encode(text, &mut tokens)?;
-            ends.push(tokens.ids.len() as i64);
-        }
-        Ok((tokens.ids.into_iter().map(i32::cast_unsigned).collect(), ends))
     }
 }
 

@@ -7,7 +7,7 @@
 mod added;
 pub mod bpe;
 mod byte_alphabet;
-pub(crate) mod char_bpe;
+pub mod char_bpe;
 pub mod engine;
 pub mod escape;
 pub mod guard;

@@ -2,14 +2,17 @@
 use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 use std::fmt;
+use std::sync::Mutex;
 
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use serde_json::Value;
 
 use super::merge::Pairs;
-use super::{CharBpe, Chars, Dummy, NONE, Neighbours, SPACE};
+use super::neighbours::Neighbours;
+use super::{CharBpe, Chars, Dummy, NONE, SPACE};
 use crate::tokenizer::added::{AddedEntry, AddedTokens};
+use crate::tokenizer::special::SpecialMatcher;
 use crate::tokenizer::vocabulary::{CharTokens, TokenNames, Vocabulary};
 
 /// Ids beyond this are not for tables.
@@ -113,7 +116,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for Merge<'a> {
 
 /// The engine of a `tokenizer.json` and the tables of its vocabulary; none for a file with a part that is not known here.
 #[must_use]
-pub(crate) fn load(tokenizer_json: &[u8], names: &TokenNames) -> Option<(CharBpe, Vocabulary)> {
+pub fn load(tokenizer_json: &[u8], names: &TokenNames) -> Option<(CharBpe, Vocabulary)> {
     let file: File = serde_json::from_slice(tokenizer_json).ok()?;
     let model = &file.model;
     let plain = |text: &Option<String>| text.as_deref().unwrap_or("").is_empty();
@@ -141,6 +144,7 @@ pub(crate) fn load(tokenizer_json: &[u8], names: &TokenNames) -> Option<(CharBpe
     if !added.normalized.is_empty() || added.raw.iter().any(|token| token.id >= MAX_ID) {
         return None;
     }
+    let lengths = lengths(vocab, &chars)?;
     let id_of = |name: &str| {
         let added = file.added_tokens.iter().find(|token| token.content == name).map(|token| token.id);
         added.or_else(|| ids.get(name).copied())
@@ -158,7 +162,8 @@ pub(crate) fn load(tokenizer_json: &[u8], names: &TokenNames) -> Option<(CharBpe
         adds_spaces: matches!(dummy, Dummy::Always | Dummy::Unconditional),
     };
     let vocabulary = Vocabulary::of_chars(tokens)?;
-    Some((CharBpe::new(added.raw, chars, pairs, neighbours, dummy), vocabulary))
+    let added = SpecialMatcher::new(added.raw);
+    Some((CharBpe { added, chars, pairs, neighbours, lengths, dummy, pool: Mutex::default() }, vocabulary))
 }
 
 fn kind(part: &Value) -> &str {
@@ -248,6 +253,19 @@ fn chars(ids: &HashMap<&str, u32>) -> Option<Chars> {
     }
     // a space that fell to its bytes could not be told from others
     (found.get(SPACE) != NONE).then_some(found)
+}
+
+/// The bytes of text that each token covers, where every `▁` in it is a space.
+fn lengths(vocab: &[(Cow<str>, u32)], chars: &Chars) -> Option<Box<[u16]>> {
+    let mut lengths = vec![0; vocab.iter().map(|(_, id)| *id as usize + 1).max()?];
+    for (token, id) in vocab {
+        let spaces = token.matches(SPACE).count();
+        lengths[*id as usize] = u16::try_from(token.len() - spaces * (SPACE.len_utf8() - 1)).ok()?;
+    }
+    for id in chars.bytes {
+        lengths[id as usize] = 1;
+    }
+    Some(lengths.into())
 }
 
 fn merges(merges: &[Merge], ids: &HashMap<&str, u32>, chars: &Chars) -> Option<(Pairs, Neighbours)> {

@@ -2,42 +2,47 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
+use crate::tokenizer::bpe::pages::Pages;
+
 /// Symbols up to which a scan for the lowest rank beats a heap.
 const FEW: usize = 24;
 const NO_RANK: u32 = u32::MAX;
 const GONE: u32 = u32::MAX;
 const EMPTY: u64 = u64::MAX;
 
-/// What two tokens become, and how early: a table that is at most half full.
+/// What two tokens become, and how early: a table that is at most half full, each slot in one cache line.
 #[derive(Debug)]
-pub(super) struct Pairs {
-    keys: Box<[u64]>,
-    /// Rank and token.
-    made: Box<[(u32, u32)]>,
+pub(super) struct Pairs(Pages<Slot>);
+
+#[derive(Debug, Clone, Copy)]
+#[repr(C, align(16))]
+struct Slot {
+    key: u64,
+    rank: u32,
+    token: u32,
 }
 
 impl Pairs {
     pub(crate) fn with_capacity(pairs: usize) -> Self {
         let slots = (2 * pairs).next_power_of_two().max(2);
-        Self { keys: vec![EMPTY; slots].into(), made: vec![(NO_RANK, 0); slots].into() }
+        Self(Pages::filled(Slot { key: EMPTY, rank: NO_RANK, token: 0 }, slots))
     }
 
     /// Add a pair; false if it is there already.
     pub(crate) fn add(&mut self, left: u32, right: u32, rank: u32, token: u32) -> bool {
         let at = self.slot(left, right);
-        let is_new = self.keys[at] == EMPTY;
+        let is_new = self.0[at].key == EMPTY;
         if is_new {
-            self.keys[at] = u64::from(left) << 32 | u64::from(right);
-            self.made[at] = (rank, token);
+            self.0[at] = Slot { key: u64::from(left) << 32 | u64::from(right), rank, token };
         }
         is_new
     }
 
     fn slot(&self, left: u32, right: u32) -> usize {
         let key = u64::from(left) << 32 | u64::from(right);
-        let mask = self.keys.len() - 1;
+        let mask = self.0.len() - 1;
         let mut at = (key.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 20) as usize & mask;
-        while self.keys[at] != EMPTY && self.keys[at] != key {
+        while self.0[at].key != EMPTY && self.0[at].key != key {
             at = (at + 1) & mask;
         }
         at
@@ -45,7 +50,8 @@ impl Pairs {
 
     /// Rank and token; a rank that is none for two that do not merge.
     fn get(&self, left: u32, right: u32) -> (u32, u32) {
-        self.made[self.slot(left, right)]
+        let Slot { rank, token, .. } = self.0[self.slot(left, right)];
+        (rank, token)
     }
 }
 

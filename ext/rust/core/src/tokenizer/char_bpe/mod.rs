@@ -9,26 +9,24 @@
 //!
 //! A file with any part that is not known for certain is refused, and the caller uses the crate.
 mod file;
-mod memo;
 mod merge;
+mod neighbours;
 
 use std::sync::Mutex;
 
+use super::bpe::cache::{self, MAX_WORD, WordCache};
+use super::bpe::phrases::Phrases;
 use super::engine::{Engine, Tokens};
-use super::special::{AddedToken, SpecialMatcher, Stretch};
+use super::special::{SpecialMatcher, Stretch};
 use crate::error::Error;
-pub(crate) use file::load;
-use memo::Memo;
+pub use file::load;
 use merge::{Pairs, Symbols};
+use neighbours::Neighbours;
 
 /// No token.
 const NONE: u32 = u32::MAX;
 /// What a space is written as.
 const SPACE: char = '\u{2581}';
-/// Longer pieces are cut further before they are merged, and not remembered.
-const LONG: usize = 48;
-/// Bits of the table of neighbours, a power of two. Gemma's half a million pairs fill a tenth of it.
-const NEIGHBOUR_BITS: usize = 1 << 22;
 
 /// Where a space is put that the text does not have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,33 +38,6 @@ enum Dummy {
     Always,
     /// At the start and behind each added token, even where a space is there.
     Unconditional,
-}
-
-/// Which two characters stand side by side in some token that a merge makes: a bit each, some set for others.
-#[derive(Debug)]
-struct Neighbours(Box<[u64]>);
-
-impl Neighbours {
-    fn new() -> Self {
-        Self(vec![0; NEIGHBOUR_BITS / 64].into())
-    }
-
-    fn bit(left: char, right: char) -> usize {
-        let both = (left as u64) << 21 | right as u64;
-        (both.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 42) as usize
-    }
-
-    fn add(&mut self, token: &str) {
-        for (left, right) in token.chars().zip(token.chars().skip(1)) {
-            let bit = Self::bit(left, right);
-            self.0[bit / 64] |= 1 << (bit % 64);
-        }
-    }
-
-    fn may_meet(&self, left: char, right: char) -> bool {
-        let bit = Self::bit(left, right);
-        self.0[bit / 64] >> (bit % 64) & 1 == 1
-    }
 }
 
 /// Tokens of single characters.
@@ -90,11 +61,13 @@ impl Chars {
 
 /// A compiled tokenizer.
 #[derive(Debug)]
-pub(crate) struct CharBpe {
+pub struct CharBpe {
     added: SpecialMatcher,
     chars: Chars,
     pairs: Pairs,
     neighbours: Neighbours,
+    /// For each id, the bytes of text that its token covers, where every `▁` in it is a space.
+    lengths: Box<[u16]>,
     dummy: Dummy,
     pool: Mutex<Vec<CharScratch>>,
 }
@@ -102,9 +75,9 @@ pub(crate) struct CharBpe {
 /// Working memory of a thread.
 #[derive(Debug, Default)]
 struct CharScratch {
-    memo: Memo,
+    words: WordCache,
+    phrases: Phrases,
     symbols: Symbols,
-    key: Vec<u8>,
 }
 
 fn written(c: char) -> char {
@@ -112,88 +85,74 @@ fn written(c: char) -> char {
 }
 
 impl CharBpe {
-    fn new(added: Vec<AddedToken>, chars: Chars, pairs: Pairs, neighbours: Neighbours, dummy: Dummy) -> Self {
-        Self { added: SpecialMatcher::new(added), chars, pairs, neighbours, dummy, pool: Mutex::default() }
-    }
-
     /// Text between added tokens, which starts at byte `start` of the whole.
-    fn stretch(&self, text: &str, start: usize, scratch: &mut CharScratch, out: &mut Tokens) {
+    fn stretch(&self, text: &str, start: usize, scratch: &mut CharScratch, ids: &mut Vec<u32>, ends: &mut Vec<u32>) {
         let has_space = text.starts_with([' ', SPACE]);
-        let mut dummy = match self.dummy {
+        let dummy = match self.dummy {
             Dummy::Never => false,
             Dummy::First => start == 0 && !has_space,
             Dummy::Always => !has_space,
             Dummy::Unconditional => true,
         };
-        let mut at = 0;
-        while at < text.len() {
-            let end = self.word_end(text, at);
-            self.word(&text[at..end], dummy, start + at, scratch, out);
-            (at, dummy) = (end, false);
-        }
-    }
-
-    /// Where the word that starts at byte `at` ends: before a space that no merge joins to the character before it.
-    fn word_end(&self, text: &str, at: usize) -> usize {
-        let bytes = text.as_bytes();
-        let mut from = at + 1;
-        while let Some(found) = memchr::memchr(b' ', &bytes[from.min(bytes.len())..]) {
-            let space = from + found;
-            if bytes[space - 1] != b' '
-                && let Some(before) = text[..space].chars().next_back()
-                && !self.neighbours.may_meet(before, SPACE)
-            {
-                return space;
+        // in such a text the same token may cover one byte or three
+        let spells_spaces = memchr::memmem::find(text.as_bytes(), SPACE.encode_utf8(&mut [0; 4]).as_bytes()).is_some();
+        let before = ids.len();
+        let mut end = start as u32;
+        self.neighbours.cut(text, |from, to| {
+            let dummy = dummy && from == 0;
+            if !spells_spaces {
+                return self.piece(text, (from, to), dummy, scratch, ids);
             }
-            from = space + 1;
-        }
-        bytes.len()
-    }
-
-    fn word(&self, word: &str, dummy: bool, start: usize, scratch: &mut CharScratch, out: &mut Tokens) {
-        if word.len() <= LONG {
-            return self.piece(word, dummy, start, scratch, out);
-        }
-        let (mut from, mut dummy) = (0, dummy);
-        let mut before: Option<char> = None;
-        for (at, c) in word.char_indices() {
-            let c = written(c);
-            if before.is_some_and(|before| !self.neighbours.may_meet(before, c)) {
-                self.piece(&word[from..at], dummy, start + from, scratch, out);
-                (from, dummy) = (at, false);
-            }
-            before = Some(c);
-        }
-        self.piece(&word[from..], dummy, start + from, scratch, out);
-    }
-
-    fn piece(&self, piece: &str, dummy: bool, start: usize, scratch: &mut CharScratch, out: &mut Tokens) {
-        let CharScratch { memo, symbols, key } = scratch;
-        let mut push = |ids: &[u32], lengths: &mut dyn Iterator<Item = usize>| {
-            let mut end = start;
-            out.ids.extend(ids.iter().map(|id| id.cast_signed()));
-            out.ends.extend(lengths.map(|length| {
+            self.merge(&text[from..to], dummy, &mut scratch.symbols);
+            ids.extend_from_slice(&scratch.symbols.ids);
+            ends.extend(scratch.symbols.lengths.iter().map(|length| {
                 end += length;
-                end as u32
+                end
             }));
-        };
-        if piece.len() > LONG {
-            self.merge(piece, dummy, symbols);
-            return push(&symbols.ids, &mut symbols.lengths.iter().map(|length| *length as usize));
+        });
+        if spells_spaces {
+            return;
         }
-        key.clear();
-        if dummy {
-            // no byte of UTF-8
-            key.push(0xFF);
+        let mut first = u32::from(dummy);
+        ends.extend(ids[before..].iter().map(|id| {
+            end += u32::from(self.lengths[*id as usize]) - std::mem::take(&mut first);
+            end
+        }));
+    }
+
+    /// Append the ids of a piece of `text`, remembered ones if there are some.
+    #[inline]
+    fn piece(
+        &self,
+        text: &str,
+        (from, to): (usize, usize),
+        dummy: bool,
+        scratch: &mut CharScratch,
+        ids: &mut Vec<u32>,
+    ) {
+        let CharScratch { words, phrases, symbols } = scratch;
+        let bytes = text.as_bytes();
+        if to - from <= MAX_WORD {
+            let mut key = cache::key(bytes, from, to - from);
+            // with a space in front it has other ids
+            key[1] |= if dummy { cache::PIECE } else { 0 };
+            let hash = cache::hash(key);
+            if let Some(few) = words.get(hash, key) {
+                ids.reserve(4);
+                // SAFETY: the room above.
+                return unsafe { few.push_to(ids) };
+            }
+            self.merge(&text[from..to], dummy, symbols);
+            words.insert(hash, key, &symbols.ids);
+        } else {
+            let hash = phrases.ask(&bytes[from..to], dummy);
+            if phrases.append(hash, &bytes[from..to], dummy, ids) {
+                return;
+            }
+            self.merge(&text[from..to], dummy, symbols);
+            phrases.remember(hash, &bytes[from..to], dummy, &symbols.ids);
         }
-        key.extend_from_slice(piece.as_bytes());
-        let hash = Memo::hash(key);
-        if let Some((ids, lengths)) = memo.get(hash, key) {
-            return push(ids, &mut lengths.iter().map(|length| usize::from(*length)));
-        }
-        self.merge(piece, dummy, symbols);
-        memo.put(hash, key, &symbols.ids, &symbols.lengths);
-        push(&symbols.ids, &mut symbols.lengths.iter().map(|length| *length as usize));
+        ids.extend_from_slice(&symbols.ids);
     }
 
     fn merge(&self, piece: &str, dummy: bool, symbols: &mut Symbols) {
@@ -224,13 +183,17 @@ impl Engine for CharBpe {
         // A poisoned pool only means that a worker was lost; those in it are whole.
         let pool = || self.pool.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let mut scratch = pool().pop().unwrap_or_default();
+        let mut ids: Vec<u32> = std::mem::take(&mut out.ids).into_iter().map(i32::cast_unsigned).collect();
         self.added.split(text, |stretch| match stretch {
             Stretch::Token(id, _, end) => {
-                out.ids.push(id.cast_signed());
+                ids.push(id);
                 out.ends.push(end as u32);
             }
-            Stretch::Text(start, end) => self.stretch(&text[start..end], start, &mut scratch, out),
+            Stretch::Text(start, end) => {
+                self.stretch(&text[start..end], start, &mut scratch, &mut ids, &mut out.ends);
+            }
         });
+        out.ids = ids.into_iter().map(u32::cast_signed).collect();
         pool().push(scratch);
         Ok(())
     }
