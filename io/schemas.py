@@ -95,6 +95,14 @@ def with_media(schema: pa.Schema) -> pa.Schema:
     return schema.append(pa.field("media", pa.list_(pa.field("item", MEDIA, nullable=False)), nullable=False))
 
 
+def with_pieces(schema: pa.Schema) -> pa.Schema:
+    """`schema` with what `pack --strategy wrapped` says of each piece of a row: the row's identity, and the index in
+    the row of the piece's first token."""
+    return schema.append(pa.field("piece_of", ROW_ID, nullable=False)).append(
+        pa.field("piece_start", pa.int32(), nullable=False)
+    )
+
+
 PROMPTS_V1: Final = pa.schema([*TOKENS_V1, pa.field("messages", pa.utf8()), pa.field("tools", pa.utf8())])
 """One conversation that waits for an answer: ids end in the generation prompt, `turns` and `spans` are empty.
 `messages` and `tools` are canonical JSON, for environments and judges; `messages` is null where the prompt is text

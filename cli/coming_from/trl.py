@@ -63,7 +63,8 @@ OWN: list[Rule] = [
     carry("min_p", "rollout.min_p"),
     carry("reward_funcs", "reward.functions", convert=texts),
     carry("reward_weights", "reward.weights"),
-    needless("packing packing_strategy padding_free eval_packing", "always packed, best fit over the whole input"),
+    carry("packing_strategy", "pack.strategy", convert=lambda value, _: "wrapped" if value == "wrapped" else None),
+    needless("packing padding_free eval_packing", "always packed, best fit over the whole input"),
     needless("precompute_ref_log_probs", "always: the reference is scored once, by score"),
     needless(
         "max_prompt_length dataset_text_field dataset_kwargs eos_token pad_token pad_to_multiple_of "

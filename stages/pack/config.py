@@ -13,13 +13,14 @@ class Pack(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     row_tokens: Annotated[int, Meta(ge=1, le=2**24)]
     """Length of one bin, in tokens."""
-    strategy: Literal["best_fit", "in_order"] = "best_fit"
+    strategy: Literal["best_fit", "in_order", "wrapped"] = "best_fit"
     """`best_fit` places the longest rows first over the whole input and shuffles the bins; `in_order` keeps the input
-    order and wastes more of each bin."""
+    order and wastes more of each bin; `wrapped` lays rows end to end, cuts them where a bin ends, goes on in the next
+    bin, and shuffles the bins. It copies the tokens."""
     seed: Annotated[int, Meta(ge=0, le=2**63 - 1)] = 0
-    """Orders the bins of `best_fit`, together with the epoch and the number of bins."""
+    """Orders the bins of `best_fit` and `wrapped`, together with the epoch and the number of bins."""
     on_long: Literal["error", "drop"] = "error"
-    """What to do with a row that is longer than a bin. Rows are never cut here; `tokenize` truncates."""
+    """What to do with a row that is longer than a bin. Only `wrapped` cuts rows; `tokenize` truncates."""
     together: bool = True
     """Put samples of one prompt into the same bin, as many as fit, so that train computes the prompt once."""
     hidden_size: Annotated[int, Meta(ge=1)] = 4096

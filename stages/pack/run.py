@@ -1,8 +1,9 @@
 """Pack: read how long the rows are, plan the bins, count what each bin trains on, write the plan, prove it.
 
 Tokens are never moved: a plan names rows by ordinal. Only a stream is copied, into `tokens/` inside the artifact, since
-it cannot be read twice; its lengths are read as it passes, so that at its end only the plan is left to make. Two passes
-over the token tables, the second over a few narrow columns; memory is about 16 bytes a row, whatever the rows hold.
+it cannot be read twice, and so are the pieces into which `wrapped` cuts rows; lengths are read as a stream passes, so
+that at its end only the plan is left to make. Two passes over the token tables, the second over a few narrow columns;
+memory is about 16 bytes a row, whatever the rows hold.
 """
 
 from typing import Any, NamedTuple
@@ -11,28 +12,29 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from postmill.io.arrays import from_numpy, list_of, text, to_numpy
+from postmill.io.arrays import from_numpy, list_of, to_numpy
 from postmill.io.errors import BAD_DATA, INTERNAL, MISMATCH, USAGE, ArtifactError, ConfigError, StageError
-from postmill.io.manifest import Manifest
+from postmill.io.ledger import Ledger
 from postmill.io.packed import BINS, TOKENS, token_tables
 from postmill.io.rewards import RewardsReader
-from postmill.io.schemas import BINS_V1, LEDGER_V1, TOKENS_V1, with_media
+from postmill.io.schemas import BINS_V1, TOKENS_V1, with_media
 from postmill.io.table import StreamReader, TableReader
 from postmill.io.upstream import inside, keep_trailer
 from postmill.stages.pack.config import Pack
 from postmill.stages.pack.survey import (
     DEAD,
     LONG,
-    REASONS,
     UNTRAINED,
     Survey,
     Surveyor,
     Table,
     batches,
     group_starts,
+    ledger_lines,
     place_of,
     runs_that_fit,
 )
+from postmill.stages.pack.wrapped import fill, sources_of, wrap
 from postmill.stages.protocol import Input, Inputs, Out, Result
 
 _BINS_A_BATCH = 16384
@@ -50,23 +52,34 @@ class Bins(NamedTuple):
 
 def run(cfg: Pack, inputs: Inputs, out: Out) -> Result:
     """Make `bins.arrow`. Raises StageError (65) for rows that do not fit, ArtifactError as the readers do."""
-    tables, digests, survey = _open_tokens(inputs["tokens"], out)
-    _leave_out_dead(survey, inputs)
-    starts, rows = _plan(cfg, survey, tables)
-    bins = _count(tables, survey, starts, rows, out)
+    more: dict[str, Any] = {}
+    source, digests = _open_tokens(inputs["tokens"])
+    if cfg.strategy == "wrapped":
+        tables, whole, survey, more = wrap(source, inputs, cfg.row_tokens, out)
+        _check_trained(whole)
+        starts, rows = fill(survey.lengths, cfg.row_tokens), np.arange(len(survey.lengths), dtype=np.uint32)
+        bins = _count(tables, survey, starts, rows, Ledger(None))
+    else:
+        tables, survey = _receive(source, out) if isinstance(source, StreamReader) else (source, _survey(source))
+        _leave_out_dead(survey, inputs)
+        _check_trained(survey)
+        starts, rows = _plan(cfg, survey, tables)
+        bins = _count(tables, survey, starts, rows, out.ledger)
+    if isinstance(source, StreamReader) and source.trailer is not None:
+        digests = dict(source.trailer.manifest.digests)
     costs = _write(cfg, bins, survey, out)
     _prove(cfg, survey, out)
-    sources = [name for table in tables for name in table.sources]
-    return Result(metrics=_metrics(cfg, bins, survey, costs) | {"sources": sources}, digests=digests)
+    more["sources"] = [name for table in tables for name in table.sources]
+    return Result(metrics=_metrics(cfg, bins, survey, costs) | more, digests=digests)
 
 
-def _open_tokens(inputs: list[Input], out: Out) -> tuple[list[Table], dict[str, str], Survey]:
-    """The token tables, the digests (tokenizer, template) that all of them share, and what planning needs to know."""
+def _open_tokens(inputs: list[Input]) -> tuple[StreamReader | list[Table], dict[str, str]]:
+    """The stream, or the token tables and the digests (tokenizer, template) that all of them share."""
     streams = [item.stream for item in inputs if item.stream is not None]
     if streams and len(inputs) > 1:
         raise ConfigError("pack: a stream together with artifacts; write it to an artifact first", USAGE)
     if streams:
-        return _receive(streams[0], out)
+        return streams[0], {}
     artifacts = [item.artifact for item in inputs if item.artifact is not None]
     digests: dict[str, str] = {}
     for artifact in artifacts:
@@ -80,13 +93,17 @@ def _open_tokens(inputs: list[Input], out: Out) -> tuple[list[Table], dict[str, 
     tables: list[Table] = []
     first_source = 0
     for artifact in artifacts:
-        sources = _sources(artifact.manifest)
+        sources = sources_of(artifact.manifest)
         tables += [Table(reader, sources, first_source) for reader in token_tables(artifact)]
         first_source += len(sources)
+    return tables, digests
+
+
+def _survey(tables: list[Table]) -> Survey:
     surveyor = Surveyor()
     for _, batch in batches(tables):
         surveyor.add(batch)
-    return tables, digests, surveyor.finish(tables)
+    return surveyor.finish(tables)
 
 
 def _leave_out_dead(survey: Survey, inputs: Inputs) -> None:
@@ -98,11 +115,7 @@ def _leave_out_dead(survey: Survey, inputs: Inputs) -> None:
         survey.reasons[is_dead & (survey.reasons == 0)] = DEAD
 
 
-def _sources(made: Manifest) -> list[str]:
-    return [str(name) for name in made.metrics.get("sources", [])]
-
-
-def _receive(stream: StreamReader, out: Out) -> tuple[list[Table], dict[str, str], Survey]:
+def _receive(stream: StreamReader, out: Out) -> tuple[list[Table], Survey]:
     """Copy a stream into a tokens artifact inside this one, with its ledger and manifest. Raises ArtifactError (76)."""
     folder = inside(out.dir)
     has_media = "media" in stream.schema.names
@@ -114,26 +127,29 @@ def _receive(stream: StreamReader, out: Out) -> tuple[list[Table], dict[str, str
     writer.close()
     assert stream.trailer is not None  # a stream that ends without one has raised
     keep_trailer(stream.trailer, folder, out.digests())
-    made = stream.trailer.manifest
-    tables = [Table(TableReader(folder / TOKENS, TOKENS_V1, written=True), _sources(made), 0)]
-    return tables, dict(made.digests), surveyor.finish(tables)
+    tables = [Table(TableReader(folder / TOKENS, TOKENS_V1, written=True), sources_of(stream.trailer.manifest), 0)]
+    return tables, surveyor.finish(tables)
 
 
-def _plan(cfg: Pack, survey: Survey, tables: list[Table]) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
-    """Bins as offsets and row ordinals; rows that do not fit are marked in `survey`. Raises StageError (65)."""
-    from postmill._native import pack_rows
-
-    num_rows = len(survey.lengths)
+def _check_trained(survey: Survey) -> None:
+    """Raises StageError (65) where hardly anything is left to train on."""
+    num_rows = len(survey.reasons)
     untrained = int((survey.reasons == UNTRAINED).sum())
     if untrained * 2 > num_rows:
         raise StageError(
             f"{untrained} of {num_rows} rows have nothing to train on; check --loss-scale and roles in tokenize",
             BAD_DATA,
         )
-    kept = survey.reasons == 0
-    if not kept.any():
+    if not (survey.reasons == 0).any():
         dead = " or what reward kept" if (survey.reasons == DEAD).any() else ""
         raise StageError(f"0 of {num_rows} rows are left to pack; check what tokenize kept{dead}", BAD_DATA)
+
+
+def _plan(cfg: Pack, survey: Survey, tables: list[Table]) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
+    """Bins as offsets and row ordinals; rows that do not fit are marked in `survey`. Raises StageError (65)."""
+    from postmill._native import pack_rows
+
+    kept = survey.reasons == 0
     whole = bool(kept.all())
     lengths = survey.lengths if whole else survey.lengths[kept]
     groups = None
@@ -163,7 +179,9 @@ def _too_long(cfg: Pack, survey: Survey, long: NDArray[np.uint32], tables: list[
     )
 
 
-def _count(tables: list[Table], survey: Survey, starts: NDArray[np.uint32], rows: NDArray[np.uint32], out: Out) -> Bins:
+def _count(
+    tables: list[Table], survey: Survey, starts: NDArray[np.uint32], rows: NDArray[np.uint32], ledger: Ledger
+) -> Bins:
     """Second pass: what each bin trains on, and the ledger."""
     num_bins = len(starts) - 1
     trained_sum, weight_sum = np.zeros(num_bins, np.int64), np.zeros(num_bins, np.float64)
@@ -177,27 +195,11 @@ def _count(tables: list[Table], survey: Survey, starts: NDArray[np.uint32], rows
         bins = bin_of_row[span][kept]
         np.add.at(trained_sum, bins, to_numpy(batch.column("trained_tokens"))[kept])
         np.add.at(weight_sum, bins, to_numpy(batch.column("weight_sum"))[kept])
-        out.ledger.keep(int(kept.sum()))
+        ledger.keep(int(kept.sum()))
         if not kept.all():
-            out.ledger.add(_dropped(batch, survey.reasons[span], table.first_source))
+            gone = np.flatnonzero(~kept)
+            ledger.add(ledger_lines(batch, gone, survey.reasons[span][gone], table.first_source))
     return Bins(starts.astype(np.int64), rows, trained_sum, weight_sum)
-
-
-def _dropped(batch: pa.RecordBatch, reasons: NDArray[np.uint8], first_source: int) -> pa.RecordBatch:
-    """Ledger lines of the rows of `batch` that have a reason."""
-    gone = np.flatnonzero(reasons)
-    table = batch.select(["row_id", "source", "line", "length"]).take(from_numpy(gone, pa.int64()))
-    words = [REASONS[reason] for reason in reasons[gone].tolist()]
-    columns = {
-        "row_id": table.column("row_id"),
-        "source": from_numpy(to_numpy(table.column("source")) + np.int32(first_source), pa.int32()),
-        "line": table.column("line"),
-        "action": text(["dropped"] * len(words)),
-        "reason": text(words),
-        "tokens_before": table.column("length"),
-        "tokens_after": pa.nulls(len(words), pa.int32()),
-    }
-    return pa.RecordBatch.from_arrays([columns[field.name] for field in LEDGER_V1], schema=LEDGER_V1)
 
 
 def _write(cfg: Pack, bins: Bins, survey: Survey, out: Out) -> NDArray[np.float64]:
@@ -206,7 +208,7 @@ def _write(cfg: Pack, bins: Bins, survey: Survey, out: Out) -> NDArray[np.float6
 
     num_bins = len(bins.starts) - 1
     order = np.arange(num_bins, dtype=np.uint32)
-    if cfg.strategy == "best_fit":
+    if cfg.strategy != "in_order":
         order = bin_order(cfg.seed, 0, num_bins)
     costs = np.zeros(num_bins, np.float64)
     writer = out.table(BINS, BINS_V1)

@@ -7,10 +7,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from postmill.io.arrays import to_numpy, validity
+from postmill.io.arrays import from_numpy, text, to_numpy, validity
 from postmill.io.errors import BAD_DATA, ArtifactError
 from postmill.io.media import patches_of
 from postmill.io.packed import TokenRows, span_columns
+from postmill.io.schemas import LEDGER_V1
 from postmill.io.table import TableReader
 
 REASONS = ("", "empty", "nothing_to_train_on", "too_long", "no_advantage")
@@ -87,8 +88,8 @@ class Surveyor:
         self._fault: tuple[int, str] | None = None
         """The first row that is miscounted, and how. Where it came from is known only at the end of a stream."""
 
-    def add(self, batch: pa.RecordBatch) -> None:
-        """Look at the next batch of all tables; it is not kept."""
+    def add(self, batch: pa.RecordBatch) -> NDArray[np.uint8]:
+        """Look at the next batch of all tables; it is not kept. Returns why its rows are dropped: `Survey.reasons`."""
         if self._fault is None and (fault := _miscounted(batch)):
             self._fault = (self._num_rows + fault[0], fault[1])
         self._num_rows += batch.num_rows
@@ -105,6 +106,7 @@ class Surveyor:
         self._sides.append(np.where(validity(side), to_numpy(side), -1).astype(np.int8))
         prompts, self._last_prompt = _prompts(batch, self._last_prompt)
         self._prompts.append(prompts)
+        return reason
 
     def finish(self, tables: list[Table]) -> Survey:
         """Raises ArtifactError (65) for a row that is miscounted or a pair with one side missing."""
@@ -206,3 +208,21 @@ def spread(survey: Survey) -> None:
         starts = group_starts(survey.joined)
         worst = np.maximum.reduceat(survey.reasons, starts[:-1])
         survey.reasons[:] = np.repeat(worst, np.diff(starts))
+
+
+def ledger_lines(
+    batch: pa.RecordBatch, rows: NDArray[np.intp], reasons: NDArray[np.uint8] | None, first_source: int
+) -> pa.RecordBatch:
+    """Ledger lines of `rows` of `batch`: dropped for `reasons`, or, without, cut into pieces that hold all of them."""
+    table = batch.select(["row_id", "source", "line", "length"]).take(from_numpy(rows.astype(np.int64), pa.int64()))
+    words = ["wrapped"] * len(rows) if reasons is None else [REASONS[reason] for reason in reasons.tolist()]
+    columns = {
+        "row_id": table.column("row_id"),
+        "source": from_numpy(to_numpy(table.column("source")) + np.int32(first_source), pa.int32()),
+        "line": table.column("line"),
+        "action": text(["truncated" if reasons is None else "dropped"] * len(words)),
+        "reason": text(words),
+        "tokens_before": table.column("length"),
+        "tokens_after": table.column("length") if reasons is None else pa.nulls(len(words), pa.int32()),
+    }
+    return pa.RecordBatch.from_arrays([columns[field.name] for field in LEDGER_V1], schema=LEDGER_V1)

@@ -126,7 +126,7 @@ def _json(text: bytes, named: Kind | None) -> str:
 def _is_whole(line: bytes) -> bool:
     try:
         msgspec.json.decode(line)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError):  # the reader of rows says which byte is no UTF-8
         return False
     return True
 
