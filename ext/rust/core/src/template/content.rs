@@ -199,7 +199,7 @@ fn with_word(text: &str, word: &str, spot: Spot) -> Box<str> {
     format!("{}{word}{}", &text[..at], &text[at..]).into()
 }
 
-/// The same in one of the pieces that a text was joined of.
+/// As above, in one of the pieces that a text was joined of.
 fn with_word_in(text: &str, pieces: &mut [usize], piece: usize, word: &str, spot: Spot) -> Box<str> {
     let start: usize = pieces[..piece].iter().sum();
     let Some(length) = pieces.get_mut(piece) else { return text.into() };

@@ -1,8 +1,6 @@
 //! In which form a template reads a row: most take text where it is text, some only lists of parts, and some join the
 //! arguments of a call to other text.
-use super::fuel::Fuel;
-use super::print::{JsonStyle, JsonWriter};
-use super::value::Value;
+use crate::json::{PythonStyle, python_dumps};
 use crate::types::Json;
 
 /// How a row is handed to a template.
@@ -66,11 +64,7 @@ fn spell_arguments(call: &mut Json) {
         match (&**name, &mut *value) {
             ("function", inner @ Json::Object(_)) => spell_arguments(inner),
             ("arguments", Json::Object(_)) => {
-                let (style, fuel) = (JsonStyle::default(), Fuel::new(u64::MAX));
-                let mut writer = JsonWriter { style: &style, fuel: &fuel, out: String::new(), level: 0 };
-                if writer.value(&Value::from_json(value, 0)).is_ok() {
-                    *value = Json::String(writer.out.into());
-                }
+                *value = Json::String(python_dumps(value, &PythonStyle::one_line()).into());
             }
             _ => {}
         }

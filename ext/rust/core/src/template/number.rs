@@ -1,14 +1,14 @@
 //! Numbers as Python has them: integers that know their size, floats that print their shortest form.
 use std::cmp::Ordering;
-use std::fmt::Write as _;
 
 use super::value::Value;
+use crate::json::python_float;
 
 /// Python refuses to convert longer texts to `int`.
 const MAX_INT_DIGITS: usize = 4300;
 
-/// What `json.loads` makes of a number's text. Texts beyond Python's own limit become Undefined's opposite: a big
-/// integer that every operation but printing refuses.
+/// What `json.loads` makes of a number's text. An integer of more digits than Python reads is a big integer, which printing
+/// refuses.
 pub(super) fn from_json<'a>(text: &str) -> Value<'a> {
     match classify(text) {
         Kind::Int(value) => Value::Int(value),
@@ -52,39 +52,17 @@ pub(super) fn write_json_number(text: &str, out: &mut String) {
 
 /// `json.dumps(float)`.
 pub(super) fn write_json_float(value: f64, out: &mut String) {
-    if value.is_nan() {
-        out.push_str("NaN");
-    } else if value.is_infinite() {
-        out.push_str(if value > 0.0 { "Infinity" } else { "-Infinity" });
-    } else {
-        write_float(value, out);
-    }
+    out.push_str(&python_float(value));
 }
 
-/// `repr(float)`: the shortest digits that read back, in scientific form below 1e-4 and from 1e16.
+/// `repr(float)`.
 pub(super) fn write_float(value: f64, out: &mut String) {
-    if value.is_nan() {
-        out.push_str("nan");
-        return;
+    match value {
+        _ if value.is_nan() => out.push_str("nan"),
+        f64::INFINITY => out.push_str("inf"),
+        f64::NEG_INFINITY => out.push_str("-inf"),
+        _ => write_json_float(value, out),
     }
-    if value.is_infinite() {
-        out.push_str(if value > 0.0 { "inf" } else { "-inf" });
-        return;
-    }
-    let scientific = format!("{value:e}");
-    let (mantissa, exponent) = scientific.split_once('e').unwrap_or((&scientific, "0"));
-    let exponent: i32 = exponent.parse().unwrap_or(0);
-    if (-4..16).contains(&exponent) {
-        let at = out.len();
-        let _ = write!(out, "{value}");
-        if !out[at..].contains('.') {
-            out.push_str(".0");
-        }
-        return;
-    }
-    out.push_str(mantissa);
-    let sign = if exponent < 0 { '-' } else { '+' };
-    let _ = write!(out, "e{sign}{:02}", exponent.abs());
 }
 
 /// A number for arithmetic.
