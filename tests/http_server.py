@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,8 @@ def serving(
 
     thread = threading.Thread(target=lambda: asyncio.run(run()), daemon=True)
     thread.start()
+    while not server.started and thread.is_alive():  # until then connections are refused
+        time.sleep(0.01)
     try:
         yield Served(f"http://127.0.0.1:{listener.getsockname()[1]}", service)
     finally:

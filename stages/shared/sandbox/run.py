@@ -27,7 +27,7 @@ from postmill.io.errors import FAILED, REFUSED, ConfigError, StageError
 from postmill.stages.shared.sandbox.jail import START
 
 Kind = Literal["strong", "weak"]
-_GRACE_S = 5.0
+_GRACE_S = 60.0
 """How long the keeper may take, beyond the program's own time, to start and to report."""
 _BOOT = "import sys; sys.path.insert(0, sys.argv.pop(2)); from postmill.stages.shared.sandbox.jail import main; main()"
 
@@ -157,7 +157,8 @@ def _run(  # noqa: PLR0917  private, and called in three places
         "read": read,
         "kind": kind,
     }
-    data = json.dumps(order).encode()
+    # what a model wrote may hold half a surrogate pair, which no file can
+    data = json.dumps(order, ensure_ascii=False).encode("utf-8", "replace")
     ours, theirs = socket.socketpair()
     root = str(Path(postmill.__file__).parent.parent)
     with ours:

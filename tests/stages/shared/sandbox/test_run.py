@@ -103,6 +103,11 @@ def test_what_cannot_be_had_is_refused(monkeypatch):
     assert caught.value.code == 77
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_half_a_surrogate_pair_costs_that_program_alone(kind):
+    assert run_python("print('a\ud800b')", kind=kind).stdout == "a?b\n"
+
+
 def test_names_of_files_stay_in_the_folder():
     for name in ("../x", "/x", "..", ""):
         with pytest.raises(ValueError, match="name of a file"):
