@@ -7,12 +7,16 @@ import msgspec
 
 from postmill.io.errors import ArtifactError
 
+NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What `msgspec.json.decode` raises for bytes that are no JSON: the second for names that are not UTF-8, the third for
+too many brackets."""
+
 
 def load_json(path: Path) -> dict[str, Any]:
     """A JSON object from a small file. Raises ArtifactError (65) when it is none."""
     try:
         value = msgspec.json.decode(path.read_bytes())
-    except msgspec.DecodeError as error:
+    except NOT_JSON as error:
         raise ArtifactError(f"{path}: not JSON ({error})") from error
     if not isinstance(value, dict):
         raise ArtifactError(f"{path}: a JSON {type(value).__name__}, expected an object")

@@ -13,6 +13,7 @@ import msgspec
 
 from postmill.io.digest import canonical_json, digest_bytes, digest_file, digest_json
 from postmill.io.errors import MISMATCH, NO_INPUT, ArtifactError
+from postmill.io.json_file import NOT_JSON
 from postmill.io.nearby import nearby
 
 FORMAT = 1
@@ -134,7 +135,7 @@ def parse_manifest(data: bytes, place: str) -> Manifest:
     """Raises ArtifactError naming `place` when `data` is no manifest of a format we know."""
     try:
         head = msgspec.json.decode(data)
-    except msgspec.DecodeError as error:
+    except NOT_JSON as error:
         raise ArtifactError(f"{place}: not a manifest ({error}); make the artifact again") from error
     found = head.get("format") if isinstance(head, dict) else None
     if found != FORMAT:
@@ -149,7 +150,9 @@ def recorded_paths(artifact: Artifact) -> dict[str, list[str]]:
     """Where the inputs of each port lay when the artifact was made, as far as its side file still tells: a hint."""
     try:
         paths = msgspec.json.decode((artifact.path / SIDE_FILE).read_bytes(), type=_Recorded).inputs
-    except (OSError, msgspec.DecodeError):
+    except OSError:
+        return {}
+    except NOT_JSON:
         return {}
     return paths
 

@@ -80,7 +80,7 @@ def warm_up(model: Path, folder: Path) -> None:
         assert code in (0, 65), said
         for module in (folder / "modules").read_text().split():
             importlib.import_module(module)
-    for module in ("pyarrow.parquet", "pyarrow.csv", "postmill.stages.tokenize.arrow_values"):
+    for module in ("pyarrow.parquet", "pyarrow.csv", "pyarrow.compute", "postmill.stages.tokenize.tables"):
         importlib.import_module(module)
 
 

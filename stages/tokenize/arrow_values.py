@@ -21,6 +21,18 @@ class NoText(ValueError):
         self.path, self.kind = path, kind
 
 
+def check_has_array(kind: Any, path: str) -> None:
+    """Raises NoText for a type of which pyarrow makes no array, at any depth: it cannot be looked at, not even refused
+    by `to_json_types`."""
+    if kind.id in _WITHOUT_ARRAYS:
+        raise NoText(path, kind)
+    inner = (kind.value_type,) if pa.types.is_dictionary(kind) or pa.types.is_run_end_encoded(kind) else ()
+    for own in inner:
+        check_has_array(own, path)
+    for index in range(kind.num_fields):
+        check_has_array(kind.field(index).type, f"{path}.{kind.field(index).name}")
+
+
 def to_json_types(values: Any, path: str) -> Any:
     """`values` (an Arrow array) with every type in it one that `batch_to_lines` writes. Raises NoText."""
     return _converted(values, path)
@@ -42,6 +54,8 @@ def bytes_as_text(values: Any) -> Any:
     return values
 
 
+_WITHOUT_ARRAYS = (21, 22)
+"""Arrow's numbers for two kinds of intervals: `Type::INTERVAL_MONTHS` and `Type::INTERVAL_DAY_TIME`."""
 _TEXTS = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
 _PLAIN = (pa.types.is_null, pa.types.is_boolean, pa.types.is_integer, pa.types.is_floating, *_TEXTS)
 _LISTS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from postmill.io.errors import BAD_DATA, NO_INPUT, ArtifactError, ConfigError
+from postmill.io.json_file import NOT_JSON
 
 FORMATS = {
     ".jsonl": "jsonl",
@@ -98,7 +99,9 @@ def saved_files(names: Sequence[str], states: dict[str, bytes], dataset: str) ->
         try:
             state = msgspec.json.decode(content)
             files = [str(item["filename"]) for item in state["_data_files"]]
-        except (msgspec.DecodeError, KeyError, TypeError):
+        except NOT_JSON:
+            continue
+        except (KeyError, TypeError):
             continue  # a file of the same name from another library
         if state.get("_indices_data_files"):
             remedy = "call flatten_indices() and save_to_disk again"

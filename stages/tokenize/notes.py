@@ -7,6 +7,7 @@ import msgspec
 import pyarrow as pa
 
 from postmill.io.errors import ConfigError
+from postmill.io.json_file import NOT_JSON
 from postmill.stages.progress import Progress
 from postmill.stages.tokenize.config import Tokenize
 from postmill.stages.tokenize.reading import Reading
@@ -91,7 +92,7 @@ def check_columns(cfg: Tokenize, totals: Totals, sources: "Sources") -> None:
     first = next((chunk.data for chunk in sources.chunks()), b"").lstrip().partition(b"\n")[0]
     try:
         row = msgspec.json.decode(first.removeprefix(b"\xef\xbb\xbf"))
-    except msgspec.DecodeError:
+    except NOT_JSON:
         row = {}
     known = list(row) if isinstance(row, dict) else []
     near = difflib.get_close_matches(absent[0], known, n=1)

@@ -17,6 +17,7 @@ import msgspec
 
 from postmill._native import MAX_LINE_BYTES, JsonSplitter
 from postmill.io.errors import BAD_DATA, IO_ERROR, ArtifactError
+from postmill.io.json_file import NOT_JSON
 from postmill.stages.tokenize.files import Kind
 from postmill.stages.tokenize.reading import GET_AGAIN, CutFile, Reading, lower, whole_lines
 from postmill.stages.tokenize.sniff import open_compressed
@@ -98,7 +99,7 @@ def _is_json_lines(text: bytes) -> bool:
         return False
     try:
         msgspec.json.decode(line)
-    except msgspec.DecodeError:
+    except NOT_JSON:
         return False
     return True
 

@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 import msgspec
 
 from postmill.io.errors import BAD_DATA, REFUSED, ArtifactError
+from postmill.io.json_file import NOT_JSON
 from postmill.stages.tokenize.files import Kind
 
 HEAD_BYTES = 1 << 16
@@ -126,7 +127,7 @@ def _json(text: bytes, named: Kind | None) -> str:
 def _is_whole(line: bytes) -> bool:
     try:
         msgspec.json.decode(line)
-    except (msgspec.DecodeError, UnicodeDecodeError):  # the reader of rows says which byte is no UTF-8
+    except NOT_JSON:
         return False
     return True
 

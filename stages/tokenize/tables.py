@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from postmill._native import batch_to_lines, is_column
 from postmill.io.errors import BAD_DATA, ArtifactError
-from postmill.stages.tokenize.arrow_values import NoText, bytes_as_text, to_json_types
+from postmill.stages.tokenize.arrow_values import NoText, bytes_as_text, check_has_array, to_json_types
 from postmill.stages.tokenize.reading import GET_AGAIN, CutFile, Reading, lower
 
 # Rows that are converted at a time; a chat of 100 kB makes 100 MB of text.
@@ -122,14 +122,16 @@ def _batch_rows(schema: pa.Schema, how: Reading) -> int:
 def _batch_lines(batch: pa.RecordBatch, name: str, first_row: int, how: Reading) -> bytes:
     """JSON Lines of a batch whose first row is row `first_row` of the file, counted from 0."""
     columns: dict[str, Any] = {}
-    for field, column in zip(batch.schema, batch.columns, strict=True):
+    for index, field in enumerate(batch.schema):
         if field.name in how.drop or field.name in how.no_text:
             how.dropped |= how.drop & {field.name}
             continue
-        _check_column(column, f"{name}: column {field.name!r}", first_row)
         try:
+            check_has_array(field.type, field.name)
+            column = batch.column(index)
+            _check_column(column, f"{name}: column {field.name!r}", first_row)
             if _is_pictures(field.name, how):
-                column = bytes_as_text(column)  # noqa: PLW2901  # the same values
+                column = bytes_as_text(column)
             columns[field.name] = to_json_types(column, field.name)
         except NoText as fault:
             if is_column(how.columns.get(field.name, field.name)):

@@ -1,6 +1,7 @@
 """What files hold is read, named or refused: kinds told by bytes, types without text, cut files, unused columns."""
 
 import bz2
+import contextlib
 import datetime
 import decimal
 import gzip
@@ -20,6 +21,7 @@ import pytest
 import tiny_tokenizer
 
 from postmill.io.errors import ArtifactError
+from postmill.io.json_file import load_json
 from postmill.io.manifest import load_artifact
 from postmill.stages.tokenize.reading import Reading
 from postmill.stages.tokenize.sources import open_sources, resolve
@@ -176,6 +178,47 @@ def test_types_without_one_stop_a_run_only_where_they_are_read(tmp_path: Path, k
     assert fault.code == 65
     assert "y.arrow: column 'messages.member': values of type " in str(fault) and "--drop messages" in str(fault)
     assert rows_of(tmp_path / "y.arrow", Reading(drop=frozenset({"messages"}))) == [{"query": "q"}] * 2
+
+
+def as_intervals(stream: bytes) -> bytes:
+    """A stream whose durations are called intervals, which pyarrow reads but does not write: one byte of the schema."""
+    for at in [at for at, byte in enumerate(stream[:2000]) if byte == 18]:
+        patched = stream[:at] + b"\x0b" + stream[at + 1 :]
+        with contextlib.suppress(pa.ArrowException, OSError):
+            if "interval" in str(pa.ipc.open_stream(patched).schema):
+                return patched
+    raise AssertionError("no type was found")
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_intervals_that_pyarrow_has_no_array_for(tmp_path: Path, nested: bool) -> None:
+    """Found in arrow-testing's files: `KeyError: 21`."""
+    member = pa.array([1, 2], pa.duration("s"))
+    values = in_messages(member) if nested else member
+    for column in ("blob", "messages"):
+        table = pa.record_batch({"query": ["q", "q"], column: values})
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, table.schema) as stream:
+            stream.write_batch(table)
+        (tmp_path / f"{column}.arrow").write_bytes(as_intervals(sink.getvalue().to_pybytes()))
+    how = Reading()
+    assert rows_of(tmp_path / "blob.arrow", how) == [{"query": "q"}] * 2
+    assert "interval" in how.no_text["blob"]
+    fault = refusal(tmp_path / "messages.arrow")
+    assert fault.code == 65 and "interval" in str(fault) and "--drop messages" in str(fault)
+    assert rows_of(tmp_path / "messages.arrow", Reading(drop=frozenset({"messages"}))) == [{"query": "q"}] * 2
+
+
+@pytest.mark.parametrize("name", ["x.json", "x.jsonl", "x"])
+def test_a_name_of_a_member_that_is_not_utf8_is_bad_data(tmp_path: Path, name: str) -> None:
+    """Found in JSONTestSuite: a byte that continues nothing in a key, where the file's kind is told by its bytes."""
+    (tmp_path / name).write_bytes(b'{"\xb9":"0",}')
+    with contextlib.suppress(ArtifactError):  # whether a line is whole is the business of the reader of rows
+        resolve(str(tmp_path / name))
+    (tmp_path / "tokenizer.json").write_bytes(b'{"\xb9": 1}')
+    with pytest.raises(ArtifactError, match="not JSON") as damaged:
+        load_json(tmp_path / "tokenizer.json")
+    assert damaged.value.code == 65
 
 
 def test_names_and_strings_that_are_not_utf8_are_placed(tmp_path: Path) -> None:
