@@ -86,7 +86,7 @@ def ask(prompts: Mapping[str, str], args: Args) -> dict[str, str]:
         Request(key=key, prompt_ids=[], seed=0, messages=[{"role": "user", "content": text}])
         for key, text in prompts.items()
     ]
-    found = {}
+    found: dict[str, str] = {}
     for batch in engine.batches(requests):
         found |= {reply.key: reply.text or "" for reply in engine.answer(batch, sampling)}
     return found
@@ -164,8 +164,11 @@ def _marks(after: dict[str, tuple[str, str]], rubric: str, args: Args) -> tuple[
         for item, (conversation, answer) in after.items()
     }
     replies = ask(prompts, args)
-    rows = [{"item_id": item, "score": read_score(replies[item]), "reply": replies[item]} for item in prompts]
-    return rows, summarize_scores([row["score"] for row in rows])
+    scores = [read_score(replies[item]) for item in prompts]
+    rows = [
+        {"item_id": item, "score": score, "reply": replies[item]} for item, score in zip(prompts, scores, strict=True)
+    ]
+    return rows, summarize_scores(scores)
 
 
 def _told(summary: Summary) -> str:
