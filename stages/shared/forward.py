@@ -21,9 +21,8 @@ from postmill.stages.shared.batch import Batch
 from postmill.stages.shared.context import Context
 from postmill.stages.shared.decode import decode, decode_answers, own_answer_logits
 from postmill.stages.shared.heads import LM, Head
-from postmill.stages.shared.media.hearing import hear
-from postmill.stages.shared.media.layout import features_of
-from postmill.stages.shared.media.pixels import Seen
+from postmill.stages.shared.media.tower import read_media
+from postmill.stages.shared.router import router_balance
 from postmill.stages.shared.soft_prompt import SoftPrompt
 from postmill.stages.shared.stats import Stat
 from postmill.stages.shared.vocab import is_slice, sliced_head, whole_head
@@ -117,31 +116,6 @@ def head_scale(config: Any) -> HeadScale:
     caps = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
     softcap = next((cap for name in caps if (cap := getattr(text, name, None))), None)
     return HeadScale(scale, float(softcap) if softcap else None)
-
-
-def router_balance(logits_by_layer: tuple[Tensor, ...], num_chosen: int) -> Tensor:
-    """How unevenly routers use their experts: E * sum over e of (share of tokens sent to e) * (mean probability of e).
-
-    logits_by_layer: [T, E] for each layer; all layers' tokens are taken together, as transformers does. num_chosen:
-    experts a token goes to; with all equal the value is num_chosen. Source: Switch Transformers, section 2.2,
-    <https://arxiv.org/abs/2101.03961>.
-    """
-    probability_NE = torch.cat([logits.reshape(-1, logits.shape[-1]) for logits in logits_by_layer]).float().softmax(-1)
-    num_tokens, num_experts = probability_NE.shape
-    chosen = probability_NE.topk(num_chosen, dim=-1).indices.reshape(-1)
-    share_E = torch.bincount(chosen, minlength=num_experts).to(probability_NE.dtype) / num_tokens
-    return num_experts * (share_E * probability_NE.mean(0)).sum()
-
-
-def router_coefficient(config: Any, wanted: float | None) -> float:
-    """`wanted`, or what the model's config asks for where it asks for it. Raises ConfigError (2) without routers."""
-    text = config.get_text_config()
-    has_routers = getattr(text, "num_experts_per_tok", None) is not None and hasattr(text, "router_aux_loss_coef")
-    if wanted and not has_routers:
-        raise ConfigError(f"--router-aux {wanted}: the model has no routers to balance; leave it out", USAGE)
-    if wanted is not None or not has_routers:
-        return wanted or 0.0
-    return float(text.router_aux_loss_coef) if getattr(text, "output_router_logits", False) else 0.0
 
 
 def token_types(ids_1T: Tensor, row_starts: tuple[int, ...]) -> Tensor:
@@ -398,15 +372,9 @@ class Forward(nn.Module):
                 return decode_answers(self.model, mine.input_ids_1T[0], mine.mask_T, mine.row_starts), ()
             if media is not None:
                 positions = positions if media.position_ids_31T is None else media.position_ids_31T
-                blank += [self._blank(kind, seen) for kind, seen in media.seen.items() if not seen.which_N]
-                read = {kind: seen for kind, seen in media.seen.items() if seen.which_N}
-                if "audio" in read:
-                    inputs = {"inputs_embeds": self._with_sounds(mine.input_ids_1T, read["audio"])}
-                elif read or media.blocks is not None:
-                    decoder = self.model.base_model  # the decoder with the vision tower before it
-                    inputs |= {} if media.blocks is None else {"blocks": media.blocks}
-                    if read:
-                        inputs["mm_encoder_outputs"] = {kind: self._encoded(kind, seen) for kind, seen in read.items()}
+                seen = read_media(self.model, media, mine.input_ids_1T, inputs)
+                inputs, blank = seen.inputs, seen.blank
+                decoder = self.model.base_model if seen.through_tower else decoder
             starts = mine.row_starts
             real_T: Tensor | slice = slice(None)
             shared = batch.shared if self._shares and not (self._context or self._stage or media) else None
@@ -435,40 +403,6 @@ class Forward(nn.Module):
             return hidden_TH, ()
         by_layer = zip(*(part.router_logits for part in found), strict=True)
         return hidden_TH, tuple(torch.cat([part.flatten(0, -2) for part in logits]) for logits in by_layer)
-
-    def _with_sounds(self, ids_1T: Tensor, seen: Seen) -> Tensor:
-        """Embeddings of the tokens, those of sounds as the tower heard them, each distinct one once."""
-        heard = features_of(hear(self.model.base_model, **seen.inputs), seen.lengths_D, seen.which_N)
-        embeddings_1TH = self.model.get_input_embeddings()(ids_1T)
-        is_feature_1T1 = (ids_1T == self.model.config.audio_token_id)[..., None]
-        found: Tensor = embeddings_1TH.masked_scatter(is_feature_1T1, torch.cat(heard).to(embeddings_1TH.dtype))
-        return found
-
-    def _blank(self, kind: str, seen: Seen) -> Tensor:
-        """0, at the cost of a picture: this rank's rows have none, and others wait for what its tower computes."""
-        if kind == "audio":
-            pieces = hear(self.model.base_model, **seen.inputs)
-        else:
-            found = self.model.base_model.get_image_features(**seen.inputs, return_dict=True)
-            layers = [found.pooler_output, *(getattr(found, "deepstack_features", None) or ())]
-            pieces = [piece for layer in layers for piece in layer]
-        return torch.stack([piece.sum() for piece in pieces]).sum() * 0
-
-    def _encoded(self, kind: str, seen: Seen) -> Any:
-        """What the vision tower gives for each picture of the rows, each distinct one computed once.
-
-        The tower is called by itself: what keeps the rows of a bin apart is none of its business.
-        """
-        encode = getattr(self.model.base_model, f"get_{kind}_features")
-        found = encode(**seen.inputs, return_dict=True)
-        pieces = features_of(found.pooler_output, seen.lengths_D, seen.which_N)
-        is_one = isinstance(found.pooler_output, Tensor)  # whose first two sizes models multiply to count features
-        found.pooler_output = torch.cat(pieces)[None] if is_one else pieces
-        if getattr(found, "deepstack_features", None) is not None:
-            found.deepstack_features = [
-                features_of(layer, seen.lengths_D, seen.which_N) for layer in found.deepstack_features
-            ]
-        return found
 
     def _noisy_embeddings(self, batch: Batch) -> Tensor:
         """Embeddings plus uniform noise of width alpha / sqrt(row length * H), <https://arxiv.org/abs/2310.05914>."""

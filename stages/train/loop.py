@@ -24,9 +24,10 @@ from postmill.stages.options import changes
 from postmill.stages.progress import Meter, Progress
 from postmill.stages.protocol import Input, Out, Result
 from postmill.stages.shared import attention
-from postmill.stages.shared.forward import Forward, router_coefficient
+from postmill.stages.shared.forward import Forward
 from postmill.stages.shared.hf import quiet_libraries
 from postmill.stages.shared.media.pixels import Pixels
+from postmill.stages.shared.router import router_coefficient
 from postmill.stages.spec import LAST_BITS
 from postmill.stages.train import checkpoint, liger, model, save, verdict
 from postmill.stages.train.checkpoint import METRICS, Position

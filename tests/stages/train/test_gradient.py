@@ -17,7 +17,8 @@ from postmill.io.packed import PackedReader  # noqa: E402
 from postmill.stages.options import make  # noqa: E402
 from postmill.stages.shared import attention  # noqa: E402
 from postmill.stages.shared.batch import collate  # noqa: E402
-from postmill.stages.shared.forward import Ask, Linear, router_coefficient  # noqa: E402
+from postmill.stages.shared.forward import Ask, Linear  # noqa: E402
+from postmill.stages.shared.router import router_coefficient  # noqa: E402
 from postmill.stages.train.columns import BatchSource  # noqa: E402
 from postmill.stages.train.config import Train  # noqa: E402
 from postmill.stages.train.objectives.needs import Needs  # noqa: E402
