@@ -12,6 +12,7 @@ from postmill.cli.flags import Said, parse_recipe, resolve
 from postmill.cli.run import settings_of
 from postmill.cli.tool import parse
 from postmill.io.errors import ConfigError
+from postmill.stages.train.objectives.value_options import Value
 
 USAGE = """
 Sample answers, reward them and train on them, round after round, each with the weights of the one before.
@@ -24,7 +25,8 @@ usage: postmill loop RECIPE [DATA...] [-m MODEL] -o FOLDER [options]
   postmill status out/
 
 A recipe is one of `postmill run` with a section [loop]. Sections before the first rollout are run once; from that to
-the train after it is a round; sections that [loop] names in `measure` are run now and then; the others at the end.
+the train after it is a round (with a critic: score before the reward, and a train of objective value after the other);
+sections that [loop] names in `measure` are run now and then; the others at the end.
 
   -o FOLDER        where outputs go: FOLDER/rounds/00012/rollout, .../reward, .../pack, .../train
   -m MODEL         the model, for every stage that needs one
@@ -72,13 +74,29 @@ class Plan(msgspec.Struct, frozen=True):
 
     loop: Loop
     before: list[Step]
-    rounds: list[Step]
-    """Of each round: rollout, reward, pack, train."""
+    rollout: Step
     scores: list[Step]
-    """Of each round, between rollout and reward: what other models say of the samples."""
+    """What other models say of the samples, between rollout and reward."""
+    reward: Step
+    pack: Step
+    train: Step
     measures: list[Step]
     after: list[Step]
     folder: Path
+    critic: Step | None = None
+    """Trained after the policy, on the returns of the round."""
+
+    @property
+    def rounds(self) -> list[Step]:
+        """The sections of a round, in their order."""
+        last = [] if self.critic is None else [self.critic]
+        return [self.rollout, *self.scores, self.reward, self.pack, self.train, *last]
+
+    @property
+    def values(self) -> Step | None:
+        """The section that asks the critic of the round before; None without a critic."""
+        found = [step for step in self.scores if [str(step.output)] == self.reward.inputs.get("values")]
+        return found[0] if found and self.critic is not None else None
 
 
 def run(argv: list[str]) -> int:
@@ -99,17 +117,14 @@ def run(argv: list[str]) -> int:
     output = Path(args.options["--output"]) if args.has("--output") else None
     plan = read_plan(find_recipe(args.words[0]), settings, output)
     if args.has("--dry-run"):
-        sys.stdout.write(
-            "".join(
-                f"{step.command}\n"
-                for step in [*plan.before, plan.rounds[0], *plan.scores, *plan.rounds[1:], *plan.after]
-            )
-        )
+        sys.stdout.write("".join(f"{step.command}\n" for step in [*plan.before, *plan.rounds, *plan.after]))
         return 0
     threads = args.options.get("--threads", "0")
     if not threads.isdecimal():
         raise ConfigError(f"--threads {threads}: expected a number from 0 up")
     part = args.options.get("--follow", "")
+    if part and plan.critic is not None:
+        raise ConfigError("--follow: a critic is trained in turn with the policy; leave --follow out")
     if part == "all":
         from postmill.cli.follow import follow_all
 
@@ -140,24 +155,39 @@ def read_plan(path: Path, settings: dict[str, list[str]], output: Path | None) -
         raise ConfigError(f"{path}: a loop needs a section of rollout and one of train after it")
     first = kinds.index("rollout")
     end = kinds.index("train", first) + 1
+    if kinds[end : end + 1] == ["train"] and isinstance(steps[end].config.objective, Value):
+        end += 1
     inside = steps[first:end]
-    scores = [step for step in inside[1:] if step.stage.name == "score"]
-    if [step.stage.name for step in inside] != ["rollout", *("score" for _ in scores), "reward", "pack", "train"]:
+    scores = [step for step in inside if step.stage.name == "score"]
+    critic = inside[-1] if kinds[first:end].count("train") > 1 else None
+    wanted = ["rollout", *("score" for _ in scores), "reward", "pack", "train", *(["train"] if critic else [])]
+    if [step.stage.name for step in inside] != wanted:
         found = ", ".join(step.name for step in inside)
         raise ConfigError(
-            f"{path}: a round is rollout, any score, reward, pack and train; between its ends stand {found}"
+            f"{path}: a round is rollout, any score, reward, pack, train, and for a critic one more train, of objective"
+            f" value; between its ends stand {found}"
         )
-    inside = [step for step in inside if step not in scores]
-    _check_train(path, inside[3])
-    return Plan(
+    rollout, reward, pack, train = (step for step in inside if step not in (*scores, critic))
+    _check_train(path, train)
+    plan = Plan(
         loop=loop,
         before=[step for step in steps[:first] if step.name not in loop.measure],
-        rounds=inside,
+        rollout=rollout,
         scores=scores,
+        reward=reward,
+        pack=pack,
+        train=train,
+        critic=critic,
         measures=[step for step in steps if step.name in loop.measure],
         after=[step for step in steps[end:] if step.name not in loop.measure],
         folder=inside[0].output.parent,
     )
+    if critic is not None and plan.values is None:
+        raise ConfigError(
+            f"{path}: {reward.name}: does not use what the critic {critic.name} says; add a section of score before it,"
+            ' and values = "THAT SECTION"'
+        )
+    return plan
 
 
 def _said_of_loop(path: Path, settings: dict[str, list[str]]) -> dict[str, list[Said]]:

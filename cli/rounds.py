@@ -72,7 +72,7 @@ class Rounds:
         self._write(lines)
         last = self._weights(plan.loop.rounds) or Path()
         for step in plan.after:
-            self._stage(self._placed(step, {str(plan.rounds[3].output): str(last)}, step.output))
+            self._stage(self._placed(step, {str(plan.train.output): str(last)}, step.output))
             last = step.output
         return last
 
@@ -81,7 +81,7 @@ class Rounds:
 
         Raises StageError: (75) when told to stop while waiting, (69) if another process of the loop failed.
         """
-        rollout, reward, _, _ = self._plan.rounds
+        rollout, reward = self._plan.rollout, self._plan.reward
         if PARENT in os.environ:
             end_with_parent()
             if os.getppid() != int(os.environ[PARENT]):
@@ -121,7 +121,7 @@ class Rounds:
 
     def _sample(self, number: int) -> Artifact:
         """The rollouts of a round, by the weights of `lag` rounds before."""
-        rollout, loop, folder = self._plan.rounds[0], self._plan.loop, self._place(number)
+        rollout, loop, folder = self._plan.rollout, self._plan.loop, self._place(number)
         weights = self._weights(max(0, number - loop.lag))
         sampled = self._stage(
             self._placed(
@@ -138,22 +138,28 @@ class Rounds:
         return sampled
 
     def _reward(self, number: int) -> Artifact:
-        """What other models say of the samples of a round, and their rewards."""
+        """What other models say of the samples of a round, the critic once there is one; and their rewards."""
+        reward, critic = self._plan.reward, self._made_before(number, self._plan.critic)
         here, place = self._here(number), self._place(number)
         for step in self._plan.scores:
-            self._stage(self._placed(step, here, place / step.name))
-        reward = self._plan.rounds[1]
+            placed = self._placed(step, here, place / step.name)
+            if step is not self._plan.values:
+                self._stage(placed)
+            elif critic is not None:
+                self._stage(_with_critic(placed, critic))
+            else:
+                reward = msgspec.structs.replace(
+                    reward, inputs={p: v for p, v in reward.inputs.items() if p != "values"}
+                )
         return self._stage(self._placed(reward, here, place / reward.name))
 
     def _here(self, number: int) -> dict[str, str]:
         """What sections make in a round, by what they make in the recipe."""
-        return {
-            str(step.output): str(self._place(number) / step.name) for step in [*self._plan.rounds, *self._plan.scores]
-        }
+        return {str(step.output): str(self._place(number) / step.name) for step in self._plan.rounds}
 
     def _one(self, number: int) -> dict[str, Any]:
         """A round; returns its line of the record."""
-        rollout, reward, pack, train = self._plan.rounds
+        rollout, reward, pack, train = self._plan.rollout, self._plan.reward, self._plan.pack, self._plan.train
         loop, folder, here = self._plan.loop, self._place(number), self._here(number)
         weights, seed = self._weights(number), _seed(loop.seed, number)
         if self._part:
@@ -184,10 +190,27 @@ class Rounds:
                 lr=train.config.peak_lr * min(1.0, (number + 1) / max(loop.warmup, 1)),
             )
         )
-        line |= _of_training(trained)
+        line |= _of_training(trained) | self._learn_values(number)
         seconds = sum(self._seconds.values())
         Progress.say("loop", f"round {number + 1}/{loop.rounds}: {_text(line)}, {seconds:.1f} s", always=True)
         return line
+
+    def _learn_values(self, number: int) -> dict[str, Any]:
+        """Train the critic on the round's returns, from what it was before; what the record has of that."""
+        critic = self._plan.critic
+        if critic is None:
+            return {}
+        before = self._made_before(number, critic)
+        step = self._placed(
+            critic,
+            self._here(number),
+            self._place(number) / critic.name,
+            seed=_seed(self._plan.loop.seed, number),
+            keep_state=True,
+            save_every=0,
+        )
+        trained = self._stage(step if before is None else _with_critic(step, before))
+        return {f"{critic.name}.loss": _of_training(trained)["loss"]}
 
     def _measure(self, number: int) -> dict[str, Any]:
         """Run the sections of `measure` on the weights before round `number`."""
@@ -252,8 +275,14 @@ class Rounds:
 
     def _weights(self, number: int) -> Path | None:
         """The weights that round `number` begins with; None where it is those of the recipe."""
+        return self._made_before(number, self._plan.train)
+
+    def _made_before(self, number: int, step: Step | None) -> Path | None:
+        """What a section of the rounds made last before round `number`; None where there is no such thing."""
+        if step is None:
+            return None
         for before in range(number - 1, -1, -1):
-            path = self._place(before) / self._plan.rounds[3].name
+            path = self._place(before) / step.name
             if (path / MANIFEST).is_file():
                 return path
         return None
@@ -267,7 +296,8 @@ class Rounds:
 
     def _is_done(self, number: int) -> bool:
         place = self._place(number)
-        return (place / "done").is_file() or (place / self._plan.rounds[3].name / MANIFEST).is_file()
+        last = self._plan.rounds[-1]
+        return (place / "done").is_file() or (place / last.name / MANIFEST).is_file()
 
     def _lines(self, start: int) -> list[dict[str, Any]]:
         """What the record has of the rounds before `start`."""
@@ -283,11 +313,13 @@ class Rounds:
     def _prune(self, number: int) -> None:
         """Mark the round as done, and remove weights that no round needs."""
         (self._place(number) / "done").touch()
-        name = self._plan.rounds[3].name
-        kept = [path for n in range(number, -1, -1) if ((path := self._place(n) / name) / MANIFEST).is_file()]
-        for path in kept[max(self._plan.loop.keep, self._plan.loop.lag + 2) :]:
-            remove_artifact(path)
-            shutil.rmtree(path.parent / f"{name}.checkpoints", ignore_errors=True)
+        for step in (self._plan.train, self._plan.critic):
+            names = [step.name] if step is not None else []
+            places = [self._place(n) / name for name in names for n in range(number, -1, -1)]
+            kept = [path for path in places if (path / MANIFEST).is_file()]
+            for path in kept[max(self._plan.loop.keep, self._plan.loop.lag + 2) :]:
+                remove_artifact(path)
+                shutil.rmtree(path.parent / f"{path.name}.checkpoints", ignore_errors=True)
 
     @contextlib.contextmanager
     def _status(self) -> Iterator[None]:
@@ -335,6 +367,12 @@ def _heard() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _with_critic(step: Step, critic: Path) -> Step:
+    """A section that trains the critic on, or asks it: a model, or an adapter of one."""
+    port = "from" if step.stage.name == "train" else load_artifact(critic).manifest.kind
+    return msgspec.structs.replace(step, inputs=step.inputs | {port: [str(critic)]})
 
 
 def _moved(text: str, here: dict[str, str]) -> str:

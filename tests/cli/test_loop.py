@@ -230,6 +230,61 @@ def test_rounds_without_an_advantage_change_nothing(world):
     assert len({line["weights"][0] for line in lines(made)}) == 1
 
 
+CRITIC = """
+[critic]
+stage = "train"
+objective = "value"
+tuner = "full"
+rewards = "reward"
+lr = 0.01
+
+[loop]
+"""
+
+
+def test_a_critic_learns_beside_the_policy_and_judges_the_next_round(world, monkeypatch):
+    """PPO: in the first round tokens are worth what was earned, from then on what the critic of the round before says;
+    broken off between the two trainings, the loop goes on to the same bytes."""
+    text = RECIPE.format(folder=world, more="").replace(
+        "[reward]", '[values]\nstage = "score"\nrows = "rollout"\n[reward]'
+    )
+    text = text.replace("[pack]", 'advantage = "gae"\nvalues = "values"\n[pack]').replace("[loop]", CRITIC.strip())
+    (world / "ppo.toml").write_text(text)
+    place = run(world, "ppo", recipe="ppo.toml") / "rounds"
+    found = lines(world / "ppo")
+    assert all(line["critic.loss"] > 0 for line in found)
+    assert not (place / "00000" / "values").exists()
+    for number in (1, 2):
+        here = place / f"{number:05d}"
+        [asked] = [e for e in load_artifact(here / "values").manifest.inputs if e.port == "model"]
+        used = {e.port: e.digest for e in load_artifact(here / "reward").manifest.inputs}
+        assert used["values"] == load_artifact(here / "values").digest
+        if (place / f"{number - 1:05d}" / "critic").is_dir():
+            assert asked.digest == load_artifact(place / f"{number - 1:05d}" / "critic").digest
+        learned = {e.port: e.digest for e in load_artifact(place / "00002" / "critic").manifest.inputs}
+    assert learned["from"] == load_artifact(place / "00001" / "critic").digest
+    assert not (place / "00000" / "critic").exists()  # the newest two are kept
+
+    real = rounds.run_stage
+
+    def fail(stage, config, inputs, output, options):
+        if output == world / "ppo-killed" / "rounds" / "00001" / "critic":
+            raise StageError("killed", 1)
+        return real(stage, config, inputs, output, options)
+
+    monkeypatch.setattr(rounds, "run_stage", fail)
+    with pytest.raises(StageError, match="killed"):
+        run(world, "ppo-killed", recipe="ppo.toml")
+    monkeypatch.setattr(rounds, "run_stage", real)
+    run(world, "ppo-killed", recipe="ppo.toml")
+    assert digests(world / "ppo-killed") == digests(world / "ppo")
+    with pytest.raises(ConfigError, match="a critic is trained in turn"):
+        run(world, "ppo", "--follow", "all", recipe="ppo.toml")
+    (world / "ppo.toml").write_text(text.replace('values = "values"', ""))
+    with pytest.raises(ConfigError, match="does not use what the critic"):
+        run(world, "no", recipe="ppo.toml")
+
+
 def test_recipes_that_make_no_rounds_are_refused(world):
     def text(old, new):
         (world / "bad.toml").write_text(RECIPE.format(folder=world, more="").replace(old, new))

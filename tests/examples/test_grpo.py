@@ -41,6 +41,13 @@ def test_the_recipe_makes_rounds_and_measures_held_out_questions(
             assert step.inputs["prompts"] == [str(tmp_path / "out" / "held_out")]
 
 
+def test_the_recipe_with_a_critic_trains_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    plan = read_plan(GRPO / "ppo.toml", {}, tmp_path / "out")
+    assert [step.name for step in plan.rounds] == ["rollout", "values", "reward", "pack", "train", "critic"]
+    assert plan.critic is not None and plan.critic.inputs["packed"] == plan.train.inputs["packed"]
+
+
 def test_products_have_their_solutions_and_the_tool_knows_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     subprocess.run([sys.executable, str(GRPO / "calc.py"), str(tmp_path)], check=True)
     monkeypatch.syspath_prepend(str(GRPO))
