@@ -157,7 +157,10 @@ class Call:
                 self._is_read.set()
             found = await self._unless_gone(handler(self._service, self))
             if isinstance(found, Stream):
-                await self._unless_gone(self._write_stream(found))
+                try:
+                    await self._unless_gone(self._write_stream(found))
+                finally:
+                    self._service.forgo(found.promised)
             elif isinstance(found, str):
                 await self._write(200, found.encode(), "text/plain; version=0.0.4; charset=utf-8", {})
             else:

@@ -47,9 +47,14 @@ class Stream:
     """Events of an answer: `events` as they come, written by `write`, closed by `end`."""
 
     def __init__(
-        self, events: AsyncIterator[dict[str, Any]], write: Callable[[dict[str, Any]], bytes], end: bytes
+        self,
+        events: AsyncIterator[dict[str, Any]],
+        write: Callable[[dict[str, Any]], bytes],
+        end: bytes,
+        promised: str,
     ) -> None:
-        self.events, self.write, self.end = events, write, end
+        """promised: the id of the room that is kept for it."""
+        self.events, self.write, self.end, self.promised = events, write, end, promised
 
 
 def openai_event(data: dict[str, Any]) -> bytes:
@@ -105,8 +110,7 @@ async def _chat(service: Service, call: Call) -> Any:
     service.check_open()
     ask = await chat.prepare(service, body)
     if body.stream:
-        service.check_open(len(ask.seeds))
-        return Stream(chat.stream(service, body, ask), openai_event, b"data: [DONE]\n\n")
+        return Stream(chat.stream(service, body, ask), openai_event, b"data: [DONE]\n\n", service.promise(ask))
     return await chat.answer(service, body, ask)
 
 
@@ -116,8 +120,8 @@ async def _completions(service: Service, call: Call) -> Any:
     service.check_open()
     asks = await completions.prepare(service, body)
     if body.stream:
-        service.check_open(len(asks[0].seeds))
-        return Stream(completions.stream(service, body, asks), openai_event, b"data: [DONE]\n\n")
+        events = completions.stream(service, body, asks)
+        return Stream(events, openai_event, b"data: [DONE]\n\n", service.promise(asks[0]))
     return await completions.answer(service, body, asks)
 
 
@@ -127,8 +131,7 @@ async def _responses(service: Service, call: Call) -> Any:
     service.check_open()
     ask = await responses.prepare(service, body)
     if body.stream:
-        service.check_open()
-        return Stream(responses.stream(service, body, ask), responses.event, b"")
+        return Stream(responses.stream(service, body, ask), responses.event, b"", service.promise(ask))
     return await responses.answer(service, body, ask)
 
 
@@ -138,8 +141,7 @@ async def _messages(service: Service, call: Call) -> Any:
     service.check_open()
     ask = await anthropic.prepare(service, body)
     if body.stream:
-        service.check_open()
-        return Stream(anthropic.stream(service, body, ask), anthropic.event, b"")
+        return Stream(anthropic.stream(service, body, ask), anthropic.event, b"", service.promise(ask))
     return await anthropic.answer(service, body, ask)
 
 

@@ -130,6 +130,8 @@ class Service:
         self.metrics = Metrics()
         self.started = int(time.time())
         self.is_draining = False
+        self._promised: dict[str, int] = {}
+        """Room that is kept for streams whose status is sent, until the engine has their requests."""
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="text")
 
     @property
@@ -194,9 +196,23 @@ class Service:
             raise engine_down()
         if self.is_draining:
             raise draining()
-        if self.worker.num_running + count > self.cfg.max_running + self.cfg.max_waiting:
+        taken = self.worker.num_running + sum(self._promised.values())
+        if taken + count > self.cfg.max_running + self.cfg.max_waiting:
             self.metrics.refused += 1
             raise overloaded(self.worker.num_running // self.cfg.max_running)
+
+    def promise(self, ask: Ask) -> str:
+        """Keep room for a stream until `answers` asks the engine, or `forgo` is told its id, which is returned.
+
+        So a crowd is refused by its status, and not in the middle of streams. Raises as `check_open`.
+        """
+        self.check_open(len(ask.seeds))
+        self._promised[ask.id] = len(ask.seeds)
+        return ask.id
+
+    def forgo(self, promised: str) -> None:
+        """Keep no more room; again does nothing."""
+        self._promised.pop(promised, None)
 
     async def in_thread(self, work: Callable[[], Any]) -> Any:
         """The tokenizer and templates, one at a time, apart from the loop."""
@@ -260,6 +276,7 @@ class Service:
 
         Raises ApiError: 400 for what the engine refuses, 503 if it fails, 504 at the time limit.
         """
+        self.forgo(ask.id)
         self.check_open(len(ask.seeds))
         events: asyncio.Queue[Event] = asyncio.Queue()
         keys = {f"{ask.id}-{index}": index for index in range(len(ask.seeds))}
