@@ -154,7 +154,7 @@ fn python_prints_floats_and_layout() {
     let ascii = PythonStyle { ensure_ascii: true, sort_keys: true, ..PythonStyle::indented(2) };
     assert_eq!(
         python_dumps(&value, &ascii),
-        "{\n  \"a\": {},\n  \"b\": [\n    1,\n    1.0,\n    100.0,\n    0,\n    \"\\u00e9\\ud83d\\ude00\u{7f}\"\n  ],\n  \"c\": []\n}"
+        "{\n  \"a\": {},\n  \"b\": [\n    1,\n    1.0,\n    100.0,\n    0,\n    \"\\u00e9\\ud83d\\ude00\\u007f\"\n  ],\n  \"c\": []\n}"
     );
 }
 

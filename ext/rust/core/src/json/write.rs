@@ -167,14 +167,15 @@ pub(crate) fn python_float(number: f64) -> String {
     if text.contains('.') { text } else { text + ".0" }
 }
 
-/// A JSON string literal: `"`, `\` and control characters escaped as Python does, and on request all but ASCII.
+/// A JSON string literal: `"`, `\` and control characters escaped as Python does, and on request all that is not
+/// printable ASCII (so DEL as well).
 pub(super) fn append_string(out: &mut String, text: &str, ensure_ascii: bool) {
     out.push('"');
     let mut done = 0;
     let bytes = text.as_bytes();
     for (at, &byte) in bytes.iter().enumerate() {
         let plain = byte >= 0x20 && byte != b'"' && byte != b'\\';
-        if plain && (byte < 0x80 || !ensure_ascii) {
+        if plain && (byte < 0x7f || !ensure_ascii) {
             continue;
         }
         if byte & 0xC0 == 0x80 {
