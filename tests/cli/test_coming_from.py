@@ -394,6 +394,6 @@ def test_an_imported_grpo_is_a_loop_that_can_be_planned(tmp_path: Path, text: st
     (tmp_path / "loop.toml").write_text(to_toml(made, name))
     settings = {"model": ["base"], "data": ["q.jsonl"], "reward.functions": ["math"]}
     plan = read_plan(tmp_path / "loop.toml", settings, tmp_path / "out")
-    assert [step.stage.name for step in plan.rounds] == ["rollout", "reward", "pack", "train"]
+    assert [step.stage.name for step in plan.rounds] == ["rollout", "score", "reward", "pack", "train"]
     assert [step.name for step in plan.scores] == ["reference"]
     assert recipe["loop"]["prompts"] >= 1
