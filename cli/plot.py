@@ -10,6 +10,7 @@ import msgspec
 
 from postmill.cli.tool import need, parse
 from postmill.io.errors import BAD_DATA, NO_INPUT, ArtifactError, ConfigError
+from postmill.io.json_file import NOT_JSON
 from postmill.stages.shared.chart import Series, braille, svg, thin
 from postmill.stages.tables import closest
 
@@ -39,7 +40,7 @@ def read_metrics(run: str) -> list[dict[str, Any]]:
     for number, line in enumerate(found.read_bytes().splitlines(), 1):
         try:
             lines.append(msgspec.json.decode(line, type=dict))
-        except msgspec.DecodeError as error:
+        except NOT_JSON as error:
             raise ArtifactError(f"{found}:{number}: not a JSON object ({error})", BAD_DATA) from error
     return lines
 

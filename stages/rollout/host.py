@@ -19,6 +19,8 @@ from typing import Any
 
 import msgspec
 
+from postmill.io.json_file import NOT_JSON
+
 _START_S = 60.0
 """Longest time to start a process, on top of the time of its first call."""
 _LONGEST_LINE = 16 << 20
@@ -78,7 +80,7 @@ class _Process:
         self._grace_s = 0.0
         try:
             said = msgspec.json.decode(line, type=Said)
-        except msgspec.DecodeError as error:
+        except NOT_JSON as error:
             raise _Failed(f"answer cannot be read: {error}"[:300]) from None
         if said.id != call["id"]:
             raise _Failed(f"answer is to {said.id[:40]!r}, not to what was asked")

@@ -5,6 +5,7 @@ from typing import BinaryIO
 
 import msgspec
 
+from postmill.io.json_file import NOT_JSON
 from postmill.stages.shared.engine.protocol import Reply
 
 
@@ -31,7 +32,7 @@ class Journal:
         for line in lines[1:]:
             try:
                 batch = msgspec.json.decode(line, type=list[Reply])
-            except msgspec.DecodeError:
+            except NOT_JSON:
                 break
             if not line.endswith(b"\n"):
                 break

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from postmill.io.commit import Staging, remove_artifact
 from postmill.io.errors import DIVERGED, MISMATCH, ArtifactError, StageError
-from postmill.io.json_file import write_json
+from postmill.io.json_file import NOT_JSON, write_json
 from postmill.io.manifest import Artifact, Manifest, list_files, load_artifact, verify_files
 from postmill.stages.progress import Progress
 from postmill.stages.protocol import Out, differences
@@ -108,7 +108,7 @@ def newest(out: Out) -> tuple[Artifact, Position] | None:
             if faults:
                 raise ArtifactError(faults[0])
             position = msgspec.json.decode(artifact.file(STATE).read_bytes(), type=Position)
-        except (ArtifactError, msgspec.DecodeError) as error:
+        except (ArtifactError, *NOT_JSON) as error:
             Progress.warn("train", f"checkpoint {path.name} is damaged and passed over ({error})")
             continue
         if artifact.manifest.key == out.key:

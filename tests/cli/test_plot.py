@@ -2,6 +2,7 @@
 
 import json
 import xml.etree.ElementTree as ElementTree
+from pathlib import Path
 
 import pytest
 
@@ -54,3 +55,11 @@ def test_what_can_be_drawn_is_listed_and_what_cannot_is_named(runs, tmp_path, ca
     with pytest.raises(ArtifactError, match=r"no metrics\.jsonl there") as caught:
         run([str(tmp_path / "nothing")])
     assert caught.value.code == 66
+
+
+@pytest.mark.parametrize("line", [b"{", b"[1]", b'{"\xff": 1}', b"[" * 5000])
+def test_a_damaged_line_is_named(runs, line):
+    file = Path(runs[0]) / "metrics.jsonl"
+    file.write_bytes(file.read_bytes() + line + b"\n")
+    with pytest.raises(ArtifactError, match=r"metrics\.jsonl:17: not a JSON object"):
+        run([runs[0]])
