@@ -13,7 +13,7 @@ import pytest
 from postmill.io.errors import ArtifactError
 from postmill.io.ledger import read_ledger
 from postmill.io.manifest import load_artifact
-from postmill.io.media import Picture
+from postmill.io.media import Medium
 from postmill.io.schemas import TOKENS_V1, with_media
 from postmill.io.table import TableReader
 from postmill.stages.runner import Options, run_stage
@@ -352,7 +352,7 @@ def test_files_older_than_the_rows_are_not_read_again(
     data = media_models.write_lines(tmp_path / "rows.jsonl", [asks("a.png")])
     tokenize(tmp_path / "out", data, model)
     side = tmp_path / "out" / "run.json"
-    monkeypatch.setattr(Picture, "load", lambda picture: pytest.fail("was read"))
+    monkeypatch.setattr(Medium, "load", lambda medium: pytest.fail("was read"))
     side.write_text(json.dumps(json.loads(side.read_text()) | {"finished": "2999-01-01T00:00:00Z"}))
     tokenize(tmp_path / "out", data, model)
 
