@@ -57,7 +57,7 @@ def summary(path: Path) -> str:
 
 
 def _list(_: Args) -> int:
-    paths = sorted(RECIPES.glob("*.toml"))
+    paths = sorted(RECIPES.glob("*.toml"), key=lambda path: path.stem)
     width = max(len(path.stem) for path in paths)
     sys.stdout.write("".join(f"{path.stem:<{width}}  {summary(path)}\n" for path in paths))
     return 0

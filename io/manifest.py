@@ -193,7 +193,8 @@ def _maker(kinds: tuple[str, ...]) -> str:
 def wrong_kind(path: Path, kind: str, kinds: tuple[str, ...]) -> ArtifactError:
     """The error for an artifact of a kind that does not go in, with the command that makes one that does."""
     maker = _maker(kinds)
-    remedy = f"; make {kinds[0]} of it with `{maker}`" if maker else ""
+    of_what = "your rows" if maker.startswith("postmill tokenize") else "it"
+    remedy = f"; make {kinds[0]} of {of_what} with `{maker}`" if maker else ""
     return ArtifactError(f"{path}: kind is {kind}, expected {' or '.join(kinds)}{remedy}", MISMATCH)
 
 

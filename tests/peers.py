@@ -52,21 +52,23 @@ def loss_scale() -> Iterator[Result]:
 
 def agent_formats() -> Iterator[Result]:
     for name in agents.FORMATS:
-        for index, row in enumerate(agents.FIXTURE["rows"]):
-            found = agents.in_frame(name, agents.write(name, agents.hugging_face(row), row["tools"]))
-            yield compared("agent formats", f"{name} {index}", found, agents.expected(name, index))
+        for case, row in agents.CASES.items():
+            expected = agents.expected(name, case)
+            if expected is not None:
+                found = agents.in_frame(name, agents.write(name, agents.hugging_face(row), row["tools"]))
+                yield compared("agent formats", f"{name} {case}", found, expected)
 
 
 def calls_read_back() -> Iterator[Result]:
     for name in agents.FORMATS:
         writer = _native.AgentFormat(name, format_json(name))
-        for index, row in enumerate(agents.FIXTURE["rows"]):
+        for case, row in agents.CASES.items():
             for message in agents.hugging_face(row):
-                if "tool_calls" in message:
+                if "tool_calls" in message and (name, case) not in agents.LOST:
                     asked = [{"role": "user", "content": "?"}, message]
                     text = json.loads(writer.write(json.dumps(asked), json.dumps(row["tools"])))[-1]["content"]
                     calls = [call["function"] for call in message["tool_calls"]]
-                    yield compared("calls read back", f"{name} {index}", read_calls(name, text, row["tools"])[1], calls)
+                    yield compared("calls read back", f"{name} {case}", read_calls(name, text, row["tools"])[1], calls)
 
 
 def jinja() -> Iterator[Result]:

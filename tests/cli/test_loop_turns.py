@@ -53,7 +53,7 @@ objective = "rl"
 rewards = "reward"
 from = "warm"
 tuner = "full"
-lr = 0.02
+lr = 0.01
 [loop]
 rounds = 6
 prompts = 4

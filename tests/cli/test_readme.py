@@ -120,7 +120,7 @@ def test_a_stranger_tunes_a_real_model(tmp_path: Path, capsys: pytest.CaptureFix
             sys.stdout.write(f"\n{after[0] - before[0]:7.1f} s, processor {after[1] - before[1]:7.1f} s  {part}")
 
 
-def tested_blocks(page: Path) -> list[list[str]]:
+def blocks_to_test(page: Path) -> list[list[str]]:
     """The blocks of a page that stand under a mark which says that they are tested."""
     text = page.read_text(encoding="utf-8")
     blocks = re.findall(r"^<!-- tested -->\n((?: {4}.*\n)+)", text, re.M)
@@ -140,7 +140,7 @@ def test_the_commands_of_the_chinese_quickstart_run(tmp_path: Path) -> None:
     work = tmp_path / "work"
     work.mkdir()
     (work / "chats.jsonl").write_text((row[1] + "\n") * 5, encoding="utf-8")
-    whole, apart = tested_blocks(page)
+    whole, apart = blocks_to_test(page)
     follow(MAIN, [*whole, *apart], tmp_path / "hub", work)
     # what the page says of the second block: the same results as the recipe's
     pairs = (("tokens", "tokenize"), ("packed", "pack"), ("lora", "train"), ("tuned", "merge"))

@@ -70,5 +70,5 @@ def test_it_is_weighed_with_other_functions(world, tmp_path):
 def test_scores_of_other_rollouts_and_no_function_at_all_are_refused(world, tmp_path):
     with pytest.raises(ArtifactError, match="of other rollouts than these"):
         reward(world, tmp_path / "no", rollouts="others", scores=[f"liked={world / 'liked'}"])
-    with pytest.raises(ConfigError, match="pass --func, or --scores of a reward model"):
+    with pytest.raises(ConfigError, match="pass --func, --rubric, or --scores of a reward model"):
         reward(world, tmp_path / "no")

