@@ -57,7 +57,7 @@ lint: setup ## style, types, Rust lints
 bench-smoke: setup ## every benchmark at toy size: they run, and their results are exact
 	$(RUN) $(BIN)/python bench/run.py --smoke
 
-instructions: ## count the instructions of fixed work; 10% more than recorded fails
+instructions: ## count the instructions of fixed work; 5% more than recorded fails
 	$(PYTHON) bench/instructions.py
 
 bench: assets ## every benchmark; appends to bench/results/

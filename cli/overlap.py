@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from postmill.cli.tool import Args, input_paths, need, open_artifact, parse
+from postmill.cli.stage_command import share
+from postmill.cli.tool import input_paths, need, open_artifact, parse
 from postmill.io.errors import BAD_DATA, FAILED, MISMATCH, NO_INPUT, ArtifactError, ConfigError
 from postmill.io.manifest import MANIFEST, Artifact
 
@@ -33,16 +34,6 @@ example:
 """
 _SHOWN = 20
 _BATCH = 1024
-
-
-def _share(args: Args, name: str, default: float) -> float:
-    try:
-        found = float(args.options.get(name, default))
-    except ValueError:
-        found = -1.0
-    if not 0 <= found <= 1:
-        raise ConfigError(f"{name} {args.options[name]}: expected a share, as 0.5")
-    return found
 
 
 def trained_texts(word: str, model: str | None) -> Iterator[tuple[str, str]]:
@@ -141,7 +132,9 @@ def run(argv: list[str]) -> int:
     size = args.options.get("--words", "13")
     if not size.isdecimal() or int(size) < SHORTEST:
         raise ConfigError(f"--words {size}: expected a number from {SHORTEST} on")
-    over, most = _share(args, "--over", 0.5), _share(args, "--fail-over", 1.0)
+    over, most = (
+        share(name, args.options.get(name, usual)) for name, usual in (("--over", "0.5"), ("--fail-over", "1"))
+    )
     items = Path(args.words[0])
     if not items.is_file():
         raise ArtifactError(f"{items}: no such file", NO_INPUT)

@@ -172,7 +172,7 @@ def run(stage: Stage, argv: list[str]) -> int:
         force="--force" in call.common,
         replace="--replace" in call.common,
         threads=_number("--threads", call.common.get("--threads", "0")),
-        max_dropped=_share("--max-dropped", call.common.get("--max-dropped", "100%")),
+        max_dropped=share("--max-dropped", call.common.get("--max-dropped", "100%")),
         shard=_shard(call.common["--shard"]) if "--shard" in call.common else None,
     )
     if "--dry-run" in call.common:
@@ -251,12 +251,12 @@ def _shard(text: str) -> tuple[int, int]:
     return int(mine), int(of)
 
 
-def _share(name: str, text: str) -> float:
+def share(name: str, text: str) -> float:
     """`1%` or `0.01` as a fraction."""
     try:
-        share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+        found = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
     except ValueError:
-        share = -1.0
-    if not 0 <= share <= 1:
+        found = -1.0
+    if not 0 <= found <= 1:
         raise ConfigError(f"{name}: {text!r}: expected a share like 1% or 0.01")
-    return share
+    return found

@@ -122,9 +122,11 @@ def changed_media(artifact: Artifact) -> str | None:
     since, seen = _began(artifact), set[tuple[str | None, str]]()
     for picture in _referenced(artifact):
         name = (picture.folder, picture.reference or "")
-        if name in seen or not _may_have_changed(picture, since):
+        if name in seen:
             continue
         seen.add(name)
+        if not _may_have_changed(picture, since):
+            continue
         try:
             picture.frames() if picture.kind == "video" else picture.load()
         except ArtifactError as error:

@@ -11,7 +11,9 @@ from typing import Any
 
 import msgspec
 
-_WORD = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]|[^\W_\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]+")
+CHARACTERS = r"\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
+"""Chinese and Japanese characters, for a class of a regex: each is a word."""
+_WORD = re.compile(rf"[{CHARACTERS}]|[^\W_{CHARACTERS}]+")
 SHORTEST = 8
 """Words of the shortest text that is looked for whole, where it has fewer than a run."""
 

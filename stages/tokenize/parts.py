@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from postmill.io.commit import fsync_dir
 from postmill.io.errors import BAD_DATA, ArtifactError
+from postmill.io.json_file import NOT_JSON
 from postmill.io.schemas import LEDGER_V1
 from postmill.io.table import batch_digest
 
@@ -94,7 +95,7 @@ class Parts:
             rows.validate(full=True)
             ledger = pa.ipc.open_stream(metadata[b"ledger"]).read_next_batch()
             counts: dict[str, Any] = msgspec.json.decode(metadata[b"counts"])
-        except (pa.ArrowException, KeyError, StopIteration, msgspec.DecodeError) as error:
+        except (pa.ArrowException, KeyError, StopIteration, *NOT_JSON) as error:
             raise _damaged(path) from error
         if batch_digest(rows) != metadata[b"xxh3"]:
             raise _damaged(path)

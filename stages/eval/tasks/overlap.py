@@ -13,9 +13,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from postmill.io.errors import USAGE, ConfigError
+from postmill.stages.eval.contamination import CHARACTERS
 from postmill.stages.eval.tasks.mark import Mark
 
-_BY_CHARACTER = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]")
+_BY_CHARACTER = re.compile(f"[{CHARACTERS}]")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _ROUGE = ("rouge1", "rouge2", "rougeL")
 
