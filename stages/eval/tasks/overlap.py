@@ -84,7 +84,8 @@ def corpus(metrics: Sequence[str], outputs: list[str], targets: list[str]) -> di
     wanted = [metric for metric in ("bleu", "chrf") if metric in metrics]
     if not wanted or not outputs:
         return {}
-    from sacrebleu.metrics import BLEU, CHRF
+    from sacrebleu.metrics.bleu import BLEU
+    from sacrebleu.metrics.chrf import CHRF
 
     is_chinese = sum(bool(_BY_CHARACTER.search(target)) for target in targets) * 2 > len(targets)
     found = {}
