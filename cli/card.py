@@ -57,13 +57,13 @@ def _numbers(metrics: dict[str, Any]) -> dict[str, str]:
 
 def _options(config: dict[str, Any], prefix: str = "") -> dict[str, str]:
     """Options that say something, groups by their dotted names."""
-    found: dict[str, str] = {}
+    options: dict[str, str] = {}
     for key, value in config.items():
         if isinstance(value, dict):
-            found |= _options(value, f"{prefix}{key}.")
+            options |= _options(value, f"{prefix}{key}.")
         elif value not in (None, False, 0, [], ""):
-            found[prefix + key] = json.dumps(value)
-    return found
+            options[prefix + key] = json.dumps(value)
+    return options
 
 
 def _table(title: str, rows: dict[str, str]) -> list[str]:

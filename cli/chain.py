@@ -23,7 +23,7 @@ from typing import Any
 
 import msgspec
 
-from postmill.cli.flags import WIRES, Said, parse_recipe, read_recipe, resolve
+from postmill.cli.flags import WIRES, Given, parse_recipe, read_recipe, resolve
 from postmill.cli.help import flag_name
 from postmill.io.errors import NO_INPUT, ConfigError
 from postmill.stages.spec import Port, Stage
@@ -123,7 +123,7 @@ def read_steps(
     return steps
 
 
-def read_for_stage(path: Path, stage: Stage) -> tuple[dict[str, list[Said]], dict[str, list[str]]]:
+def read_for_stage(path: Path, stage: Stage) -> tuple[dict[str, list[Given]], dict[str, list[str]]]:
     """What a recipe says to one stage alone: its options, and its inputs by port.
 
     An input that names a section is what that section makes below the recipe's `output`. Raises ConfigError (2).
@@ -193,7 +193,7 @@ def _step(
     for key, values in settings.items():
         section, _, option = key.partition(".")
         if section == name and option:
-            said[option.replace("-", "_")] = [Said(value, f"--set {key}", True) for value in values]
+            said[option.replace("-", "_")] = [Given(value, f"--set {key}", True) for value in values]
     ranks = said.pop("ranks", []) if stage.ranks else []
     given = {port: said.pop(port) for port in list(said) if port in stage.inputs}
     config = resolve(stage.config, said, f"{path}: {name}" if name == stage.name else f"{path}: {name} ({stage.name})")
@@ -215,7 +215,7 @@ def _stage(path: Path, name: str, table: dict[str, Any]) -> Stage:
     return declared
 
 
-def _ranks(path: Path, name: str, said: list[Said]) -> int:
+def _ranks(path: Path, name: str, said: list[Given]) -> int:
     value = str(said[-1].value) if said else "1"
     if not value.isdecimal() or int(value) < 1:
         raise ConfigError(f"{path}: {name}: ranks {value}: expected a number of processes from 1 up")
@@ -223,7 +223,7 @@ def _ranks(path: Path, name: str, said: list[Said]) -> int:
 
 
 def _inputs(
-    place: str, stage: Stage, given: dict[str, list[Said]], before: list[Step], wires: dict[str, list[str]]
+    place: str, stage: Stage, given: dict[str, list[Given]], before: list[Step], wires: dict[str, list[str]]
 ) -> tuple[dict[str, list[str]], tuple[str, ...]]:
     """References by port, and the sections they are made by."""
     by_name = {step.name: step for step in before}
@@ -240,8 +240,8 @@ def _inputs(
                 inputs.setdefault(name, []).append(f"{label}{by_name[value].output}")
             else:
                 # the name of a wire stands for its value; that of the port itself would be a circle
-                found = wires[value] if value in wires and value != name else [value]
-                inputs.setdefault(name, []).extend(label + text for text in found)
+                places = wires[value] if value in wires and value != name else [value]
+                inputs.setdefault(name, []).extend(label + text for text in places)
     return inputs, tuple(needs)
 
 
@@ -284,7 +284,7 @@ def _texts(value: Any, place: str) -> list[str]:
     return values
 
 
-def _flags(path: str, values: list[Said]) -> list[str]:
+def _flags(path: str, values: list[Given]) -> list[str]:
     """What was said of an option, as flags that say the same."""
     flag = flag_name(path)
     words: list[str] = []

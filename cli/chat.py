@@ -70,7 +70,7 @@ def read_options(args: Args) -> Options:
             )
         return value
 
-    found = Options(
+    chat_options = Options(
         system=args.options.get("--system", ""),
         max_new_tokens=number("--max-new-tokens", int, 512, 1, 2**31),
         temperature=number("--temperature", float, 0.0, 0, 100),
@@ -79,7 +79,7 @@ def read_options(args: Args) -> Options:
     )
     if faults:
         raise ConfigError("\n".join(faults))
-    return found
+    return chat_options
 
 
 class Talk:
@@ -149,11 +149,11 @@ def _folders(args: Args) -> list[Any]:
     imply = "postmill.stages.shared.base_model:imply_base"
     stage = Stage(name="chat", version=1, config=Options, inputs=ports, output="", implied=imply)
     base = [args.options["-m"]] if args.has("-m") else []
-    found = find_inputs(stage, {"tested": args.words, "model": base})
-    tested = found["tested"][0]
+    inputs = find_inputs(stage, {"tested": args.words, "model": base})
+    tested = inputs["tested"][0]
     if tested.kind == "model" and base:
         raise ConfigError(f"-m: {args.words[0]} is a model, not an adapter, and has no base; leave -m out")
-    return [item.path for item in (*found["model"], tested)]
+    return [item.path for item in (*inputs["model"], tested)]
 
 
 def _engine(args: Args) -> tuple[Any, Any]:

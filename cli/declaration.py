@@ -59,9 +59,9 @@ class Source:
     def value(self, node: ast.expr) -> Any:
         """The value of a literal, a name bound to one, arithmetic, or `msgspec.field(default_factory=lambda: ...)`."""
         if isinstance(node, ast.Name):
-            where, found = self.find(node.id)
-            assert isinstance(found, ast.expr)
-            return where.value(found)
+            where, node_value = self.find(node.id)
+            assert isinstance(node_value, ast.expr)
+            return where.value(node_value)
         if isinstance(node, ast.BinOp):
             return _ARITHMETIC[type(node.op)](self.value(node.left), self.value(node.right))
         if isinstance(node, ast.Call) and node.keywords and isinstance(node.keywords[0].value, ast.Lambda):
@@ -164,11 +164,15 @@ def _note(source: Source, annotation: ast.expr) -> tuple[Source, ast.Call] | Non
     for note in annotation.slice.elts[1:]:
         if isinstance(note, ast.Name) and (note.id in source.names or note.id in source.imported):
             try:
-                where, found = source.find(note.id)
+                where, note_node = source.find(note.id)
             except (KeyError, AssertionError):
                 continue
-            if isinstance(found, ast.Call) and isinstance(found.func, ast.Name) and found.func.id == "Choice":
-                return where, found
+            if (
+                isinstance(note_node, ast.Call)
+                and isinstance(note_node.func, ast.Name)
+                and note_node.func.id == "Choice"
+            ):
+                return where, note_node
     return None
 
 
@@ -187,9 +191,9 @@ def _reference(source: Source, annotation: ast.expr, table: dict[str, str], name
         return table[name]
     from postmill.stages.tables import added, closest
 
-    found = _note(source, annotation)
-    assert found is not None
-    others = added(found[0].value(next(word.value for word in found[1].keywords if word.arg == "group")))
+    target = _note(source, annotation)
+    assert target is not None
+    others = added(target[0].value(next(word.value for word in target[1].keywords if word.arg == "group")))
     if name not in others:
         from postmill.io.errors import ConfigError
 
@@ -206,8 +210,8 @@ def _struct(source: Source, annotation: ast.expr) -> tuple[Source, ast.ClassDef]
         return None
     if annotation.id not in source.classes and annotation.id not in source.imported:
         return None
-    where, found = source.find(annotation.id)
-    return (where, found) if isinstance(found, ast.ClassDef) else None
+    where, declared = source.find(annotation.id)
+    return (where, declared) if isinstance(declared, ast.ClassDef) else None
 
 
 def _kind(source: Source, node: ast.expr) -> str:
@@ -217,9 +221,9 @@ def _kind(source: Source, node: ast.expr) -> str:
     if isinstance(node, ast.Name):
         if node.id in _KINDS:
             return _KINDS[node.id]
-        where, found = source.find(node.id)
-        assert isinstance(found, ast.expr)
-        return _kind(where, found)
+        where, declared = source.find(node.id)
+        assert isinstance(declared, ast.expr)
+        return _kind(where, declared)
     if not (isinstance(node, ast.Subscript) and isinstance(node.value, ast.Name)):
         raise ValueError(f"line {node.lineno}: {ast.unparse(node)}: a type that help cannot read")
     args = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
@@ -242,9 +246,9 @@ def read_declaration(command: str, argv: list[str] | None = None) -> Declaration
 def _said(argv: list[str], path: str) -> str:
     """What argv says of an option, by its path or its last part: the word after its flag, or behind its `=`."""
     flags = ["--" + name.replace("_", "-") for name in (path, path.rpartition(".")[2])]
-    found = ""
+    text = ""
     for word, after in zip(argv, [*argv[1:], ""], strict=False):
         name, has_value, value = word.partition("=")
         if name in flags:
-            found = value if has_value else after
-    return found
+            text = value if has_value else after
+    return text

@@ -34,7 +34,7 @@ def differences(a: Artifact, b: Artifact) -> list[str]:
 
 def _input_differences(a: Artifact, b: Artifact) -> list[str]:
     """Differences of the inputs, as deep as their makers can be found."""
-    found: list[str] = []
+    reasons: list[str] = []
     stage, left, right = a.manifest.stage, input_paths(a), input_paths(b)
     for (entry_a, path_a), (entry_b, path_b) in zip(left, right, strict=False):
         if entry_a.digest == entry_b.digest:
@@ -42,10 +42,10 @@ def _input_differences(a: Artifact, b: Artifact) -> list[str]:
         parent_a, parent_b = find_parent(entry_a, path_a, a.path), find_parent(entry_b, path_b, b.path)
         deeper = differences(parent_a, parent_b) if parent_a and parent_b else []
         short_a, short_b = entry_a.digest[:19], entry_b.digest[:19]
-        found += deeper or [f"{stage}: input {entry_a.port}: {path_a or ''} {short_a} != {path_b or ''} {short_b}"]
+        reasons += deeper or [f"{stage}: input {entry_a.port}: {path_a or ''} {short_a} != {path_b or ''} {short_b}"]
     if len(left) != len(right):
-        found.append(f"{stage}: {len(left)} inputs != {len(right)} inputs")
-    return found
+        reasons.append(f"{stage}: {len(left)} inputs != {len(right)} inputs")
+    return reasons
 
 
 def _own_differences(a: Manifest, b: Manifest) -> list[str]:

@@ -73,11 +73,11 @@ def run(argv: list[str]) -> int:
         sys.stdout.write(USAGE)
         return 0 if argv else 2
     asked = read(argv)
-    found = layouts(asked) if "--gpus" in asked.own else needs(asked)
+    estimate = layouts(asked) if "--gpus" in asked.own else needs(asked)
     if "--json" in asked.own:
-        sys.stdout.write(json.dumps(found, indent=2) + "\n")
+        sys.stdout.write(json.dumps(estimate, indent=2) + "\n")
     else:
-        sys.stdout.write(told(found))
+        sys.stdout.write(told(estimate))
     return 0
 
 
@@ -123,7 +123,7 @@ def needs(asked: Asked) -> dict[str, Any]:
     parts = rank_parts(asked.cfg, asked.shape, setting)
     memory = _memory(asked)
     of_rank = total(parts)
-    found: dict[str, Any] = {
+    estimate: dict[str, Any] = {
         "parameters": asked.shape.weights,
         "memory": [_row(part) for part in [*parts, of_rank]],
         "limit": memory,
@@ -132,12 +132,12 @@ def needs(asked: Asked) -> dict[str, Any]:
     }
     if of_rank.high > memory:
         advice = changes_that_fit(asked.cfg, asked.shape, setting, memory)
-        found["changes"] = [{"flags": c.flags, "cost": c.cost, "needs": _row(c.needs)} for c in advice]
+        estimate["changes"] = [{"flags": c.flags, "cost": c.cost, "needs": _row(c.needs)} for c in advice]
     if on_gpu:
-        found["time"] = _time(asked, setting)
+        estimate["time"] = _time(asked, setting)
     if "--probe" in asked.own:
-        found["probe"] = probe(asked)
-    return found
+        estimate["probe"] = probe(asked)
+    return estimate
 
 
 def _time(asked: Asked, setting: Setting) -> dict[str, Any]:
@@ -157,9 +157,9 @@ def _time(asked: Asked, setting: Setting) -> dict[str, Any]:
         state_sharded=shards > 1,
     )
     speed = step_speed(asked.shape, KINDS[asked.kind], plan)
-    found = {"step_seconds": speed.seconds, "tokens_per_second": speed.tokens_per_gpu * setting.ranks}
+    times = {"step_seconds": speed.seconds, "tokens_per_second": speed.tokens_per_gpu * setting.ranks}
     steps = _num_steps(asked)
-    return found | ({"steps": steps, "seconds": steps * speed.seconds} if steps else {})
+    return times | ({"steps": steps, "seconds": steps * speed.seconds} if steps else {})
 
 
 def _num_steps(asked: Asked) -> int:
@@ -256,36 +256,36 @@ def _table(title: str, rows: list[dict[str, Any]]) -> list[str]:
     ]
 
 
-def told(found: dict[str, Any]) -> str:
+def told(estimate: dict[str, Any]) -> str:
     """For people."""
-    lines = [f"{found['parameters']:,} weights", ""]
-    if "layouts" in found:
-        return "\n".join(lines + _told_layouts(found)) + "\n"
-    lines += [*_table("memory of a rank", found["memory"]), "", *_table("disk", found["disk"]), ""]
-    limit = _size(found["limit"])
-    lines.append(f"fits in {limit}" if found["fits"] else f"may not fit in {limit}")
-    if "changes" in found:
-        lines += [f"  {c['flags']}: {_size(c['needs']['expected'])}; {c['cost']}" for c in found["changes"]]
-        if not found["changes"]:
+    lines = [f"{estimate['parameters']:,} weights", ""]
+    if "layouts" in estimate:
+        return "\n".join(lines + _told_layouts(estimate)) + "\n"
+    lines += [*_table("memory of a rank", estimate["memory"]), "", *_table("disk", estimate["disk"]), ""]
+    limit = _size(estimate["limit"])
+    lines.append(f"fits in {limit}" if estimate["fits"] else f"may not fit in {limit}")
+    if "changes" in estimate:
+        lines += [f"  {c['flags']}: {_size(c['needs']['expected'])}; {c['cost']}" for c in estimate["changes"]]
+        if not estimate["changes"]:
             lines.append("  no change of one or two options is enough; take more ranks, or shorter bins")
     for name, title in (("time", "estimated, give or take a fifth"), ("probe", "measured here")):
-        if name in found:
-            one = found[name]
+        if name in estimate:
+            one = estimate[name]
             line = f"{title}: a step takes {_duration(one['step_seconds'])}"
             line += f", {one['steps']:,} steps {_duration(one['seconds'])}" if "seconds" in one else ""
             lines.append(line + (f"; {_size(one['peak'])} at most" if "peak" in one else ""))
     return "\n".join(lines) + "\n"
 
 
-def _told_layouts(found: dict[str, Any]) -> list[str]:
-    if not found["layouts"]:
+def _told_layouts(estimate: dict[str, Any]) -> list[str]:
+    if not estimate["layouts"]:
         return ["no layout of these GPUs holds the model; take more, or --tuner lora"]
     lines = [f"{'layout':<52}{'tokens/s':>12}{'step':>14}{'GPU memory':>14}"]
-    for one in found["layouts"]:
+    for one in estimate["layouts"]:
         needed = _size(one["needs"]["expected"])
         lines.append(
             f"{one['flags']:<52}{one['tokens_per_second']:>12,.0f}{_duration(one['step_seconds']):>14}{needed:>14}"
         )
-    if not found["tuned"]:
+    if not estimate["tuned"]:
         lines.append("the speed of this kind of GPU is that of a kind that was measured, and less sure")
     return lines

@@ -40,12 +40,12 @@ def _scores(artifact: Artifact) -> dict[str, dict[str, float]]:
     from postmill.io.table import TableReader
 
     is_task = "task" in artifact.manifest.metrics
-    found: dict[str, dict[str, float]] = {}
+    scores: dict[str, dict[str, float]] = {}
     for batch in TableReader(artifact.file("scores.arrow"), EVAL_SCORES_V1):
         for row in batch.select(["item_id", "rule", "score"]).to_pylist():
             if row["score"] is not None:
-                found.setdefault(row["rule"] if is_task else "accuracy", {})[row["item_id"]] = row["score"]
-    return found
+                scores.setdefault(row["rule"] if is_task else "accuracy", {})[row["item_id"]] = row["score"]
+    return scores
 
 
 def differences(before: Artifact, after: Artifact, *, across_prompts: bool) -> tuple[list[Any], list[str]]:
@@ -76,15 +76,15 @@ def differences(before: Artifact, after: Artifact, *, across_prompts: bool) -> t
         )
     scores_a, scores_b = _scores(before), _scores(after)
     key = int(before.digest[-16:], 16) ^ (int(after.digest[-16:], 16) << 1)
-    found = []
+    compared = []
     for metric in scores_a:
         pairs = [item for item in shared if item in scores_a[metric] and item in scores_b.get(metric, {})]
         if pairs:
             columns = [np.array([scores[metric][item] for item in pairs]) for scores in (scores_a, scores_b)]
-            found.append(compare(metric, columns[0], columns[1], [items_a[item][1] for item in pairs], key))
-    if not found:
+            compared.append(compare(metric, columns[0], columns[1], [items_a[item][1] for item in pairs], key))
+    if not compared:
         raise ArtifactError(f"{before.path}, {after.path}: no scored items in common", MISMATCH)
-    return holm(found), notes
+    return holm(compared), notes
 
 
 def run(argv: list[str]) -> int:
@@ -98,22 +98,27 @@ def run(argv: list[str]) -> int:
     except ValueError:
         raise ConfigError(f"--fail-drop {args.options['--fail-drop']}: expected a share, as 0.02") from None
     before, after = (open_artifact(word) for word in args.words)
-    found, notes = differences(before, after, across_prompts=args.has("--across-prompts"))
+    compared, notes = differences(before, after, across_prompts=args.has("--across-prompts"))
     if args.has("--json"):
-        told = {"before": str(Path(before.path)), "after": str(Path(after.path)), "differences": found, "notes": notes}
+        told = {
+            "before": str(Path(before.path)),
+            "after": str(Path(after.path)),
+            "differences": compared,
+            "notes": notes,
+        }
         sys.stdout.write(msgspec.json.encode(told).decode() + "\n")
     else:
-        sys.stdout.write("".join(line + "\n" for line in [*_table(found), *notes]))
-    dropped = [each for each in found if each.difference < -most and each.high < 0]
+        sys.stdout.write("".join(line + "\n" for line in [*_table(compared), *notes]))
+    dropped = [each for each in compared if each.difference < -most and each.high < 0]
     return FAILED if dropped else 0
 
 
-def _table(found: list[Any]) -> list[str]:
-    wide = max(6, *(len(each.metric) for each in found))
+def _table(compared: list[Any]) -> list[str]:
+    wide = max(6, *(len(each.metric) for each in compared))
     lines = [
         f"{'metric':<{wide}}  items  before   after  change  95% interval       p  p (all)  gained  lost  detectable"
     ]
-    for each in found:
+    for each in compared:
         reach = "" if each.detectable is None else f"{each.detectable:.4f}"
         lines.append(
             f"{each.metric:<{wide}} {each.num_items:>6} {each.before:>7.4f} {each.after:>7.4f} {each.difference:>+7.4f}"

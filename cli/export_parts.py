@@ -30,7 +30,7 @@ def again(step: Step) -> str:
 
 def local_inputs(step: Step, outputs: set[str]) -> list[str]:
     """Files that tell whether inputs of a step have changed, of those that no step makes."""
-    found: list[str] = []
+    paths: list[str] = []
     for name, values in step.inputs.items():
         for value in values:
             text = value.partition("=")[2] if step.stage.inputs[name].named else value
@@ -39,6 +39,6 @@ def local_inputs(step: Step, outputs: set[str]) -> list[str]:
                 continue
             marks = [path / MANIFEST, path / "config.json", path / ADAPTER_CONFIG]
             mark = path if path.is_file() else next((mark for mark in marks if mark.is_file()), None)
-            if mark is not None and str(mark) not in found:
-                found.append(str(mark))
-    return found
+            if mark is not None and str(mark) not in paths:
+                paths.append(str(mark))
+    return paths

@@ -20,7 +20,7 @@ WIRES = ("model", "data", "output")
 """What may stand at the top of a recipe of several stages, outside of all sections."""
 
 
-class Said(msgspec.Struct, frozen=True):
+class Given(msgspec.Struct, frozen=True):
     """A value with the place it was given at: `--lr` or `sft.toml:3: lr`. Text from a flag is still to be converted."""
 
     value: Any
@@ -63,25 +63,25 @@ def _items(text: str, kind: Any) -> list[Any]:
     return [item.strip() for item in text.strip().removeprefix("[").removesuffix("]").split(",")]
 
 
-def chosen_names(config: type[Any], said: dict[str, list[Said]]) -> dict[str, str]:
+def chosen_names(config: type[Any], said: dict[str, list[Given]]) -> dict[str, str]:
     """The name said at each choice: path -> name."""
     names = short_names({path: option for path, option in options(config).items() if option.choice is not None})
     return {path: str(flags_last(said[name])[-1].value) for name, path in names.items() if said.get(name)}
 
 
-def flags_last(givens: list[Said]) -> list[Said]:
+def flags_last(givens: list[Given]) -> list[Given]:
     """What was said of an option, recipes before flags wherever they stood: the last one counts."""
     return sorted(givens, key=lambda one: one.from_flag)
 
 
-def resolve(config: type[Any], said: dict[str, list[Said]], command: str) -> Any:
+def resolve(config: type[Any], said: dict[str, list[Given]], command: str) -> Any:
     """The config from everything that was said. Raises ConfigError (2) listing every fault, one a line."""
     chosen = chosen_names(config, said)
     known = options(config, chosen)
     names = short_names(known)
     faults: list[str] = []
     values: dict[str, Any] = {}
-    by_path: dict[str, list[Said]] = {}
+    by_path: dict[str, list[Given]] = {}
     for name, givens in said.items():
         by_path.setdefault(names.get(name, name), []).extend(givens)
     for path, givens in by_path.items():
@@ -102,7 +102,7 @@ def resolve(config: type[Any], said: dict[str, list[Said]], command: str) -> Any
         raise ConfigError(f"{command}: {_in_flags(str(error))}") from error
 
 
-def _one_value(kind: Any, givens: list[Said], faults: list[str]) -> Any:
+def _one_value(kind: Any, givens: list[Given], faults: list[str]) -> Any:
     """The value of one field: the last one said; flags of a list or a table add up. Faults are appended."""
     flags = [given for given in givens if given.from_flag]
     origin = typing.get_origin(bare(kind))
@@ -139,7 +139,7 @@ def _in_flags(message: str) -> str:
     return f"{text} (at {path})" if path else text
 
 
-def read_recipe(path: Path, command: str, stages: Collection[str], config: type[Any]) -> dict[str, list[Said]]:
+def read_recipe(path: Path, command: str, stages: Collection[str], config: type[Any]) -> dict[str, list[Given]]:
     """What a TOML, YAML 1.2 or JSON recipe says to one command: option -> value.
 
     A table named after a stage holds that stage's options only; a table in it is a group or a choice's options.
@@ -151,9 +151,9 @@ def read_recipe(path: Path, command: str, stages: Collection[str], config: type[
         raise ConfigError(f"{path}: {command} is a {type(section).__name__}, expected a table")
     if section is root:
         section = {key: value for key, value in root.items() if key not in stages and not _of_a_chain(key, value)}
-    said: dict[str, list[Said]] = {}
+    said: dict[str, list[Given]] = {}
     for name, item in _leaves(section, _free_tables(config)):
-        said[name.replace("-", "_")] = [Said(item, f"{path}{line_of(path, name.rpartition('.')[2])}: {name}", False)]
+        said[name.replace("-", "_")] = [Given(item, f"{path}{line_of(path, name.rpartition('.')[2])}: {name}", False)]
     return said
 
 

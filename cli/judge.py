@@ -58,12 +58,12 @@ def _said(prompt: str) -> str:
 
 def _number(args: Args, name: str, default: str, kind: type) -> Any:
     try:
-        found = kind(args.options.get(name, default))
+        number = kind(args.options.get(name, default))
     except ValueError:
-        found = -1
-    if found < 0 or (kind is int and found == 0):
+        number = -1
+    if number < 0 or (kind is int and number == 0):
         raise ConfigError(f"{name} {args.options[name]}: expected a number above 0")
-    return found
+    return number
 
 
 def ask(prompts: Mapping[str, str], args: Args) -> dict[str, str]:
@@ -86,10 +86,10 @@ def ask(prompts: Mapping[str, str], args: Args) -> dict[str, str]:
         Request(key=key, prompt_ids=[], seed=0, messages=[{"role": "user", "content": text}])
         for key, text in prompts.items()
     ]
-    found: dict[str, str] = {}
+    replies: dict[str, str] = {}
     for batch in engine.batches(requests):
-        found |= {reply.key: reply.text or "" for reply in engine.answer(batch, sampling)}
-    return found
+        replies |= {reply.key: reply.text or "" for reply in engine.answer(batch, sampling)}
+    return replies
 
 
 def run(argv: list[str]) -> int:

@@ -27,14 +27,14 @@ def _row(row: dict[str, Any], names: list[str]) -> str:
 def _why(word: str, artifact: Artifact) -> int:
     wanted = RowName(word)
     chain = [artifact, *(parent for *_, parent in ancestors(artifact) if parent)]
-    found = False
+    has_reasons = False
     for stage in reversed(chain):
         names = source_names(stage)
         for row in read_ledger(stage.path).to_pylist():
             if wanted.fits(row, names):
                 sys.stdout.write(f"{stage.manifest.stage}: {_row(row, names)}\n")
-                found = True
-    if found:
+                has_reasons = True
+    if has_reasons:
         return 0
     kept = next(_find_kept(wanted, chain), None)
     if kept is None:

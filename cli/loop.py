@@ -8,7 +8,7 @@ import msgspec
 from msgspec import Meta
 
 from postmill.cli.chain import Step, find_recipe, read_steps
-from postmill.cli.flags import Said, parse_recipe, resolve
+from postmill.cli.flags import Given, parse_recipe, resolve
 from postmill.cli.run import settings_of
 from postmill.cli.tool import parse
 from postmill.io.errors import ConfigError
@@ -162,10 +162,10 @@ def read_plan(path: Path, settings: dict[str, list[str]], output: Path | None) -
     critic = inside[-1] if kinds[first:end].count("train") > 1 else None
     wanted = ["rollout", *("score" for _ in scores), "reward", "pack", "train", *(["train"] if critic else [])]
     if [step.stage.name for step in inside] != wanted:
-        found = ", ".join(step.name for step in inside)
+        alternatives = ", ".join(step.name for step in inside)
         raise ConfigError(
             f"{path}: a round is rollout, any score, reward, pack, train, and for a critic one more train, of objective"
-            f" value; between its ends stand {found}"
+            f" value; between its ends stand {alternatives}"
         )
     rollout, reward, pack, train = (step for step in inside if step not in (*scores, critic))
     _check_train(path, train)
@@ -190,15 +190,15 @@ def read_plan(path: Path, settings: dict[str, list[str]], output: Path | None) -
     return plan
 
 
-def _said_of_loop(path: Path, settings: dict[str, list[str]]) -> dict[str, list[Said]]:
+def _said_of_loop(path: Path, settings: dict[str, list[str]]) -> dict[str, list[Given]]:
     section: Any = parse_recipe(path).get("loop")
     if not isinstance(section, dict):
         raise ConfigError(f"{path}: no section [loop]; run it with `postmill run`, or add one: [loop] rounds = 100")
-    said = {key: [Said(value, f"{path}: loop.{key}", False)] for key, value in section.items()}
+    said = {key: [Given(value, f"{path}: loop.{key}", False)] for key, value in section.items()}
     for key, values in settings.items():
         head, _, option = key.partition(".")
         if head == "loop":
-            said[option.replace("-", "_")] = [Said(value, f"--set {key}", True) for value in values]
+            said[option.replace("-", "_")] = [Given(value, f"--set {key}", True) for value in values]
     return said
 
 

@@ -36,7 +36,7 @@ tokens without a gradient; `like first`, the cosine between its gradient and tha
 _ROLES = ("--new", "--old")
 
 
-class Found(NamedTuple):
+class ObjectiveLoss(NamedTuple):
     """One loss on all samples."""
 
     name: str
@@ -66,16 +66,18 @@ def run(argv: list[str]) -> int:
         raise ConfigError(f"--rows {rows}: expected a number from 0 up")
     scores = {role: Path(args.options[role]) for role in _ROLES if args.has(role)}
     names = [name for name in args.options.get("--losses", "").split(",") if name]
-    found, tokens = compare(open_artifact(args.words[0]), Path(args.words[1]), scores, names)
+    losses, tokens = compare(open_artifact(args.words[0]), Path(args.words[1]), scores, names)
     if args.has("--json"):
-        report = {one.name: {"loss": one.loss, "gradient": one.gradient_N.tolist()} for one in found}
+        report = {one.name: {"loss": one.loss, "gradient": one.gradient_N.tolist()} for one in losses}
         sys.stdout.write(msgspec.json.encode({"version": 1, "losses": report}).decode() + "\n")
     else:
-        sys.stdout.write(summary(found) + "\n" + by_token(found, tokens, int(rows)))
+        sys.stdout.write(summary(losses) + "\n" + by_token(losses, tokens, int(rows)))
     return 0
 
 
-def compare(rollouts: Artifact, rewards: Path, scores: dict[str, Path], names: list[str]) -> tuple[list[Found], Tokens]:
+def compare(
+    rollouts: Artifact, rewards: Path, scores: dict[str, Path], names: list[str]
+) -> tuple[list[ObjectiveLoss], Tokens]:
     """The losses called `names`, or all. Raises ConfigError (2) for a name that is none, ArtifactError (78) for rewards
     or scores of other rollouts."""
     import torch
@@ -112,13 +114,13 @@ def compare(rollouts: Artifact, rewards: Path, scores: dict[str, Path], names: l
         "live": float((tokens_R > 0).sum()),
         "live_groups": float((tokens_R[tokens_R > 0] / groups[tokens_R > 0]).double().sum()),
     }
-    found = []
+    computed = []
     logp_T = torch.from_numpy(np.append(new_T[1:], 0.0).astype(np.float32))
     for name in names or losses:
         leaf_T = logp_T.clone().requires_grad_()
         total = RlLoss(losses[name]).loss(Outputs(logp_T=leaf_T), batch, norms, {}).total
         [gradient_T] = torch.autograd.grad(total, [leaf_T])
-        found.append(Found(name, float(total.detach()), gradient_T[at_N].double().numpy()))
+        computed.append(ObjectiveLoss(name, float(total.detach()), gradient_T[at_N].double().numpy()))
     row_N = batch.row_T[at_N]
     ratio_N = (logp_T[at_N] - batch.columns["old_logp"][at_N]).exp().double()
     tokens = Tokens(
@@ -127,7 +129,7 @@ def compare(rollouts: Artifact, rewards: Path, scores: dict[str, Path], names: l
         batch.columns["advantage"][row_N].double().numpy(),
         ratio_N.numpy(),
     )
-    return found, tokens
+    return computed, tokens
 
 
 def _scores(
@@ -146,11 +148,11 @@ def _scores(
     return reader.tokens(rows, lengths, "logp")
 
 
-def summary(found: list[Found]) -> str:
+def summary(losses: list[ObjectiveLoss]) -> str:
     """A line for each loss."""
-    first = found[0].gradient_N
+    first = losses[0].gradient_N
     lines = [f"{'loss':<10}  {'value':>11}  {'gradient':>9}  {'zero':>6}  {'like first':>10}"]
-    for one in found:
+    for one in losses:
         gradient = one.gradient_N
         size = float(np.linalg.norm(gradient) * np.linalg.norm(first))
         like = float(gradient @ first) / size if size else 0.0
@@ -159,15 +161,15 @@ def summary(found: list[Found]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def by_token(found: list[Found], tokens: Tokens, num_rows: int) -> str:
+def by_token(losses: list[ObjectiveLoss], tokens: Tokens, num_rows: int) -> str:
     """A line for each token of the first samples: what each loss would do to it, in thousandths."""
     lines: list[Any] = []
     chosen = list(dict.fromkeys(tokens.row.tolist()))[:num_rows]
     for row in chosen:
         at = np.flatnonzero(tokens.row == row)
         lines.append(f"sample {row}, advantage {tokens.advantage[at[0]]:.4g}; 1000 * d loss / d log-prob")
-        lines.append(f"{'token':>8}  {'ratio':>7}  " + "  ".join(f"{one.name:>9}" for one in found))
+        lines.append(f"{'token':>8}  {'ratio':>7}  " + "  ".join(f"{one.name:>9}" for one in losses))
         for t in at.tolist():
-            values = "  ".join(f"{1000 * one.gradient_N[t]:>9.3f}" for one in found)
+            values = "  ".join(f"{1000 * one.gradient_N[t]:>9.3f}" for one in losses)
             lines.append(f"{tokens.token[t]:>8}  {tokens.ratio[t]:>7.4f}  {values}")
     return "\n".join(lines) + ("\n" if lines else "")

@@ -108,16 +108,16 @@ def numbers(evaluated: Artifact, seen: set[int]) -> dict[str, dict[str, Any]]:
         for row in batch.select(["item_id", "rule", "score"]).to_pylist():
             if row["score"] is not None:
                 values.setdefault(row["rule"], []).append((int(row["item_id"].rpartition("-")[2]), row["score"]))
-    found = {}
+    by_rule = {}
     for name, pairs in values.items():
         clean = [value for number, value in pairs if number not in seen]
-        found[name] = {
+        by_rule[name] = {
             "all": sum(value for _, value in pairs) / len(pairs),
             "unseen": sum(clean) / len(clean) if clean else None,
             "num_unseen": len(clean),
             "num_all": len(pairs),
         }
-    return found
+    return by_rule
 
 
 def run(argv: list[str]) -> int:
@@ -142,11 +142,11 @@ def run(argv: list[str]) -> int:
     for word in args.words[1:]:
         for text, place in trained_texts(word, args.options.get("-m")):
             finder.search(text, place)
-    found = finder.overlaps()
-    judged = [each for each in found if each.share is not None]
+    overlaps = finder.overlaps()
+    judged = [each for each in overlaps if each.share is not None]
     seen = [each for each in judged if (each.share or 0.0) > over]
     summary: dict[str, Any] = {
-        "items": len(found),
+        "items": len(overlaps),
         "judged": len(judged),
         "with_a_run": sum(each.longest > 0 for each in judged),
         "seen": len(seen),
@@ -156,7 +156,7 @@ def run(argv: list[str]) -> int:
     if "--eval" in args.options:
         summary["numbers"] = numbers(open_artifact(args.options["--eval"]), {each.number for each in seen})
     if args.has("--json"):
-        sys.stdout.write(msgspec.json.encode(summary | {"overlaps": found}).decode() + "\n")
+        sys.stdout.write(msgspec.json.encode(summary | {"overlaps": overlaps}).decode() + "\n")
     else:
         sys.stdout.write("".join(line + "\n" for line in _lines(summary, judged)))
     return FAILED if judged and len(seen) > most * len(judged) else 0

@@ -33,15 +33,15 @@ def read_metrics(run: str) -> list[dict[str, Any]]:
     """All lines that a run recorded. Raises ArtifactError (66) if there are none, (65) for a line that is damaged."""
     path = Path(run)
     places = [path / METRICS, path.parent / f"{path.name}.checkpoints" / METRICS, path]
-    found = next((place for place in places if place.is_file()), None)
-    if found is None:
+    metrics_file = next((place for place in places if place.is_file()), None)
+    if metrics_file is None:
         raise ArtifactError(f"{path}: no {METRICS} there; give an artifact of train, or the -o of a run", NO_INPUT)
     lines: list[dict[str, Any]] = []
-    for number, line in enumerate(found.read_bytes().splitlines(), 1):
+    for number, line in enumerate(metrics_file.read_bytes().splitlines(), 1):
         try:
             lines.append(msgspec.json.decode(line, type=dict))
         except NOT_JSON as error:
-            raise ArtifactError(f"{found}:{number}: not a JSON object ({error})", BAD_DATA) from error
+            raise ArtifactError(f"{metrics_file}:{number}: not a JSON object ({error})", BAD_DATA) from error
     return lines
 
 

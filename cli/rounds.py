@@ -126,7 +126,7 @@ class Rounds:
         sampled = self._stage(
             self._placed(
                 rollout,
-                self._here(number),
+                self._folders(number),
                 folder / rollout.name,
                 weights=weights,
                 prompts_from=number * loop.prompts,
@@ -140,9 +140,9 @@ class Rounds:
     def _reward(self, number: int) -> Artifact:
         """What other models say of the samples of a round, the critic once there is one; and their rewards."""
         reward, critic = self._plan.reward, self._made_before(number, self._plan.critic)
-        here, place = self._here(number), self._place(number)
+        folders, place = self._folders(number), self._place(number)
         for step in self._plan.scores:
-            placed = self._placed(step, here, place / step.name)
+            placed = self._placed(step, folders, place / step.name)
             if step is not self._plan.values:
                 self._stage(placed)
             elif critic is not None:
@@ -151,16 +151,16 @@ class Rounds:
                 reward = msgspec.structs.replace(
                     reward, inputs={p: v for p, v in reward.inputs.items() if p != "values"}
                 )
-        return self._stage(self._placed(reward, here, place / reward.name))
+        return self._stage(self._placed(reward, folders, place / reward.name))
 
-    def _here(self, number: int) -> dict[str, str]:
+    def _folders(self, number: int) -> dict[str, str]:
         """What sections make in a round, by what they make in the recipe."""
         return {str(step.output): str(self._place(number) / step.name) for step in self._plan.rounds}
 
     def _one(self, number: int) -> dict[str, Any]:
         """A round; returns its line of the record."""
         rollout, reward, pack, train = self._plan.rollout, self._plan.reward, self._plan.pack, self._plan.train
-        loop, folder, here = self._plan.loop, self._place(number), self._here(number)
+        loop, folder, folders = self._plan.loop, self._place(number), self._folders(number)
         weights, seed = self._weights(number), _seed(loop.seed, number)
         if self._part:
             self._wait(folder / reward.name / MANIFEST)
@@ -174,11 +174,11 @@ class Rounds:
             Progress.say("loop", f"round {number + 1}: no sample has an advantage, so there is no update", always=True)
             write_json(folder / "skipped.json", {"reason": "no_advantage"})
             return line | {"skipped": True}
-        packed = self._stage(self._placed(pack, here, folder / pack.name))
+        packed = self._stage(self._placed(pack, folders, folder / pack.name))
         trained = self._stage(
             self._placed(
                 train,
-                here,
+                folders,
                 folder / train.name,
                 weights=weights,
                 seed=seed,
@@ -203,7 +203,7 @@ class Rounds:
         before = self._made_before(number, critic)
         step = self._placed(
             critic,
-            self._here(number),
+            self._folders(number),
             self._place(number) / critic.name,
             seed=_seed(self._plan.loop.seed, number),
             keep_state=True,
@@ -215,26 +215,26 @@ class Rounds:
     def _measure(self, number: int) -> dict[str, Any]:
         """Run the sections of `measure` on the weights before round `number`."""
         weights, folder = self._weights(number), self._folder / "measured" / f"{number:05d}"
-        here = {str(step.output): str(folder / step.name) for step in self._plan.measures}
-        found: dict[str, Any] = {}
+        folders = {str(step.output): str(folder / step.name) for step in self._plan.measures}
+        measured: dict[str, Any] = {}
         for step in self._plan.measures:
-            made = self._stage(self._placed(step, here, folder / step.name, weights=weights))
+            made = self._stage(self._placed(step, folders, folder / step.name, weights=weights))
             metrics = made.manifest.metrics
             if made.manifest.kind == "rewards":
-                found[step.name] = metrics["reward_mean"]
-                found |= {f"{step.name}.pass_at_{k}": value for k, value in metrics["pass_at"].items() if k != "1"}
+                measured[step.name] = metrics["reward_mean"]
+                measured |= {f"{step.name}.pass_at_{k}": value for k, value in metrics["pass_at"].items() if k != "1"}
             elif made.manifest.kind == "rollouts":
-                found |= {f"{step.name}.length": metrics["mean_length"], f"{step.name}.nats": -metrics["mean_logp"]}
-        if found:
-            said = ", ".join(f"{name} {value:.4g}" for name, value in found.items() if value is not None)
+                measured |= {f"{step.name}.length": metrics["mean_length"], f"{step.name}.nats": -metrics["mean_logp"]}
+        if measured:
+            said = ", ".join(f"{name} {value:.4g}" for name, value in measured.items() if value is not None)
             Progress.say("loop", f"before round {number + 1}: {said}", always=True)
-        return found
+        return measured
 
     def _placed(
-        self, step: Step, here: dict[str, str], output: Path, *, weights: Path | None = None, **options: Any
+        self, step: Step, folders: dict[str, str], output: Path, *, weights: Path | None = None, **options: Any
     ) -> Step:
         """A section with this round's inputs, output, weights and options."""
-        inputs = {port: [_moved(text, here) for text in texts] for port, texts in step.inputs.items()}
+        inputs = {port: [_moved(text, folders) for text in texts] for port, texts in step.inputs.items()}
         if weights is not None:
             port = {"rollout": "policy", "train": "from"}.get(step.stage.name)
             if port:
@@ -375,10 +375,10 @@ def _with_critic(step: Step, critic: Path) -> Step:
     return msgspec.structs.replace(step, inputs=step.inputs | {port: [str(critic)]})
 
 
-def _moved(text: str, here: dict[str, str]) -> str:
+def _moved(text: str, folders: dict[str, str]) -> str:
     """An input that names what a section of the recipe makes, as what it makes in this round."""
     label, equals, path = text.rpartition("=")
-    return f"{label}{equals}{here.get(path, path)}"
+    return f"{label}{equals}{folders.get(path, path)}"
 
 
 def _replace(path: Path, content: bytes) -> None:

@@ -179,10 +179,10 @@ def _why_stale(step: Step) -> str | None:
 
     if not (step.output / MANIFEST).is_file():
         return ""
-    from postmill.stages.runner import find_inputs, name_work, why_other
+    from postmill.stages.runner import find_inputs, job_of, why_other
 
-    work = name_work(step.stage, step.config, find_inputs(step.stage, step.inputs))
-    return why_other(step.stage, work, load_artifact(step.output))
+    job = job_of(step.stage, step.config, find_inputs(step.stage, step.inputs))
+    return why_other(step.stage, job, load_artifact(step.output))
 
 
 def pinned(step: Step) -> Step:

@@ -87,5 +87,5 @@ def _with_short_names(properties: dict[str, Any]) -> dict[str, Any]:
     for table in tables:
         for name, value in table["properties"].items():
             inner.setdefault(name, []).append(value)
-    short = {name: found[0] if len(found) == 1 else {"anyOf": found} for name, found in inner.items()}
+    short = {name: schemas[0] if len(schemas) == 1 else {"anyOf": schemas} for name, schemas in inner.items()}
     return short | properties

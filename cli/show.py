@@ -122,11 +122,11 @@ _AS_TOKENIZE = ("--loss-scale", "--template-name", "--date", "--system", "--thin
 
 def _raw_config(args: Args) -> "Tokenize":
     """What tokenize would be told, with today's date unless one is given. Raises ConfigError."""
-    from postmill.cli.flags import Said, resolve
+    from postmill.cli.flags import Given, resolve
     from postmill.stages.tokenize.config import Tokenize
 
     given = {name: args.options[name] for name in _AS_TOKENIZE if name in args.options}
-    said = {name[2:].replace("-", "_"): [Said(text, name, True)] for name, text in given.items()}
+    said = {name[2:].replace("-", "_"): [Given(text, name, True)] for name, text in given.items()}
     config: Tokenize = resolve(Tokenize, said, "show")
     return config
 
@@ -135,8 +135,8 @@ def _encoder(folder: Path, config: "Tokenize | None" = None, template: Path | No
     from datetime import UTC, datetime
 
     from postmill.stages.tokenize.config import Tokenize
-    from postmill.stages.tokenize.model import choose_templates, load_tokenizer
     from postmill.stages.tokenize.run import make_encoder, read_family
+    from postmill.stages.tokenize.tokenizer import choose_templates, load_tokenizer
 
     model = load_tokenizer(folder)
     config = config or Tokenize()

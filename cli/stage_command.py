@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from postmill.cli.chain import read_for_stage
-from postmill.cli.flags import Said, chosen_names, read_recipe, resolve
+from postmill.cli.flags import Given, chosen_names, read_recipe, resolve
 from postmill.cli.help import common_flags, flag_name
 from postmill.io.errors import ConfigError
 from postmill.stages.options import Option, bare, explain_unknown, options, short_names
@@ -24,7 +24,7 @@ class Call(msgspec.Struct):
     """A parsed command line: inputs by port, what was said of the config, and the common flags."""
 
     inputs: dict[str, list[str]]
-    said: dict[str, list[Said]]
+    said: dict[str, list[Given]]
     common: dict[str, str]
 
 
@@ -95,7 +95,7 @@ def _known_options(stage: Stage, argv: list[str]) -> dict[str, Option]:
     """The stage's options by every name they go by, with the choices that argv and its recipes make."""
     # a choice inside a group goes by its last part too: `layout` is `parallel.layout`
     choices = short_names({path: option for path, option in options(stage.config).items() if option.choice is not None})
-    said: dict[str, list[Said]] = {}
+    said: dict[str, list[Given]] = {}
     for word, after in zip(argv, [*argv[1:], ""], strict=False) if choices else ():
         name, has_value, value = word.partition("=")
         path = name.removeprefix("--").replace("-", "_")
@@ -104,18 +104,18 @@ def _known_options(stage: Stage, argv: list[str]) -> dict[str, Option]:
             for known_name, chooser in choices.items():
                 said.setdefault(chooser, []).extend(recipe.get(known_name, []))
         elif name.startswith("--") and path in choices:
-            said.setdefault(choices[path], []).append(Said(value if has_value else after, name, True))
+            said.setdefault(choices[path], []).append(Given(value if has_value else after, name, True))
     known = options(stage.config, chosen_names(stage.config, said))
     return {name: known[path] for name, path in short_names(known).items()}
 
 
 def _config_flag(
-    stage: Stage, known: dict[str, Option], name: str, rest: list[str], said: dict[str, list[Said]]
+    stage: Stage, known: dict[str, Option], name: str, rest: list[str], said: dict[str, list[Given]]
 ) -> None:
     path = name.removeprefix("--").replace("-", "_")
     negated = path.removeprefix("no_")
     if path not in known and negated in known and bare(known[negated].kind) is bool:
-        said.setdefault(negated, []).append(Said("false", name, True))
+        said.setdefault(negated, []).append(Given("false", name, True))
     elif path not in known:
         flags = (
             [flag_name(p) for p in known]
@@ -128,9 +128,9 @@ def _config_flag(
         raise ConfigError(f"{name}: {why}")
     elif bare(known[path].kind) is bool:
         is_value = bool(rest) and rest[0] in ("true", "false")
-        said.setdefault(path, []).append(Said(rest.pop(0) if is_value else "true", name, True))
+        said.setdefault(path, []).append(Given(rest.pop(0) if is_value else "true", name, True))
     else:
-        said.setdefault(path, []).append(Said(_value(rest, name), name, True))
+        said.setdefault(path, []).append(Given(_value(rest, name), name, True))
 
 
 def _place(stage: Stage, positional: list[str], words: list[str], call: Call, of_recipes: dict[str, list[str]]) -> None:
@@ -219,19 +219,19 @@ def _serve(stage: Stage, config: Any, call: Call) -> int:
 
 
 def _dry_run(stage: Stage, config: Any, call: Call, target: Path | None) -> int:
-    from postmill.stages.runner import find_inputs, name_work
+    from postmill.stages.runner import find_inputs, job_of
 
     if any("-" in given for given in call.inputs.values()):
         raise ConfigError("--dry-run: would have to read stdin; give paths")
     inputs = find_inputs(stage, call.inputs)
-    key, resolved, entries = name_work(stage, config, inputs)
+    job = job_of(stage, config, inputs)
     plan = {
         "stage": stage.name,
-        "config": resolved,
-        "inputs": entries,
+        "config": job.config,
+        "inputs": job.inputs,
         "output": str(target) if target else "" if stage.is_service else "-",
         "kind": stage.kind(config),
-        "key": key,
+        "key": job.key,
     }
     sys.stdout.write(msgspec.json.format(msgspec.json.encode(plan), indent=2).decode() + "\n")
     return 0
@@ -254,9 +254,9 @@ def _shard(text: str) -> tuple[int, int]:
 def share(name: str, text: str) -> float:
     """`1%` or `0.01` as a fraction."""
     try:
-        found = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+        share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
     except ValueError:
-        found = -1.0
-    if not 0 <= found <= 1:
+        share = -1.0
+    if not 0 <= share <= 1:
         raise ConfigError(f"{name}: {text!r}: expected a share like 1% or 0.01")
-    return found
+    return share

@@ -76,10 +76,10 @@ def _artifacts(folder: Path) -> list[Artifact]:
     """The artifact, or those in the folder. Raises ArtifactError (66) if there is none."""
     if (folder / MANIFEST).is_file() or folder.name == MANIFEST or not folder.is_dir():
         return [open_artifact(str(folder))]
-    found = [load_artifact(path) for path in sorted(folder.iterdir()) if (path / MANIFEST).is_file()]
-    if not found:
+    artifacts = [load_artifact(path) for path in sorted(folder.iterdir()) if (path / MANIFEST).is_file()]
+    if not artifacts:
         raise ArtifactError(f"{folder}: no artifact in it; give what a stage made, or the -o of run", NO_INPUT)
-    return found
+    return artifacts
 
 
 def _summary(artifact: Artifact) -> list[tuple[str, Any]]:
@@ -289,7 +289,9 @@ def _of_rewards(artifact: Artifact, model: str | None, shown: int) -> list[Table
     from postmill.io.rollouts import REWARDS, ROLLOUTS
 
     rewards = list(_rows(artifact.file(REWARDS), ["scores", "errors", "reward", "advantage", "kept", "drop_reason"]))
-    parent = next((found for *_, found in ancestors(artifact) if found and found.manifest.kind == "rollouts"), None)
+    parent = next(
+        (ancestor for *_, ancestor in ancestors(artifact) if ancestor and ancestor.manifest.kind == "rollouts"), None
+    )
     if parent is None:
         raise ArtifactError(f"{artifact.path}: the rollouts it scores are not to be found; move them back", NO_INPUT)
     return [_rollout_table(artifact, parent.file(ROLLOUTS), rewards, shown)]

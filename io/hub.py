@@ -182,12 +182,12 @@ def _cached_hf(repository: Repository) -> tuple[str, Path, list[str]] | None:
     name, kind, revision = repository.name, repository.type, repository.revision or None
     try:
         nothing: list[str] = []  # whether the files that matter are whole is for the caller to say
-        found = snapshot_download(
+        snapshot = snapshot_download(
             name, repo_type=kind, revision=revision, local_files_only=True, allow_patterns=nothing
         )
     except (errors.LocalEntryNotFoundError, errors.HFValidationError):
         return None
-    folder = Path(found)
+    folder = Path(snapshot)
     try:
         tree = get_cached_repo_tree(name, repo_type=kind, revision=folder.name)
         names = [file.path for file in tree]

@@ -69,6 +69,6 @@ def _known(name: str) -> Kind | None:
         return KINDS[name]
     for entry in entry_points(group="postmill.kinds"):
         if entry.name == name:
-            found: Kind = entry.load()
-            return found
+            kind: Kind = entry.load()
+            return kind
     return None

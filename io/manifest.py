@@ -137,9 +137,9 @@ def parse_manifest(data: bytes, place: str) -> Manifest:
         head = msgspec.json.decode(data)
     except NOT_JSON as error:
         raise ArtifactError(f"{place}: not a manifest ({error}); make the artifact again") from error
-    found = head.get("format") if isinstance(head, dict) else None
-    if found != FORMAT:
-        raise ArtifactError(f"{place}: format {found!r}, this version reads {FORMAT}; make it again", MISMATCH)
+    format_name = head.get("format") if isinstance(head, dict) else None
+    if format_name != FORMAT:
+        raise ArtifactError(f"{place}: format {format_name!r}, this version reads {FORMAT}; make it again", MISMATCH)
     try:
         return msgspec.convert(head, Manifest)
     except msgspec.ValidationError as error:

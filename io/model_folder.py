@@ -114,8 +114,8 @@ def tokenizer_digest(path: Path) -> str:
     """
     files = tokenizer_files(path)
     config = load_json(files["tokenizer_config.json"]) if "tokenizer_config.json" in files else {}
-    found = digest_files(files)
-    return digest_json({"files": found, "rebuilt": True}) if is_rebuilt(path, config) else found
+    digest = digest_files(files)
+    return digest_json({"files": digest, "rebuilt": True}) if is_rebuilt(path, config) else digest
 
 
 def tokenizer_files(path: Path) -> dict[str, Path]:

@@ -109,7 +109,7 @@ class TokenRows:
 
     def answers(self, rows: NDArray[np.int64]) -> list[int]:
         """How many tokens of each of `rows` come before its first answer; all of them, without one."""
-        found = []
+        parts = []
         for batch, index in self.locate(rows):
             turns = batch.table.column("turns")
             first, last = turns.offsets[index].as_py(), turns.offsets[index + 1].as_py()
@@ -120,32 +120,32 @@ class TokenRows:
             if not len(answered):  # rollouts have no turns: what was sampled is the answer
                 answered = batch.starts[batch.span_offsets[index] : batch.span_offsets[index + 1]]
             length = int(batch.id_offsets[index + 1] - batch.id_offsets[index])
-            found.append(int(answered[0]) if len(answered) else length)
-        return found
+            parts.append(int(answered[0]) if len(answered) else length)
+        return parts
 
     def columns(self, rows: NDArray[np.int64], names: Sequence[str]) -> dict[str, NDArray[Any]]:
         """See `PackedReader.columns`."""
         batches = np.searchsorted(self._offsets, rows, side="right") - 1
         within = rows - self._offsets[batches]
-        found = {name: _missing(name, len(rows)) for name in names}
+        values = {name: _missing(name, len(rows)) for name in names}
         for number in np.unique(batches).tolist():
             here = batches == number
             table = self._batch(number).table
             for name in names:
                 column = table.column(name)
                 present = validity(column)[within[here]]
-                found[name][here] = np.where(present, to_numpy(column)[within[here]], found[name][here])
-        return found
+                values[name][here] = np.where(present, to_numpy(column)[within[here]], values[name][here])
+        return values
 
     def _batch(self, number: int) -> _Batch:
-        found = self._open.get(number)
-        if found is None:
+        opened = self._open.get(number)
+        if opened is None:
             table, index = self._places[number]
             batch = table.batch(index)
             ids = batch.column("input_ids")
-            found = _Batch(batch, to_numpy(ids.values), to_numpy(ids.offsets), *span_columns(batch))
-            self._open[number] = found
-        return found
+            opened = _Batch(batch, to_numpy(ids.values), to_numpy(ids.offsets), *span_columns(batch))
+            self._open[number] = opened
+        return opened
 
 
 def _lay(places: list[tuple[_Batch, int]], rows: NDArray[np.int64]) -> Bin:
@@ -188,11 +188,13 @@ class PackedReader:
     def __init__(self, path: Path, tokens: list[Path] | None = None) -> None:
         self.artifact = load_artifact(path, ("packed",))
         self.tokens = _find_tokens(self.artifact, tokens)
-        tables = [token_tables(found) for found in self.tokens]
-        self._tokens = TokenRows([table for found in tables for table in found])
-        self._tables = np.cumsum([0] + [len(TokenRows(found)) for found in tables[:-1]])
+        tables = [token_tables(artifact) for artifact in self.tokens]
+        self._tokens = TokenRows([table for artifact in tables for table in artifact])
+        self._tables = np.cumsum([0] + [len(TokenRows(artifact)) for artifact in tables[:-1]])
         """First row of each tokens artifact."""
-        self._first_sources = np.cumsum([0] + [len(found.manifest.metrics.get("sources", ())) for found in self.tokens])
+        self._first_sources = np.cumsum(
+            [0] + [len(artifact.manifest.metrics.get("sources", ())) for artifact in self.tokens]
+        )
         self._bins = TableReader(self.artifact.file(BINS), BINS_V1)
         batches = list(self._bins)
         self.plan = Plan(*(_whole_column(batches, field) for field in Plan._fields))
@@ -220,8 +222,8 @@ class PackedReader:
         batch = int(np.searchsorted(self._offsets, index, side="right")) - 1
         values, offsets = self._lists[batch]
         within = index - int(self._offsets[batch])
-        found: NDArray[np.int64] = values[offsets[within] : offsets[within + 1]]
-        return found
+        ids: NDArray[np.int64] = values[offsets[within] : offsets[within + 1]]
+        return ids
 
     def bin(self, index: int) -> Bin:
         """The tokens of bin `index`. Raises IndexError, ArtifactError (65) if plan and tokens do not fit."""
@@ -230,11 +232,11 @@ class PackedReader:
             places = self._tokens.locate(rows)
         except IndexError as error:
             raise self._misfit(index, f"names row {error}, the tables have {self.num_rows}") from None
-        found = _lay(places, rows)
-        if len(found.input_ids) != self.plan.length[index]:
+        laid = _lay(places, rows)
+        if len(laid.input_ids) != self.plan.length[index]:
             wanted = self.plan.length[index]
-            raise self._misfit(index, f"has {wanted} tokens, its rows have {len(found.input_ids)}")
-        return found
+            raise self._misfit(index, f"has {wanted} tokens, its rows have {len(laid.input_ids)}")
+        return laid
 
     def columns(self, rows: NDArray[np.int64], names: Sequence[str]) -> dict[str, NDArray[Any]]:
         """Fixed-width columns of TOKENS_V1 for `rows`, in their order.
@@ -257,12 +259,12 @@ class PackedReader:
 
     def records(self, rows: NDArray[np.int64], columns: Sequence[str] = TOKENS_V1.names) -> list[dict[str, Any]]:
         """`rows` as Python values, for looking at them. `source` counts the sources of all tokens artifacts as one."""
-        found = []
+        in_order = []
         for (batch, index), row in zip(self._tokens.locate(rows), rows.tolist(), strict=True):
             [record] = batch.table.select(columns).slice(index, 1).to_pylist()
             table = int(np.searchsorted(self._tables, row, side="right")) - 1
-            found.append(record | {"source": record["source"] + self._first_sources[table]})
-        return found
+            in_order.append(record | {"source": record["source"] + self._first_sources[table]})
+        return in_order
 
     def order(self, epoch: int, seed: int | None = None) -> NDArray[np.uint32]:
         """The order in which `epoch` visits the bins: a function of (seed, epoch, number of bins).
@@ -315,8 +317,10 @@ def _find_one(packed: Artifact, path: Path, digest: str) -> Artifact:
     places = [place for place in (path, packed.path.parent / path.name) if place.exists()]
     if not places:
         raise ArtifactError(f"{path}: no such tokens artifact, and {packed.path} points to it; move it back", NO_INPUT)
-    found = [load_artifact(place, TOKEN_KINDS) for place in places]
-    fitting = [artifact for artifact in found if artifact.digest == digest]
+    artifacts = [load_artifact(place, TOKEN_KINDS) for place in places]
+    fitting = [artifact for artifact in artifacts if artifact.digest == digest]
     if not fitting:
-        raise ArtifactError(f"{places[0]}: digest {found[0].digest}, {packed.path} was packed from {digest}", MISMATCH)
+        raise ArtifactError(
+            f"{places[0]}: digest {artifacts[0].digest}, {packed.path} was packed from {digest}", MISMATCH
+        )
     return fitting[0]

@@ -16,13 +16,13 @@ class Partners:
 
     def __init__(self, rows: TokenRows) -> None:
         self._rows = rows
-        found = rows.columns(np.arange(len(rows)), ["label", "length", "trained_tokens"])
-        labelled = np.flatnonzero(~np.isnan(found["label"]) & (found["trained_tokens"] > 0))
+        columns = rows.columns(np.arange(len(rows)), ["label", "length", "trained_tokens"])
+        labelled = np.flatnonzero(~np.isnan(columns["label"]) & (columns["trained_tokens"] > 0))
         self.of_row = np.full(len(rows), -1, np.int64)
         """Whose answer each row is given; -1 where there is none."""
         if len(labelled) > 1:
             self.of_row[labelled] = np.roll(labelled, -(len(labelled) // 2))
-        self._longest = int(found["length"].max(initial=0))
+        self._longest = int(columns["length"].max(initial=0))
 
     def lay(self, rows: NDArray[np.int64]) -> Bin:
         """The mismatched rows of `rows`, all of which have a partner, end to end, under the ordinals of their prompts.

@@ -50,8 +50,10 @@ class RewardsReader:
             raise ArtifactError(
                 f"{place}, so {self.artifacts[0].path} cannot be its rewards; take both or none", MISMATCH
             )
-        found = [entry.digest for made in self.artifacts for entry in made.manifest.inputs if entry.port == "rollouts"]
-        if found != [made.digest for made in self.rollouts]:
+        digests = [
+            entry.digest for made in self.artifacts for entry in made.manifest.inputs if entry.port == "rollouts"
+        ]
+        if digests != [made.digest for made in self.rollouts]:
             raise self._of_others()
 
     def _of_others(self) -> ArtifactError:
@@ -71,14 +73,14 @@ class RewardsReader:
         return np.concatenate(pieces)
 
     def _one_temperature(self) -> float:
-        found = {float(made.manifest.metrics.get("temperature", 1.0)) for made in self.rollouts}
-        if len(found) > 1 or not min(found) > 0:
+        temperatures = {float(made.manifest.metrics.get("temperature", 1.0)) for made in self.rollouts}
+        if len(temperatures) > 1 or not min(temperatures) > 0:
             raise ArtifactError(
-                f"{self.rollouts[0].path}: sampled at temperature {', '.join(f'{t:g}' for t in sorted(found))}; a step"
-                " needs one temperature above 0",
+                f"{self.rollouts[0].path}: sampled at temperature "
+                f"{', '.join(f'{t:g}' for t in sorted(temperatures))}; a step needs one temperature above 0",
                 MISMATCH,
             )
-        return found.pop()
+        return temperatures.pop()
 
     def group_tokens(self) -> NDArray[np.float64]:
         """Sampled tokens of the live rows of each row's prompt, by row; 0 where there is none."""

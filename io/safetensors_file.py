@@ -140,12 +140,12 @@ def _read_header(fd: int, size: int, path: Path) -> tuple[dict[str, str], dict[s
         fail("header does not begin with {")
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) != len(pairs):
+        members = dict(pairs)
+        if len(members) != len(pairs):
             names = [name for name, _ in pairs]
             twice = next(name for name in names if names.count(name) > 1)
             fail(f"header names {twice!r} twice")
-        return found
+        return members
 
     try:
         header = json.loads(raw.decode("utf-8"), object_pairs_hook=unique)

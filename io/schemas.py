@@ -273,14 +273,14 @@ Rows are those of the token tables that were scored, in their order.
 """
 
 
-def check_schema(found: pa.Schema, expected: pa.Schema, place: Any) -> None:
+def check_schema(schema: pa.Schema, expected: pa.Schema, place: Any) -> None:
     """Raises ArtifactError (78) naming the first column of `found` that differs from `expected`."""
     for field in expected:
-        index = found.get_field_index(field.name)
+        index = schema.get_field_index(field.name)
         if index < 0:
             raise ArtifactError(f'{place}: no column "{field.name}"; make it again with this version', MISMATCH)
-        if found.field(index).type != field.type:
+        if schema.field(index).type != field.type:
             raise ArtifactError(
-                f'{place}: column "{field.name}" is {found.field(index).type}, expected {field.type}; make it again',
+                f'{place}: column "{field.name}" is {schema.field(index).type}, expected {field.type}; make it again',
                 MISMATCH,
             )

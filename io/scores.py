@@ -74,14 +74,14 @@ class ScoresReader:
         count = int(self.artifact.manifest.config.get("top_k", 0))
         if not count:
             raise ArtifactError(f"{self.artifact.path}: has no likeliest tokens; score again with --top-k 64", MISMATCH)
-        found = np.full((int(lengths.sum()), count), 0 if name == "top_ids" else np.nan, np.float32)
+        top_values = np.full((int(lengths.sum()), count), 0 if name == "top_ids" else np.nan, np.float32)
         batches = np.searchsorted(self._offsets, rows, side="right") - 1
         borders = np.cumsum([0, *lengths.tolist()])
         for row, number, border in zip(rows.tolist(), batches.tolist(), borders.tolist(), strict=False):
             values, start = self._row(self._table.batch(number), row - int(self._offsets[number]), name)
             piece = values.reshape(-1, count)
-            found[border + start : border + start + len(piece)] = piece
-        return found
+            top_values[border + start : border + start + len(piece)] = piece
+        return top_values
 
     def values(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """[rows, C]: what a head of the whole row said: a reward, classes, an embedding.
@@ -93,7 +93,7 @@ class ScoresReader:
                 f"{self.artifact.path}: a critic's numbers, one for each token; score with a reward model", MISMATCH
             )
         batches = np.searchsorted(self._offsets, rows, side="right") - 1
-        found = []
+        parts = []
         for row, number in zip(rows.tolist(), batches.tolist(), strict=True):
             column = self._table.batch(number).column("values")
             index = row - int(self._offsets[number])
@@ -102,8 +102,8 @@ class ScoresReader:
                     f"{self.artifact.path}: scores of tokens; score with a reward model, a classifier, or --head pool",
                     MISMATCH,
                 )
-            found.append(to_numpy(column.values)[slice(*to_numpy(column.offsets)[index : index + 2])])
-        return np.stack(found) if found else np.empty((0, 0), np.float32)
+            parts.append(to_numpy(column.values)[slice(*to_numpy(column.offsets)[index : index + 2])])
+        return np.stack(parts) if parts else np.empty((0, 0), np.float32)
 
     def _row(self, batch: Any, index: int, name: str) -> tuple[NDArray[np.float32], int]:
         column = batch.column(name)

@@ -104,11 +104,11 @@ class Opened:
         """
         import datasets
 
-        found = self.dataset()
+        dataset = self.dataset()
         columns: dict[str, list[Any]] = {"input_ids": [], "labels": []}
-        if isinstance(found, Bins):
+        if isinstance(dataset, Bins):
             columns["seq_lengths"] = []
-        for item in map(found.numpy, range(len(found))):
+        for item in map(dataset.numpy, range(len(dataset))):
             columns["input_ids"].append(item["input_ids"])
             columns["labels"].append(item["labels"])
             if "cu_seqlens" in item:
@@ -182,14 +182,14 @@ class Bins(_Dataset):
         """Bin `index` in the order of the epoch. Raises IndexError."""
         if not 0 <= index < len(self):
             raise IndexError(index)
-        found = self.reader.bin(int(self._order[index]))
-        ids = found.input_ids.astype(np.int64)
+        bin_columns = self.reader.bin(int(self._order[index]))
+        ids = bin_columns.input_ids.astype(np.int64)
         return {
             "input_ids": ids,
-            "labels": _labels(ids, found.weights),
-            "position_ids": found.position_ids.astype(np.int64),
-            "weights": found.weights,
-            "cu_seqlens": found.cu_seqlens,
+            "labels": _labels(ids, bin_columns.weights),
+            "position_ids": bin_columns.position_ids.astype(np.int64),
+            "weights": bin_columns.weights,
+            "cu_seqlens": bin_columns.cu_seqlens,
         }
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -233,8 +233,8 @@ def _stage(name: str) -> Stage:
     if reference is None:
         raise ConfigError(f"{name}: no such stage{closest(name, list(STAGES))}; there are {', '.join(STAGES)}")
     module, _, attribute = reference.partition(":")
-    found: Stage = getattr(importlib.import_module(module), attribute)
-    return found
+    stage: Stage = getattr(importlib.import_module(module), attribute)
+    return stage
 
 
 def _split(declared: Stage, given: dict[str, Any]) -> tuple[dict[str, list[str]], dict[str, Any]]:

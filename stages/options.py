@@ -88,8 +88,8 @@ def chosen_struct(field: Field, name: str | None) -> type[Any]:
     assert choice is not None
     if name is None or name == tag(field.default):
         return type(field.default)
-    found: type[Any] = find(f"--{field.name.replace('_', '-')}", choice.group, choice.table, name)
-    return found
+    struct: type[Any] = find(f"--{field.name.replace('_', '-')}", choice.group, choice.table, name)
+    return struct
 
 
 def options(struct: type[Any], chosen: Mapping[str, str] = types.MappingProxyType({})) -> dict[str, Option]:

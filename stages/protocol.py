@@ -69,18 +69,16 @@ class Stop:
 
 
 class Out:
-    """Where a stage writes. `dir` is the artifact being made (unset for a stream), `work` outlives a stopped run."""
+    """Where a stage writes: `dir` is the artifact being made (none for a stream), `checkpoints` outlives a stop."""
 
-    def __init__(
-        self, stage: Stage, key: str, target: Path | None, sink: BinaryIO | None, directory: Path | None
-    ) -> None:
+    def __init__(self, stage: Stage, key: str, target: Path | None, sink: BinaryIO | None, folder: Path | None) -> None:
         self.stage, self.key, self.target = stage, key, target
         self.rank = 0
         """Which process of a launcher this is; only rank 0 has a `dir`."""
         self.shard: tuple[int, int] | None = None
         """Part I of N, from 1, of work that several processes share: it goes beside the output, and has no `dir`."""
-        self.sink, self.directory = sink, directory
-        self.ledger = Ledger(directory / "ledger.arrow" if directory else None)
+        self.sink, self._dir = sink, folder
+        self.ledger = Ledger(folder / "ledger.arrow" if folder else None)
         self.threads = 1
         self.force = False
         self.stop = Stop()
@@ -96,12 +94,12 @@ class Out:
     @property
     def dir(self) -> Path:
         """The folder to put files in."""
-        assert self.directory is not None, f"{self.stage.name} writes a stream"
-        return self.directory
+        assert self._dir is not None, f"{self.stage.name} writes a stream"
+        return self._dir
 
     @property
-    def work(self) -> Path:
-        """A folder beside the output for state that must survive a stop: checkpoints. Not made until used."""
+    def checkpoints(self) -> Path:
+        """`OUTPUT.checkpoints`: what must survive a stop, checkpoints and journals. Not made until used."""
         assert self.target is not None, f"{self.stage.name} writes a stream"
         return self.target.parent / f"{self.target.name}.checkpoints"
 
@@ -124,11 +122,11 @@ def differences(stage: Stage, made: Manifest, config: dict[str, Any], inputs: li
     if made.stage != stage.name:
         return f"{made.stage} made it, this is {stage.name}"
     old, new = _by_port(made.inputs), _by_port(inputs)
-    found = [f"input {port} changed" for port in sorted(old.keys() | new.keys()) if old.get(port) != new.get(port)]
-    found += changes(stage.config, made.config, config)
+    reasons = [f"input {port} changed" for port in sorted(old.keys() | new.keys()) if old.get(port) != new.get(port)]
+    reasons += changes(stage.config, made.config, config)
     if made.stage_version != stage.version:
-        found.append(f"stage version was {made.stage_version}, is {stage.version}")
-    return ", ".join(found) or "its key differs"
+        reasons.append(f"stage version was {made.stage_version}, is {stage.version}")
+    return ", ".join(reasons) or "its key differs"
 
 
 def _by_port(inputs: list[InputEntry]) -> dict[str, list[str]]:

@@ -1,4 +1,4 @@
-"""Runs a stage: finds and checks its inputs, names the work, skips it if it is done, and commits what it made.
+"""Runs a stage: finds and checks its inputs, says which job that is, skips it if it is done, and commits what it made.
 
 Stages know nothing of this; everything that holds for all of them (keys, locks, ledgers, signals, side files) is here.
 """
@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -49,7 +49,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     force: bool = False
     """Make the output again, whatever is there."""
     replace: bool = False
-    """Make it again only if other work has made it."""
+    """Make it again only if another job has made it."""
     threads: int = 0
     """0 uses every core."""
     max_dropped: float = 1.0
@@ -84,7 +84,7 @@ class Interrupted(BaseException):
 
 def find_inputs(stage: Stage, given: dict[str, list[str]]) -> Inputs:
     """Open and digest every input. Raises ConfigError (2), ArtifactError (65, 66, 77, 78)."""
-    found: Inputs = {}
+    inputs: Inputs = {}
     for name, port in stage.inputs.items():
         references = given.get(name, [])
         if port.required and not references:
@@ -92,10 +92,10 @@ def find_inputs(stage: Stage, given: dict[str, list[str]]) -> Inputs:
             raise ConfigError(f"{stage.name}: no {name} given; {flag}: {port.help}", USAGE)
         if len(references) > 1 and not port.many:
             raise ConfigError(f"{stage.name}: {len(references)} times {name}, expected one", USAGE)
-        found[name] = [item for reference in references for item in find_input(name, port, reference)]
+        inputs[name] = [item for reference in references for item in find_input(name, port, reference)]
     if stage.implied:
-        found = load(stage.implied)(found)
-    return found
+        inputs = load(stage.implied)(inputs)
+    return inputs
 
 
 def find_input(name: str, port: Port, reference: str) -> list[Input]:
@@ -150,11 +150,21 @@ def _example(port: str, said: str) -> str:
     return f"{ {'scores': 'ref'}.get(port, 'name') }={said or 'path'}"
 
 
-def name_work(stage: Stage, config: Any, inputs: Inputs) -> tuple[str, dict[str, Any], list[InputEntry]]:
-    """Content key, resolved config and input entries of the work."""
+class Job(NamedTuple):
+    """What a stage is to make: equal jobs make equal bytes."""
+
+    key: str
+    """Content key: a digest of the stage, its version, and what follows."""
+    config: dict[str, Any]
+    """Every option, resolved."""
+    inputs: list[InputEntry]
+
+
+def job_of(stage: Stage, config: Any, inputs: Inputs) -> Job:
+    """The job of a stage with this config and these inputs."""
     resolved = to_plain(config)
     entries = [item.entry() for items in inputs.values() for item in items]
-    return content_key(stage.name, stage.version, keyed(stage.config, resolved), entries), resolved, entries
+    return Job(content_key(stage.name, stage.version, keyed(stage.config, resolved), entries), resolved, entries)
 
 
 def run_stage(stage: Stage, config: Any, given: dict[str, list[str]], output: Path | None, options: Options) -> Outcome:
@@ -168,8 +178,8 @@ def run_stage(stage: Stage, config: Any, given: dict[str, list[str]], output: Pa
     if output is None and not stage.stream:
         raise ConfigError(f"{stage.name}: no output; pass -o DIR", USAGE)
     inputs = find_inputs(stage, given)
-    key, resolved, entries = name_work(stage, config, inputs)
-    done = None if output is None or options.force else _done_before(stage, (key, resolved, entries), output, options)
+    job = job_of(stage, config, inputs)
+    done = None if output is None or options.force else _done_before(stage, job, output, options)
     if done:
         for stream in (item.stream for items in inputs.values() for item in items if item.stream):
             for _ in stream:  # the stage before us must not die of a closed pipe
@@ -181,9 +191,9 @@ def run_stage(stage: Stage, config: Any, given: dict[str, list[str]], output: Pa
     with contextlib.ExitStack() as stack:
         staging = stack.enter_context(Staging(output)) if output is not None and not helps else None
         sink = stack.enter_context(stdout_sink()) if output is None else None
-        out = Out(stage, key, output, sink, staging.path if staging else None)
+        out = Out(stage, job.key, output, sink, staging.path if staging else None)
         out.rank, out.threads = rank, options.threads or len(os.sched_getaffinity(0))
-        out.force, out.inputs, out.config = options.force or options.replace, entries, resolved
+        out.force, out.inputs, out.config = options.force or options.replace, job.inputs, job.config
         out.kind, out.shard = stage.kind(config), options.shard
         stack.enter_context(_signals(out))
         run = importlib.import_module(f"{stage.package or f'postmill.stages.{stage.name}'}.run").run
@@ -194,9 +204,9 @@ def run_stage(stage: Stage, config: Any, given: dict[str, list[str]], output: Pa
                 kind=stage.kind(config),
                 stage=stage.name,
                 stage_version=stage.version,
-                key=key,
-                config=resolved,
-                inputs=entries,
+                key=job.key,
+                config=job.config,
+                inputs=job.inputs,
                 files=list_files(staging.path, out.digests()) if staging else [],
                 counts=counts,
                 metrics=result.metrics,
@@ -232,17 +242,15 @@ def run_service(stage: Stage, config: Any, given: dict[str, list[str]], *, threa
     importlib.import_module(f"{stage.package or f'postmill.stages.{stage.name}'}.run").run(config, inputs, out)
 
 
-def _done_before(
-    stage: Stage, work: tuple[str, dict[str, Any], list[InputEntry]], output: Path, options: Options
-) -> Artifact | None:
-    """The artifact at `output` if it is this very work. Raises ArtifactError (73) for other work, unless it is to be
+def _done_before(stage: Stage, job: Job, output: Path, options: Options) -> Artifact | None:
+    """The artifact at `output` if it is of this very job. Raises ArtifactError (73) for another job, unless it is to be
     replaced."""
     if not output.exists() and not output.is_symlink():
         return None
     if not (output / MANIFEST).is_file():
         raise ArtifactError(f"{output}: exists and is no artifact; choose another -o", EXISTS)
     artifact = load_artifact(output)
-    other = why_other(stage, work, artifact)
+    other = why_other(stage, job, artifact)
     if other is None:
         return artifact
     if options.replace:
@@ -254,11 +262,10 @@ def _done_before(
     )
 
 
-def why_other(stage: Stage, work: tuple[str, dict[str, Any], list[InputEntry]], artifact: Artifact) -> str | None:
-    """What an artifact was made from instead of this work; None if it is what the work would make."""
-    key, resolved, entries = work
-    if artifact.manifest.key != key:
-        return differences(stage, artifact.manifest, resolved, entries)
+def why_other(stage: Stage, job: Job, artifact: Artifact) -> str | None:
+    """In what an artifact differs from what the job would make; None if it is that."""
+    if artifact.manifest.key != job.key:
+        return differences(stage, artifact.manifest, job.config, job.inputs)
     return changed_media(artifact)
 
 

@@ -13,7 +13,7 @@ from postmill.io.manifest import load_artifact, verify_files
 from postmill.io.packed import PackedReader
 from postmill.stages.options import make
 from postmill.stages.protocol import Out
-from postmill.stages.runner import Options, find_inputs, name_work, run_stage
+from postmill.stages.runner import Options, find_inputs, job_of, run_stage
 from postmill.stages.train import run as train_stage
 from postmill.stages.train.config import STAGE, Train
 
@@ -61,9 +61,9 @@ class StopAfter:
 def stop_at(cfg, ports, target, step):
     """Run the stage itself until `step` steps are done; its output is thrown away."""
     inputs = find_inputs(STAGE, ports)
-    key, resolved, entries = name_work(STAGE, cfg, inputs)
-    out = Out(STAGE, key, target, None, target.parent / "nowhere")
-    out.threads, out.inputs, out.config, out.stop = 1, entries, resolved, StopAfter(step)
+    job = job_of(STAGE, cfg, inputs)
+    out = Out(STAGE, job.key, target, None, target.parent / "nowhere")
+    out.threads, out.inputs, out.config, out.stop = 1, job.inputs, job.config, StopAfter(step)
     with pytest.raises(StageError) as error:
         train_stage.run(cfg, inputs, out)
     assert error.value.code == 75

@@ -20,8 +20,8 @@ from harness import Case, Rival
 
 from postmill import _native
 from postmill.stages.tokenize.config import Tokenize
-from postmill.stages.tokenize.model import choose_templates, load_tokenizer
 from postmill.stages.tokenize.run import make_encoder
+from postmill.stages.tokenize.tokenizer import choose_templates, load_tokenizer
 
 MAX_BYTES = 12_000_000
 WEIGHTS = {"one weight": "all", "turns": "default", "two strategies": "default+hermes+ignore_empty_think"}

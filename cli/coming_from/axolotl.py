@@ -9,13 +9,13 @@ from postmill.cli.coming_from.rule import Rule, carry, is_true, missing, needles
 
 def datasets(value: Any, _: Mapping[str, Any]) -> list[str] | None:
     """References of the data sets: a path, or a name on Hugging Face."""
-    found = []
+    names = []
     for item in value if isinstance(value, list) else [value]:
         name = str(item.get("path", "") if isinstance(item, dict) else item)
         local = name.startswith((".", "/")) or "." in name.rpartition("/")[2]
         subset = f":{item['name']}" if isinstance(item, dict) and item.get("name") else ""
-        found += [name if local or not name else f"hf:{name}{subset}"]
-    return [name for name in found if name] or None
+        names += [name if local or not name else f"hf:{name}{subset}"]
+    return [name for name in names if name] or None
 
 
 def task(config: Mapping[str, Any]) -> str:

@@ -33,7 +33,7 @@ def several(value: Any, _: Mapping[str, Any]) -> int | None:
 
 def flat(options: Mapping[str, Any], known: Mapping[str, Rule]) -> dict[str, Any]:
     """Keys of tables joined by dots, as far as the rules know them; a table that is switched off is False."""
-    found: dict[str, Any] = {}
+    members: dict[str, Any] = {}
 
     def put(name: str, value: Any) -> None:
         if isinstance(value, list) and f"{name}.0" in known:
@@ -43,13 +43,13 @@ def flat(options: Mapping[str, Any], known: Mapping[str, Rule]) -> dict[str, Any
             for key, item in value.items():
                 put(f"{name}.{key}", item)
         elif isinstance(value, dict) and (value.get("enabled") is False or not any(value.values())):
-            found[name] = False
+            members[name] = False
         else:
-            found[name] = value
+            members[name] = value
 
     for name, value in options.items():
         put(name, value)
-    return found
+    return members
 
 
 def _under(table: str, names: str) -> str:

@@ -71,17 +71,17 @@ def _tool(path: Path, options: Mapping[str, Any]) -> str:
 def _commands(path: Path) -> list[Config]:
     """Commands of ms-swift in a shell script."""
     text = path.read_text(encoding="utf-8")
-    found = []
+    commands = []
     for match in _COMMAND.finditer(text):
         first = text.count("\n", 0, match.start(2)) + 1
         options: dict[str, Any] = {"": match[1]}
         places = {"": f"{path}:{first}"}
         for number, line in enumerate(match[2].split("\n"), first):
             _words(line.rstrip("\\ "), options, places, f"{path}:{number}")
-        found.append(Config("ms-swift", options, places))
-    if not found:
+        commands.append(Config("ms-swift", options, places))
+    if not commands:
         raise ConfigError(f"{path}: no command of ms-swift in it, as swift sft --model ...")
-    return found
+    return commands
 
 
 def _words(line: str, options: dict[str, Any], places: dict[str, str], place: str) -> None:

@@ -9,7 +9,7 @@ import msgspec
 from postmill.cli.coming_from import deepspeed, grpo
 from postmill.cli.coming_from.read import TOOLS, Config, rules_of
 from postmill.cli.coming_from.rule import Rule
-from postmill.cli.flags import Said, chosen_names, resolve
+from postmill.cli.flags import Given, chosen_names, resolve
 from postmill.cli.loop import Loop
 from postmill.io.errors import ConfigError
 from postmill.stages.options import options, short_names
@@ -78,25 +78,25 @@ def convert(config: Config) -> Imported:
             status = "missing" if rule.is_missing and not is_off else "needless"
             lines.append(Line(name, value, place, status, "off here too" if rule.is_missing and is_off else rule.note))
             continue
-        found = None if value is None or value in rule.drop else _value(rule, value, config)
-        if found is None:
+        converted = None if value is None or value in rule.drop else _value(rule, value, config)
+        if converted is None:
             lines.append(Line(name, value, place, "needless", rule.note or "our default says the same"))
             continue
-        lines.append(_put(rule, found, top, sections, Line(name, value, place, "carried", rule.note)))
+        lines.append(_put(rule, converted, top, sections, Line(name, value, place, "carried", rule.note)))
     _complete(task, sections, config, top)
     return Imported(config.tool, task, top, sections, lines)
 
 
 def _flat(config: Config, rules: dict[str, Rule]) -> list[tuple[str, Any]]:
     """Options, and members of tables that have rules of their own: peft_config."""
-    found: list[tuple[str, Any]] = []
+    pairs: list[tuple[str, Any]] = []
     for name, value in config.options.items():
         if name == "":
             continue
-        found.append((name, value))
+        pairs.append((name, value))
         if isinstance(value, dict):
-            found += [(key, item) for key, item in value.items() if key in rules and key not in config.options]
-    return found
+            pairs += [(key, item) for key, item in value.items() if key in rules and key not in config.options]
+    return pairs
 
 
 def _value(rule: Rule, value: Any, config: Config) -> Any:
@@ -234,16 +234,16 @@ def _fault(stage: Stage, kept: dict[str, Any], option: str, value: Any) -> str:
         known = options(stage.config, chosen_names(stage.config, said))
         if option not in short_names(known):
             return f"no {option} in {stage.name} as it is chosen here"
-        filled = said | ({"row_tokens": [Said(2048, "", False)]} if stage.name == "pack" else {})
+        filled = said | ({"row_tokens": [Given(2048, "", False)]} if stage.name == "pack" else {})
         resolve(stage.config, filled, stage.name)
     except ConfigError as error:
         return str(error).split("\n")[0]
     return ""
 
 
-def _said(value: Any) -> Said:
+def _said(value: Any) -> Given:
     """A text as a flag would give it, so that 1e-4 is a number whoever wrote it."""
-    return Said(value, "", isinstance(value, str))
+    return Given(value, "", isinstance(value, str))
 
 
 def to_toml(imported: Imported, origin: str) -> str:

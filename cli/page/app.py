@@ -115,8 +115,8 @@ class App:
             raise Refused(403, "this page may not run anything; start it with `postmill ui --allow-run`")
         kind, function = known
         ask = await self._body(request, kind)
-        found = await asyncio.to_thread(function, ask)
-        return 200, "application/json", msgspec.json.encode(found), {}
+        answer = await asyncio.to_thread(function, ask)
+        return 200, "application/json", msgspec.json.encode(answer), {}
 
     async def _body(self, request: Request, kind: type[Any] | None) -> Any:
         """What was asked. Raises Refused (400, 411, 413, 415)."""

@@ -17,7 +17,7 @@ def curves(output: Path) -> dict[str, Any]:
     from postmill.cli.plot import METRICS, names_in, read_metrics
     from postmill.stages.shared.chart import thin
 
-    found: list[dict[str, Any]] = []
+    curves_of_runs: list[dict[str, Any]] = []
     for file in sorted({*output.glob(METRICS), *output.glob(f"*/{METRICS}")}):
         try:
             lines = read_metrics(str(file))
@@ -29,8 +29,8 @@ def curves(output: Path) -> dict[str, Any]:
         for name in names:
             points = [(float(line["step"]), float(line[name])) for line in lines if _is_number(line.get(name))]
             if points:
-                found.append({"name": f"{owner}: {name}", "points": thin(points)})
-    return {"curves": found}
+                curves_of_runs.append({"name": f"{owner}: {name}", "points": thin(points)})
+    return {"curves": curves_of_runs}
 
 
 def _is_number(value: Any) -> bool:
@@ -55,14 +55,14 @@ def estimated(ask: plan.Ask, folder: Folder) -> dict[str, Any]:
     if planned.faults:
         raise Refused(400, "\n".join(planned.faults))
     steps = read_steps(find_recipe(ask.recipe), plan.settings_of(ask), Path(ask.output), besides=("loop",))
-    found = {}
+    estimates = {}
     for step in steps:
         if step.stage.name == "train":
             try:
-                found[step.name] = needs(read(_argv(step, steps)))
+                estimates[step.name] = needs(read(_argv(step, steps)))
             except (ArtifactError, ConfigError) as error:
                 raise Refused(400, str(error)) from None
-    return {"trainings": found}
+    return {"trainings": estimates}
 
 
 def _argv(step: Step, steps: list[Step]) -> list[str]:

@@ -26,12 +26,12 @@ class Folder:
         if not text or "\0" in text:
             raise Refused(400, "an empty path")
         try:
-            found = (self.root / text).resolve()
+            path = (self.root / text).resolve()
         except (OSError, RuntimeError):
             raise Refused(400, f"{text[:80]}: no such path") from None
-        if not found.is_relative_to(self.root):
+        if not path.is_relative_to(self.root):
             raise Refused(403, f"{text[:80]}: outside of the folder that the page was opened for")
-        return found
+        return path
 
     def model(self, text: str) -> str:
         """A model: below the folder, or a hub's by its name. Raises Refused (400, 403)."""
@@ -51,8 +51,8 @@ class Folder:
         for part in {text, *_PARTS.split(text)}:
             named = Path(part.strip()) if part.strip() and "\0" not in part and len(part) < 4096 else None
             if named is not None and (named.is_absolute() or ".." in named.parts or part.strip()[0] == "~"):
-                found = (self.root / named.expanduser()).resolve()
-                if not found.is_relative_to(self.root) and found.exists():
+                path = (self.root / named.expanduser()).resolve()
+                if not path.is_relative_to(self.root) and path.exists():
                     raise Refused(403, f"{part.strip()[:80]}: outside of the folder that the page was opened for")
         return text
 
@@ -66,7 +66,7 @@ class Folder:
 
     def listing(self) -> dict[str, list[dict[str, Any]]]:
         """Data files, models, recipes and artifacts below the folder, not deeper than a few levels."""
-        found: dict[str, list[dict[str, Any]]] = {"data": [], "models": [], "recipes": [], "artifacts": []}
+        listed: dict[str, list[dict[str, Any]]] = {"data": [], "models": [], "recipes": [], "artifacts": []}
         waiting, left = [(self.root, 0)], _MOST_ENTRIES
         while waiting and left > 0:
             folder, depth = waiting.pop(0)
@@ -75,7 +75,7 @@ class Folder:
             except OSError:
                 continue
             left -= len(entries)
-            if self._is_whole(folder, found):
+            if self._is_whole(folder, listed):
                 continue
             for entry in entries:
                 if entry.name.startswith("."):
@@ -83,18 +83,18 @@ class Folder:
                 if entry.is_dir() and not entry.is_symlink() and depth < _DEPTH:
                     waiting.append((entry, depth + 1))
                 elif entry.suffix in _ROWS and entry.is_file():
-                    found["data"].append({"path": self.name(entry), "bytes": entry.stat().st_size})
+                    listed["data"].append({"path": self.name(entry), "bytes": entry.stat().st_size})
                 elif entry.suffix == ".toml" and entry.is_file():
-                    found["recipes"].append({"path": self.name(entry)})
-        return found
+                    listed["recipes"].append({"path": self.name(entry)})
+        return listed
 
-    def _is_whole(self, folder: Path, found: dict[str, list[dict[str, Any]]]) -> bool:
+    def _is_whole(self, folder: Path, listed: dict[str, list[dict[str, Any]]]) -> bool:
         """Whether a folder is an artifact or a model, which is then listed; nothing inside of it is."""
         if (folder / MANIFEST).is_file():
             try:
                 artifact = load_artifact(folder)
             except ValueError as error:
-                found["artifacts"].append({"path": self.name(folder), "kind": "damaged", "about": str(error)})
+                listed["artifacts"].append({"path": self.name(folder), "kind": "damaged", "about": str(error)})
                 return True
             about = artifact.manifest
             rows = about.counts.kept + about.counts.truncated if about.counts else None
@@ -104,11 +104,11 @@ class Folder:
                 "stage": about.stage,
                 "digest": artifact.digest[:19],
             }
-            found["artifacts"].append(entry | {"rows": rows, "made": (folder / MANIFEST).stat().st_mtime})
+            listed["artifacts"].append(entry | {"rows": rows, "made": (folder / MANIFEST).stat().st_mtime})
             if about.kind in ("model", "adapter"):
-                found["models"].append({"path": self.name(folder), "kind": about.kind})
+                listed["models"].append({"path": self.name(folder), "kind": about.kind})
             return True
         if (folder / "config.json").is_file() and folder != self.root:
-            found["models"].append({"path": self.name(folder), "kind": "model"})
+            listed["models"].append({"path": self.name(folder), "kind": "model"})
             return True
         return False

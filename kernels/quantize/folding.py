@@ -33,14 +33,14 @@ def awq_scales(weights: list[Tensor], moment_KK: Tensor, rounded: Callable[[Tens
     """
     size = moment_KK.diagonal().sqrt()
     size = size.clamp(min=float(size.max()) * 1e-4 + 1e-30)
-    best, found = float("inf"), None
+    best, best_scale = float("inf"), None
     for power in POWERS:
         scale = size**power
         scale = scale / (scale.max() * scale.min()).sqrt()
         error = sum(output_error(w, rounded(w * scale) / scale, moment_KK) for w in weights)
         if error < best:
-            best, found = error, scale if power else None
-    return found
+            best, best_scale = error, scale if power else None
+    return best_scale
 
 
 def smooth_scales(weights: list[Tensor], largest_K: Tensor, strength: float) -> Tensor:

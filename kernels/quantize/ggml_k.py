@@ -53,20 +53,20 @@ def _with_minimum(
     for number in range(tries + 1):
         # as ggml does, from the best minimum so far and not from the lowest weight
         fineness = (first + _TENTH * number + top) / torch.where(flat, 1.0, high - low)
-        found = (fineness.unsqueeze(-1) * (x - low.unsqueeze(-1))).round().clamp(0, top)
-        weighted = weight * found
-        sum_l, sum_l2, sum_xl = weighted.sum(-1), (weighted * found).sum(-1), (weighted * x).sum(-1)
+        attempt_codes = (fineness.unsqueeze(-1) * (x - low.unsqueeze(-1))).round().clamp(0, top)
+        weighted = weight * attempt_codes
+        sum_l, sum_l2, sum_xl = weighted.sum(-1), (weighted * attempt_codes).sum(-1), (weighted * x).sum(-1)
         det = sum_w * sum_l2 - sum_l * sum_l
         this_scale = (sum_w * sum_xl - sum_x * sum_l) / det
         this_low = (sum_l2 * sum_x - sum_l * sum_xl) / det
         above = this_low > 0
         this_scale = torch.where(above, sum_xl / sum_l2, this_scale)
         this_low = torch.where(above, 0.0, this_low)
-        error = error_of(this_scale, this_low, found)
+        error = error_of(this_scale, this_low, attempt_codes)
         better = (det > 0) & (error < best)
         best = torch.where(better, error, best)
         scale, low = torch.where(better, this_scale, scale), torch.where(better, this_low, low)
-        codes = torch.where(better.unsqueeze(-1), found, codes)
+        codes = torch.where(better.unsqueeze(-1), attempt_codes, codes)
     codes = torch.where(flat.unsqueeze(-1), 0.0, codes)
     return torch.where(flat, 0.0, scale), 0.0 - low, codes
 
@@ -88,9 +88,9 @@ def _symmetric(x: Tensor, half: int) -> tuple[Tensor, Tensor]:
     scale = torch.where(sum_l2 != 0, sum_lx / sum_l2, 0.0)
     best = scale * sum_lx
     for number in (*range(-9, 0), *range(1, 10)):
-        found, sum_lx, sum_l2 = attempt(-(half + _TENTH * number) / safe)
+        attempt_codes, sum_lx, sum_l2 = attempt(-(half + _TENTH * number) / safe)
         better = (sum_l2 > 0) & (sum_lx * sum_lx > best * sum_l2)
-        codes = torch.where(better.unsqueeze(-1), found, codes)
+        codes = torch.where(better.unsqueeze(-1), attempt_codes, codes)
         scale = torch.where(better, sum_lx / sum_l2, scale)
         best = torch.where(better, scale * sum_lx, best)
     codes = torch.where(nothing.unsqueeze(-1), float(-half), codes)

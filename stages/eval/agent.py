@@ -14,7 +14,7 @@ _NO_TOOL = "invalid_hallucination_function_name"
 _SMALL = 1e-30
 
 
-class Said(NamedTuple):
+class AgentStep(NamedTuple):
     """What an answer does: a plan, and the call or the final text."""
 
     plan: str
@@ -31,22 +31,22 @@ class Row(NamedTuple):
     tools: list[str]
 
 
-def read_said(text: str) -> Said:
+def read_step(text: str) -> AgentStep:
     """The last action of a text, and its input. `Finish` ends with an answer, or gives up."""
     arguments = text.rpartition("Action Input:")[2].strip() if "Action Input:" in text else "{}"
     action = "none"
     if "Action:" in text:
         action = text.rpartition("Action:")[2].strip().partition("Action Input:")[0].strip()
     if action != "Finish":
-        return Said("call", action, arguments, None)
+        return AgentStep("call", action, arguments, None)
     try:
         given = json.loads(arguments)
         if given["return_type"] != "give_answer":
-            return Said("give up", None, None, None)
+            return AgentStep("give up", None, None, None)
         answer = str(given["final_answer"]) if "final_answer" in given else "None"
     except (ValueError, KeyError, TypeError, RecursionError):
-        return Said("give up", None, None, None)
-    return Said("finish", action, given, "None" if answer.strip() in ("", ".", ",") else answer)
+        return AgentStep("give up", None, None, None)
+    return AgentStep("finish", action, given, "None" if answer.strip() in ("", ".", ",") else answer)
 
 
 def agent_metrics(rows: list[Row]) -> dict[str, float | int | None]:
@@ -57,7 +57,7 @@ def agent_metrics(rows: list[Row]) -> dict[str, float | int | None]:
     f1: dict[str, list[float]] = {"easy": [], "hard": [], "all": []}
     num_unknown = 0
     for row in rows:
-        right, said = read_said(row.target), read_said(row.output)
+        right, said = read_step(row.target), read_step(row.output)
         if right.action == _NO_TOOL:
             continue
         if said.action is not None and right.action != "none" and right.action not in row.tools:
@@ -86,7 +86,7 @@ def _mean(values: list[float], more: float = 0.0) -> float | None:
     return math.fsum(values) / len(values) + more if values else None
 
 
-def _add_f1(f1: dict[str, list[float]], right: Said, said: Said) -> None:
+def _add_f1(f1: dict[str, list[float]], right: AgentStep, said: AgentStep) -> None:
     """How well the arguments of a call fit, in each of the lists that it counts in."""
     if (said.action or "none") != right.action:
         for values in f1.values():
@@ -140,14 +140,14 @@ def _common(a: list[str], b: list[str]) -> list[str]:
     for i, word in enumerate(a, 1):
         for j, other in enumerate(b, 1):
             length[i][j] = length[i - 1][j - 1] + 1 if word == other else max(length[i - 1][j], length[i][j - 1])
-    found: list[str] = []
+    subsequence: list[str] = []
     i, j = len(a), len(b)
     while i and j:
         if a[i - 1] == b[j - 1]:
-            found.append(a[i - 1])
+            subsequence.append(a[i - 1])
             i, j = i - 1, j - 1
         elif length[i - 1][j] > length[i][j - 1]:
             i -= 1
         else:
             j -= 1
-    return found[::-1]
+    return subsequence[::-1]

@@ -51,7 +51,10 @@ class Finder:
 
     def __init__(self, items: Iterable[list[str]], size: int) -> None:
         """items: the texts of each, which are never joined: a run lies in one text."""
-        self._texts = [[found for text in texts if len(found := words(text)) >= min(SHORTEST, size)] for texts in items]
+        self._texts = [
+            [words_of_text for text in texts if len(words_of_text := words(text)) >= min(SHORTEST, size)]
+            for texts in items
+        ]
         self._size = size
         self._places: dict[tuple[str, ...], list[tuple[int, int, int]]] = {}
         """Run of words -> where it is: item, text, first word."""
@@ -66,21 +69,21 @@ class Finder:
 
     def search(self, text: str, place: str) -> None:
         """Mark what a training text has of the items. place: what it is called."""
-        found = words(text)
+        text_words = words(text)
         for length in self._lengths:
-            for start in range(len(found) - length + 1):
-                for item, at, first in self._places.get(tuple(found[start : start + length]), ()):
+            for start in range(len(text_words) - length + 1):
+                for item, at, first in self._places.get(tuple(text_words[start : start + length]), ()):
                     self._covered[item][at][first : first + length] = b"\1" * length
                     self._first[item] = self._first[item] or place
 
     def overlaps(self) -> list[Overlap]:
         """Of each item, in order."""
-        found = []
+        overlaps = []
         for number, covered in enumerate(self._covered):
             total = sum(map(len, covered))
             runs = [len(run) for text in covered for run in bytes(text).split(b"\0")]
             share = sum(sum(text) for text in covered) / total if total else None
-            found.append(
+            overlaps.append(
                 Overlap(
                     number=number,
                     num_words=total,
@@ -89,4 +92,4 @@ class Finder:
                     place=self._first[number],
                 )
             )
-        return found
+        return overlaps

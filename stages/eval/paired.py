@@ -81,15 +81,15 @@ def mcnemar(gained: int, lost: int) -> float:
     return min(1.0, float(Fraction(2 * ways, 1 << count)))
 
 
-def holm(found: list[Difference]) -> list[Difference]:
+def holm(differences: list[Difference]) -> list[Difference]:
     """With p-values that hold for all numbers together."""
-    order = sorted(range(len(found)), key=lambda at: found[at].p)
+    order = sorted(range(len(differences)), key=lambda at: differences[at].p)
     adjusted: dict[int, float] = {}
     most = 0.0
     for rank, at in enumerate(order):
-        most = max(most, min(1.0, (len(found) - rank) * found[at].p))
+        most = max(most, min(1.0, (len(differences) - rank) * differences[at].p))
         adjusted[at] = most
-    return [msgspec.structs.replace(each, p_holm=adjusted[at]) for at, each in enumerate(found)]
+    return [msgspec.structs.replace(each, p_holm=adjusted[at]) for at, each in enumerate(differences)]
 
 
 def _sums(values: Floats, cluster_of: NDArray[Any]) -> Floats:

@@ -60,8 +60,8 @@ def run(cfg: Eval, inputs: Inputs, out: Out) -> Result:
     _gate(cfg, metrics, after)
     for name in ("", "before_"):
         _journal_path(out, name).unlink(missing_ok=True)
-    if out.work.is_dir() and not any(out.work.iterdir()):
-        out.work.rmdir()
+    if out.checkpoints.is_dir() and not any(out.checkpoints.iterdir()):
+        out.checkpoints.rmdir()
     return Result(metrics=metrics, versions=versions, digests=digests)
 
 
@@ -120,12 +120,12 @@ def _ask_url(cfg: Eval, questions: list[Question], out: Out) -> tuple[Side, str]
         )
         for question in questions
     ]
-    found = ask_all(engine, requests, sampling, out=out, name=_journal_path(out, "").name, what="answers")
+    replies = ask_all(engine, requests, sampling, out=out, name=_journal_path(out, "").name, what="answers")
     answers = {
         key: Answer(item_id=key, error=reply.error)
         if reply.error is not None
         else Answer(item_id=key, output=reply.text, finish_reason=reply.finish)
-        for key, reply in found.items()
+        for key, reply in replies.items()
     }
     side = Side(answers, {q.item_id: score(q, answers[q.item_id].output) for q in questions})
     _write(out, "", questions, side)
@@ -134,7 +134,7 @@ def _ask_url(cfg: Eval, questions: list[Question], out: Out) -> tuple[Side, str]
 
 
 def _journal_path(out: Out, prefix: str) -> Path:
-    return out.work / f"{prefix}replies.jsonl"
+    return out.checkpoints / f"{prefix}replies.jsonl"
 
 
 def _ask(  # noqa: PLR0917  every one of them is needed
@@ -163,16 +163,16 @@ def _ask(  # noqa: PLR0917  every one of them is needed
     name = _journal_path(out, prefix).name
 
     what = f"answers {prefix.rstrip('_')}".strip()
-    found = ask_all(engine, requests, sampling, out=out, name=name, what=what)
+    replies = ask_all(engine, requests, sampling, out=out, name=name, what=what)
     answers: dict[str, Answer] = {}
     for question in questions:
         prompt, key = prompts[question.item_id], question.item_id
         if isinstance(prompt, str):
             answers[key] = Answer(item_id=key, error=prompt)
-        elif found[key].error is not None:
-            answers[key] = Answer(item_id=key, error=found[key].error)
+        elif replies[key].error is not None:
+            answers[key] = Answer(item_id=key, error=replies[key].error)
         else:
-            reply = found[key]
+            reply = replies[key]
             text = speaker.text(reply.ids, is_stopped=reply.finish == "stop")
             answers[key] = Answer(
                 item_id=key, prompt_ids=prompt, output=text, output_ids=reply.ids, finish_reason=reply.finish
@@ -189,8 +189,8 @@ def _prompt(speaker: Speaker, question: Question) -> tuple[list[int] | str, dict
         sounds = [speaker.hear(path.read_bytes(), str(path)) for path in question.sounds]
     except ArtifactError as error:
         return str(error), {}
-    found = speaker.picture_prompt(to_parts(question.messages, pictures, sounds))
-    return (found, {}) if isinstance(found, str) else found
+    prompt = speaker.picture_prompt(to_parts(question.messages, pictures, sounds))
+    return (prompt, {}) if isinstance(prompt, str) else prompt
 
 
 def _write(out: Out, prefix: str, questions: list[Question], side: Side) -> None:
@@ -232,13 +232,13 @@ def _read_replies(tested: Input, questions: list[Question]) -> dict[str, Answer]
     """Answers of an earlier eval. Raises ArtifactError (78) unless it asked these very questions in these words."""
     assert tested.artifact is not None
     rows = [row for batch in TableReader(tested.artifact.file(ITEMS), EVAL_ITEMS_V1) for row in batch.to_pylist()]
-    found = {row["item_id"]: row for row in rows}
+    by_item = {row["item_id"]: row for row in rows}
     for question in questions:
-        row = found.get(question.item_id)
+        row = by_item.get(question.item_id)
         if row is None or row["prompt"] != question.prompt():
             why = "was not asked" if row is None else "was asked in other words"
             raise ArtifactError(
                 f"{tested.path}: question {question.item_id!r} {why} there; ask the model again", MISMATCH
             )
     keys = Answer.__struct_fields__
-    return {q.item_id: Answer(**{key: found[q.item_id][key] for key in keys}) for q in questions}
+    return {q.item_id: Answer(**{key: by_item[q.item_id][key] for key in keys}) for q in questions}

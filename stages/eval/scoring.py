@@ -7,7 +7,7 @@ from fractions import Fraction
 
 import msgspec
 
-from postmill.stages.eval.agent import read_said
+from postmill.stages.eval.agent import read_step
 from postmill.stages.eval.config import Rule
 from postmill.stages.eval.measures import likeness, overlap, read_box, words_right
 from postmill.stages.eval.questions import LETTERS, Question
@@ -56,7 +56,7 @@ def _choice(output: str, question: Question) -> Score:
 
 def _agent(output: str, question: Question) -> Score:
     """The same plan as the reference, and the same action; `agent_metrics` has the numbers of all rows."""
-    right, said = read_said(question.answers[0]), read_said(output)
+    right, said = read_step(question.answers[0]), read_step(output)
     done = f"{said.plan} {said.action}" if said.plan == "call" else said.plan
     return Score((said.plan, said.action) == (right.plan, right.action), done)
 
@@ -64,7 +64,7 @@ def _agent(output: str, question: Question) -> Score:
 def _iou(output: str, question: Question) -> Score:
     """A box that shares more than half of both areas with the one that is expected."""
     box = read_box(output)
-    wanted = [found for answer in question.answers if (found := read_box(answer))]
+    wanted = [right for answer in question.answers if (right := read_box(answer))]
     if box is None or not wanted:
         return Score(False, "no box", 0.0)
     best = max(overlap(box, other) for other in wanted)
@@ -133,7 +133,7 @@ def contains(output: str, answer: str) -> bool:
     if number:
         # two slashes make a date, not a fraction: its parts are numbers
         text = re.sub(r"\d+(?:/\d+){2,}", lambda date: date.group().replace("/", " "), text)
-        return _value(number) in [_value(found) for found in _NUMBER.finditer(text)]
+        return _value(number) in [_value(match) for match in _NUMBER.finditer(text)]
     before = _BEFORE + (_BEFORE_DIGIT if wanted[:1].isdigit() else "")
     after = _AFTER + (_AFTER_DIGIT if wanted[-1:].isdigit() else "")
     return re.search(before + re.escape(wanted) + after, text) is not None

@@ -93,11 +93,11 @@ def load_adapter(path: Path, scale: float, base: Base) -> Adapter:
             if name.under_tokens:
                 token_tensors.add(tensor)
     edits: dict[str, list[Edit]] = {}
-    for (module_name, depth), found in parts.items():
-        module = Module(path, module_name, depth, found, shared, config, base, scale)
-        for tensor, edit in (tokens if TOKENS in found else method.rule)(module):
+    for (module_name, depth), factors in parts.items():
+        module = Module(path, module_name, depth, factors, shared, config, base, scale)
+        for tensor, edit in (tokens if TOKENS in factors else method.rule)(module):
             edits.setdefault(tensor, []).append(edit)
-            if TOKENS in found:
+            if TOKENS in factors:
                 token_tensors.add(tensor)
     adapter = Adapter(
         path, file, config, edits, replaced, bool(config.get("ensure_weight_tying")), frozenset(token_tensors)
@@ -166,19 +166,19 @@ def _adapter_name(file: SafetensorsFile, prefixes: tuple[str, ...]) -> str:
 
     Raises ArtifactError (78) if the file holds several adapters.
     """
-    found: set[str] = set()
+    names: set[str] = set()
     for name in file.tensors:
         words = name.split(".")
         at = next((n for n, word in enumerate(words) if word.startswith(prefixes)), None)
         if at is not None and words[at + 1 :] and words[at + 1] not in ("weight", "bias"):
-            found.add(words[at + 1])
-    if len(found) > 1:
+            names.add(words[at + 1])
+    if len(names) > 1:
         raise ArtifactError(
-            f"{file.path}: holds the adapters {', '.join(sorted(found))}; save the one to merge with PEFT's"
+            f"{file.path}: holds the adapters {', '.join(sorted(names))}; save the one to merge with PEFT's"
             " save_pretrained",
             MISMATCH,
         )
-    return found.pop() if found else "default"
+    return names.pop() if names else "default"
 
 
 def _take_apart(name: str, prefixes: tuple[str, ...], said: str) -> _Name | None:

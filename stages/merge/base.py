@@ -85,10 +85,10 @@ class Base:
         """
         if tensor in self.weights.where:
             return tensor
-        found = self._by_bare.get(bare(tensor), [])
-        if len(found) == 1:
-            return found[0]
-        return self.head if not found and self.tied and bare(tensor) == bare(self.head) else ""
+        matches = self._by_bare.get(bare(tensor), [])
+        if len(matches) == 1:
+            return matches[0]
+        return self.head if not matches and self.tied and bare(tensor) == bare(self.head) else ""
 
     def closest(self, tensor: str) -> str:
         """A tensor of the base whose name is near, "" if none is."""

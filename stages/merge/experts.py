@@ -80,12 +80,12 @@ def stacked_edits(module: Module, parameter: str, factors: Factors) -> Edits:
             MISMATCH,
         )
     size = factors.b.shape[0] // len(leaves)
-    found: Edits = []
+    all_edits: Edits = []
     for number, one in enumerate(_per_expert(module, factors, num_experts)):
         for half, leaf in enumerate(leaves):
             part = Factors(one.a, one.b[half * size : (half + 1) * size], one.scale)
-            found.append((base.find(f"{module.name}.{number}.{leaf}.weight"), part.edit(transposed=False)))
-    return found
+            all_edits.append((base.find(f"{module.name}.{number}.{leaf}.weight"), part.edit(transposed=False)))
+    return all_edits
 
 
 def one_expert_edit(module: Module, factors: Factors) -> tuple[str, Edit] | None:

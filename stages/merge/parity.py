@@ -56,9 +56,9 @@ def check_parity(
         _merge_and_round(adapted, merged_dtype, everything=cfg.dtype != "auto")
         rounding = _compare(expected, _logits(adapted, ids))["relative_difference"]
     del model, adapted
-    found = _logits(load_model(out.dir, "float32"), ids)
+    merged_logits = _logits(load_model(out.dir, "float32"), ids)
     limit = max(_FLOOR, rounded(cfg.tolerance * rounding))
-    report = _compare(expected, found) | {"source": source, "rounding": rounding, "limit": limit}
+    report = _compare(expected, merged_logits) | {"source": source, "rounding": rounding, "limit": limit}
     (out.dir / REPORT).write_bytes(msgspec.json.format(msgspec.json.encode(report)) + b"\n")
     if not report["relative_difference"] <= limit:
         raise StageError(
@@ -132,9 +132,9 @@ def _logits(model: Any, rows: list[list[int]]) -> list[np.ndarray[Any, Any]]:
         return [model(input_ids=torch.tensor([row])).logits[0].float().numpy() for row in rows]
 
 
-def _compare(expected: list[np.ndarray[Any, Any]], found: list[np.ndarray[Any, Any]]) -> dict[str, Any]:
+def _compare(expected: list[np.ndarray[Any, Any]], merged: list[np.ndarray[Any, Any]]) -> dict[str, Any]:
     """Differences, to three digits: more would only repeat the rounding of one machine."""
-    left, right = (np.concatenate([np.atleast_2d(a) for a in side]) for side in (expected, found))
+    left, right = (np.concatenate([np.atleast_2d(a) for a in side]) for side in (expected, merged))
     difference = np.abs(left - right)
     return {
         "num_tokens": len(left),

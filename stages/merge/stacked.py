@@ -34,34 +34,34 @@ def for_peft(path: Path, stacks: dict[str, tuple[int, ...]], folder: Path) -> Pa
 
     stacks: names and shapes of the three-dimensional parameters of the model in memory.
     """
-    found: Factors = {}
+    unstacked: Factors = {}
     others: dict[str, F32] = {}
     with SafetensorsFile(path / ADAPTER_WEIGHTS) as file:
         for name, entry in file.tensors.items():
             values = to_float32(file.read(name), entry.dtype).reshape(entry.shape)
             match = _FACTOR.fullmatch(without_wrappers(name))
             if match:
-                sides = found.setdefault((match["stack"], match["leaf"]), {}).setdefault(int(match["number"]), {})
+                sides = unstacked.setdefault((match["stack"], match["leaf"]), {}).setdefault(int(match["number"]), {})
                 sides[match["side"]] = values
             else:
                 others[name] = values
     in_memory = {bare(name): name for name in stacks}
-    if not found or not any(f"{bare(stack)}.down_proj" in in_memory for stack, _ in found):
+    if not unstacked or not any(f"{bare(stack)}.down_proj" in in_memory for stack, _ in unstacked):
         return path
     config = load_json(path / ADAPTER_CONFIG)
     tensors: dict[str, F32] = {}
     ranks: dict[str, int] = {}
     alphas: dict[str, float] = {}
-    for stack in {stack for stack, _ in found}:
+    for stack in {stack for stack, _ in unstacked}:
         for depth, parameter in enumerate(("down_proj", "gate_up_proj")):
             target = in_memory[f"{bare(stack)}.{parameter}"]
             leaves = next(
-                (names for names in HALVES[parameter] if any((stack, leaf) in found for leaf in names)),
+                (names for names in HALVES[parameter] if any((stack, leaf) in unstacked for leaf in names)),
                 HALVES[parameter][0],
             )
             first = f"{stack}.0.{leaves[0]}"
             one = int(pattern_value(config.get("rank_pattern"), first, config["r"]))
-            a, b = _stack([found.get((stack, leaf), {}) for leaf in leaves], stacks[target], one)
+            a, b = _stack([unstacked.get((stack, leaf), {}) for leaf in leaves], stacks[target], one)
             module = _PREFIX + target.rpartition(".")[0] + ".base_layer" * depth
             tensors[f"{module}.lora_A.weight"], tensors[f"{module}.lora_B.weight"] = a, b
             ranks[re.escape(target)] = one * len(leaves)

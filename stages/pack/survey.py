@@ -145,28 +145,28 @@ def _prompts(batch: pa.RecordBatch, last: tuple[bytes, int]) -> tuple[NDArray[np
     """`Survey.prompt` of a batch; `last` is the id and number of the last prompt before it, and is returned anew."""
     column = batch.column("pair_id")
     is_sample = validity(column) & ~validity(batch.column("side"))
-    found = np.full(batch.num_rows, -1, np.int64)
+    prompts = np.full(batch.num_rows, -1, np.int64)
     if not is_sample.any():
-        return found, last
+        return prompts, last
     ids = column.filter(pa.array(is_sample)).to_pylist()
     changes = np.array([own != before for before, own in zip([last[0], *ids], ids, strict=False)])
-    found[is_sample] = last[1] + np.cumsum(changes)
-    return found, (ids[-1], int(found[is_sample][-1]))
+    prompts[is_sample] = last[1] + np.cumsum(changes)
+    return prompts, (ids[-1], int(prompts[is_sample][-1]))
 
 
 def runs_that_fit(keys: NDArray[np.int64], lengths: NDArray[np.uint32], most: int) -> NDArray[np.bool_]:
     """Which rows go into the bin of the row before them: neighbours of one key (not -1), `most` tokens at most."""
-    found = np.zeros(len(keys), np.bool_)
+    is_fitting = np.zeros(len(keys), np.bool_)
     same = np.flatnonzero((keys[1:] == keys[:-1]) & (keys[1:] >= 0)) + 1
     last, total = -1, 0
     for row in same.tolist():
         if row - 1 != last:
             total = int(lengths[row - 1])
         fits = total + int(lengths[row]) <= most
-        found[row] = fits
+        is_fitting[row] = fits
         total = int(lengths[row]) + (total if fits else 0)
         last = row
-    return found
+    return is_fitting
 
 
 def group_starts(joined: NDArray[np.bool_]) -> NDArray[np.int64]:

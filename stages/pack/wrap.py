@@ -166,10 +166,10 @@ def _offsets(piece: NDArray[np.int64], num_pieces: int) -> NDArray[np.int32]:
 def _identities(batch: pa.RecordBatch, cuts: _Cuts) -> list[bytes]:
     """The first piece keeps the identity of its row; those of others follow from it and from where they start."""
     rows = batch.column("row_id").to_pylist()
-    found = []
+    identities = []
     for row, start in zip(cuts.row.tolist(), cuts.start.tolist(), strict=True):
         identity = rows[row]
         if start:
             identity = hashlib.blake2b(identity + start.to_bytes(8, "little"), digest_size=16).digest()
-        found.append(identity)
-    return found
+        identities.append(identity)
+    return identities

@@ -59,12 +59,16 @@ def wrap(source: StreamReader | list[Table], ports: Inputs, row_tokens: int, out
     made = _finish(source, inputs, writer.rows, out)
     tables = [Table(TableReader(folder / TOKENS, TOKENS_V1, written=True), sources_of(made), 0)]
     rows = surveyor.finish(tables if isinstance(source, StreamReader) else source)
-    found = np.concatenate(lengths)
-    if found.sum(dtype=np.int64) != rows.lengths[rows.reasons == 0].sum(dtype=np.int64):
+    piece_lengths = np.concatenate(lengths)
+    if piece_lengths.sum(dtype=np.int64) != rows.lengths[rows.reasons == 0].sum(dtype=np.int64):
         raise StageError("wrapped: the pieces have other tokens than the rows; this is a bug of ours", INTERNAL)
-    none = np.zeros(len(found), np.int64)
+    none = np.zeros(len(piece_lengths), np.int64)
     survey = Survey(
-        found, joined=none.astype(np.bool_), reasons=none.astype(np.uint8), patches=none, prompt=np.full_like(none, -1)
+        piece_lengths,
+        joined=none.astype(np.bool_),
+        reasons=none.astype(np.uint8),
+        patches=none,
+        prompt=np.full_like(none, -1),
     )
     metrics = {"cut_rows": cut_rows, "cut_targets": wrapper.cut_targets, "cut_weight": wrapper.cut_weight}
     return Wrapped(tables, rows, survey, metrics)

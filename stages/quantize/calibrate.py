@@ -116,12 +116,12 @@ class _Layers:
             for name, module in layer.named_modules()
             if isinstance(module, nn.Linear) and f"{prefix}{name}" in self.plan.targets
         }
-        found = self._look(index, modules, states)
+        layer_inputs = self._look(index, modules, states)
         replaced: dict[str, Tensor] = {}
         if hasattr(self.cfg.method, "scales"):
             with torch.inference_mode():
-                found, replaced = self._fold(index, found, states)
-        moments = {name: inputs.moment for inputs in found for name in inputs.readers}
+                layer_inputs, replaced = self._fold(index, layer_inputs, states)
+        moments = {name: inputs.moment for inputs in layer_inputs for name in inputs.readers}
 
         def solve(name: str) -> tuple[dict[str, Tensor], int]:
             target = self.plan.targets[f"{prefix}{name}"]
@@ -147,7 +147,7 @@ class _Layers:
         """In which a tensor of the source is stored."""
         return TORCH_DTYPES[self.weights.entry(name).dtype]
 
-    def _fold(self, index: int, found: list[Inputs], states: States) -> tuple[list[Inputs], dict[str, Tensor]]:
+    def _fold(self, index: int, layer_inputs: list[Inputs], states: States) -> tuple[list[Inputs], dict[str, Tensor]]:
         """Put the method's scales into the layer, which is loaded."""
         prefix = f"{self.model.prefix}.{index}."
 
@@ -163,7 +163,7 @@ class _Layers:
 
         return fold(
             self.model.layers[index],
-            found,
+            layer_inputs,
             scales,
             foldable=lambda name: f"{prefix}{name}" in self.plan.targets,
             answer=lambda: self.model.through(index, self.calls[0], states[0]),
@@ -242,7 +242,7 @@ def calibrate(
 ) -> Chosen:
     """Choose the codes of every target inside the layers. Raises StageError (75) when stopped, whole layers kept."""
     out.stop.graceful = True
-    folder = out.work / out.key.rpartition(":")[2][:16]
+    folder = out.checkpoints / out.key.rpartition(":")[2][:16]
     folder.mkdir(parents=True, exist_ok=True)
     layers = _Layers(cfg, plan, model, weights, out.threads)
     begun = layers.begin(rows)

@@ -44,7 +44,7 @@ def find_maker(layer: nn.Module, inputs: Inputs) -> str:
 
 def fold(
     layer: nn.Module,
-    found: list[Inputs],
+    layer_inputs: list[Inputs],
     scales: Scales,
     *,
     foldable: Callable[[str], bool],
@@ -60,7 +60,7 @@ def fold(
     before = answer()
     after: list[Inputs] = []
     replaced: dict[str, Tensor] = {}
-    for inputs in found:
+    for inputs in layer_inputs:
         after.append(inputs)
         name = find_maker(layer, inputs)
         maker = modules.get(name) if name else None

@@ -56,12 +56,12 @@ class StreamedModel:
         self.model: Any = build_empty(folder)
         named = {name: module for name, module in self.model.named_modules() if isinstance(module, nn.ModuleList)}
         count = getattr(self.model.config.get_text_config(), "num_hidden_layers", 0)
-        found = [name for name, module in named.items() if len(module) == count and count]
-        if not found:
+        stacks = [name for name, module in named.items() if len(module) == count and count]
+        if not stacks:
             raise ConfigError(
                 f"{folder}: {type(self.model).__name__} has no list of decoder layers to go through", USAGE
             )
-        self.prefix = found[0]
+        self.prefix = stacks[0]
         self.layers: list[nn.Module] = list(named[self.prefix])
         self.linears = [name for name, module in self.model.named_modules() if type(module) is nn.Linear]
         owner, _, leaf = self.prefix.rpartition(".")

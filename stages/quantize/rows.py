@@ -29,16 +29,16 @@ def choose_rows(
             MISMATCH,
         )
     table = TableReader(tokens.artifact.file("tokens.arrow"), TOKENS_V1)
-    found: list[tuple[bytes, int, int]] = []
+    candidates: list[tuple[bytes, int, int]] = []
     for index in range(table.num_batches):
         batch = table.batch(index)
         lengths, patches = batch["length"].to_pylist(), patches_of(batch).tolist()
         for at, row_id in enumerate(batch["row_id"].to_pylist()):
             if lengths[at] >= 2 and not patches[at] and row_id not in besides:
-                found.append((row_id, index, at))
-    found.sort()
+                candidates.append((row_id, index, at))
+    candidates.sort()
     chosen: dict[bytes, list[int]] = {}
-    for row_id, index, at in found:
+    for row_id, index, at in candidates:
         if budget < 2:
             break
         ids = table.batch(index)["input_ids"][at].as_py()[: min(longest, budget)]

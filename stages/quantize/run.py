@@ -79,7 +79,7 @@ def _make_folder(
             "tokens": sum(len(ids) for ids in seen.values()),
             "digest": digest_json(sorted(row_id.hex() for row_id in seen)),
         }
-        out.after_commit = lambda: shutil.rmtree(out.work, ignore_errors=True)
+        out.after_commit = lambda: shutil.rmtree(out.checkpoints, ignore_errors=True)
     write_sidecars(model.folder, out.dir, FORMATS[cfg.layout].quantization_config(plan))
     seconds = {"quantize": time.monotonic() - started}
     if cfg.gate.parity == "on":

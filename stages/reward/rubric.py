@@ -115,6 +115,6 @@ def forget_replies(rubrics: list[Input], cfg: Judge, out: Out) -> None:
     """Remove the journals, once their grades are in the artifact."""
     for rubric in rubrics:
         for number in range(cfg.grade_tries):
-            (out.work / _journal(rubric, number)).unlink(missing_ok=True)
-    if rubrics and out.work.is_dir() and not any(out.work.iterdir()):
-        out.work.rmdir()
+            (out.checkpoints / _journal(rubric, number)).unlink(missing_ok=True)
+    if rubrics and out.checkpoints.is_dir() and not any(out.checkpoints.iterdir()):
+        out.checkpoints.rmdir()

@@ -13,7 +13,7 @@ import msgspec
 
 from postmill.io.digest import digest_bytes
 from postmill.stages.rollout.dialogue import Dialogue, Messages, Unwritable
-from postmill.stages.rollout.host import Host, Said, Talk
+from postmill.stages.rollout.host import EnvironmentAnswer, Host, Talk
 from postmill.stages.rollout.rows import Branch, Ended, Sample
 from postmill.stages.rollout.turns_options import Turns
 from postmill.stages.shared.engine.protocol import Reply, Request
@@ -160,7 +160,7 @@ class Episodes:
             calls = []  # an answer that was cut has no say; the environment may still give a reward
         return {"call": "step", "text": text, "calls": calls, "finish": reply.finish}
 
-    def _follow(self, episode: Episode, said: Said) -> None:
+    def _follow(self, episode: Episode, said: EnvironmentAnswer) -> None:
         """Add what the environment says, and decide whether the conversation goes on."""
         is_late = bool(self._cfg.time_limit_s) and episode.talk.seconds >= self._cfg.time_limit_s
         if said.error is not None:

@@ -27,7 +27,7 @@ _LONGEST_LINE = 16 << 20
 _ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "PYTHONPATH", "VIRTUAL_ENV", "LD_LIBRARY_PATH")
 
 
-class Said(msgspec.Struct, frozen=True, kw_only=True):
+class EnvironmentAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """What an environment answers to `reset` or `step`."""
 
     id: str
@@ -45,7 +45,7 @@ class Talk:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.past: list[tuple[dict[str, Any], Said]] = []
+        self.past: list[tuple[dict[str, Any], EnvironmentAnswer]] = []
         self.seconds = 0.0
 
 
@@ -70,7 +70,7 @@ class _Process:
         self._pending = b""
         self._grace_s = _START_S
 
-    def ask(self, call: dict[str, Any], limit_s: float) -> Said:
+    def ask(self, call: dict[str, Any], limit_s: float) -> EnvironmentAnswer:
         """The answer to one call. Raises _Failed after which the process cannot be used."""
         deadline = time.monotonic() + limit_s + self._grace_s
         try:
@@ -79,7 +79,7 @@ class _Process:
             raise _Failed(self._death()) from None
         self._grace_s = 0.0
         try:
-            said = msgspec.json.decode(line, type=Said)
+            said = msgspec.json.decode(line, type=EnvironmentAnswer)
         except NOT_JSON as error:
             raise _Failed(f"answer cannot be read: {error}"[:300]) from None
         if said.id != call["id"]:
@@ -139,12 +139,12 @@ class Host:
                 process.end()
         self._threads.shutdown()
 
-    def ask(self, asked: Sequence[tuple[Talk, dict[str, Any]]]) -> list[Said]:
+    def ask(self, asked: Sequence[tuple[Talk, dict[str, Any]]]) -> list[EnvironmentAnswer]:
         """An answer to each call, in order; a call that fails has an `error`. Conversations stay with their process."""
         by_process: list[list[int]] = [[] for _ in self._processes]
         for number, (talk, _) in enumerate(asked):
             by_process[zlib.crc32(talk.name.encode()) % len(self._processes)].append(number)
-        found: dict[int, Said] = {}
+        found: dict[int, EnvironmentAnswer] = {}
 
         def serve(place: int) -> None:
             for number in by_process[place]:
@@ -153,7 +153,7 @@ class Host:
         list(self._threads.map(serve, range(len(self._processes))))
         return [found[number] for number in range(len(asked))]
 
-    def _one(self, place: int, talk: Talk, call: dict[str, Any]) -> Said:
+    def _one(self, place: int, talk: Talk, call: dict[str, Any]) -> EnvironmentAnswer:
         call = {"id": talk.name} | call
         started = time.monotonic()
         try:
@@ -161,7 +161,7 @@ class Host:
             said = process.ask(call, self._limit(talk))
         except _Failed as failure:
             self._drop(place)
-            said = Said(id=talk.name, error=str(failure))
+            said = EnvironmentAnswer(id=talk.name, error=str(failure))
         talk.seconds += time.monotonic() - started
         talk.past.append((call, said))
         return said

@@ -95,9 +95,9 @@ def _rollouts(  # noqa: PLR0917  every one of them is needed
         samples = _answer(cfg, prompts, _read_pictures(prompts, folders[0]), model, out)
     _check_errors(cfg, samples)
     num_rows = write_samples(samples, out)
-    (out.work / _JOURNAL).unlink(missing_ok=True)
-    if out.work.is_dir() and not any(out.work.iterdir()):
-        out.work.rmdir()
+    (out.checkpoints / _JOURNAL).unlink(missing_ok=True)
+    if out.checkpoints.is_dir() and not any(out.checkpoints.iterdir()):
+        out.checkpoints.rmdir()
     return Result(
         metrics=_metrics(cfg, artifact, engine) | metrics_of(samples) | {"rows": num_rows} | more,
         digests={name: digest for name, digest in artifact.manifest.digests.items() if name in _KEPT}

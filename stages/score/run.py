@@ -49,7 +49,7 @@ def run(cfg: Score, inputs: Inputs, out: Out) -> Result:
         raise ArtifactError("--partners: no row has a label, which says what is an answer to judge", BAD_DATA)
     model = inputs["model"][0]
     _check_lengths(rows, model)
-    folder = out.work / out.key.rpartition(":")[2][:16]
+    folder = out.checkpoints / out.key.rpartition(":")[2][:16]
     folder.mkdir(parents=True, exist_ok=True)
     starts = range(0, len(rows), PART_ROWS)
     paths = [folder / f"part-{start // PART_ROWS:06d}.arrow" for start in starts]
@@ -80,7 +80,7 @@ def run(cfg: Score, inputs: Inputs, out: Out) -> Result:
             logp = to_numpy(batch.column("logp").values)
             total, count = total + float(logp.sum(dtype=np.float64)), count + len(logp)
     table.close()
-    out.after_commit = lambda: shutil.rmtree(out.work, ignore_errors=True)
+    out.after_commit = lambda: shutil.rmtree(out.checkpoints, ignore_errors=True)
     return Result(
         metrics={
             "head": _head_kind(cfg, inputs),
@@ -155,20 +155,20 @@ def _load(cfg: Score, inputs: Inputs, out: Out) -> Forward:
 
 def _head(cfg: Score, model: Path, adapter: Path | None) -> Head:
     """What is asked for. Raises ArtifactError (78) for classes of a model that has no classifier."""
-    found = find_head(model, adapter)
-    kind = found.kind if cfg.head == "auto" else cfg.head
-    if kind == "sequence" and found.kind != kind:
+    head = find_head(model, adapter)
+    kind = head.kind if cfg.head == "auto" else cfg.head
+    if kind == "sequence" and head.kind != kind:
         raise ArtifactError(
             f"{adapter or model}: has no classifier; train one (--objective rm), or ask for --head lm or pool", MISMATCH
         )
-    if kind == "token" and (found.kind != kind or found.outputs != 1):
+    if kind == "token" and (head.kind != kind or head.outputs != 1):
         raise ArtifactError(
             f"{adapter or model}: is no critic with one number for each token; train one (--objective value), or name"
             " another --head",
             MISMATCH,
         )
-    pooling = found.pooling if cfg.pooling == "auto" else cfg.pooling
-    return Head(kind=kind, outputs=found.outputs, pooling=pooling)
+    pooling = head.pooling if cfg.pooling == "auto" else cfg.pooling
+    return Head(kind=kind, outputs=head.outputs, pooling=pooling)
 
 
 def _bins(lengths: NDArray[np.int64], bin_tokens: int) -> Iterator[NDArray[np.int64]]:
@@ -189,7 +189,7 @@ def _score(
     """The rows of `part` as SCORES_V1."""
     wanted = [name for name in _COLUMNS if name == "logp" or getattr(cfg, name)]
     columns = [*wanted, *(TOP if cfg.top_k else ())]
-    found: dict[str, list[NDArray[np.float32]]] = {name: [np.empty(0, np.float32)] * len(part) for name in columns}
+    scores: dict[str, list[NDArray[np.float32]]] = {name: [np.empty(0, np.float32)] * len(part) for name in columns}
     first = np.zeros(len(part), np.int32)
     lengths = rows.columns(part, ["length"])["length"].astype(np.int64)
     device = next(forward.parameters()).device
@@ -215,16 +215,16 @@ def _score(
             values = getattr(outputs, f"{name}_TK" if name in TOP else f"{name}_T").float().cpu().numpy()
             for border, place, (a, b) in zip(laid.cu_seqlens.tolist(), places.tolist(), spans, strict=False):
                 # what is said of a token stands at the token before it
-                found[name][place] = values[border + a - 1 : border + b - 1].ravel() if b > a else values[:0].ravel()
+                scores[name][place] = values[border + a - 1 : border + b - 1].ravel() if b > a else values[:0].ravel()
                 first[place] = a
-        if not all(np.isfinite(found[name][place]).all() for name in wanted for place in places.tolist()):
+        if not all(np.isfinite(scores[name][place]).all() for name in wanted for place in places.tolist()):
             raise StageError(f"rows {part[places].tolist()[:4]}: log-probs are not finite; check the model", FAILED)
-    return _batch(rows.columns(part, ["row_id"])["row_id"], first, found)
+    return _batch(rows.columns(part, ["row_id"])["row_id"], first, scores)
 
 
 def _values(cfg: Score, forward: Forward, rows: TokenRows, part: NDArray[np.int64]) -> pa.RecordBatch:
     """The rows of `part` as SCORES_V1, of a head that says something of the whole row."""
-    found: list[NDArray[np.float32]] = [np.empty(0, np.float32)] * len(part)
+    by_row: list[NDArray[np.float32]] = [np.empty(0, np.float32)] * len(part)
     lengths = rows.columns(part, ["length"])["length"].astype(np.int64)
     device = next(forward.parameters()).device
     for places in _bins(lengths, cfg.bin_tokens):
@@ -235,17 +235,17 @@ def _values(cfg: Score, forward: Forward, rows: TokenRows, part: NDArray[np.int6
             values = normalize(outputs.pooled_RH, dim=-1) if cfg.normalize else outputs.pooled_RH
         assert values is not None
         for place, vector in zip(places.tolist(), values.float().cpu().numpy(), strict=True):
-            found[place] = vector
+            by_row[place] = vector
         if not bool(torch.isfinite(values).all()):
             raise StageError(f"rows {part[places].tolist()[:4]}: numbers are not finite; check the model", FAILED)
     empty = [np.empty(0, np.float32)] * len(part)
     row_id = rows.columns(part, ["row_id"])["row_id"]
-    return _batch(row_id, np.zeros(len(part), np.int32), {"logp": empty, "values": found})
+    return _batch(row_id, np.zeros(len(part), np.int32), {"logp": empty, "values": by_row})
 
 
 def _token_values(cfg: Score, forward: Forward, rows: TokenRows, part: NDArray[np.int64]) -> pa.RecordBatch:
     """The rows of `part` as SCORES_V1, with a critic's number before each token of their spans."""
-    found: list[NDArray[np.float32]] = [np.empty(0, np.float32)] * len(part)
+    by_row: list[NDArray[np.float32]] = [np.empty(0, np.float32)] * len(part)
     first = np.zeros(len(part), np.int32)
     lengths = rows.columns(part, ["length"])["length"].astype(np.int64)
     device = next(forward.parameters()).device
@@ -262,9 +262,9 @@ def _token_values(cfg: Score, forward: Forward, rows: TokenRows, part: NDArray[n
             raise StageError(f"rows {part[places].tolist()[:4]}: numbers are not finite; check the model", FAILED)
         pieces = np.split(values[:, 0].float().cpu().numpy(), np.cumsum([len(piece) for piece in at])[:-1])
         for place, (a, _), piece in zip(places.tolist(), spans, pieces, strict=True):
-            found[place], first[place] = piece, a
+            by_row[place], first[place] = piece, a
     empty = [np.empty(0, np.float32)] * len(part)
-    return _batch(rows.columns(part, ["row_id"])["row_id"], first, {"logp": empty, "values": found})
+    return _batch(rows.columns(part, ["row_id"])["row_id"], first, {"logp": empty, "values": by_row})
 
 
 def _span(cfg: Score, weights: NDArray[np.float32]) -> tuple[int, int]:
@@ -276,7 +276,7 @@ def _span(cfg: Score, weights: NDArray[np.float32]) -> tuple[int, int]:
 
 
 def _batch(
-    row_id: NDArray[np.void], first: NDArray[np.int32], found: dict[str, list[NDArray[np.float32]]]
+    row_id: NDArray[np.void], first: NDArray[np.int32], scores: dict[str, list[NDArray[np.float32]]]
 ) -> pa.RecordBatch:
     columns: dict[str, pa.Array] = {
         "row_id": from_numpy(row_id, SCORES_V1.field("row_id").type),
@@ -284,11 +284,11 @@ def _batch(
     }
     for name in (*_COLUMNS, "values", *TOP):
         kind = SCORES_V1.field(name).type
-        if name not in found:
+        if name not in scores:
             columns[name] = pa.nulls(len(first), kind)
             continue
-        offsets = np.cumsum([0, *map(len, found[name])], dtype=np.int32)
-        values = np.concatenate(found[name])
+        offsets = np.cumsum([0, *map(len, scores[name])], dtype=np.int32)
+        values = np.concatenate(scores[name])
         item = kind.value_type
         columns[name] = list_of(offsets, from_numpy(values.astype(item.to_pandas_dtype()), item), kind)
     return pa.RecordBatch.from_arrays([columns[name] for name in SCORES_V1.names], schema=SCORES_V1)

@@ -76,17 +76,17 @@ class Adapters:
             if taken is not None and (taken.adapter is None or not replace):
                 how = "it is the model itself" if taken.adapter is None else "load_inplace replaces it"
                 raise ApiError(409, "adapter_exists", f"The name {name!r} is taken; {how}.", "lora_name")
-            found = await asyncio.to_thread(self._open, path)
+            loaded = await asyncio.to_thread(self._open, path)
             self._number += 1
             internal = f"{name}#{self._number}"
-            folder = found.path
+            folder = loaded.path
             assert folder is not None
             try:
                 await self._worker.call(lambda: self._engine.add_adapter(internal, folder))
             except ArtifactError as error:
                 raise ApiError(409, "adapter_mismatch", str(error), "lora_path") from None
             parent = next(model.name for model in self.models.values() if model.parent is None)
-            self.models[name] = Named(name=name, adapter=internal, digest=found.digest, parent=parent)
+            self.models[name] = Named(name=name, adapter=internal, digest=loaded.digest, parent=parent)
             if taken is not None:
                 self._retire(taken)
             return self.models[name]
@@ -118,8 +118,8 @@ class Adapters:
         if not folder.is_relative_to(self._folder) or not folder.is_dir():
             raise ApiError(400, "invalid_value", f"lora_path {path!r}: no folder beneath --adapter-dir.", "lora_path")
         try:
-            (found,) = find_input("adapter", STAGE.inputs["adapter"], f"adapter={folder}")
-            check_base(found, self._base)
+            (entry,) = find_input("adapter", STAGE.inputs["adapter"], f"adapter={folder}")
+            check_base(entry, self._base)
         except (ArtifactError, ConfigError) as error:
             raise ApiError(409, "adapter_mismatch", str(error), "lora_path") from None
-        return found
+        return entry

@@ -21,9 +21,9 @@ from postmill.stages.shared.engine.protocol import Reply
 
 def to_messages(body: Messages) -> list[dict[str, Any]]:
     """The conversation as OpenAI's messages. Raises ApiError (400)."""
-    found: list[dict[str, Any]] = []
+    converted: list[dict[str, Any]] = []
     if body.system is not None:
-        found.append({"role": "system", "content": _text(body.system, "system")})
+        converted.append({"role": "system", "content": _text(body.system, "system")})
     for number, message in enumerate(body.messages):
         place, role = f"messages.{number}", message.get("role")
         if role not in ("user", "assistant"):
@@ -32,8 +32,8 @@ def to_messages(body: Messages) -> list[dict[str, Any]]:
         blocks = [{"type": "text", "text": content}] if isinstance(content, str) else content
         if not isinstance(blocks, list) or not all(isinstance(block, dict) for block in blocks):
             raise ApiError(400, "invalid_messages", f"{place}.content: expected text or a list of blocks.", place)
-        found += _assistant(blocks, place) if role == "assistant" else _user(blocks, place)
-    return found
+        converted += _assistant(blocks, place) if role == "assistant" else _user(blocks, place)
+    return converted
 
 
 def _text(value: Any, place: str) -> str:
@@ -63,7 +63,7 @@ def _assistant(blocks: list[dict[str, Any]], place: str) -> list[dict[str, Any]]
 
 def _user(blocks: list[dict[str, Any]], place: str) -> list[dict[str, Any]]:
     """Results of tools come first, each as a message of its own."""
-    found: list[dict[str, Any]] = []
+    converted: list[dict[str, Any]] = []
     parts: list[dict[str, Any]] = []
     for block in blocks:
         kind = block.get("type")
@@ -74,12 +74,12 @@ def _user(blocks: list[dict[str, Any]], place: str) -> list[dict[str, Any]]:
         elif kind == "tool_result":
             content = _text(block.get("content") or "", place)
             failed = "Error: " if block.get("is_error") else ""
-            found.append({"role": "tool", "tool_call_id": block.get("tool_use_id"), "content": failed + content})
+            converted.append({"role": "tool", "tool_call_id": block.get("tool_use_id"), "content": failed + content})
         else:
             raise unsupported(place, f"{place}: a block of type {kind!r} is not served.")
-    if parts or not found:
-        found.append({"role": "user", "content": parts})
-    return found
+    if parts or not converted:
+        converted.append({"role": "user", "content": parts})
+    return converted
 
 
 def to_tools(body: Messages) -> list[dict[str, Any]] | None:
@@ -104,8 +104,8 @@ def to_tool_choice(body: Messages) -> str | dict[str, Any] | None:
         return {"type": "function", "function": {"name": choice.get("name")}}
     if choice.get("type") not in words:
         raise invalid("tool_choice", "tool_choice.type: expected auto, any, tool or none.")
-    found: str = words[choice.get("type")]
-    return found
+    choice_word: str = words[choice.get("type")]
+    return choice_word
 
 
 async def prompt(service: Service, body: Messages) -> Prompt:
@@ -177,10 +177,10 @@ def _message(ask: Ask, body: Messages, content: list[dict[str, Any]], reply: Rep
 
 async def answer(service: Service, body: Messages, ask: Ask) -> dict[str, Any]:
     """The whole answer."""
-    (found,) = await service.whole(ask)
+    (reply,) = await service.whole(ask)
     parser = ask.parser()
     blocks: list[dict[str, Any]] = []
-    for part in [*parser.push(found.text), *parser.finish()]:
+    for part in [*parser.push(reply.text), *parser.finish()]:
         kind, text = _kind(part)
         if part.call is not None:
             blocks.append(_tool_use(ask, len(blocks), part.call) | {"input": part.call["arguments"]})
@@ -188,7 +188,7 @@ async def answer(service: Service, body: Messages, ask: Ask) -> dict[str, Any]:
             blocks[-1][kind] += text
         else:
             blocks.append({"type": kind, kind: text} | ({"signature": ""} if kind == "thinking" else {}))
-    message = _message(ask, body, blocks or [{"type": "text", "text": ""}], found.reply)
+    message = _message(ask, body, blocks or [{"type": "text", "text": ""}], reply.reply)
     return message | ({"stop_reason": "tool_use"} if any(block["type"] == "tool_use" for block in blocks) else {})
 
 
@@ -249,11 +249,11 @@ async def stream(service: Service, body: Messages, ask: Ask) -> AsyncIterator[di
         if piece.reply is not None:
             parts += parser.finish()
         for part in parts:
-            for found in blocks.add(part):
-                yield found
+            for event in blocks.add(part):
+                yield event
         if piece.reply is not None:
-            for found in blocks.close():
-                yield found
+            for event in blocks.close():
+                yield event
             end = _stop_reason(piece.reply) | ({"stop_reason": "tool_use"} if blocks.has_called else {})
             yield {"type": "message_delta", "delta": end, "usage": _usage(ask, piece.reply)}
     yield {"type": "message_stop"}

@@ -95,11 +95,11 @@ class App:
             given = request.headers.get("x-api-key", "")
         # all keys are compared, in a time that tells nothing
         known = [*self._keys.items(), *self._admin_keys.items()]
-        found = [name for name, key in known if hmac.compare_digest(key.encode(), given.strip().encode())]
-        if not found:
+        owners = [name for name, key in known if hmac.compare_digest(key.encode(), given.strip().encode())]
+        if not owners:
             headers = {"www-authenticate": "Bearer"}
             raise ApiError(401, "invalid_api_key", "The API key is missing or wrong.", headers=headers)
-        return found[-1]
+        return owners[-1]
 
 
 async def _lifespan(receive: Receive, send: Send) -> None:
@@ -155,16 +155,16 @@ class Call:
         try:
             if self._request.method != "POST":
                 self._is_read.set()
-            found = await self._unless_gone(handler(self._service, self))
-            if isinstance(found, Stream):
+            reply = await self._unless_gone(handler(self._service, self))
+            if isinstance(reply, Stream):
                 try:
-                    await self._unless_gone(self._write_stream(found))
+                    await self._unless_gone(self._write_stream(reply))
                 finally:
-                    self._service.forgo(found.promised)
-            elif isinstance(found, str):
-                await self._write(200, found.encode(), "text/plain; version=0.0.4; charset=utf-8", {})
+                    self._service.forgo(reply.promised)
+            elif isinstance(reply, str):
+                await self._write(200, reply.encode(), "text/plain; version=0.0.4; charset=utf-8", {})
             else:
-                await self._write(200, msgspec.json.encode(found), "application/json", {})
+                await self._write(200, msgspec.json.encode(reply), "application/json", {})
         except (Gone, ClientDisconnect):
             self._status = self._status or 499
         except ApiError:

@@ -107,22 +107,22 @@ def logprobs(service: Service, tokens: list[Token]) -> dict[str, Any]:
 
 async def answer(service: Service, body: Chat, ask: Ask) -> dict[str, Any]:
     """The whole answer."""
-    found = await service.whole(ask)
+    answers = await service.whole(ask)
     return {
         "id": ask.id,
         "object": "chat.completion",
         "created": int(time.time()),
         "model": body.model,
         "system_fingerprint": service.fingerprint,
-        "choices": [_choice(service, body, ask, index, each) for index, each in enumerate(found)],
-        "usage": usage(ask, [each.reply for each in found if each.reply is not None]),
+        "choices": [_choice(service, body, ask, index, each) for index, each in enumerate(answers)],
+        "usage": usage(ask, [each.reply for each in answers if each.reply is not None]),
     }
 
 
-def _choice(service: Service, body: Chat, ask: Ask, index: int, found: Answer) -> dict[str, Any]:
-    assert found.reply is not None
+def _choice(service: Service, body: Chat, ask: Ask, index: int, answer: Answer) -> dict[str, Any]:
+    assert answer.reply is not None
     parser = ask.parser()
-    parts = [*parser.push(found.text), *parser.finish()]
+    parts = [*parser.push(answer.text), *parser.finish()]
     content = "".join(part.content for part in parts)
     thought = "".join(part.reasoning for part in parts)
     calls = [part.call for part in parts if part.call is not None]
@@ -137,10 +137,10 @@ def _choice(service: Service, body: Chat, ask: Ask, index: int, found: Answer) -
     choice: dict[str, Any] = {
         "index": index,
         "message": message,
-        "logprobs": logprobs(service, found.tokens) if body.logprobs else None,
-        "finish_reason": "tool_calls" if calls else found.reply.finish,
+        "logprobs": logprobs(service, answer.tokens) if body.logprobs else None,
+        "finish_reason": "tool_calls" if calls else answer.reply.finish,
     }
-    return choice | (exact(found.reply) if body.return_token_ids else {})
+    return choice | (exact(answer.reply) if body.return_token_ids else {})
 
 
 def exact(reply: Reply) -> dict[str, Any]:

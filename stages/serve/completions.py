@@ -88,11 +88,11 @@ async def answer(service: Service, body: Completion, asks: list[Ask]) -> dict[st
     finally:  # one that fails ends the others
         for task in tasks:
             task.cancel()
-    for ask, found in zip(asks, answered, strict=True):
-        counts.append(usage(ask, [each.reply for each in found if each.reply is not None]))
+    for ask, answers in zip(asks, answered, strict=True):
+        counts.append(usage(ask, [each.reply for each in answers if each.reply is not None]))
         # only the first of several answers scores the prompt, which is the same for all
-        prompt = found[0].reply.prompt if found[0].reply is not None else []
-        choices += [_choice(service, body, ask, each, len(choices) + n, prompt) for n, each in enumerate(found)]
+        prompt = answers[0].reply.prompt if answers[0].reply is not None else []
+        choices += [_choice(service, body, ask, each, len(choices) + n, prompt) for n, each in enumerate(answers)]
     return {
         "id": asks[0].id.rpartition("-")[0],
         "object": "text_completion",
@@ -108,10 +108,10 @@ async def answer(service: Service, body: Completion, asks: list[Ask]) -> dict[st
 
 
 def _choice(  # noqa: PLR0917  every one of them is needed
-    service: Service, body: Completion, ask: Ask, found: Answer, index: int, prompt: list[Token]
+    service: Service, body: Completion, ask: Ask, answer: Answer, index: int, prompt: list[Token]
 ) -> dict[str, Any]:
-    assert found.reply is not None
-    text, tokens = found.text, found.tokens
+    assert answer.reply is not None
+    text, tokens = answer.text, answer.tokens
     if body.echo:
         text = service.speaker.decode(ask.prompt_ids) + text
         tokens = prompt + tokens
@@ -119,9 +119,9 @@ def _choice(  # noqa: PLR0917  every one of them is needed
         "index": index,
         "text": text,
         "logprobs": None if body.logprobs is None else legacy_logprobs(service, tokens),
-        "finish_reason": found.reply.finish,
+        "finish_reason": answer.reply.finish,
     }
-    return choice | (exact(found.reply) if body.return_token_ids else {})
+    return choice | (exact(answer.reply) if body.return_token_ids else {})
 
 
 def legacy_logprobs(service: Service, tokens: list[Token], offset: int = 0) -> dict[str, Any]:

@@ -27,13 +27,13 @@ async def read_constraint(
 
     Raises ApiError (400): `invalid_schema` for what no answer can be held to.
     """
-    found = _said(body) + ([] if calls is None else [calls])
-    if not found:
+    constraints = _said(body) + ([] if calls is None else [calls])
+    if not constraints:
         return None
-    if len(found) > 1:
-        (_, first), (_, second) = found[:2]
+    if len(constraints) > 1:
+        (_, first), (_, second) = constraints[:2]
         raise invalid(second, f"{second} and {first} both say what the answer has to be; give one.")
-    constraint, param = found[0]
+    constraint, param = constraints[0]
     if body.ignore_eos:
         raise invalid("ignore_eos", f"ignore_eos and {param} exclude each other.")
     await check_constraint(service, constraint, param)
@@ -60,26 +60,26 @@ def _after(service: Service) -> int:
 
 def _said(body: Common) -> list[tuple[Constraint, str]]:
     """All forms that are asked for, with the fields that ask."""
-    found: list[tuple[Constraint, str]] = []
+    constraints: list[tuple[Constraint, str]] = []
     if body.response_format is not None:
         form = _response_format(body.response_format)
-        found += [] if form is None else [(form, "response_format")]
+        constraints += [] if form is None else [(form, "response_format")]
     old = StructuredOutputs(
         json=body.guided_json, regex=body.guided_regex, choice=body.guided_choice, grammar=body.guided_grammar
     )
     for fields, prefix in ((body.structured_outputs or StructuredOutputs(), "structured_outputs."), (old, "guided_")):
         if fields.json is not None:
             text = fields.json if isinstance(fields.json, str) else json.dumps(fields.json)
-            found.append((Constraint(kind="json_schema", source=text), f"{prefix}json"))
+            constraints.append((Constraint(kind="json_schema", source=text), f"{prefix}json"))
         if fields.json_object:
-            found.append((Constraint(kind="json_schema", source=_ANY_OBJECT), f"{prefix}json_object"))
+            constraints.append((Constraint(kind="json_schema", source=_ANY_OBJECT), f"{prefix}json_object"))
         if fields.regex is not None:
-            found.append((Constraint(kind="regex", source=fields.regex), f"{prefix}regex"))
+            constraints.append((Constraint(kind="regex", source=fields.regex), f"{prefix}regex"))
         if fields.choice is not None:
-            found.append((Constraint(kind="choice", source=json.dumps(fields.choice)), f"{prefix}choice"))
+            constraints.append((Constraint(kind="choice", source=json.dumps(fields.choice)), f"{prefix}choice"))
         if fields.grammar is not None:
-            found.append((Constraint(kind="grammar", source=fields.grammar), f"{prefix}grammar"))
-    return found
+            constraints.append((Constraint(kind="grammar", source=fields.grammar), f"{prefix}grammar"))
+    return constraints
 
 
 def _response_format(form: dict[str, Any]) -> Constraint | None:

@@ -23,19 +23,21 @@ def read_messages(messages: list[dict[str, Any]], *, pictures: bool = False) -> 
         role = message.get("role")
         if not isinstance(role, str) or role not in _ROLES:
             raise _wrong(f"{place}.role", f"{role!r} is none of {', '.join(sorted(_ROLES))}")
-        found = dict(message)
+        read_message = dict(message)
         content, at = message.get("content"), f"{place}.content"
-        found["content"] = _content(content, at, optional=role == "assistant", pictures=pictures and role == "user")
+        read_message["content"] = _content(
+            content, at, optional=role == "assistant", pictures=pictures and role == "user"
+        )
         if role == "assistant":
-            found |= _reasoning(message, place)
+            read_message |= _reasoning(message, place)
             if message.get("tool_calls") is not None:
-                found["tool_calls"] = _calls(message["tool_calls"], f"{place}.tool_calls")
-                calls |= {call["id"] for call in found["tool_calls"] if "id" in call}
+                read_message["tool_calls"] = _calls(message["tool_calls"], f"{place}.tool_calls")
+                calls |= {call["id"] for call in read_message["tool_calls"] if "id" in call}
         if role == "tool":
             name = message.get("tool_call_id")
             if not isinstance(name, str) or name not in calls:
                 raise _wrong(f"{place}.tool_call_id", f"{name!r} is the id of no call before it")
-        read.append(found)
+        read.append(read_message)
     return read
 
 

@@ -40,19 +40,19 @@ def document(routes: Mapping[str, Collection[str]], *, version: str, has_keys: b
     _, schemas = msgspec.json.schema_components(
         sorted(set(BODIES.values()), key=lambda kind: kind.__name__), ref_template="#/components/schemas/{name}"
     )
-    found: dict[str, Any] = {
+    description: dict[str, Any] = {
         "openapi": "3.1.0",
         "info": {"title": "Postmill", "version": version},
         "paths": {path: {method.lower(): _operation(path) for method in methods} for path, methods in routes.items()},
         "components": {"schemas": {**schemas, "Error": _ERROR}},
     }
     if has_keys:
-        found["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
-    for path, operations in found["paths"].items():
+        description["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+    for path, operations in description["paths"].items():
         if has_keys and path not in _OPEN:
             for operation in operations.values():
                 operation["security"] = [{"key": []}]
-    return found
+    return description
 
 
 def _operation(path: str) -> dict[str, Any]:
@@ -60,7 +60,7 @@ def _operation(path: str) -> dict[str, Any]:
     if path in _STREAMED:
         answer["text/event-stream"] = {}
     error = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
-    found: dict[str, Any] = {
+    operation: dict[str, Any] = {
         "operationId": path.strip("/").replace("/", "_").replace("{", "").replace("}", "") or "root",
         "responses": {
             "200": {"description": "The answer.", "content": answer},
@@ -69,7 +69,7 @@ def _operation(path: str) -> dict[str, Any]:
     }
     if path in BODIES:
         schema = {"$ref": f"#/components/schemas/{BODIES[path].__name__}"}
-        found["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema}}}
+        operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema}}}
     if "{name}" in path:
-        found["parameters"] = [{"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}]
-    return found
+        operation["parameters"] = [{"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}]
+    return operation

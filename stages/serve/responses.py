@@ -198,7 +198,7 @@ def _response(
 ) -> dict[str, Any]:
     """The response as far as it is there. thought: tokens of its reasoning."""
     is_cut = reply is not None and reply.finish == "length"
-    found: dict[str, Any] = {
+    response: dict[str, Any] = {
         "id": ask.id,
         "object": "response",
         "created_at": int(time.time()),
@@ -224,14 +224,14 @@ def _response(
     }
     if reply is not None:
         used = chat.usage(ask, [reply])
-        found["usage"] = {
+        response["usage"] = {
             "input_tokens": used["prompt_tokens"],
             "input_tokens_details": used["prompt_tokens_details"],
             "output_tokens": used["completion_tokens"],
             "output_tokens_details": {"reasoning_tokens": thought},
             "total_tokens": used["total_tokens"],
         }
-    return found
+    return response
 
 
 async def answer(service: Service, body: Respond, ask: Ask) -> dict[str, Any]:

@@ -86,11 +86,11 @@ def load(cfg: Serve, inputs: Inputs, *, threads: int) -> Service:
 
 def find_served_head(cfg: Serve, folders: list[Path]) -> Head:
     """What answers: the language model, or the head that was trained or asked for."""
-    found = find_head(folders[0], folders[1] if len(folders) > 1 else None)
-    is_embedder = found.kind == "pool" or (folders[0] / "modules.json").is_file()  # of sentence-transformers
+    head = find_head(folders[0], folders[1] if len(folders) > 1 else None)
+    is_embedder = head.kind == "pool" or (folders[0] / "modules.json").is_file()  # of sentence-transformers
     if cfg.head == "auto" and not is_embedder:
-        return found
-    pooling: Pooling = "mean" if found.kind != "pool" else found.pooling
+        return head
+    pooling: Pooling = "mean" if head.kind != "pool" else head.pooling
     return Head(kind="pool", pooling=pooling if cfg.pooling == "auto" else cfg.pooling)
 
 
@@ -99,10 +99,10 @@ def read_defaults(folders: list[Path]) -> Defaults:
     path = folders[0] / "generation_config.json"
     said: dict[str, Any] = load_json(path) if path.is_file() else {}
     names = Defaults.__struct_fields__
-    found = {name: said[name] for name in names if isinstance(said.get(name), (int, float))}
+    defaults = {name: said[name] for name in names if isinstance(said.get(name), (int, float))}
     if said.get("do_sample") is False:
-        found.pop("temperature", None)
-    return msgspec.convert(found, Defaults)
+        defaults.pop("temperature", None)
+    return msgspec.convert(defaults, Defaults)
 
 
 def read_keys(path: Path) -> dict[str, str]:

@@ -46,12 +46,12 @@ def read_sampling(service: Service, body: Common, prompt_ids: list[int], asked: 
 
 def read_bias(body: Common) -> dict[int, float]:
     """Logit bias by token. Raises ApiError (400) for a key that is no token."""
-    found = {}
+    bias = {}
     for key, value in (body.logit_bias or {}).items():
         if not key.isascii() or not key.isdecimal() or len(key) > 10:
             raise invalid("logit_bias", f"logit_bias: {key[:20]!r} is no token id.")
-        found[int(key)] = value
-    return found
+        bias[int(key)] = value
+    return bias
 
 
 def num_answers(service: Service, body: Common) -> int:

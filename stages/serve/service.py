@@ -170,7 +170,7 @@ class Service:
         self.check_open(len(rows))
         events: asyncio.Queue[Event] = asyncio.Queue()
         keys = {f"values-{secrets.token_hex(12)}-{number}": number for number in range(len(rows))}
-        found: list[list[float]] = [[] for _ in rows]
+        vectors: list[list[float]] = [[] for _ in rows]
         left, started = set(keys), time.monotonic()
         deadline = started + self.cfg.request_timeout_s
         for key, ids in zip(keys, rows, strict=True):
@@ -183,12 +183,12 @@ class Service:
                 left.discard(event.key)
                 if event.error is not None:
                     raise self._refused(event.error)
-                found[keys[event.key]] = event.values
+                vectors[keys[event.key]] = event.values
             self.metrics.latency.add(time.monotonic() - started)
         finally:
             if left:
                 self.worker.abort(list(left))
-        return found
+        return vectors
 
     def check_open(self, count: int = 1) -> None:
         """Raises ApiError (503, 429) where `count` more requests cannot be taken."""

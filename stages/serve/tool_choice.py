@@ -26,10 +26,10 @@ def read_tool_choice(choice: str | dict[str, Any] | None, tools: Tools | None) -
         raise invalid("tool_choice", "tool_choice: expected auto, none, required, or a function by name.")
     if not tools:
         raise invalid("tool_choice", "tool_choice: there are no tools to choose from.")
-    found = tools if choice == "required" else [tool for tool in tools if tool["function"]["name"] == name]
-    if not found:
+    allowed = tools if choice == "required" else [tool for tool in tools if tool["function"]["name"] == name]
+    if not allowed:
         raise invalid("tool_choice", f"tool_choice: {name!r} is none of the tools.")
-    return found
+    return allowed
 
 
 def tool_constraint(service: Service, wanted: Tools, tools: Tools | None) -> tuple[Constraint, str] | None:

@@ -19,11 +19,11 @@ async def embeddings(service: Service, body: Embed) -> dict[str, Any]:
     """Normalised vectors, in OpenAI's shape. Raises ApiError (400)."""
     rows = await _inputs(service, body.model, body.input)
     _need(service, "pool", "makes no embeddings; serve one with --head pool")
-    found = [np.array(vector, np.float32) for vector in await service.values(rows)]
+    vectors = [np.array(vector, np.float32) for vector in await service.values(rows)]
     if body.dimensions is not None:
-        if body.dimensions > len(found[0]):
-            raise invalid("dimensions", f"dimensions {body.dimensions} is more than the model's, {len(found[0])}.")
-        found = [vector[: body.dimensions] / np.linalg.norm(vector[: body.dimensions]) for vector in found]
+        if body.dimensions > len(vectors[0]):
+            raise invalid("dimensions", f"dimensions {body.dimensions} is more than the model's, {len(vectors[0])}.")
+        vectors = [vector[: body.dimensions] / np.linalg.norm(vector[: body.dimensions]) for vector in vectors]
     is_float = body.encoding_format == "float"
     data = [
         {
@@ -31,7 +31,7 @@ async def embeddings(service: Service, body: Embed) -> dict[str, Any]:
             "index": index,
             "embedding": vector.tolist() if is_float else base64.b64encode(vector.astype("<f4").tobytes()).decode(),
         }
-        for index, vector in enumerate(found)
+        for index, vector in enumerate(vectors)
     ]
     return {"object": "list", "model": body.model, "data": data, "usage": _usage(rows)}
 

@@ -76,19 +76,19 @@ def answer_states(model: Any, ids_L: Tensor, split: int) -> Tensor:
     least, so that all of the model takes part."""
     memory = model.get_encoder()(input_ids=ids_L[None, :split]).last_hidden_state
     answer_1L = torch.cat([ids_L.new_tensor([start_token(model)]), ids_L[split:-1]])[None]
-    found = model.get_decoder()(input_ids=answer_1L, encoder_hidden_states=memory, use_cache=False)
-    hidden_LH: Tensor = found.last_hidden_state[0]
+    states = model.get_decoder()(input_ids=answer_1L, encoder_hidden_states=memory, use_cache=False)
+    hidden_LH: Tensor = states.last_hidden_state[0]
     return hidden_LH[: max(len(ids_L) - split, 0)]
 
 
 def start_token(model: Any) -> int:
     """What a decoder reads first."""
-    found = model.config.decoder_start_token_id
-    if found is None:
-        found = getattr(model.generation_config, "decoder_start_token_id", None)
-    if found is None:
+    token_id = model.config.decoder_start_token_id
+    if token_id is None:
+        token_id = getattr(model.generation_config, "decoder_start_token_id", None)
+    if token_id is None:
         raise ConfigError("config.json of this encoder-decoder names no decoder_start_token_id; add it", USAGE)
-    return int(found)
+    return int(token_id)
 
 
 def own_answer_logits(model: Any, ids_1T: Tensor) -> Tensor:

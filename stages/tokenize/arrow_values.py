@@ -42,8 +42,8 @@ def bytes_as_text(values: Any) -> Any:
     """Bytes at any depth of lists and structs as data URIs: how rows bring their pictures along."""
     kind, types = values.type, pa.types
     if types.is_binary(kind) or types.is_large_binary(kind):
-        found = values.to_pylist()
-        return pa.array([None if item is None else f"data:;base64,{b64encode(item).decode()}" for item in found])
+        items = values.to_pylist()
+        return pa.array([None if item is None else f"data:;base64,{b64encode(item).decode()}" for item in items])
     if types.is_struct(kind):
         made = [bytes_as_text(column) for column in values.flatten()]
         fields = [pa.field(kind.field(i).name, column.type) for i, column in enumerate(made)]
@@ -131,8 +131,8 @@ def _extension(values: Any, path: str) -> Any:
     """A named type over another: an identifier, a truth in a byte, or what lies under it."""
     name = getattr(values.type, "extension_name", "")
     if name == "arrow.uuid":
-        found = values.storage.to_pylist()
-        return pa.array([None if item is None else str(uuid.UUID(bytes=item)) for item in found], pa.string())
+        items = values.storage.to_pylist()
+        return pa.array([None if item is None else str(uuid.UUID(bytes=item)) for item in items], pa.string())
     if name == "arrow.bool8":
         return values.storage.cast(pa.bool_())
     return _converted(values.storage, path)

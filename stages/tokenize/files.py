@@ -54,10 +54,10 @@ def kind_of(name: str) -> Kind | None:
     compression = COMPRESSIONS.get(path.suffix, "")
     if compression:
         path = path.with_suffix("")
-    found = FORMATS.get(path.suffix)
-    if found is None or (compression and found not in COMPRESSIBLE):
+    format_name = FORMATS.get(path.suffix)
+    if format_name is None or (compression and format_name not in COMPRESSIBLE):
         return None
-    return Kind(found, compression)
+    return Kind(format_name, compression)
 
 
 def choose_files(names: Sequence[str], card: str, subsets: Sequence[str], dataset: str) -> list[str]:
@@ -133,14 +133,14 @@ def _training_split(names: list[str]) -> list[str]:
 
 
 def _by_name(names: list[str], subset: str, dataset: str) -> list[str]:
-    found = [name for name in names if subset in PurePosixPath(name).parts[:-1]]
-    if not found:
-        found = [name for name in names if re.match(re.escape(subset) + r"(?:[_.\-]|$)", PurePosixPath(name).name)]
-    if not found:
+    matches = [name for name in names if subset in PurePosixPath(name).parts[:-1]]
+    if not matches:
+        matches = [name for name in names if re.match(re.escape(subset) + r"(?:[_.\-]|$)", PurePosixPath(name).name)]
+    if not matches:
         folders = sorted({part for name in names for part in PurePosixPath(name).parts[:-1]})
         known = ", ".join(folders or [PurePosixPath(name).name for name in names][:8])
         raise ConfigError(f"dataset {dataset}: no subset {subset}; there are {known}")
-    return _training_split(found)
+    return _training_split(matches)
 
 
 def _card_configs(card: str) -> dict[str, dict[str, Any]]:
@@ -178,10 +178,10 @@ def _by_card(names: list[str], configs: dict[str, dict[str, Any]], subsets: Sequ
         if subset not in configs:
             raise ConfigError(f"dataset {dataset}: no subset {subset}; there are {known}")
         patterns = _patterns(configs[subset]["data_files"])
-        found = [name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
-        if not found:
+        matches = [name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
+        if not matches:
             raise ArtifactError(f"{dataset}: subset {subset} has no data file like {', '.join(patterns)}", NO_INPUT)
-        chosen += found
+        chosen += matches
     return chosen
 
 
@@ -190,8 +190,8 @@ def _patterns(data_files: Any) -> list[str]:
     items = data_files if isinstance(data_files, list) else [data_files]
     splits = [item for item in items if isinstance(item, dict)]
     training = [item for item in splits if str(item.get("split", "")).startswith("train")]
-    found: list[str] = [item for item in items if isinstance(item, str)]
+    patterns: list[str] = [item for item in items if isinstance(item, str)]
     for item in training or splits:
         paths = item.get("path", [])
-        found += [str(path) for path in (paths if isinstance(paths, list) else [paths])]
-    return found
+        patterns += [str(path) for path in (paths if isinstance(paths, list) else [paths])]
+    return patterns

@@ -17,7 +17,7 @@ def resolve(port: str, reference: str) -> list[Input]:
     if reference == "-":
         from postmill.stages.tokenize.stdin import Rows, open_stdin
 
-        found = open_stdin()
-        if not isinstance(found, Rows):
-            return [Input(port, "tokens", found.header.key, "stdin", stream=found)]
+        stream = open_stdin()
+        if not isinstance(stream, Rows):
+            return [Input(port, "tokens", stream.header.key, "stdin", stream=stream)]
     return resolve_inputs(port, reference)

@@ -25,10 +25,10 @@ from postmill.stages.shared.agent_formats.table import format_json
 from postmill.stages.shared.media.families.table import Family, find_family
 from postmill.stages.tables import closest
 from postmill.stages.tokenize.config import Tokenize
-from postmill.stages.tokenize.model import ChosenTemplates, TokenizerFolder, choose_templates, load_tokenizer
 from postmill.stages.tokenize.notes import Notes, check_columns
 from postmill.stages.tokenize.parts import Encoded, Parts, PartWriter, part_path
 from postmill.stages.tokenize.reading import Reading
+from postmill.stages.tokenize.tokenizer import ChosenTemplates, TokenizerFolder, choose_templates, load_tokenizer
 from postmill.stages.tokenize.work import TOKENS, Totals, check_trained, close, in_order, refusals
 
 
@@ -184,7 +184,7 @@ def _encode(
     names = [source.name for source in sources.sources]
     folders = [str(source.path.parent) if source.path.is_file() else None for source in sources.sources]
 
-    parts = Parts(out.target and out.work, out.key)
+    parts = Parts(out.target and out.checkpoints, out.key)
 
     def encode(item: tuple[int, tuple[Chunk, list[int]]]) -> Encoded:
         number, (chunk, duplicates) = item
@@ -254,7 +254,7 @@ def _write_shard(out: Out, work: tuple[Any, Iterator[tuple[int, Any]], pa.Schema
     assert out.shard is not None
     encode, numbered, schema = work
     mine, of = out.shard
-    path = part_path(out.work, out.key, out.shard)
+    path = part_path(out.checkpoints, out.key, out.shard)
     if path.is_file() and not out.force:
         return {}
     chunks = ((number, item) for number, item in numbered if number % of == mine - 1)

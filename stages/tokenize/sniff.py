@@ -71,9 +71,9 @@ def kind_of_file(path: Path, name: str, named: Kind | None) -> Kind | None:
     if table:
         return Kind(table)
     _refuse(head, name)
-    found = _json(head.removeprefix(_BYTE_ORDER_MARK).lstrip(), named)
-    if found:
-        return Kind(found, compression)
+    kind = _json(head.removeprefix(_BYTE_ORDER_MARK).lstrip(), named)
+    if kind:
+        return Kind(kind, compression)
     if compression:
         return Kind(named.format if named else "jsonl", compression)
     return named

@@ -30,8 +30,8 @@ def _trained_answers(batch: pa.RecordBatch) -> NDArray[np.int64]:
 
     def absolute(column: pa.ListArray, name: str) -> NDArray[np.int64]:
         values = column.flatten().field(name).to_numpy(zero_copy_only=False).astype(np.int64)
-        found: NDArray[np.int64] = values + np.repeat(starts, np.diff(column.offsets.to_numpy()))
-        return found
+        positions: NDArray[np.int64] = values + np.repeat(starts, np.diff(column.offsets.to_numpy()))
+        return positions
 
     begin, end = absolute(spans, "start"), absolute(spans, "end")
     first, last = absolute(turns, "generated_start"), absolute(turns, "generated_end")

@@ -47,7 +47,7 @@ class Position(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 def step_path(out: Out, step: int) -> Path:
     """Where the checkpoint after `step` updates lies."""
-    return out.work / f"step-{step:08d}"
+    return out.checkpoints / f"step-{step:08d}"
 
 
 def save(
@@ -159,14 +159,14 @@ def tidy(out: Out, keep_best: int) -> None:
     rotate(out, 0, keep_best)
     if not _all(out):
         for name in (METRICS, TIMING):  # the artifact has them
-            (out.work / name).unlink(missing_ok=True)
+            (out.checkpoints / name).unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # a report of a diverged step may be there
-            out.work.rmdir()
+            out.checkpoints.rmdir()
 
 
 def clean(out: Out) -> None:
     """Remove what killed runs left half written or half removed. Only for the holder of the output's lock."""
-    for dead in out.work.glob(".step-*.tmp-*"):
+    for dead in out.checkpoints.glob(".step-*.tmp-*"):
         shutil.rmtree(dead, ignore_errors=True)
 
 
@@ -178,7 +178,7 @@ def discard(out: Out) -> None:
 
 def _all(out: Out) -> list[Path]:
     """Folders named as checkpoints, newest step first."""
-    if not out.work.is_dir():
+    if not out.checkpoints.is_dir():
         return []
-    found = [(int(match[1]), path) for path in out.work.iterdir() if (match := _NAME.fullmatch(path.name))]
+    found = [(int(match[1]), path) for path in out.checkpoints.iterdir() if (match := _NAME.fullmatch(path.name))]
     return [path for _, path in sorted(found, reverse=True)]

@@ -149,10 +149,10 @@ def _check_rewards(place: str, rewards: RewardsReader, needs: Needs) -> None:
 
 def _check_pairs(place: str, reader: PackedReader) -> None:
     rows, _ = reader.layout()
-    found = reader.columns(rows, ["pair_id", "side"])
-    _, pair, count = np.unique(found["pair_id"], return_inverse=True, return_counts=True)
-    sides = np.bincount(pair, found["side"], minlength=len(count))
-    alone = (found["side"] < 0) | (count[pair] != 2) | (sides[pair] != 1)
+    columns = reader.columns(rows, ["pair_id", "side"])
+    _, pair, count = np.unique(columns["pair_id"], return_inverse=True, return_counts=True)
+    sides = np.bincount(pair, columns["side"], minlength=len(count))
+    alone = (columns["side"] < 0) | (count[pair] != 2) | (sides[pair] != 1)
     if alone.any():
         raise ArtifactError(
             f"{place}: {int(alone.sum()):,} of {len(rows):,} rows are not one half of a pair, like row"
@@ -173,10 +173,10 @@ def check_data(packed: Input, reader: PackedReader, model: Input, needs: Needs) 
     assert model.path is not None
     wanted = reader.artifact.manifest.digests.get("tokenizer")
     if wanted is not None and (model.path / "tokenizer.json").is_file():
-        found = tokenizer_digest(model.path)
-        if found != wanted:
+        digest = tokenizer_digest(model.path)
+        if digest != wanted:
             raise ArtifactError(
-                f"{packed.path}: its tokens were made with tokenizer {wanted}, {model.path} has {found}; tokenize with"
+                f"{packed.path}: its tokens were made with tokenizer {wanted}, {model.path} has {digest}; tokenize with"
                 " this model, or train the model they were made for",
                 MISMATCH,
             )

@@ -75,9 +75,9 @@ class BatchSource:
         lengths = np.concatenate([np.diff(b.cu_seqlens) for b in bins])
         columns = {}
         for name in self._needs.columns:
-            found = self._of_tokens(name, rows, lengths) if ALIGNMENT[name] == "token" else self._of_rows(name, rows)
-            if found is not None:
-                columns[name] = found
+            values = self._of_tokens(name, rows, lengths) if ALIGNMENT[name] == "token" else self._of_rows(name, rows)
+            if values is not None:
+                columns[name] = values
         batch = collate(bins, columns, self._groups(rows))
         if self._shares:
             batch = batch._replace(shared=share(batch.input_ids_1T[0].numpy(), batch.row_starts))

@@ -18,11 +18,11 @@ def curves(lines: list[dict[str, Any]]) -> dict[str, Curve]:
 
 def picture(lines: list[dict[str, Any]]) -> str:
     """Thin line the loss of each step, thick line its running mean, dots the validation loss."""
-    found = curves(lines)
-    series = [Series(found.get("loss", []))]
-    if "validation" in found:
-        series.append(Series(found["validation"], colour=1, is_dots=True))
-    legend = "loss and its running mean" + (", validation loss (dots)" if "validation" in found else "")
+    drawn = curves(lines)
+    series = [Series(drawn.get("loss", []))]
+    if "validation" in drawn:
+        series.append(Series(drawn["validation"], colour=1, is_dots=True))
+    legend = "loss and its running mean" + (", validation loss (dots)" if "validation" in drawn else "")
     return svg(series, legend=legend, label="loss by step")
 
 

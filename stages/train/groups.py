@@ -10,11 +10,11 @@ from postmill.stages.train.objectives.needs import Needs
 def check_groups(place: str, reader: PackedReader, needs: Needs) -> None:
     """Raise ArtifactError (65) naming the first row that is in no such group, or whose label is missing or unfit."""
     rows, _ = reader.layout()
-    found = reader.columns(rows, ["pair_id", "side", "label"])
-    _, group, count = np.unique(found["pair_id"], return_inverse=True, return_counts=True)
+    columns = reader.columns(rows, ["pair_id", "side", "label"])
+    _, group, count = np.unique(columns["pair_id"], return_inverse=True, return_counts=True)
 
     def number(side: int) -> "np.ndarray[tuple[int], np.dtype[np.int64]]":
-        return np.bincount(group[found["side"] == side], minlength=len(count))
+        return np.bincount(group[columns["side"] == side], minlength=len(count))
 
     query, wrong, right = number(0), number(1), number(2)
     whole = query + wrong + right == count
@@ -24,7 +24,7 @@ def check_groups(place: str, reader: PackedReader, needs: Needs) -> None:
         whole &= (query == 0) & (right >= 1)
         if needs.coupling == "group":
             whole &= wrong >= 1
-    bad = ~whole[group] | (found["side"] < 0)
+    bad = ~whole[group] | (columns["side"] < 0)
     if bad.any():
         row = int(rows[np.argmax(bad)])
         what = "a query and its texts" if needs.head.kind == "pool" else "texts that fit a query and texts that do not"
@@ -33,6 +33,6 @@ def check_groups(place: str, reader: PackedReader, needs: Needs) -> None:
             f" with --for {'embed' if needs.head.kind == 'pool' else 'rank'} (docs/heads.md)",
             BAD_DATA,
         )
-    if "label" in needs.columns and np.isnan(found["label"]).any():
-        row = int(rows[np.argmax(np.isnan(found["label"]))])
+    if "label" in needs.columns and np.isnan(columns["label"]).any():
+        row = int(rows[np.argmax(np.isnan(columns["label"]))])
         raise ArtifactError(f"{place}: row {row:,} has no label, which this loss compares with", BAD_DATA)

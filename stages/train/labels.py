@@ -17,7 +17,7 @@ def label_lists(reader: PackedReader, rows: NDArray[np.int64], head: Head) -> ND
     Raises ArtifactError (65) for a row whose label is not such a list.
     """
     numbers = reader.columns(rows, ["label"])["label"]
-    found = np.zeros((len(rows), head.outputs), np.float32)
+    labels = np.zeros((len(rows), head.outputs), np.float32)
     for at, (row, number, extra) in enumerate(zip(rows.tolist(), numbers, reader.values(rows, "extra"), strict=True)):
         label = number if not np.isnan(number) else msgspec.json.decode(extra or "{}").get("label")
         items = label if isinstance(label, list) else [] if label is None else [label]
@@ -26,12 +26,12 @@ def label_lists(reader: PackedReader, rows: NDArray[np.int64], head: Head) -> ND
         if head.problem == "multi_label":
             if label is None or not all(item == int(item) and 0 <= item < head.outputs for item in items):
                 raise _refused(row, label, head)
-            found[at, [int(item) for item in items]] = 1
+            labels[at, [int(item) for item in items]] = 1
         elif len(items) != head.outputs:
             raise _refused(row, label, head)
         else:
-            found[at] = items
-    return found
+            labels[at] = items
+    return labels
 
 
 def check_labels(reader: PackedReader, rows: NDArray[np.int64], head: Head) -> None:

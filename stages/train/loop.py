@@ -98,12 +98,12 @@ def _train(
     device, is_main = accelerator.device, accelerator.is_main_process
     reader = data.reader
     steps = Steps(cfg, reader, layout.num_data, data.rewards)
-    found = _resume(out, accelerator)
-    here = _fix_numerics(cfg, out, accelerator, layout, found)
+    resumed = _resume(out, accelerator)
+    conditions = _fix_numerics(cfg, out, accelerator, layout, resumed)
 
     dtype = model.compute_dtype(cfg, device)
     tuner = cfg.tuner.build()
-    begun = found[0].path if found else start.path if start else None
+    begun = resumed[0].path if resumed else start.path if start else None
     look = Look(cfg, objective, data, steps, device)
     net = _load(cfg, tuner, base, accelerator, dtype=dtype, begun=begun, look=look)
     forward = Forward(
@@ -119,7 +119,7 @@ def _train(
     joins = objective.needs.sampled or objective.needs.group == "pair"
     shares = joins and cfg.compute.shared_prefixes and forward.share_prefixes()
     own = start_scores(
-        data, objective.needs, wrapped, layout, found=found and found[0], num_steps=steps.total, shares=shares
+        data, objective.needs, wrapped, layout, resumed=resumed and resumed[0], num_steps=steps.total, shares=shares
     )
     source = BatchSource(reader, objective.needs, {**data.scores, **own}, data.rewards, data.pixels, shares=shares)
     valid_source = (
@@ -129,18 +129,18 @@ def _train(
     learner = _learner(cfg, tuner, net, parameters, layout)
     checkpoint.restore_optimizer(begun, learner)
     channels = read_channels(reader) if cfg.measure.channel_loss else None
-    record = Record(out.work if is_main else None, found[0].file(METRICS).read_bytes() if found else b"")
+    record = Record(out.checkpoints if is_main else None, resumed[0].file(METRICS).read_bytes() if resumed else b"")
     run = RunState(
         cfg=cfg,
         tuner=tuner,
         out=out,
         learner=learner,
         record=record,
-        here=here,
+        conditions=conditions,
         base=base.name,
         accelerator=accelerator,
         own=own,
-        saved=found[1].step if found else 0,
+        saved=resumed[1].step if resumed else 0,
     )
 
     meter = Meter(steps.total, run.saved)
@@ -181,7 +181,7 @@ def _train(
         net=net,
         weights=weights,
         record=record,
-        here=here,
+        conditions=conditions,
         steps=steps,
         state=state,
         start=start,
@@ -230,27 +230,27 @@ def _resume(out: Out, accelerator: Accelerator) -> tuple[Artifact, Position] | N
     """The checkpoint to go on from. Raises ArtifactError (78) if it, or what another rank was given, does not fit."""
     if accelerator.is_main_process:
         checkpoint.clean(out)
-    found = checkpoint.newest(out)
+    newest = checkpoint.newest(out)
     if accelerator.num_processes > 1:
-        mine = torch.tensor([int(out.key[-14:], 16), found[1].step if found else 0], device=accelerator.device)
+        mine = torch.tensor([int(out.key[-14:], 16), newest[1].step if newest else 0], device=accelerator.device)
         seen = accelerator.gather(mine[None])
         if not bool((seen == seen[0]).all()):
             rank = int((seen != seen[0]).any(1).nonzero()[0, 0])
             raise ArtifactError(f"rank {rank} was given other data, options or checkpoints than rank 0", MISMATCH)
-    if found is None and accelerator.is_main_process:
+    if newest is None and accelerator.is_main_process:
         checkpoint.discard(out)
-    if found:
-        Progress.say("train", f"going on after step {found[1].step} ({found[0].path.name})", always=True)
-    return found
+    if newest:
+        Progress.say("train", f"going on after step {newest[1].step} ({newest[0].path.name})", always=True)
+    return newest
 
 
 def _fix_numerics(
-    cfg: Train, out: Out, accelerator: Accelerator, layout: Layout, found: tuple[Artifact, Position] | None
+    cfg: Train, out: Out, accelerator: Accelerator, layout: Layout, resumed: tuple[Artifact, Position] | None
 ) -> dict[str, Any]:
     """Settle what decides the last bits, as the checkpoint has it if it can be had. Returns `Position`'s fields."""
     device = accelerator.device
     # libraries may have been told to use fewer threads than there are cores
-    threads = found[1].threads if found else min(out.threads, torch.get_num_threads())
+    threads = resumed[1].threads if resumed else min(out.threads, torch.get_num_threads())
     torch.set_num_threads(threads)
     if cfg.compute.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -258,21 +258,23 @@ def _fix_numerics(
         # a module that answers as an object: its one setting has no declaration
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu {platform.machine()}"
-    here = {
+    conditions = {
         "ranks": accelerator.num_processes,
         "threads": threads,
         "torch": str(torch.__version__),
         "device": name,
         "shard": layout.name,
     }
-    if found:
-        changed = [f"{k} was {getattr(found[1], k)}, is {v}" for k, v in here.items() if getattr(found[1], k) != v]
-        options = changes(Train, found[0].manifest.config, out.config, LAST_BITS)
+    if resumed:
+        changed = [
+            f"{k} was {getattr(resumed[1], k)}, is {v}" for k, v in conditions.items() if getattr(resumed[1], k) != v
+        ]
+        options = changes(Train, resumed[0].manifest.config, out.config, LAST_BITS)
         # what lies on which rank is in `shard`
         changed += [option for option in options if not option.startswith("parallel.")]
         if changed and accelerator.is_main_process:
             Progress.warn("train", f"resumed under other conditions ({'; '.join(changed)}): the last bits may differ")
-    return here
+    return conditions
 
 
 def _load(
@@ -335,8 +337,8 @@ def _wrapped(cfg: Train, forward: Forward, layout: Layout, reader: PackedReader)
 
 def _learner(cfg: Train, tuner: Tuner, net: Any, parameters: dict[str, Tensor], layout: Layout) -> Learner:
     """The optimizer over what is trained, each parameter at its rate. Raises ConfigError (2) for unused --lr-groups."""
-    here = {name: parameter for name, parameter in parameters.items() if not parameter.is_meta}
-    optimizer = cfg.optimizer.make(here, cfg.peak_lr)
+    held = {name: parameter for name, parameter in parameters.items() if not parameter.is_meta}
+    optimizer = cfg.optimizer.make(held, cfg.peak_lr)
     groups = named_factors(cfg.lr_groups, parameters)
     factors = {p: groups.get(name, 1.0) * tuner.lr_factor(name) for name, p in parameters.items()}
     if set(factors.values()) != {1.0}:

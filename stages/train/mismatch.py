@@ -17,13 +17,13 @@ def check_mismatch(cfg: Train, data: Data, model: Input, step: Step, gradient: G
     objective = cfg.objective
     if step.number or not isinstance(objective, Rl):
         return
-    found = float(gradient.metrics["mismatch"])
+    mismatch = float(gradient.metrics["mismatch"])
     limit = objective.max_mismatch
     if limit is None:
         limit = _LIMIT if is_on_policy(data, model) else 0.0
-    if limit and not found <= limit:
+    if limit and not mismatch <= limit:
         raise ArtifactError(
-            f"{data.reader.tokens[0].path}: its log-probs differ from this model's by {found:.3g} nats a token, more"
+            f"{data.reader.tokens[0].path}: its log-probs differ from this model's by {mismatch:.3g} nats a token, more"
             f" than {limit:g}; sample with the weights that are trained, or raise --rl.max-mismatch",
             MISMATCH,
         )

@@ -105,17 +105,17 @@ def set_factors(optimizer: torch.optim.Optimizer, factors: Mapping[Tensor, float
 def named_factors(lr_groups: list[str], names: Iterable[str]) -> dict[str, float]:
     """Factors by name from `REGEX=FACTOR`; the first that fits counts. Raises ConfigError (2) for an unused one."""
     rules = [_rule(text) for text in lr_groups]
-    found: dict[str, float] = {}
+    factors: dict[str, float] = {}
     used: set[str] = set()
     for name in names:
         hit = next(((text, factor) for text, regex, factor in rules if regex.search(name)), None)
         if hit:
-            found[name] = hit[1]
+            factors[name] = hit[1]
             used.add(hit[0])
     for text, _, _ in rules:
         if text not in used:
             raise ConfigError(f"--lr-groups {text}: fits no trained parameter that an earlier one does not", USAGE)
-    return found
+    return factors
 
 
 def _rule(text: str) -> tuple[str, re.Pattern[str], float]:
@@ -133,7 +133,7 @@ def state_tensors(learner: Learner, *, keep: bool) -> dict[str, Tensor]:
 
     Every rank has to call it.
     """
-    found: dict[str, Tensor] = {}
+    whole_tensors: dict[str, Tensor] = {}
     for name, parameter in learner.parameters.items():
         state: dict[str, Any] = dict(learner.optimizer.state.get(parameter, {}))
         if learner.ema is not None:
@@ -142,30 +142,30 @@ def state_tensors(learner: Learner, *, keep: bool) -> dict[str, Tensor]:
         tensors = {key: value for key, value in state.items() if isinstance(value, Tensor) and not value.is_meta}
         for key, whole in learner.layout.whole_state(parameter, tensors).items():
             if keep:
-                found[f"{name}/{key}"] = whole.cpu().contiguous()
-    return found
+                whole_tensors[f"{name}/{key}"] = whole.cpu().contiguous()
+    return whole_tensors
 
 
 def restore_state(learner: Learner, tensors: dict[str, Tensor], place: str) -> None:
     """Put back what `state_tensors` gave. Raises ArtifactError (78) naming `place` if a parameter is missing."""
-    found: dict[str, dict[str, Tensor]] = {}
+    states: dict[str, dict[str, Tensor]] = {}
     for path, tensor in tensors.items():
         name, _, key = path.rpartition("/")
-        found.setdefault(name, {})[key] = tensor
+        states.setdefault(name, {})[key] = tensor
     if learner.ema is not None:
         for name, parameter in learner.parameters.items():
-            mean = found.get(name, {}).pop(_EMA, None)
+            mean = states.get(name, {}).pop(_EMA, None)
             if mean is None:
                 raise ArtifactError(f"{place}: no running mean of {name}; start without --ema", MISMATCH)
             learner.ema.mean[parameter] = learner.layout.part(mean, parameter)
-    if not any(found.values()):  # an optimizer that keeps none
+    if not any(states.values()):  # an optimizer that keeps none
         return
     for name, parameter in learner.parameters.items():
-        if name not in found:
+        if name not in states:
             if learner.is_partial:
                 continue
             raise ArtifactError(f"{place}: no optimizer state for {name}; delete this checkpoint", MISMATCH)
         # what is not as large as the parameter lies with it, where fused AdamW wants its `step`
         learner.optimizer.state[parameter] = {
-            key: learner.layout.part(tensor, parameter) for key, tensor in found[name].items()
+            key: learner.layout.part(tensor, parameter) for key, tensor in states[name].items()
         }

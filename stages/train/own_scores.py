@@ -47,16 +47,16 @@ def start_scores(
     forward: Any,
     layout: Layout,
     *,
-    found: Artifact | None,
+    resumed: Artifact | None,
     num_steps: int,
     shares: bool = False,
 ) -> dict[str, OwnScores]:
     """Log-probs of the start, by role, if the objective compares with them, nobody gave them, and there are steps to
-    compare. found: the checkpoint to go on from. shares: see `BatchSource`."""
+    compare. resumed: the checkpoint to go on from. shares: see `BatchSource`."""
     if not set(needs.own) & set(needs.columns) or "old" in data.scores or num_steps == 1:
         return {}
-    if found:
-        return {"old": OwnScores(data.reader, load_file(found.file(OWN))["old"].numpy())}
+    if resumed:
+        return {"old": OwnScores(data.reader, load_file(resumed.file(OWN))["old"].numpy())}
     source = BatchSource(data.reader, _PLAIN, {}, data.rewards, data.pixels, shares=shares)
     return {"old": compute_own_scores(forward, source, layout)}
 
@@ -65,7 +65,7 @@ def compute_own_scores(forward: Any, source: BatchSource, layout: Layout) -> Own
     """One pass over all bins without gradients, dropout or noise; each rank takes its part."""
     reader, ranks = source.reader, layout.num_data
     starts = np.append(0, np.cumsum(reader.plan.length.astype(np.int64)))
-    found_T = torch.zeros(int(starts[-1]), dtype=torch.float32, device=layout.device)
+    logps_T = torch.zeros(int(starts[-1]), dtype=torch.float32, device=layout.device)
     bins = np.pad(np.arange(len(reader)), (0, -len(reader) % ranks), constant_values=-1)
     ask = Ask(stats=frozenset({"logp"}), temperature=source.temperature)
     forward.eval()
@@ -73,6 +73,6 @@ def compute_own_scores(forward: Any, source: BatchSource, layout: Layout) -> Own
         for number in bins.reshape(-1, ranks)[:, layout.data_rank].tolist():
             logp_T = forward(source.load(np.array([number])).to(layout.device), ask).logp_T
             if number >= 0 and logp_T is not None:
-                found_T[starts[number] + 1 : starts[number + 1]] = logp_T[:-1]
+                logps_T[starts[number] + 1 : starts[number + 1]] = logp_T[:-1]
     forward.train()
-    return OwnScores(reader, layout.agreed(lambda: layout.sum(found_T)).cpu().numpy())
+    return OwnScores(reader, layout.agreed(lambda: layout.sum(logps_T)).cpu().numpy())

@@ -111,8 +111,8 @@ def _of_bin(forward: Forward, rows: list[np.ndarray[Any, np.dtype[np.int32]]], d
         logp_T = forward(batch, Ask(stats=frozenset({"logp"}))).logp_T
         assert logp_T is not None
         return torch.cat([piece[:-1] for piece in logp_T.split([len(row) for row in rows])])
-    found: Outputs = forward(batch, Ask(points_N=torch.arange(len(batch.row_T), device=device)))
-    values = found.pooled_RH if kind == "pool" else found.values_NC
+    answers: Outputs = forward(batch, Ask(points_N=torch.arange(len(batch.row_T), device=device)))
+    values = answers.pooled_RH if kind == "pool" else answers.values_NC
     assert values is not None
     return values
 

@@ -63,9 +63,9 @@ def _open(
 
 def _scores(inputs: Inputs, prefix: str) -> dict[str, ScoresReader]:
     """Scores given as `PREFIX` + role, by role."""
-    found = {}
+    scores = {}
     for item in inputs["scores"]:
         role = item.port.removeprefix("scores.")
         if role.startswith("valid.") == bool(prefix) and item.path is not None:
-            found[role.removeprefix(prefix)] = ScoresReader(item.path)
-    return found
+            scores[role.removeprefix(prefix)] = ScoresReader(item.path)
+    return scores

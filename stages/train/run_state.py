@@ -29,14 +29,14 @@ from postmill.stages.train.verdict import is_among_best, quality, watch
 
 
 class RunState(msgspec.Struct, kw_only=True):
-    """A run under way. `here` is what `Position` has besides the step."""
+    """A run under way. `conditions` is what `Position` has besides the step."""
 
     cfg: Train
     tuner: Tuner
     out: Out
     learner: Learner
     record: Record
-    here: dict[str, Any]
+    conditions: dict[str, Any]
     base: str
     accelerator: Accelerator
     own: dict[str, OwnScores]
@@ -61,7 +61,7 @@ class RunState(msgspec.Struct, kw_only=True):
         weights = save.whole_weights(self.tuner.tensors(net), layout, keep=is_main)
         state = state_tensors(self.learner, keep=is_main)
         if is_main:
-            position = Position(step=step, **self.here)
+            position = Position(step=step, **self.conditions)
             checkpoint.save(
                 self.out,
                 position,
@@ -97,7 +97,7 @@ class RunState(msgspec.Struct, kw_only=True):
 
     def diverged(self, reader: PackedReader, step: Step, gradient: Gradient, grad_norm: float) -> StageError:
         """Write down what the step was made of; returns the error to leave with (79). The step is not applied."""
-        path = self.out.work / f"diverged-step-{step.number + 1:08d}.json"
+        path = self.out.checkpoints / f"diverged-step-{step.number + 1:08d}.json"
         loss = float(gradient.loss)
         if self.out.rank == 0:
             bins = [int(b) for b in step.bins.ravel() if b >= 0]

@@ -27,14 +27,14 @@ def whole_weights(
     Every rank has to call it. `dtype` converts floating-point tensors; tensors that share memory still do.
     """
     memo: dict[int, Tensor] = {}
-    found: dict[str, Tensor] = {}
+    weights: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         if id(tensor) not in memo:
             Progress.beat()
             whole = layout.whole(tensor)
             memo[id(tensor)] = whole.to("cpu", dtype if whole.is_floating_point() else None) if keep else whole[:0]
-        found[name] = memo[id(tensor)]
-    return found if keep else {}
+        weights[name] = memo[id(tensor)]
+    return weights if keep else {}
 
 
 def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:

@@ -131,10 +131,10 @@ class ScheduleFreeAdamW(torch.optim.Optimizer):
     @torch.no_grad()
     def averaged(self) -> dict[Tensor, Tensor]:
         """x of every parameter that was updated: x = y + (y - z) (1 / b1 - 1)."""
-        found: dict[Tensor, Tensor] = {}
+        averages: dict[Tensor, Tensor] = {}
         for group in self.param_groups:
             beta1 = group["betas"][0]
             for y in group["params"]:
                 if y in self.state:
-                    found[y] = y.detach().lerp(self.state[y]["z"], 1 - 1 / beta1)
-        return found
+                    averages[y] = y.detach().lerp(self.state[y]["z"], 1 - 1 / beta1)
+        return averages

@@ -194,9 +194,9 @@ def validate(
             outputs = forward(batch, blocks.ask(objective, batch, block))
             if not layout.has_outputs:
                 continue
-            found = objective.loss(outputs, batch, norms, constants)
-            tally.add(found)
-            total += found.total.double()
+            terms = objective.loss(outputs, batch, norms, constants)
+            tally.add(terms)
+            total += terms.total.double()
     forward.train()
 
     # all ranks have the whole of what looks at all rows

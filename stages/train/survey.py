@@ -26,8 +26,8 @@ def closing_ids(reader: PackedReader) -> dict[int, int]:
     for tokens in reader.tokens:
         for table in token_tables(tokens):
             for batch in table:
-                found, times = np.unique(_closings(batch), return_counts=True)
-                for token, number in zip(found.tolist(), times.tolist(), strict=True):
+                ids, times = np.unique(_closings(batch), return_counts=True)
+                for token, number in zip(ids.tolist(), times.tolist(), strict=True):
                     counts[token] = counts.get(token, 0) + number
     return counts
 
@@ -65,10 +65,10 @@ class Channels(NamedTuple):
 
 def read_channels(reader: PackedReader) -> Channels:
     """All channels, by name."""
-    found: list[str] = []
+    channels: list[str] = []
     for tokens in reader.tokens:
         for table in token_tables(tokens):
             for batch in table:
-                found += [name or "-" for name in batch.column("channel").to_pylist()]
-    names, of_row = np.unique(np.array(found, dtype=str), return_inverse=True)
+                channels += [name or "-" for name in batch.column("channel").to_pylist()]
+    names, of_row = np.unique(np.array(channels, dtype=str), return_inverse=True)
     return Channels(names.tolist(), of_row.astype(np.int64))

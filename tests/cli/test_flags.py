@@ -8,7 +8,7 @@ import pytest
 from msgspec import Meta
 
 from postmill.cli.declaration import Declaration, Source
-from postmill.cli.flags import Said, resolve
+from postmill.cli.flags import Given, resolve
 from postmill.cli.help import stage_help
 from postmill.cli.stage_command import parse
 from postmill.io.errors import ConfigError
@@ -182,7 +182,7 @@ def test_help_says_every_field_with_its_type_default_and_meaning() -> None:
 
 
 def test_the_last_flag_of_a_single_value_wins() -> None:
-    said = {"row_tokens": [Said("8", "--row-tokens", True), Said("9", "--row-tokens", True)]}
+    said = {"row_tokens": [Given("8", "--row-tokens", True), Given("9", "--row-tokens", True)]}
     assert resolve(Mill, said, "mill").row_tokens == 9
 
 

@@ -12,8 +12,8 @@ import tiny_tokenizer
 
 from postmill._native import ChatEncoder, NativeError
 from postmill.stages.tokenize.config import Tokenize
-from postmill.stages.tokenize.model import choose_templates, load_tokenizer
 from postmill.stages.tokenize.run import make_encoder
+from postmill.stages.tokenize.tokenizer import choose_templates, load_tokenizer
 
 
 def encoder(folder: Path, **options: Any) -> ChatEncoder:

@@ -5,7 +5,7 @@ from typing import Annotated
 import msgspec
 import pytest
 
-from postmill.cli.flags import Said, resolve
+from postmill.cli.flags import Given, resolve
 from postmill.io.errors import ConfigError
 from postmill.stages.options import (
     changed,
@@ -125,7 +125,7 @@ def test_a_choice_inside_a_group():
         "front.shape was 'flat', is 'steep'",
         "steep.slope was None, is 2.0",
     ]
-    said = {"shape": [Said("steep", "--shape", True)], "slope": [Said("2", "--slope", True)]}
+    said = {"shape": [Given("steep", "--shape", True)], "slope": [Given("2", "--slope", True)]}
     assert resolve(Hill, said, "hill") == hill
     with pytest.raises(ConfigError, match=r"is an option of --front\.shape steep; choose that"):
         make(Hill, slope=2.0)

@@ -22,13 +22,13 @@ def mark_rules(item: Item, output: str) -> list[Mark]:
     judged = [(name, of) for name, of in asked if name in RULES]
     marks: list[Mark] = []
     for how, texts in (("strict", [output]), ("loose", _variants(output))):
-        found = [any(_follows(name, of, text) for text in texts) for name, of in judged]
-        if not found:
+        followed = [any(_follows(name, of, text) for text in texts) for name, of in judged]
+        if not followed:
             continue
-        missed = ", ".join(name for (name, _), is_followed in zip(judged, found, strict=True) if not is_followed)
+        missed = ", ".join(name for (name, _), is_followed in zip(judged, followed, strict=True) if not is_followed)
         if len(judged) == len(asked):
-            marks.append(Mark(metric=f"prompt_level_{how}_acc", value=float(all(found)), said=missed))
-        parts = [float(each) for each in found]
+            marks.append(Mark(metric=f"prompt_level_{how}_acc", value=float(all(followed)), said=missed))
+        parts = [float(each) for each in followed]
         share = sum(parts) / len(parts)
         marks.append(Mark(metric=f"inst_level_{how}_acc", value=share, said=missed, parts=parts))
     return marks

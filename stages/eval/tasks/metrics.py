@@ -25,19 +25,19 @@ class Chosen(msgspec.Struct, frozen=True, kw_only=True):
     """Whether each of its tokens was the likeliest."""
 
 
-def mark_choices(task: Task, item: Item, found: list[Chosen]) -> list[Mark]:
+def mark_choices(task: Task, item: Item, choices: list[Chosen]) -> list[Mark]:
     """acc: the likeliest choice is right, of equal ones the first. acc_norm: the same by characters of its text. mc2:
     the share of probability on true choices."""
     marks = []
     for metric in task.metrics:
         if metric == "mc2":
-            top = max(choice.logp for choice in found)
-            shares = [math.exp(choice.logp - top) for choice in found]
+            top = max(choice.logp for choice in choices)
+            shares = [math.exp(choice.logp - top) for choice in choices]
             true = sum(share for share, label in zip(shares, item.labels, strict=True) if label == 1)
             marks.append(Mark(metric=metric, value=true / sum(shares), said=""))
             continue
         sizes = [len(text) if metric == "acc_norm" else 1 for text in item.choices]
-        best = max(range(len(found)), key=lambda at: (found[at].logp / sizes[at], -at))
+        best = max(range(len(choices)), key=lambda at: (choices[at].logp / sizes[at], -at))
         marks.append(Mark(metric=metric, value=float(best == item.target), said=item.choices[best]))
     return marks
 
@@ -63,10 +63,10 @@ def _matches(task: Task, item: Item, output: str) -> list[Mark]:
 
 def extracted(rule: Extract, output: str) -> str:
     """The match that counts; of several groups the first that matched."""
-    found: list[Any] = re.findall(rule.pattern, output)
-    if not found:
+    matches: list[Any] = re.findall(rule.pattern, output)
+    if not matches:
         return INVALID
-    match = found[rule.pick]
+    match = matches[rule.pick]
     if isinstance(match, tuple):
         match = next((group for group in match if group), INVALID)
     return str(match).strip()

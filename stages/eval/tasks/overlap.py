@@ -67,10 +67,10 @@ def rouge(output: str, target: str) -> dict[str, float]:
     from rouge_score.rouge_scorer import RougeScorer
 
     if _BY_CHARACTER.search(target):
-        found = RougeScorer(_ROUGE, tokenizer=_Characters()).score(target, output)
+        scores = RougeScorer(_ROUGE, tokenizer=_Characters()).score(target, output)
     else:
-        found = RougeScorer(_ROUGE, use_stemmer=True).score(target, output)
-    return {name: float(found[name].fmeasure) for name in _ROUGE}
+        scores = RougeScorer(_ROUGE, use_stemmer=True).score(target, output)
+    return {name: float(scores[name].fmeasure) for name in _ROUGE}
 
 
 class _Characters:
@@ -88,10 +88,10 @@ def corpus(metrics: Sequence[str], outputs: list[str], targets: list[str]) -> di
     from sacrebleu.metrics.chrf import CHRF
 
     is_chinese = sum(bool(_BY_CHARACTER.search(target)) for target in targets) * 2 > len(targets)
-    found = {}
+    scores = {}
     for name in wanted:
         scorer = CHRF() if name == "chrf" else BLEU(tokenize="zh" if is_chinese else "13a")
         value = float(scorer.corpus_score(outputs, [targets]).score)
         signature = str(scorer.get_signature())
-        found[name] = {"value": value, "stderr": None, "num_items": len(outputs), "signature": signature}
-    return found
+        scores[name] = {"value": value, "stderr": None, "num_items": len(outputs), "signature": signature}
+    return scores

@@ -70,16 +70,16 @@ class _Sampler:
             group = self._task.group
             is_own = bool(self._task.fewshot.rows)
             pool = [other for other in pool if (is_own or other.get(group) == row.get(group)) and other != row]
-            found = pool[: self._count]
+            shots = pool[: self._count]
         elif self._one_more:
             drawn = self._random.sample(pool, min(self._count + 1, len(pool)))
-            found = [other for other in drawn if other != row][: self._count]
+            shots = [other for other in drawn if other != row][: self._count]
         else:
-            found = self._random.sample(pool, min(self._count, len(pool)))
-        if len(found) < self._count:
+            shots = self._random.sample(pool, min(self._count, len(pool)))
+        if len(shots) < self._count:
             split = "the task" if self._task.fewshot.rows else self._task.fewshot.split
-            raise ConfigError(f"--fewshot {self._count}: {split} has {len(found)} rows to show", USAGE)
-        return found
+            raise ConfigError(f"--fewshot {self._count}: {split} has {len(shots)} rows to show", USAGE)
+        return shots
 
 
 class _Writer:

@@ -77,9 +77,9 @@ def run_task(cfg: Eval, inputs: Inputs, out: Out) -> Result:
             f" first is {first.key}: {first.error}",
             BAD_DATA,
         )
-    (out.work / _JOURNAL).unlink(missing_ok=True)
-    if out.work.is_dir() and not any(out.work.iterdir()):
-        out.work.rmdir()
+    (out.checkpoints / _JOURNAL).unlink(missing_ok=True)
+    if out.checkpoints.is_dir() and not any(out.checkpoints.iterdir()):
+        out.checkpoints.rmdir()
     return Result(metrics=metrics, versions=engine.about.versions, digests={"weights": engine.loaded.digest})
 
 
@@ -153,11 +153,11 @@ def _ask_choices(task: Task, items: list[Item], asked: _Asked) -> tuple[list[Rep
                 "item_id": item.item_id,
                 "choice": number,
                 "text": text,
-                "logp": found.logp,
-                "num_tokens": found.num_tokens,
-                "is_greedy": found.is_greedy,
+                "logp": choice.logp,
+                "num_tokens": choice.num_tokens,
+                "is_greedy": choice.is_greedy,
             }
-            for number, (text, found) in enumerate(zip(item.choices, chosen, strict=False))
+            for number, (text, choice) in enumerate(zip(item.choices, chosen, strict=False))
         ]
     _table(asked.out, CHOICES, EVAL_CHOICES_V1, rows)
     return firsts, marks
@@ -193,9 +193,9 @@ def _ask_texts(cfg: Eval, task: Task, items: list[Item], asked: _Asked) -> list[
                 unasked[key] = Reply(key=key, error=prompt)
             else:
                 requests.append(Request(key=key, prompt_ids=prompt, seed=seed_of(cfg.seed, key)))
-    found = asked.all(requests, sampling) | unasked
+    replies = asked.all(requests, sampling) | unasked
     keys = [[_key(item, sample, cfg.samples) for sample in range(cfg.samples)] for item in items]
-    return [[_as_text(found[key], task, asked.speaker, stop_ids) for key in each] for each in keys]
+    return [[_as_text(replies[key], task, asked.speaker, stop_ids) for key in each] for each in keys]
 
 
 def _prompt(cfg: Eval, item: Item, speaker: Speaker) -> list[int] | str:
@@ -223,7 +223,7 @@ def _as_text(reply: Reply, task: Task, speaker: Speaker, stop_ids: frozenset[int
 def _mark_texts(cfg: Eval, task: Task, items: list[Item], replies: list[list[Reply]]) -> list[list[Mark]]:
     """Numbers of each item; none of one that could not be asked. Raises ArtifactError (65) for a row that cannot be
     judged."""
-    texts = [[reply.text or "" for reply in found] if _ok(found) else [] for found in replies]
+    texts = [[reply.text or "" for reply in item_replies] if _ok(item_replies) else [] for item_replies in replies]
     if "pass" in task.metrics:
         ks = [k for k in (1, 10, 100) if k <= cfg.samples]
         return mark_programs(task, items, texts, ks=ks, kind=cfg.sandbox, time_s=cfg.program_time_s)
@@ -243,12 +243,12 @@ def _write(out: Out, items: list[Item], replies: list[list[Reply]], marks: list[
             "group": item.group,
             "prompt": msgspec.json.encode(item.context).decode(),
             "prompt_ids": [],
-            "output": reply.text if not item.choices or reply.error else (found[0].said if found else None),
+            "output": reply.text if not item.choices or reply.error else (item_marks[0].said if item_marks else None),
             "output_ids": reply.ids,
             "finish_reason": None if reply.error else reply.finish,
             "error": reply.error,
         }
-        for item, samples, found in zip(items, replies, marks, strict=True)
+        for item, samples, item_marks in zip(items, replies, marks, strict=True)
         for sample, reply in enumerate(samples)
     ]
     _table(out, ITEMS, EVAL_ITEMS_V1, rows)
@@ -261,8 +261,8 @@ def _write(out: Out, items: list[Item], replies: list[list[Reply]], marks: list[
             "ok": mark.value == 1.0 if mark.value in {0.0, 1.0} and mark.metric != "mc2" else None,
             "reason": mark.said,
         }
-        for item, found in zip(items, marks, strict=True)
-        for mark in found
+        for item, item_marks in zip(items, marks, strict=True)
+        for mark in item_marks
     ]
     _table(out, SCORES, EVAL_SCORES_V1, scores)
 
@@ -276,7 +276,7 @@ def _table(out: Out, name: str, schema: pa.Schema, rows: list[dict[str, Any]]) -
 def _metrics(task: Task, items: list[Item], marks: list[list[Mark]], fewshot: int) -> dict[str, Any]:
     prompts = digest_bytes("\0".join(f"{item.context}\0{item.pairs}" for item in items).encode())
     groups = sorted({item.group for item in items})
-    found: dict[str, Any] = {
+    summary: dict[str, Any] = {
         "task": task.name,
         "task_version": task.version,
         "fewshot": fewshot,
@@ -286,11 +286,11 @@ def _metrics(task: Task, items: list[Item], marks: list[list[Mark]], fewshot: in
         "metrics": _summaries(marks),
     }
     if len(groups) > 1:
-        found["groups"] = {
+        summary["groups"] = {
             group: _summaries([each for item, each in zip(items, marks, strict=True) if item.group == group])
             for group in groups
         }
-    return found
+    return summary
 
 
 def _summaries(marks: list[list[Mark]]) -> dict[str, Any]:
@@ -304,9 +304,9 @@ def _summaries(marks: list[list[Mark]]) -> dict[str, Any]:
 
 def _shown(metrics: dict[str, Any]) -> str:
     parts = []
-    for name, found in metrics["metrics"].items():
-        error = "" if found["stderr"] is None else f" ± {found['stderr']:.4f}"
-        parts.append(f"{name} {found['value']:.4f}{error}")
+    for name, values in metrics["metrics"].items():
+        error = "" if values["stderr"] is None else f" ± {values['stderr']:.4f}"
+        parts.append(f"{name} {values['value']:.4f}{error}")
     return (
         f"{metrics['task']} {metrics['fewshot']}-shot, {metrics['num_items']} rows: {', '.join(parts) or 'no numbers'}"
     )

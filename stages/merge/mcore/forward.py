@@ -60,10 +60,10 @@ def _attention(read: Callable[..., Tensor | None], shape: Shape, config: Any) ->
         q, k, v = groups[:, :, :-2].flatten(1, 2), groups[:, :, -2], groups[:, :, -1]
         q, k = (x if w is None else _norm(x, w, config) for x, w in zip((q, k), norms, strict=True))
         q, k = (turned(x.transpose(0, 1), cos_1TD, sin_1TD) for x in (q, k))
-        found = F.scaled_dot_product_attention(
+        attended = F.scaled_dot_product_attention(
             q[None], k[None], v.transpose(0, 1)[None], is_causal=True, enable_gqa=shape.heads != shape.keys
         )
-        return x_TH + F.linear(found[0].transpose(0, 1).flatten(1), out, biases[1])
+        return x_TH + F.linear(attended[0].transpose(0, 1).flatten(1), out, biases[1])
 
     return attend
 

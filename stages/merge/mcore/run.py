@@ -55,14 +55,14 @@ def to_mcore(cfg: Merge, model: Path, out: Out) -> dict[str, Any]:
     folder = out.dir / "release"
     folder.mkdir()
     with open_weights(model) as weights:
-        found = [piece for piece in pieces(shape) if _is_there(piece, weights, model)]
-        extra = set(weights.where) - {part for piece in found for part in piece.parts}
+        present = [piece for piece in pieces(shape) if _is_there(piece, weights, model)]
+        extra = set(weights.where) - {part for piece in present for part in piece.parts}
         extra -= {"lm_head.weight"} if shape.tied and _is_copy(weights) else set()
         if extra:
             raise ArtifactError(f"{model}: {min(extra)} has no place in Megatron's layout; not converted", MISMATCH)
-        meter = Meter(len(found))
+        meter = Meter(len(present))
         with Writer(folder) as writer:
-            for number, piece in enumerate(found):
+            for number, piece in enumerate(present):
                 tensors = [_read(weights, part) for part in piece.parts]
                 block = join(piece, tensors, shape)
                 writer.add(piece.name, piece.counts, piece.at, block)
@@ -73,7 +73,7 @@ def to_mcore(cfg: Merge, model: Path, out: Out) -> dict[str, Any]:
                 writer.add_empty(name, counts, at)
     (out.dir / LATEST).write_text("release")
     _copy_rest(model, out.dir)
-    metrics: dict[str, Any] = {"num_tensors": len(found)}
+    metrics: dict[str, Any] = {"num_tensors": len(present)}
     return metrics | ({"parity": compare(cfg, Checkpoint(folder), shape, model, out)} if cfg.parity == "rows" else {})
 
 
@@ -86,9 +86,9 @@ def from_mcore(cfg: Merge, given: Path, like: Path | None, out: Out) -> dict[str
     config = load_json(beside / "config.json")
     shape = read_shape(config, str(beside / "config.json"))
     checkpoint = Checkpoint(newest(given))
-    found = [(piece, *place) for piece in pieces(shape) if (place := _place_in(checkpoint, piece))]
-    _check_taken(checkpoint, {name for piece, _, _ in found for name, _ in piece.names})
-    layout = {part: entry for place in found for part, entry in _parts(checkpoint, *place, shape)}
+    placed = [(piece, *place) for piece in pieces(shape) if (place := _place_in(checkpoint, piece))]
+    _check_taken(checkpoint, {name for piece, _, _ in placed for name, _ in piece.names})
+    layout = {part: entry for place in placed for part, entry in _parts(checkpoint, *place, shape)}
     shards = deal_to_files({name: _num_bytes(*entry) for name, entry in layout.items()})
     with ExitStack() as stack:
         writers: dict[str, SafetensorsWriter] = {}
@@ -96,8 +96,8 @@ def from_mcore(cfg: Merge, given: Path, like: Path | None, out: Out) -> dict[str
             entries = {name: layout[name] for name in names}
             writer = stack.enter_context(SafetensorsWriter(out.dir / file, entries, {"format": "pt"}))
             writers |= dict.fromkeys(names, writer)
-        meter = Meter(len(found))
-        for number, (piece, name, at) in enumerate(found):
+        meter = Meter(len(placed))
+        for number, (piece, name, at) in enumerate(placed):
             tensor = checkpoint.read(name, at)
             if not bool(torch.isfinite(tensor).all()):
                 raise ArtifactError(f"{given}: {name} is not finite; nothing was saved")
@@ -166,9 +166,9 @@ def _read(weights: Weights, name: str) -> Tensor:
 def _place_in(checkpoint: Checkpoint, piece: Piece) -> tuple[str, tuple[int, ...]] | None:
     """What the checkpoint calls it, and where in that it is; None for one that a model may lack. Raises ArtifactError
     (78)."""
-    found = next((place for place in piece.names if place[0] in checkpoint.tensors), None)
-    if found or piece.may_lack:
-        return found
+    place_in_file = next((place for place in piece.names if place[0] in checkpoint.tensors), None)
+    if place_in_file or piece.may_lack:
+        return place_in_file
     raise ArtifactError(
         f"{checkpoint.folder}: has no tensor {piece.name}, which the config asks for; pass a model of the same shape"
         " with -m",

@@ -33,7 +33,7 @@ class _Inert:
 
 
 def _allowed() -> dict[tuple[str, str], Any]:
-    found: dict[tuple[str, str], Any] = {
+    allowed: dict[tuple[str, str], Any] = {
         (module.__name__, name): getattr(module, name)
         for module, names in (
             (
@@ -46,11 +46,11 @@ def _allowed() -> dict[tuple[str, str], Any]:
         )
         for name in names.split()
     }
-    found |= {("torch", str(d).removeprefix("torch.")): d for d in vars(torch).values() if isinstance(d, torch.dtype)}
-    found |= {("torch", "Size"): torch.Size, ("collections", "OrderedDict"): dict}
-    found["torch.serialization", "_get_layout"] = lambda name: torch.strided
+    allowed |= {("torch", str(d).removeprefix("torch.")): d for d in vars(torch).values() if isinstance(d, torch.dtype)}
+    allowed |= {("torch", "Size"): torch.Size, ("collections", "OrderedDict"): dict}
+    allowed["torch.serialization", "_get_layout"] = lambda name: torch.strided
     ours = "megatron.core.dist_checkpointing.strategies.torch"
-    return found | {(ours, "MCoreMetadata"): _Inert, (ours, "MCoreSavePlan"): _Inert}
+    return allowed | {(ours, "MCoreMetadata"): _Inert, (ours, "MCoreSavePlan"): _Inert}
 
 
 class _Unpickler(pickle.Unpickler):
@@ -140,15 +140,15 @@ class Checkpoint:
 def _read_index(place: Path) -> dict[str, Stored]:
     try:
         with place.open("rb") as file:
-            found = _Unpickler(file, place).load()
-        where = {(i.fqn, tuple(i.offset or ())): info for i, info in found.storage_data.items()}
+            index = _Unpickler(file, place).load()
+        where = {(i.fqn, tuple(i.offset or ())): info for i, info in index.storage_data.items()}
         return {
             name: Stored(
                 tuple(entry.size),
                 entry.properties.dtype,
                 [_part(place, where[name, tuple(c.offsets)], c) for c in entry.chunks],
             )
-            for name, entry in found.state_dict_metadata.items()
+            for name, entry in index.state_dict_metadata.items()
             if isinstance(entry, metadata.TensorStorageMetadata)
         }
     except ArtifactError:

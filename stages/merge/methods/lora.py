@@ -52,10 +52,10 @@ def lora(module: Module) -> Edits:
     # an embedding's factors are stored transposed, and a Conv1D's weight is
     tensor = module.tensor()
     flipped = embedding or module.base.is_conv1d(tensor.removesuffix(".weight"), len(b), a.shape[1])
-    found: Edits = [(tensor, _with_magnitude(module, factors.edit(transposed=flipped), flipped))]
+    edits: Edits = [(tensor, _with_magnitude(module, factors.edit(transposed=flipped), flipped))]
     if "lora_B.bias" in module.parts:
-        found.append((module.tensor("bias"), Add(module.parts["lora_B.bias"], factors.scale)))
-    return found
+        edits.append((module.tensor("bias"), Add(module.parts["lora_B.bias"], factors.scale)))
+    return edits
 
 
 def _unpacked(module: Module, factors: Factors) -> Edits:
@@ -68,13 +68,13 @@ def _unpacked(module: Module, factors: Factors) -> Edits:
     sizes = [module.base.shape(tensor)[0] for tensor in tensors if tensor]
     if not tensors or not all(tensors) or sum(sizes) != len(factors.b):
         return []
-    found: Edits = []
+    edits: Edits = []
     first = 0
     for tensor, size in zip(tensors, sizes, strict=True):
         part = Factors(factors.a, factors.b[first : first + size], factors.scale)
-        found.append((tensor, part.edit(transposed=False)))
+        edits.append((tensor, part.edit(transposed=False)))
         first += size
-    return found
+    return edits
 
 
 def _with_magnitude(module: Module, low_rank: LowRank, flipped: bool) -> Edit:

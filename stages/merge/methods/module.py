@@ -123,9 +123,9 @@ def pattern_value(patterns: Any, module: str, default: Any) -> Any:
 
 def find_tensor(path: Path, tensor: str, base: Base, config: dict[str, Any]) -> str:
     """The base's name of `tensor`. Raises ArtifactError (78) with what is near, and the base that the adapter names."""
-    found = base.find(tensor)
-    if found:
-        return found
+    match = base.find(tensor)
+    if match:
+        return match
     near = base.closest(tensor)
     nearest = f" (nearest: {near})" if near else ""
     named = config.get("base_model_name_or_path")

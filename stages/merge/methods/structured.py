@@ -31,12 +31,12 @@ def first_of_permutation(count: int, wanted: int, seed: int) -> I64:
     """`torch.randperm(count, generator=seeded)[:wanted]`: Fisher and Yates with the Mersenne Twister's words."""
     words = np.random.RandomState(seed)._bit_generator.random_raw(wanted)
     moved: dict[int, int] = {}
-    found = np.empty(wanted, np.int64)
+    first = np.empty(wanted, np.int64)
     for place in range(wanted):
         other = place + int(words[place] % (count - place))
-        found[place] = moved.get(other, other)
+        first[place] = moved.get(other, other)
         moved[other] = moved.get(place, place)
-    return found
+    return first
 
 
 def c3a(module: Module) -> Edits:

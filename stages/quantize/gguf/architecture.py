@@ -75,7 +75,7 @@ def architecture_of(config: dict[str, Any]) -> str:
 
 def find_sources(architecture: str, config: dict[str, Any], weights: Weights) -> dict[str, Source]:
     """Every tensor of the file, in order. Raises ConfigError (2) for a tensor of the model that has no name there."""
-    found: dict[str, Source] = {}
+    sources: dict[str, Source] = {}
     experts: dict[str, dict[int, str]] = {}
     for name in _in_order(weights):
         if (name == "lm_head.weight" and config.get("tie_word_embeddings")) or name.endswith(".rotary_emb.inv_freq"):
@@ -83,24 +83,24 @@ def find_sources(architecture: str, config: dict[str, Any], weights: Weights) ->
         module, _, leaf = name.rpartition(".")
         shape = weights.entry(name).shape
         if module in _ENDS:
-            found[f"{_ENDS[module]}.{leaf}"] = Source([name], shape)
+            sources[f"{_ENDS[module]}.{leaf}"] = Source([name], shape)
             continue
         match = _LAYER.fullmatch(name)
         layer, part = (match[1], match[2]) if match else ("", "")
         expert = _EXPERT.fullmatch(part)
         if part in _PARTS:
             heads = _heads(part, config) if architecture == "llama" else 0
-            found[f"blk.{layer}.{_PARTS[part]}.{leaf}"] = Source([name], shape, heads)
+            sources[f"blk.{layer}.{_PARTS[part]}.{leaf}"] = Source([name], shape, heads)
         elif expert and expert[2] in _EXPERT_PARTS:
             target = f"blk.{layer}.{_EXPERT_PARTS[expert[2]]}.{leaf}"
             of = experts.setdefault(target, {})
             of[int(expert[1])] = name
-            found[target] = Source([], (len(of), *shape))
+            sources[target] = Source([], (len(of), *shape))
         else:
             raise ConfigError(f"{name}: llama.cpp's {architecture} has no such tensor; merge adapters first", USAGE)
     for target, of in experts.items():
-        found[target] = found[target]._replace(names=[of[number] for number in sorted(of)])
-    return found
+        sources[target] = sources[target]._replace(names=[of[number] for number in sorted(of)])
+    return sources
 
 
 def _in_order(weights: Weights) -> list[str]:
@@ -169,9 +169,9 @@ def rope_factors(config: dict[str, Any]) -> list[float]:
     dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
     factor, original = float(rope["factor"]), rope["original_max_position_embeddings"]
     slow, fast = float(rope["low_freq_factor"]), float(rope["high_freq_factor"])
-    found = []
+    factors = []
     for index in range(0, dim, 2):
         length = 2 * math.pi * rope["rope_theta"] ** (index / dim)
         share = min(max((original / length - slow) / (fast - slow), 0.0), 1.0)
-        found.append(1 / ((1 - share) / factor + share))
-    return found
+        factors.append(1 / ((1 - share) / factor + share))
+    return factors

@@ -43,7 +43,7 @@ def opening(name: str) -> str:
     rule = load_format(name)["read"]
     pattern = rule.get("block") or rule["call"]
     pattern = re.sub(r"^(\(\?m\)|\^|\(\?P<\w+>)+", "", pattern)
-    found = ""
+    prefix = ""
     at = 0
     while at < len(pattern):
         if pattern[at] == "\\" and not pattern[at + 1].isalnum():
@@ -54,8 +54,8 @@ def opening(name: str) -> str:
             letter, at = pattern[at], at + 1
         if pattern[at : at + 1] and pattern[at] in "*+?{":
             break
-        found += letter
-    return found
+        prefix += letter
+    return prefix
 
 
 class Parser:

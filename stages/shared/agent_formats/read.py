@@ -57,11 +57,11 @@ def find_calls(rule: dict[str, Any], text: str) -> Iterator[Match]:
         start, at, groups = match.start(), max(match.end(), match.start() + 1), match.groupdict()
         if "object" in rule:
             try:
-                found, end = json.JSONDecoder().raw_decode(text, start)
+                call, end = json.JSONDecoder().raw_decode(text, start)
             except (ValueError, RecursionError):
                 at = start + 1
                 continue
-            if rule["object"] not in found:
+            if rule["object"] not in call:
                 continue
             at, groups = end, {"call": text[start:end]}
         yield Match(start, at, groups)
@@ -100,8 +100,8 @@ def _call(rule: dict[str, Any], groups: dict[str, str | None], schemas: dict[str
         return {"name": name, "arguments": _pairs(rule, body, schema)}
     match rule.get("arguments", "json"):
         case "elements":
-            found = _elements(body, rule["mark"], schema)
-            return {"name": name, "arguments": found if isinstance(found, dict) else {}}
+            elements = _elements(body, rule["mark"], schema)
+            return {"name": name, "arguments": elements if isinstance(elements, dict) else {}}
         case "python":
             arguments = _literal(body)
         case "gemma":
@@ -113,13 +113,13 @@ def _call(rule: dict[str, Any], groups: dict[str, str | None], schemas: dict[str
 
 def _whole(text: str) -> Call | None:
     """A call that is one JSON object."""
-    found = _json(text)
-    if not isinstance(found, dict) or not isinstance(found.get("name"), str):
+    decoded = _json(text)
+    if not isinstance(decoded, dict) or not isinstance(decoded.get("name"), str):
         return None
-    arguments = found.get("arguments", found.get("parameters", {}))
+    arguments = decoded.get("arguments", decoded.get("parameters", {}))
     if isinstance(arguments, str):
         arguments = _json(arguments)
-    return {"name": found["name"], "arguments": arguments} if isinstance(arguments, dict) else None
+    return {"name": decoded["name"], "arguments": arguments} if isinstance(arguments, dict) else None
 
 
 def _json(text: str) -> Any:
@@ -131,13 +131,13 @@ def _json(text: str) -> Any:
 
 def _literal(text: str) -> Any:
     """JSON, or a literal of Python, as models write that learned from printed dicts."""
-    found = _json(text)
-    if found is None:
+    decoded = _json(text)
+    if decoded is None:
         try:
-            found = ast.literal_eval(text.strip())
+            decoded = ast.literal_eval(text.strip())
         except (ValueError, SyntaxError, MemoryError, RecursionError):
             return None
-    return found
+    return decoded
 
 
 def _pairs(rule: dict[str, Any], body: str, schema: dict[str, Any]) -> dict[str, Any]:
@@ -177,7 +177,7 @@ def _elements(body: str, mark: str, schema: Any) -> Any:
     properties = schema if isinstance(schema, dict) else {}
     if "properties" in properties:
         properties = properties["properties"]
-    found: dict[str, Any] = {}
+    arguments: dict[str, Any] = {}
     items = []
     at = 0
     opening = re.compile(re.escape(mark) + r"<([^/>]+)>")
@@ -193,9 +193,9 @@ def _elements(body: str, mark: str, schema: Any) -> Any:
         if key == "item":
             items.append(_elements(inner, mark, (schema or {}).get("items")))
         else:
-            found[key] = _elements(inner, mark, properties.get(key))
+            arguments[key] = _elements(inner, mark, properties.get(key))
         at = scan
-    return items if items else found
+    return items if items else arguments
 
 
 def _gemma(body: str) -> Any:

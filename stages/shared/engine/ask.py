@@ -26,7 +26,7 @@ def ask_all(
         raise ConfigError(
             f"engine {engine.about.kind} is given no pictures or sounds; use --engine transformers", USAGE
         )
-    journal = Journal(out.work / name, f"{out.key} {engine.loaded.digest}")
+    journal = Journal(out.checkpoints / name, f"{out.key} {engine.loaded.digest}")
     meter = Meter(len(requests), len(journal.replies))
     try:
         for batch in engine.batches(requests):

@@ -118,8 +118,8 @@ def _likeliest(logp_V: Tensor, width: int) -> tuple[Tensor, Tensor]:
         candidates = (logp_V >= floor).nonzero()[:, 0]
         order = logp_V[candidates].sort(descending=True, stable=True).indices[:width]
         return logp_V[candidates[order]], candidates[order]
-    found = logp_V.sort(descending=True, stable=True)
-    return found.values, found.indices
+    ranked = logp_V.sort(descending=True, stable=True)
+    return ranked.values, ranked.indices
 
 
 def _kept(share_K: Tensor, sampling: Sampling, mass: float) -> int:

@@ -86,8 +86,8 @@ class PooledEngine:
         if taken:
             values = self.values([request.prompt_ids for request in taken])
             events += [
-                Reply(key=request.key, values=found, finish="stop")
-                for request, found in zip(taken, values, strict=True)
+                Reply(key=request.key, values=row_values, finish="stop")
+                for request, row_values in zip(taken, values, strict=True)
             ]
         return events
 
@@ -105,8 +105,8 @@ class PooledEngine:
             outputs = self._forward(collate([laid]).to(self._device), Ask())
         values = outputs.values_NC if outputs.pooled_RH is None else normalize(outputs.pooled_RH, dim=-1)
         assert values is not None
-        found: list[list[float]] = values.float().cpu().tolist()
-        return found
+        listed: list[list[float]] = values.float().cpu().tolist()
+        return listed
 
     def batches(self, requests: list[Request]) -> list[list[Request]]:
         """All of them; `step` cuts."""

@@ -50,12 +50,12 @@ class Probe:
             rows.step()
             for live, prompt in zip(lives, self._prompts, strict=True):
                 live.take(Token(id=prompt[-1]))
-            found = rows.step()
+            stepped = rows.step()
         except (NotImplementedError, RuntimeError, TypeError, ValueError, AttributeError, KeyError) as error:
             return self._say(f"{type(error).__name__}: {error}")
-        if found.logits_BV is None or found.lives != lives:
+        if stepped.logits_BV is None or stepped.lives != lives:
             return self._say("no answer")
-        for logits_V, expected_V in zip(found.logits_BV, self._expected, strict=True):
+        for logits_V, expected_V in zip(stepped.logits_BV, self._expected, strict=True):
             gap = float((logits_V - expected_V).abs().max() / expected_V.std().clamp(min=1e-9))
             if not gap <= _TOLERANCE:
                 return self._say(f"logits differ by {gap:.2g} of their spread")

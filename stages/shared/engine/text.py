@@ -85,10 +85,10 @@ class Speaker:
         from jinja2.exceptions import TemplateError
 
         try:
-            found: str = self._tokenizer.apply_chat_template(messages, **options, tokenize=False)
+            text: str = self._tokenizer.apply_chat_template(messages, **options, tokenize=False)
         except TemplateError as error:
             raise ValueError(f"chat template: {error}") from None
-        return found
+        return text
 
     def picture_prompt(self, messages: list[dict[str, Any]], **options: Any) -> tuple[list[int], dict[str, Any]] | str:
         """The conversation up to where the answer begins, and what the model reads of its pictures; or why not.
@@ -234,9 +234,9 @@ class TextStream:
 
     def _release(self, new: str, *, is_last: bool) -> str:
         text = self._held + new
-        found = [(at, order, stop) for order, stop in enumerate(self._stop) if (at := text.find(stop)) >= 0]
-        if found:
-            at, _, self.stopped = min(found)
+        stops = [(at, order, stop) for order, stop in enumerate(self._stop) if (at := text.find(stop)) >= 0]
+        if stops:
+            at, _, self.stopped = min(stops)
             self._held = ""
             return text[:at]
         longest = 0 if is_last else max((_overlap(text, stop) for stop in self._stop), default=0)

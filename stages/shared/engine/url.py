@@ -65,11 +65,11 @@ class UrlEngine:
             cards = self._ask("/v1/models", None).get("data")
         except Refused as error:
             raise StageError(f"{self._root}: {error}; check --url and --key-file", UNAVAILABLE) from None
-        found = [card for card in cards if isinstance(card, dict) and "id" in card] if isinstance(cards, list) else []
+        models = [card for card in cards if isinstance(card, dict) and "id" in card] if isinstance(cards, list) else []
         wanted = self._endpoint.url_model
-        named = [card for card in found if not wanted or card["id"] == wanted]
+        named = [card for card in models if not wanted or card["id"] == wanted]
         if not named:
-            known = ", ".join(str(card["id"]) for card in found[:20]) or "none"
+            known = ", ".join(str(card["id"]) for card in models[:20]) or "none"
             raise StageError(f"{self._root}: no model {wanted!r}; there are {known}; see --url-model", UNAVAILABLE)
         return named[0]
 
@@ -102,17 +102,17 @@ class UrlEngine:
             body["structured_outputs"] = _structured(sampling.constraint)
         try:
             if request.messages is not None:
-                found = self._ask("/v1/chat/completions", body | {"messages": request.messages})
-                return _text_reply(request.key, found)
+                answer = self._ask("/v1/chat/completions", body | {"messages": request.messages})
+                return _text_reply(request.key, answer)
             exact = {
                 "prompt": request.prompt_ids,
                 "stop_token_ids": sorted(sampling.stop_ids),
                 "return_token_ids": True,
                 "logprobs": 0,
             }
-            found = self._ask("/v1/completions", body | exact)
+            answer = self._ask("/v1/completions", body | exact)
             one_for_all = not sampling.is_truncated and (self._is_processed or sampling.temperature in (0, 1))
-            return _exact_reply(request.key, found, self._root, one_for_all=one_for_all)
+            return _exact_reply(request.key, answer, self._root, one_for_all=one_for_all)
         except Refused as error:
             return Reply(key=request.key, error=str(error))
 
@@ -127,9 +127,9 @@ class UrlEngine:
             request = urllib.request.Request(self._root + route, data, headers)  # noqa: S310  http or https, checked
             try:
                 with urllib.request.urlopen(request, timeout=self._endpoint.timeout_s) as answer:  # noqa: S310
-                    found = json.loads(answer.read())
-                    self._count(found)
-                    return found if isinstance(found, dict) else {}
+                    decoded = json.loads(answer.read())
+                    self._count(decoded)
+                    return decoded if isinstance(decoded, dict) else {}
             except urllib.error.HTTPError as error:
                 why = f"{error.code} {_message(error)}"
                 if error.code not in _AGAIN or error.headers.get("x-should-retry") == "false":
@@ -212,9 +212,9 @@ def _text_reply(key: str, found: dict[str, Any]) -> Reply:
     return Reply(key=key, text=str(text), finish=_finish(choice.get("finish_reason")))
 
 
-def _exact_reply(key: str, found: dict[str, Any], root: str, *, one_for_all: bool) -> Reply:
+def _exact_reply(key: str, answer: dict[str, Any], root: str, *, one_for_all: bool) -> Reply:
     """Raises StageError (69) for an answer without ids or log-probs. `one_for_all`: see `_vllm_columns`."""
-    choice = _choice(found)
+    choice = _choice(answer)
     names = ("token_ids", "token_logps", "token_sampled_logps", "token_raw_logps")
     columns = [choice.get(name) for name in names] if names[1] in choice else _vllm_columns(choice, one_for_all)
     if not all(isinstance(column, list) for column in columns):

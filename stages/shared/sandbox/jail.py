@@ -72,11 +72,11 @@ def main() -> None:
     """The keeper. Argument: the descriptor of the socket."""
     with socket.socket(fileno=int(sys.argv[1])) as told:
         try:
-            found = _keep(_receive(told), told)
+            report = _keep(_receive(told), told)
         except OSError as error:
-            found = {"problem": f"{error.strerror or error} ({error.filename or 'sandbox'})"}
+            report = {"problem": f"{error.strerror or error} ({error.filename or 'sandbox'})"}
         with contextlib.suppress(OSError):
-            told.sendall(json.dumps(found).encode())
+            told.sendall(json.dumps(report).encode())
 
 
 def _receive(told: socket.socket) -> Order:
@@ -184,14 +184,14 @@ def _watch(order: Order, child: int, told: socket.socket) -> str:
 
 def _family(pid: int) -> list[int]:
     """A process and all below it. Those that end meanwhile are left out."""
-    found, open_ = [], [pid]
+    family, open_ = [], [pid]
     while open_:
         each = open_.pop()
-        found.append(each)
+        family.append(each)
         with contextlib.suppress(OSError):
             for task in os.listdir(f"/proc/{each}/task"):
                 open_ += map(int, _read(f"/proc/{each}/task/{task}/children").split())
-    return found
+    return family
 
 
 def _memory_kb(pid: int) -> int:

@@ -210,12 +210,12 @@ def _collect(
 
 
 def _read_report(report: bytes, outputs: list[bytearray], is_flooded: bool) -> Ran:
-    found: dict[str, Any] = json.loads(report) if report else {"problem": "no report"}
+    decoded: dict[str, Any] = json.loads(report) if report else {"problem": "no report"}
     out, err = (bytes(data).decode("utf-8", "replace") for data in outputs)
-    if "problem" in found:
-        raise StageError(f"the sandbox failed: {found['problem']} {err.strip()[-300:]}".strip(), FAILED)
-    why, status = found["why"], found["status"]
-    ran = {"stdout": out, "stderr": err, "cpu_s": found["seconds"]}
+    if "problem" in decoded:
+        raise StageError(f"the sandbox failed: {decoded['problem']} {err.strip()[-300:]}".strip(), FAILED)
+    why, status = decoded["why"], decoded["status"]
+    ran = {"stdout": out, "stderr": err, "cpu_s": decoded["seconds"]}
     if is_flooded:
         return Ran(status="output", **ran)
     if why in {"timeout", "memory"}:
@@ -228,4 +228,4 @@ def _read_report(report: bytes, outputs: list[bytearray], is_flooded: bool) -> R
             return Ran(status="timeout", **ran)
         return Ran(status="crashed", signal=signal.Signals(number).name, **ran)
     code = os.WEXITSTATUS(status)
-    return Ran(status="failed" if code else "ok", exit_code=code, has_ended=found["has_ended"], **ran)
+    return Ran(status="failed" if code else "ok", exit_code=code, has_ended=decoded["has_ended"], **ran)

@@ -131,20 +131,20 @@ def _program(column: int, arch: int, *, alone: bool, pid: int) -> bytes:
     """The filter, in the kernel's instructions of 8 bytes."""
     refused = [numbers[column] for numbers in (_REFUSED if alone else _REFUSED | _SIGNALS).values()]
     fail, allow = (_RETURN, 0, 0, _FAIL | errno.EPERM), (_RETURN, 0, 0, _ALLOW)
-    found = [(_LOAD, 0, 0, _ARCH), (_EQUAL, 1, 0, arch), (_RETURN, 0, 0, _KILL), (_LOAD, 0, 0, _NUMBER)]
+    program = [(_LOAD, 0, 0, _ARCH), (_EQUAL, 1, 0, arch), (_RETURN, 0, 0, _KILL), (_LOAD, 0, 0, _NUMBER)]
     if column == _X86:
-        found += [(_AT_LEAST, 0, 1, _X32), fail]
+        program += [(_AT_LEAST, 0, 1, _X32), fail]
     for number in refused:
         if number is not None:
-            found += [(_EQUAL, 0, 1, number), fail]
+            program += [(_EQUAL, 0, 1, number), fail]
     # glibc falls back on clone, whose flags can be read
-    found += [(_EQUAL, 0, 1, _CLONE3[column]), (_RETURN, 0, 0, _FAIL | errno.ENOSYS)]
-    found += _argument(_CLONE[column], (_ANY_BIT, 0, 1, _NEW_NAMESPACES), [fail, allow])
-    found += _argument(_SOCKET[column], (_EQUAL, 1, 0, _AF_UNIX), [fail, allow])
+    program += [(_EQUAL, 0, 1, _CLONE3[column]), (_RETURN, 0, 0, _FAIL | errno.ENOSYS)]
+    program += _argument(_CLONE[column], (_ANY_BIT, 0, 1, _NEW_NAMESPACES), [fail, allow])
+    program += _argument(_SOCKET[column], (_EQUAL, 1, 0, _AF_UNIX), [fail, allow])
     if not alone:
-        found += _argument(_TGKILL[column], (_EQUAL, 1, 0, pid), [fail, allow])
-        found += _argument(_PRLIMIT[column], (_EQUAL, 1, 0, 0), [fail, allow])
-    return b"".join(struct.pack("HBBI", *each) for each in [*found, allow])
+        program += _argument(_TGKILL[column], (_EQUAL, 1, 0, pid), [fail, allow])
+        program += _argument(_PRLIMIT[column], (_EQUAL, 1, 0, 0), [fail, allow])
+    return b"".join(struct.pack("HBBI", *each) for each in [*program, allow])
 
 
 _Instruction = tuple[int, int, int, int]

@@ -48,11 +48,11 @@ def _ideas(cfg: Train, setting: Setting) -> Iterator[_Idea]:
 def changes_that_fit(cfg: Train, shape: Shape, setting: Setting, memory: float) -> list[Change]:
     """The three cheapest single changes or pairs after which even the high estimate is within `memory` bytes."""
     ideas = list(_ideas(cfg, setting))
-    found: list[tuple[tuple[int, float], set[str], Change]] = []
+    fitting: list[tuple[tuple[int, float], set[str], Change]] = []
     for size in (1, 2):
         for chosen in itertools.combinations(ideas, size):
             names = {idea.flags for idea in chosen}
-            if any(known <= names for _, known, _ in found) or sum("--tp" in name for name in names) > 1:
+            if any(known <= names for _, known, _ in fitting) or sum("--tp" in name for name in names) > 1:
                 continue
             options = {name: value for idea in chosen for name, value in idea.options.items()}
             needs = total(rank_parts(changed(cfg, **options), shape, setting))
@@ -61,9 +61,9 @@ def changes_that_fit(cfg: Train, shape: Shape, setting: Setting, memory: float) 
                 for idea in chosen:
                     slower *= idea.slower
                 flags = " ".join(idea.flags for idea in chosen)
-                found.append(((other, slower), names, Change(flags, _cost(slower, other), needs)))
-    found.sort(key=lambda one: one[0])
-    return [change for _, _, change in found[:3]]
+                fitting.append(((other, slower), names, Change(flags, _cost(slower, other), needs)))
+    fitting.sort(key=lambda one: one[0])
+    return [change for _, _, change in fitting[:3]]
 
 
 def _cost(slower: float, other: int) -> str:
@@ -81,7 +81,7 @@ class Ranked(NamedTuple):
 
 def rank_layouts(cfg: Train, shape: Shape, kind: Kind, gpus: int, bin_tokens: int) -> list[Ranked]:
     """Layouts that `train` has and whose high estimate fits, fastest first."""
-    found = []
+    ranked = []
     for tp, cp, shard, again in itertools.product((1, 2, 4, 8), (1, 2, 4, 8), ("none", "fsdp", "hsdp"), (False, True)):
         if gpus % (tp * cp) or shape.heads % tp or shape.key_heads % tp or (shard == "hsdp" and gpus <= 8):
             continue
@@ -107,5 +107,5 @@ def rank_layouts(cfg: Train, shape: Shape, kind: Kind, gpus: int, bin_tokens: in
             state_sharded=shard != "none",
             weight_bytes=4 if tag(cfg.tuner) == "full" else 2,
         )
-        found.append(Ranked(" ".join(flags) or "(none)", step_speed(shape, kind, plan), needs))
-    return sorted(found, key=lambda one: one.speed.seconds)
+        ranked.append(Ranked(" ".join(flags) or "(none)", step_speed(shape, kind, plan), needs))
+    return sorted(ranked, key=lambda one: one.speed.seconds)

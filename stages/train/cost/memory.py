@@ -75,11 +75,13 @@ def trained_weights(cfg: Train, shape: Shape) -> tuple[float, float, float]:
     rank = getattr(cfg.tuner, "rank", 16)
     layers, targets = shape.linear_layers(), getattr(cfg.tuner, "targets", ["all-linear"])
     chosen = list(layers) if targets == ["all-linear"] else [name for name in layers if name in targets]
-    found = shape.layers * sum(rank * sum(layers[name]) for name in chosen)
+    num_weights = shape.layers * sum(rank * sum(layers[name]) for name in chosen)
     for name in getattr(cfg.tuner, "modules_to_save", []):
-        found += shape.embedding if name in ("embed_tokens", "lm_head") else shape.hidden
+        num_weights += shape.embedding if name in ("embed_tokens", "lm_head") else shape.hidden
     # other methods of peft have as many weights as LoRA at most
-    return (found,) * 3 if tag(cfg.tuner) == "lora" else (0.05 * found, 0.5 * found, 2.0 * found)
+    return (
+        (num_weights,) * 3 if tag(cfg.tuner) == "lora" else (0.05 * num_weights, 0.5 * num_weights, 2.0 * num_weights)
+    )
 
 
 def of_activations(cfg: Train, shape: Shape, setting: Setting) -> tuple[float, float]:
@@ -123,10 +125,10 @@ def rank_parts(cfg: Train, shape: Shape, setting: Setting) -> list[Part]:
 def _state(cfg: Train, shape: Shape, setting: Setting) -> list[Part]:
     """What is there from the first step to the last."""
     shards, _ = shards_of(cfg.parallel, setting)
-    here = float(shards * cfg.parallel.tp)
+    shared_by = float(shards * cfg.parallel.tp)
     if cfg.parallel.ep > 1:  # experts are dealt, and not sharded beyond that
         experts = shape.layers * shape.experts * 3 * shape.hidden * shape.inner / shape.weights
-        here = 1 / ((1 - experts) / here + experts / cfg.parallel.ep)
+        shared_by = 1 / ((1 - experts) / shared_by + experts / cfg.parallel.ep)
     trained = trained_weights(cfg, shape)
     full = tag(cfg.tuner) == "full"
     frozen = 0 if full else shape.weights * setting.compute_bytes(cfg)
@@ -134,9 +136,9 @@ def _state(cfg: Train, shape: Shape, setting: Setting) -> list[Part]:
     if tag(cfg.optimizer) == "sgd" and not cfg.optimizer.momentum:
         state = 0.0
     return [
-        Part("weights", *((frozen + 4 * n) / here for n in trained)),
-        Part("gradients", *(4 * n / here for n in trained)),
-        Part("optimizer", *(state * n / here for n in trained)),
+        Part("weights", *((frozen + 4 * n) / shared_by for n in trained)),
+        Part("gradients", *(4 * n / shared_by for n in trained)),
+        Part("optimizer", *(state * n / shared_by for n in trained)),
         Part.about("process", _PROCESS[setting.on_gpu], 0.85, 1.15),
     ]
 

@@ -79,10 +79,10 @@ def _compute_s(shape: Shape, kind: Kind, plan: Plan, flops: float) -> float:
     reached = kind.peak * kind.share * (kind.fp8 if plan.fp8 else 1.0) * (1 - _TP_COST * (plan.tp > 1))
     if shape.experts:
         reached *= _SMALL_EXPERTS if shape.inner < _SMALL else _EXPERTS
-    found = plan.micro_rows * plan.row_tokens * flops / (plan.tp * plan.pp * plan.cp) / reached
+    seconds = plan.micro_rows * plan.row_tokens * flops / (plan.tp * plan.pp * plan.cp) / reached
     if plan.experts_apart:
-        found += shape.layers * shape.experts * 3 * 3 * _GATHER_S
-    return found
+        seconds += shape.layers * shape.experts * 3 * 3 * _GATHER_S
+    return seconds
 
 
 def _sent_s(shape: Shape, kind: Kind, plan: Plan) -> float:

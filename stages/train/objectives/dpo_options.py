@@ -54,14 +54,14 @@ class Dpo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
     @property
     def terms(self) -> dict[str, float]:
         """Weight of each loss."""
-        found = {}
+        weights = {}
         for term in self.loss.split(","):
             name, _, weight = term.strip().partition(":")
             try:
-                found[name] = float(weight or 1)
+                weights[name] = float(weight or 1)
             except ValueError:
                 raise ValueError(f"loss {term}: {weight} is not a number; write NAME:WEIGHT") from None
-        return found
+        return weights
 
     @property
     def needs(self) -> Needs:

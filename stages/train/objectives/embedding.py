@@ -58,9 +58,9 @@ class EmbeddingLoss:
         metrics: dict[str, tuple[Tensor, str]] = {}
         for size in dict.fromkeys([whole, *self._options.matryoshka]):
             unit_RH = F.normalize(vector_RH[:, : min(size, whole)], dim=-1)
-            value, found = self._of_size(unit_RH, label_R, rows, norms)
+            value, numbers = self._of_size(unit_RH, label_R, rows, norms)
             parts[self._options.loss if size == whole else f"loss_{size}"] = value
-            metrics |= found if size == whole else {}
+            metrics |= numbers if size == whole else {}
         total = torch.stack(list(parts.values())).sum()
         return Loss(total, {name: part.detach() for name, part in parts.items()}, metrics)
 
@@ -84,8 +84,8 @@ class Texts:
 
     def __init__(self, unit_RH: Tensor, rows: StepRows) -> None:
         def of(member: int) -> Tensor:
-            found = (rows.member_R == member).nonzero().squeeze(-1)
-            return found[rows.group_R[found].argsort(stable=True)]
+            rows_of_member = (rows.member_R == member).nonzero().squeeze(-1)
+            return rows_of_member[rows.group_R[rows_of_member].argsort(stable=True)]
 
         self.query_Q, right_Q, wrong_W = of(QUERY), of(RIGHT), of(WRONG)
         self.query_QH, self.right_QH, self.wrong_WH = (unit_RH[at] for at in (self.query_Q, right_Q, wrong_W))

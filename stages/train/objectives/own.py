@@ -36,11 +36,11 @@ def build_objective(options: Any, functions: Sequence[Input]) -> Objective:
 def load_function(path: Path, name: str) -> Callable[..., Any]:
     """The function `name` of the file. Raises ConfigError (2) if there is none; what the file raises travels."""
     module = load_file(str(path), f"postmill_own_{path.stem}")
-    found = getattr(module, name, None)
-    if not callable(found):
+    function = getattr(module, name, None)
+    if not callable(function):
         functions = ", ".join(key for key, value in vars(module).items() if callable(value)) or "none"
         raise ConfigError(f"--objective {path}:{name}: no such function; the file has {functions}", USAGE)
-    return found  # type: ignore[no-any-return]  # whatever it is, it can be called
+    return function  # type: ignore[no-any-return]  # whatever it is, it can be called
 
 
 class OwnLoss:

@@ -22,8 +22,8 @@ class Pairs(NamedTuple):
         """The pairs of these rows. Padding, whose member is -1, is in none."""
 
         def rows(member: int) -> Tensor:
-            found = (member_R == member).nonzero().squeeze(-1)
-            return found[group_R[found].argsort(stable=True)]
+            places = (member_R == member).nonzero().squeeze(-1)
+            return places[group_R[places].argsort(stable=True)]
 
         return cls(rows(0), rows(1))
 

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from postmill.stages.eval.agent import Row, agent_metrics, read_said
+from postmill.stages.eval.agent import Row, agent_metrics, read_step
 from postmill.stages.eval.config import Eval
 from postmill.stages.eval.questions import read_questions
 from postmill.stages.eval.scoring import score
@@ -160,12 +160,12 @@ def test_a_number_without_a_case_is_none():
 
 
 def test_the_last_action_of_a_text_counts():
-    said = read_said('Action: one\nAction Input: {}\nAction: two\nAction Input: {"a": 1}')
+    said = read_step('Action: one\nAction Input: {}\nAction: two\nAction Input: {"a": 1}')
     assert (said.plan, said.action, said.arguments) == ("call", "two", '{"a": 1}')
-    assert read_said("hello").action == "none"
+    assert read_step("hello").action == "none"
     answer = 'Action: Finish\nAction Input: {"return_type": "give_answer", "final_answer": "."}'
-    assert (read_said(answer).plan, read_said(answer).answer) == ("finish", "None")
-    assert read_said("Action: Finish\nAction Input: [1]").plan == "give up"
+    assert (read_step(answer).plan, read_step(answer).answer) == ("finish", "None")
+    assert read_step("Action: Finish\nAction Input: [1]").plan == "give up"
 
 
 def test_questions_can_be_scored_as_an_agents(tmp_path):

@@ -16,8 +16,8 @@ import pytest
 
 from postmill import _native
 from postmill.stages.tokenize.config import Tokenize
-from postmill.stages.tokenize.model import choose_templates, load_tokenizer
 from postmill.stages.tokenize.run import make_encoder
+from postmill.stages.tokenize.tokenizer import choose_templates, load_tokenizer
 
 from . import hostile
 

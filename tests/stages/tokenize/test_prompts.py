@@ -40,8 +40,8 @@ def here(tmp_path: Path) -> Path:
 def made(here: Path) -> list[dict[str, Any]]:
     """Rows with their ids as text."""
     from postmill.stages.tokenize.config import Tokenize
-    from postmill.stages.tokenize.model import choose_templates, load_tokenizer
     from postmill.stages.tokenize.run import make_encoder
+    from postmill.stages.tokenize.tokenizer import choose_templates, load_tokenizer
 
     model = load_tokenizer(here / "base")
     encoder = make_encoder(Tokenize(), model, choose_templates(model, "", None), [])

@@ -12,9 +12,9 @@ import pytest
 from postmill._native import ChatEncoder
 from postmill.io.schemas import TOKENS_V1
 from postmill.stages.tokenize.config import Tokenize
-from postmill.stages.tokenize.model import choose_templates, load_tokenizer
 from postmill.stages.tokenize.run import make_encoder
 from postmill.stages.tokenize.sources import open_sources
+from postmill.stages.tokenize.tokenizer import choose_templates, load_tokenizer
 
 ROWS = 60
 BASES = ("default", "last_round", "all")

@@ -11,7 +11,7 @@ from postmill import _native
 from postmill.io.errors import ArtifactError
 from postmill.io.model_folder import choose_tokenizer_files, tokenizer_digest
 from postmill.io.tekken import byte_letters
-from postmill.stages.tokenize.model import load_tokenizer
+from postmill.stages.tokenize.tokenizer import load_tokenizer
 
 TEXTS = ["the mill", " the  mill ", "<s>the</s> mill</s>", "mill\nthe", "中 é", "", "<s> the"]
 

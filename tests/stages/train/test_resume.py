@@ -161,7 +161,7 @@ def test_checkpoints_are_few_while_it_runs_and_gone_when_it_is_done(world, tmp_p
     seen, save = [], checkpoint.save
 
     def watched(out, *args, **options):
-        seen.append(len(list(out.work.glob("step-*"))))
+        seen.append(len(list(out.checkpoints.glob("step-*"))))
         return save(out, *args, **options)
 
     monkeypatch.setattr(checkpoint, "save", watched)

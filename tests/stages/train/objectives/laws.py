@@ -18,7 +18,7 @@ from postmill.io.packed import PackedReader
 from postmill.io.scores import ScoresReader
 from postmill.stages.options import make
 from postmill.stages.protocol import Out
-from postmill.stages.runner import Options, find_inputs, name_work, run_stage
+from postmill.stages.runner import Options, find_inputs, job_of, run_stage
 from postmill.stages.shared import attention
 from postmill.stages.shared.forward import Forward
 from postmill.stages.train import model
@@ -118,9 +118,9 @@ def resumes_to_the_same_bytes(objective: Any, ports: Ports, folder: Path, **opti
     cfg = make(Train, objective=objective, **({"bins_per_step": 4, "steps": 4, "lr": 1e-2} | options))
     run_stage(STAGE, cfg, ports, folder / "whole", Options(threads=1))
     inputs = find_inputs(STAGE, ports)
-    key, resolved, entries = name_work(STAGE, cfg, inputs)
-    out = Out(STAGE, key, folder / "stopped", None, folder / "nowhere")
-    out.threads, out.inputs, out.config, out.stop = 1, entries, resolved, _StopAfter(2)
+    job = job_of(STAGE, cfg, inputs)
+    out = Out(STAGE, job.key, folder / "stopped", None, folder / "nowhere")
+    out.threads, out.inputs, out.config, out.stop = 1, job.inputs, job.config, _StopAfter(2)
     with pytest.raises(StageError) as caught:
         train_stage.run(cfg, inputs, out)
     assert caught.value.code == 75

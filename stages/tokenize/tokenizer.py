@@ -72,20 +72,20 @@ def _token_text(value: Any) -> str | None:
 
 
 def _templates(files: dict[str, Path], config: dict[str, Any]) -> dict[str, str]:
-    found: dict[str, str] = {}
+    templates: dict[str, str] = {}
     given = config.get("chat_template")
     if given is None and "chat_template.json" in files:
         given = load_json(files["chat_template.json"]).get("chat_template", given)
     if isinstance(given, str):
-        found["default"] = given
+        templates["default"] = given
     elif isinstance(given, dict):
-        found |= given
+        templates |= given
     for item in given if isinstance(given, list) else []:
-        found[item["name"]] = item["template"]
+        templates[item["name"]] = item["template"]
     for name, path in files.items():
         if name.endswith(".jinja"):
-            found["default" if name == "chat_template.jinja" else path.stem] = _text(path)
-    return found
+            templates["default" if name == "chat_template.jinja" else path.stem] = _text(path)
+    return templates
 
 
 def _text(path: Path) -> str:
