@@ -1,7 +1,7 @@
 """DeepSpeed's JSON, as ms-swift, LLaMA-Factory and transformers read it: a section [train] for `train ... @ FILE`.
 
-ZeRO is a way to lay a model on ranks, and so is FSDP, which `train --shard` has: both give one process's numbers, so
-what is carried over is the stage and the few numbers that change what is learned. Keys of tables are joined by dots.
+`train --shard zero1|zero2|zero3` is DeepSpeed's own ZeRO: the stage is carried over, where its parts lie, and the few
+numbers that change what is learned. Keys of tables are joined by dots.
 """
 
 from collections.abc import Mapping
@@ -22,7 +22,18 @@ def task(_: Mapping[str, Any]) -> str:
 def shard(value: Any, _: Mapping[str, Any]) -> str | None:
     """ZeRO's stage as a word of `--shard`."""
     found = number(value)
-    return "fsdp" if found and found >= 1 else None
+    return f"zero{found:.0f}" if found in (1, 2, 3) else None
+
+
+def place(value: Any, _: Mapping[str, Any]) -> str | None:
+    """Where parts are offloaded to; the old switch means main memory."""
+    return "cpu" if value is True else str(value) if value in ("cpu", "nvme") else None
+
+
+def folder(value: Any, config: Mapping[str, Any]) -> str | None:
+    """The folder of offloaded parts; templates name one even where nothing is offloaded to it."""
+    devices = (config.get(f"zero_optimization.offload_{part}.device") for part in ("optimizer", "param"))
+    return str(value) if "nvme" in devices else None
 
 
 def several(value: Any, _: Mapping[str, Any]) -> int | None:
@@ -60,7 +71,7 @@ RULES: list[Rule] = [
     carry(
         "zero_optimization.stage",
         "train.shard",
-        "1, 2 and 3 all become fsdp, which shards weights, gradients and the optimizer's state",
+        "with DeepSpeed's own code; --shard fsdp does what zero3 does, and needs no package",
         convert=shard,
     ),
     carry("gradient_clipping", "train.clip", "auto: --clip's default, 1", drop=_AUTO),
@@ -114,17 +125,24 @@ RULES: list[Rule] = [
         "how DeepSpeed reports; every step is in metrics.jsonl",
     ),
     needless("communication_data_type prescale_gradients gradient_predivide_factor", "gradients are summed in float32"),
-    missing(
+    carry(
         "zero_optimization.offload_optimizer.device zero_optimization.offload_param.device"
         " zero_optimization.cpu_offload zero_optimization.cpu_offload_params",
-        "nothing is kept in main memory or on NVMe; more ranks, --gradient-checkpointing or --tuner lora need less",
+        "train.offload",
+        "one place for both: the optimizer's state, and with zero3 the weights",
+        convert=place,
+    ),
+    carry(
+        "zero_optimization.offload_optimizer.nvme_path zero_optimization.offload_param.nvme_path",
+        "train.offload_to",
+        "where something is offloaded to NVMe",
+        convert=folder,
     ),
     *(
         needless(
             _under(
                 f"zero_optimization.offload_{part}",
-                "pin_memory nvme_path buffer_count buffer_size max_in_cpu ratio fast_init pipeline pipeline_read"
-                " pipeline_write",
+                "pin_memory buffer_count buffer_size max_in_cpu ratio fast_init pipeline pipeline_read pipeline_write",
             ),
             "how it is offloaded",
         )
@@ -143,7 +161,7 @@ RULES: list[Rule] = [
     ),
     missing("zero_optimization.mics_hierarchical_params_gather", "not there"),
     missing("activation_checkpointing", "the nearest is --gradient-checkpointing"),
-    missing("aio", "nothing is kept on NVMe"),
+    needless("aio", "how files of --offload nvme are read and written: DeepSpeed's defaults"),
     missing(
         "amp compression_training data_efficiency curriculum_learning elasticity autotuning sparse_attention"
         " sparse_gradients pipeline moe hybrid_engine compile data_types eigenvalue progressive_layer_drop",

@@ -38,6 +38,10 @@ def check_request(cfg: Train) -> None:
         )
     if form.pp > 1:
         _check_pipeline(cfg, tuner)
+    if form.is_zero:
+        _check_zero(cfg, tuner)
+    if (form.offload == "nvme") != bool(form.offload_to):
+        raise ConfigError("--offload nvme and --offload-to DIR go together: DIR is a folder on the fast disk", USAGE)
     if (form.shard != "none" or max(form.tp, form.ep, form.pp) > 1) and not cfg.optimizer.shards:
         said = f"--shard {form.shard}" if form.shard != "none" else f"--tp {form.tp} --ep {form.ep} --pp {form.pp}"
         raise ConfigError(
@@ -62,6 +66,20 @@ def _check_pipeline(cfg: Train, tuner: str) -> None:
     for what, is_asked in others.items():
         if is_asked:
             raise ConfigError(f"--pp {cfg.parallel.pp} {what}; leave one of the two out", USAGE)
+
+
+def _check_zero(cfg: Train, tuner: str) -> None:
+    """Raise ConfigError (2) for what cannot be had where DeepSpeed joins parameters and deals the pieces."""
+    others = {
+        f"--tuner {tuner}: only full and lora were tested": tuner not in ("full", "lora"),
+        f"--optimizer {tag(cfg.optimizer)}: its state cannot be dealt in pieces": tag(cfg.optimizer)
+        not in ("adamw", "sgd", "lion"),
+        "--ema: no rank has whole weights to take a mean of": cfg.ema > 0,
+        "--quant: quantized weights cannot be joined with others": cfg.compute.quant != "none",
+    }
+    for what, is_asked in others.items():
+        if is_asked:
+            raise ConfigError(f"--shard {cfg.parallel.shard} {what}; use --shard fsdp", USAGE)
 
 
 def check_quantized(cfg: Train, model: Input) -> None:

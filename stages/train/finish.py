@@ -29,6 +29,7 @@ def finish(
     *,
     tuner: Tuner,
     net: Any,
+    sizes: dict[str, int],
     weights: dict[str, Tensor],
     record: Record,
     conditions: dict[str, Any],
@@ -36,10 +37,13 @@ def finish(
     state: dict[str, Tensor],
     start: Input | None,
 ) -> Result:
-    """Write weights, tokenizer, what the model learned to stop with, and the record of the run."""
+    """Write weights, tokenizer, what the model learned to stop with, and the record of the run.
+
+    sizes: numbers in each parameter by name, before ranks shared them.
+    """
     assert base.path is not None
-    num_trainable = sum(p.numel() for p in net.parameters() if p.requires_grad)
-    num_parameters = sum(p.numel() for p in net.parameters())
+    num_trainable = sum(sizes[name] for name, p in net.named_parameters() if p.requires_grad)
+    num_parameters = sum(sizes.values())
     is_model = cfg.tuner.makes == "model"
     if is_model:
         net.config.dtype = model.stored_dtype(cfg, base.path)

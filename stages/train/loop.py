@@ -115,7 +115,11 @@ def _train(
         router_aux=router_coefficient(net.config, cfg.router_aux),
         prompt=model.soft_prompt(net),
     ).train()
+    sizes = {name: parameter.numel() for name, parameter in net.named_parameters()}
     wrapped = _wrapped(cfg, forward, layout, reader)
+    parameters = model.trainable(net)
+    learner = _learner(cfg, tuner, net, parameters, layout)
+    checkpoint.restore_optimizer(begun, learner)
     joins = objective.needs.sampled or objective.needs.group == "pair"
     shares = joins and cfg.compute.shared_prefixes and forward.share_prefixes()
     own = start_scores(
@@ -125,9 +129,6 @@ def _train(
     valid_source = (
         BatchSource(valid.reader, objective.needs, valid.scores, pixels=valid.pixels) if valid is not None else None
     )
-    parameters = model.trainable(net)
-    learner = _learner(cfg, tuner, net, parameters, layout)
-    checkpoint.restore_optimizer(begun, learner)
     channels = read_channels(reader) if cfg.measure.channel_loss else None
     record = Record(out.checkpoints if is_main else None, resumed[0].file(METRICS).read_bytes() if resumed else b"")
     run = RunState(
@@ -179,6 +180,7 @@ def _train(
         out,
         tuner=tuner,
         net=net,
+        sizes=sizes,
         weights=weights,
         record=record,
         conditions=conditions,
@@ -321,8 +323,8 @@ def _load(
 
 
 def _wrapped(cfg: Train, forward: Forward, layout: Layout, reader: PackedReader) -> Any:
-    """What to call, looked at first: a pipeline's model on the CPU, while it is whole."""
-    is_whole = cfg.parallel.pp > 1
+    """What to call, looked at first: a model that comes apart in `wrap` or later on the CPU, while it is whole."""
+    is_whole = cfg.parallel.pp > 1 or cfg.parallel.is_zero
     wrapped: Any = None if is_whole else layout.wrap(forward)
     check(
         forward,
@@ -349,14 +351,15 @@ def _learner(cfg: Train, tuner: Tuner, net: Any, parameters: dict[str, Tensor], 
 
 def _begin(learner: Learner, tuner: Tuner, number: int) -> None:
     """Forget the last gradient and settle what step `number` trains."""
-    learner.optimizer.zero_grad(set_to_none=True)
+    # of the model, not of the optimizer: of what a layout gave that one, gradients may be buffers
+    learner.net.zero_grad(set_to_none=True)
     tuner.before_step(learner.net, learner.optimizer, number)
 
 
 def _update(learner: Learner, tuner: Tuner, number: int, lr: float) -> None:
     """Take step `number` at rate `lr`."""
     set_lr(learner.optimizer, lr)
-    learner.optimizer.step()
+    learner.layout.step(learner.optimizer)
     if learner.ema is not None:
         learner.ema.update()
     tuner.after_update(learner.net, number)

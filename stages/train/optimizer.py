@@ -33,8 +33,8 @@ class Learner(NamedTuple):
 
     @classmethod
     def of(cls, net: Any, parameters: dict[str, Tensor], optimizer: torch.optim.Optimizer, layout: Layout) -> "Learner":
-        """The optimizer's groups parted as the layout wants them."""
-        layout.group(optimizer)
+        """The optimizer made fit for how its parameters lie."""
+        layout.prepare(optimizer)
         return cls(net, parameters, optimizer, layout)
 
 
@@ -165,7 +165,4 @@ def restore_state(learner: Learner, tensors: dict[str, Tensor], place: str) -> N
             if learner.is_partial:
                 continue
             raise ArtifactError(f"{place}: no optimizer state for {name}; delete this checkpoint", MISMATCH)
-        # what is not as large as the parameter lies with it, where fused AdamW wants its `step`
-        learner.optimizer.state[parameter] = {
-            key: learner.layout.part(tensor, parameter) for key, tensor in states[name].items()
-        }
+        learner.layout.restore(learner.optimizer, parameter, states[name])

@@ -288,10 +288,10 @@ def test_deepspeed_s_json_becomes_options_of_train(tmp_path: Path, capsys: pytes
     path.write_text(json.dumps(ZERO))
     assert run(["import", str(path), "--strict"]) == 0
     recipe.write_text(capsys.readouterr().out)
-    assert {k: v for k, v in tomllib.loads(recipe.read_text()).items() if v} == {"train": {"shard": "fsdp"}}
+    assert {k: v for k, v in tomllib.loads(recipe.read_text()).items() if v} == {"train": {"shard": "zero3"}}
     stage = DECLARED["train"]
     given = parse(stage, ["packed/", "-m", "base/", "-o", "run/", "@", str(recipe)])
-    assert resolve(stage.config, given.said, "train").parallel.shard == "fsdp"
+    assert resolve(stage.config, given.said, "train").parallel.shard == "zero3"
 
     numbers = {
         "gradient_clipping": 0.5,
@@ -303,7 +303,7 @@ def test_deepspeed_s_json_becomes_options_of_train(tmp_path: Path, capsys: pytes
     path.write_text(json.dumps(ZERO | numbers))
     assert run(["import", str(path), "--strict"]) == 0
     assert tomllib.loads(capsys.readouterr().out)["train"] == {
-        "shard": "fsdp",
+        "shard": "zero3",
         "clip": 0.5,
         "bins_per_step": 8,
         "optimizer": "adamw",
@@ -319,11 +319,24 @@ def test_deepspeed_s_json_becomes_options_of_train(tmp_path: Path, capsys: pytes
 
     zero = ZERO["zero_optimization"]
     assert isinstance(zero, dict)
-    ignored = {"zero_optimization": zero | {"offload_optimizer": {"device": "cpu"}, "zero_quantized_weights": True}}
+    place = {"device": "nvme", "nvme_path": "/fast", "pin_memory": True, "buffer_count": 4}
+    offloaded = {
+        "zero_optimization": zero | {"offload_optimizer": place, "offload_param": place},
+        "aio": {"thread_count": 2},
+    }
+    path.write_text(json.dumps(ZERO | offloaded))
+    assert run(["import", str(path), "--strict"]) == 0
+    assert tomllib.loads(capsys.readouterr().out)["train"] == {
+        "shard": "zero3",
+        "offload": "nvme",
+        "offload_to": "/fast",
+    }
+
+    ignored = {"zero_optimization": zero | {"zero_quantized_weights": True}}
     path.write_text(json.dumps(ZERO | ignored | {"nonsense": {"deep": 1}}, indent=1))
     assert run(["import", str(path), "--strict"]) == 1
     said = capsys.readouterr().err
-    for name in ("offload_optimizer.device", "zero_quantized_weights", "nonsense.deep"):
+    for name in ("zero_quantized_weights", "nonsense.deep"):
         assert name in said
 
 

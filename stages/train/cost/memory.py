@@ -112,7 +112,8 @@ def of_activations(cfg: Train, shape: Shape, setting: Setting) -> tuple[float, f
 def shards_of(form: Parallel, setting: Setting) -> tuple[int, int]:
     """Ranks that share a copy of the weights beside tensor parallelism, and data ranks."""
     around = max(1, setting.ranks // form.tp)
-    shards = {"none": 1, "fsdp": around}.get(form.shard, form.shard_ranks or max(1, setting.ranks_here // form.tp))
+    within = {"none": 1, "fsdp": around, "zero1": 1, "zero2": 1, "zero3": around}
+    shards = within.get(form.shard, form.shard_ranks or max(1, setting.ranks_here // form.tp))
     return min(shards, around), max(1, around // form.cp)
 
 
@@ -135,12 +136,29 @@ def _state(cfg: Train, shape: Shape, setting: Setting) -> list[Part]:
     state = _STATE_BYTES.get(tag(cfg.optimizer), 8.0)
     if tag(cfg.optimizer) == "sgd" and not cfg.optimizer.momentum:
         state = 0.0
-    return [
+    parts = [
         Part("weights", *((frozen + 4 * n) / shared_by for n in trained)),
         Part("gradients", *(4 * n / shared_by for n in trained)),
         Part("optimizer", *(state * n / shared_by for n in trained)),
+    ]
+    return [
+        *(_under_zero(cfg.parallel, parts, trained, setting) if cfg.parallel.is_zero else parts),
         Part.about("process", _PROCESS[setting.on_gpu], 0.85, 1.15),
     ]
+
+
+def _under_zero(form: Parallel, parts: list[Part], trained: tuple[float, ...], setting: Setting) -> list[Part]:
+    """Stages 1 and 2 deal moments, gradients and a copy of the weights they update; offloaded parts leave a GPU."""
+    weights, gradients, optimizer = parts
+    ranks = setting.ranks
+    if form.shard != "zero3":
+        copies = [4 * n for n in trained]
+        optimizer = Part(optimizer.name, *((n + m) / ranks for n, m in zip(optimizer[1:], copies, strict=True)))
+    if form.shard == "zero2":
+        gradients = Part(gradients.name, *(n / ranks for n in gradients[1:]))
+    if form.offload == "none" or not setting.on_gpu:
+        return [weights, gradients, optimizer]
+    return {"zero1": [weights, gradients], "zero2": [weights]}.get(form.shard, [])
 
 
 def _loading(cfg: Train, shape: Shape, setting: Setting) -> list[Part]:

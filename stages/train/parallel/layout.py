@@ -43,8 +43,8 @@ class Layout(Protocol):
         """The module to call instead of `forward`. Parameters of the model are to be looked up after this."""
         ...
 
-    def group(self, optimizer: torch.optim.Optimizer) -> None:
-        """Part the optimizer's groups, where tensors that lie differently cannot be updated in one call."""
+    def prepare(self, optimizer: torch.optim.Optimizer) -> None:
+        """Make the optimizer fit how tensors lie. Called once, after `wrap` and before anything is computed."""
         ...
 
     def gathering(self, module: nn.Module, *, last: bool) -> AbstractContextManager[Any]:
@@ -64,7 +64,12 @@ class Layout(Protocol):
         ...
 
     def clip(self, parameters: Iterable[Tensor], norm: float) -> Tensor:
-        """Scale all gradients down to `norm`; returns the norm they had, a float32 scalar, the same on every rank."""
+        """Scale all gradients down to `norm`, at the latest in `step`; returns the norm they had, a float32 scalar, the
+        same on every rank."""
+        ...
+
+    def step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Update what is trained with the gradient that is there."""
         ...
 
     def sum(self, tensor: Tensor) -> Tensor:
@@ -81,6 +86,10 @@ class Layout(Protocol):
 
     def whole_state(self, parameter: Tensor, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The optimizer's state of a parameter, each tensor whole; empty where another rank saves it."""
+        ...
+
+    def restore(self, optimizer: torch.optim.Optimizer, parameter: Tensor, state: Mapping[str, Tensor]) -> None:
+        """Put back what `whole_state` gave of a parameter on all ranks."""
         ...
 
     def part(self, tensor: Tensor, parameter: Tensor) -> Tensor:

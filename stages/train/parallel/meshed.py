@@ -83,7 +83,7 @@ class Meshed:
         self._summed = [trained[name] for name in trained if name in names]
         return forward
 
-    def group(self, optimizer: torch.optim.Optimizer) -> None:
+    def prepare(self, optimizer: torch.optim.Optimizer) -> None:
         """Tensors of one mesh and kind in each group: torch updates a group in one call."""
         parted = []
         for group in optimizer.param_groups:
@@ -164,6 +164,10 @@ class Meshed:
             of_rank(gradient).mul_(factor)
         return found
 
+    def step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Every rank updates the parts it has."""
+        optimizer.step()
+
     def sum(self, tensor: Tensor) -> Tensor:
         """Ranks of one data rank hold the same number, which counts once."""
         total = tensor.to(self.device, copy=True)
@@ -225,6 +229,10 @@ class Meshed:
             return tensor.detach()
         gathered: Tensor = tensor.full_tensor()
         return gathered.detach()
+
+    def restore(self, optimizer: torch.optim.Optimizer, parameter: Tensor, state: Mapping[str, Tensor]) -> None:
+        """Each rank takes its parts."""
+        optimizer.state[parameter] = {key: self.part(tensor, parameter) for key, tensor in state.items()}
 
     def part(self, tensor: Tensor, parameter: Tensor) -> Tensor:
         """The part that goes with the parameter's; a scalar (the step count) is whole on every rank."""

@@ -15,7 +15,7 @@ from msgspec import Meta
 
 from postmill.io.errors import USAGE, ConfigError
 from postmill.stages.options import tag
-from postmill.stages.spec import LAST_BITS, Choice
+from postmill.stages.spec import LAST_BITS, SAME_BYTES, Choice
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -43,6 +43,10 @@ class Mesh(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             from postmill.stages.train.parallel.replicated import Replicated
 
             return Replicated(accelerator)
+        if form.is_zero:
+            from postmill.stages.train.parallel.zero import Zero
+
+            return Zero(accelerator, form)
         if accelerator.num_processes == 1:
             sizes = f"--tp {form.tp} --cp {form.cp} --ep {form.ep} --pp {form.pp}"
             given = f"--shard {form.shard}" if form.shard != "none" else sizes
@@ -57,11 +61,17 @@ class Mesh(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 class Parallel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How several ranks share the work. Ranks that no other form takes share the bins of a step."""
 
-    shard: Annotated[Literal["none", "fsdp", "hsdp"], LAST_BITS] = "none"
+    shard: Annotated[Literal["none", "fsdp", "hsdp", "zero1", "zero2", "zero3"], LAST_BITS] = "none"
     """How ranks hold the model. none: each all of it; fsdp: each a part of weights, gradients and the optimizer's state
-    (torch's FSDP2), for models that do not fit on one; hsdp: so within groups of --shard-ranks."""
+    (torch's FSDP2), for models that do not fit on one; hsdp: so within groups of --shard-ranks. zero1, zero2, zero3:
+    DeepSpeed's ZeRO, a part of the optimizer's state, of gradients too, of weights too."""
     shard_ranks: Annotated[int, Meta(ge=0), LAST_BITS] = 0
     """Ranks that hold the model once with --shard hsdp; 0 for those of one machine."""
+    offload: Annotated[Literal["none", "cpu", "nvme"], LAST_BITS] = "none"
+    """Where the parts lie that ZeRO deals to a rank, while they are not used: on the GPU, in main memory, or in files
+    on a fast disk (with zero3)."""
+    offload_to: Annotated[str, SAME_BYTES] = ""
+    """Folder of the files of --offload nvme, on a disk of this machine."""
     tp: Annotated[int, Meta(ge=1), LAST_BITS] = 1
     """Ranks that each hold a slice of every matrix (tensor parallelism); best on one machine."""
     cp: Annotated[int, Meta(ge=1), LAST_BITS] = 1
@@ -81,11 +91,22 @@ class Parallel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             raise ValueError(
                 f"layout {tag(self.layout)}: shard, tp, cp, ep and pp are forms of the layout mesh; leave them out"
             )
+        if self.is_zero and max(self.tp, self.cp, self.ep, self.pp) > 1:
+            raise ValueError(f"shard {self.shard}: DeepSpeed deals all ranks alike; take fsdp with tp, cp and ep")
+        if self.offload != "none" and not self.is_zero:
+            raise ValueError(f"offload {self.offload}: only shard zero1, zero2 and zero3 have it")
+        if self.offload == "nvme" and self.shard != "zero3":
+            raise ValueError(f"offload nvme: shard {self.shard} keeps its parts in memory; take zero3")
 
     @property
     def has_forms(self) -> bool:
         """Whether a form of the mesh is asked for."""
         return self.shard != "none" or max(self.tp, self.cp, self.ep, self.pp) > 1
+
+    @property
+    def is_zero(self) -> bool:
+        """Whether DeepSpeed lays the model on the ranks."""
+        return self.shard.startswith("zero")
 
     @property
     def cuts_model(self) -> bool:

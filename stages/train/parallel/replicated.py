@@ -33,7 +33,7 @@ class Replicated:
         self._wrapped = self._accelerator.prepare(forward)
         return self._wrapped
 
-    def group(self, optimizer: torch.optim.Optimizer) -> None:
+    def prepare(self, optimizer: torch.optim.Optimizer) -> None:
         """All tensors lie alike."""
 
     def gathering(self, module: nn.Module, *, last: bool) -> AbstractContextManager[Any]:
@@ -60,6 +60,10 @@ class Replicated:
         """Every rank has all gradients, so all compute the same."""
         return torch.nn.utils.clip_grad_norm_(list(parameters), norm)
 
+    def step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Every rank takes the same."""
+        optimizer.step()
+
     def sum(self, tensor: Tensor) -> Tensor:
         """Of all ranks."""
         if self.num_data == 1:
@@ -81,6 +85,11 @@ class Replicated:
     def whole_state(self, parameter: Tensor, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The state itself."""
         return {key: self.whole(value) for key, value in state.items()}
+
+    def restore(self, optimizer: torch.optim.Optimizer, parameter: Tensor, state: Mapping[str, Tensor]) -> None:
+        """As it is."""
+        # what is not as large as the parameter lies with it, where fused AdamW wants its `step`
+        optimizer.state[parameter] = {key: self.part(tensor, parameter) for key, tensor in state.items()}
 
     def part(self, tensor: Tensor, parameter: Tensor) -> Tensor:
         """The tensor, where the parameter is."""
