@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from postmill.cli.stage_command import share
 from postmill.cli.tool import Args, need, open_artifact, parse
 from postmill.io.errors import BAD_DATA, MISMATCH, NO_INPUT, ArtifactError, ConfigError, StageError
 from postmill.io.manifest import Artifact
@@ -26,7 +27,7 @@ example:
   --key-file     file whose first line is the key for the server
   --concurrency  requests under way at a time (default: 8)
   --max-tokens   longest reply of the judge (default: 512)
-  --max-errors   exit 65 if a larger share of the items has no verdict (default: 0.1)
+  --max-errors   exit 65 if a larger share of the items has no verdict, like 5% or 0.05 (default: 0.1)
   -o             verdicts and replies, a line of JSON an item
   --json         print one object
 """
@@ -50,20 +51,17 @@ def answers(artifact: Artifact) -> dict[str, tuple[str, str]]:
 
 def _said(prompt: str) -> str:
     """A conversation, or a task's text, as the judge reads it."""
-    found = msgspec.json.decode(prompt)
-    if isinstance(found, str):
-        return found
-    return "\n\n".join(f"{message['role']}: {message['content']}" for message in found)
+    decoded = msgspec.json.decode(prompt)
+    if isinstance(decoded, str):
+        return decoded
+    return "\n\n".join(f"{message['role']}: {message['content']}" for message in decoded)
 
 
-def _number(args: Args, name: str, default: str, kind: type) -> Any:
-    try:
-        number = kind(args.options.get(name, default))
-    except ValueError:
-        number = -1
-    if number < 0 or (kind is int and number == 0):
-        raise ConfigError(f"{name} {args.options[name]}: expected a number above 0")
-    return number
+def _number(args: Args, name: str, default: str) -> int:
+    text = args.options.get(name, default)
+    if not text.isdecimal() or int(text) == 0:
+        raise ConfigError(f"{name} {text}: expected a whole number above 0")
+    return int(text)
 
 
 def ask(prompts: Mapping[str, str], args: Args) -> dict[str, str]:
@@ -80,8 +78,8 @@ def ask(prompts: Mapping[str, str], args: Args) -> dict[str, str]:
         )
     except ValueError as error:
         raise ConfigError(f"--url: {error}") from None
-    engine = UrlEngine(endpoint, concurrency=_number(args, "--concurrency", "8", int))
-    sampling = Sampling(max_new_tokens=_number(args, "--max-tokens", "512", int), temperature=0.0)
+    engine = UrlEngine(endpoint, concurrency=_number(args, "--concurrency", "8"))
+    sampling = Sampling(max_new_tokens=_number(args, "--max-tokens", "512"), temperature=0.0)
     requests = [
         Request(key=key, prompt_ids=[], seed=0, messages=[{"role": "user", "content": text}])
         for key, text in prompts.items()
@@ -100,7 +98,7 @@ def run(argv: list[str]) -> int:
     need(args, 1, 1, USAGE)
     if "--url" not in args.options:
         raise ConfigError("judge: --url is missing; it names the server that judges")
-    most = _number(args, "--max-errors", "0.1", float)
+    most = share("--max-errors", args.options.get("--max-errors", "0.1"))
     rubric = _rubric(args)
     after = answers(open_artifact(args.words[0]))
     before = answers(open_artifact(args.options["--before"])) if "--before" in args.options else None
@@ -120,7 +118,7 @@ def run(argv: list[str]) -> int:
 
 
 def _rubric(args: Args) -> str:
-    from postmill.stages.eval.judge import RUBRIC
+    from postmill.stages.shared.judging import RUBRIC
 
     if "--rubric" not in args.options:
         return RUBRIC
@@ -138,7 +136,8 @@ def _pairs(
     after: dict[str, tuple[str, str]], before: dict[str, tuple[str, str]], rubric: str, args: Args
 ) -> tuple[Rows, Summary]:
     """Raises ArtifactError (78) for evals without a question in common."""
-    from postmill.stages.eval.judge import PAIR, combine, summarize_pairs
+    from postmill.stages.eval.verdicts import summarize_pairs
+    from postmill.stages.shared.judging import ask_for_verdict, combine
 
     shared = [item for item in after if item in before and after[item][0] == before[item][0]]
     if not shared:
@@ -148,27 +147,23 @@ def _pairs(
         conversation, new = after[item]
         old = before[item][1]
         for order, (first, second) in enumerate(((new, old), (old, new))):
-            prompts[f"{item}#{order}"] = PAIR.format(
-                rubric=rubric, conversation=conversation, first=first, second=second
-            )
+            prompts[f"{item}#{order}"] = ask_for_verdict(conversation, first, second, rubric)
     replies = ask(prompts, args)
     pairs = [combine(item, [replies[f"{item}#{order}"] for order in (0, 1)]) for item in shared]
     return list(pairs), summarize_pairs(pairs)
 
 
 def _marks(after: dict[str, tuple[str, str]], rubric: str, args: Args) -> tuple[Rows, Summary]:
-    from postmill.stages.eval.judge import ONE, read_score, summarize_scores
+    from postmill.stages.eval.verdicts import summarize_marks
+    from postmill.stages.shared.judging import ask_for_mark, read_mark
 
-    prompts = {
-        item: ONE.format(rubric=rubric, conversation=conversation, answer=answer)
-        for item, (conversation, answer) in after.items()
-    }
+    prompts = {item: ask_for_mark(conversation, answer, rubric) for item, (conversation, answer) in after.items()}
     replies = ask(prompts, args)
-    scores = [read_score(replies[item]) for item in prompts]
+    scores = [read_mark(replies[item]) for item in prompts]
     rows = [
         {"item_id": item, "score": score, "reply": replies[item]} for item, score in zip(prompts, scores, strict=True)
     ]
-    return rows, summarize_scores(scores)
+    return rows, summarize_marks(scores)
 
 
 def _told(summary: Summary) -> str:

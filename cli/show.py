@@ -25,6 +25,7 @@ Show what is trained on, coloured by weight: rows of a raw file, of tokens, of a
 usage: postmill show chats.jsonl -m base/ [-n 3]     any data that tokenize reads; - is stdin
        postmill show tokens/ [-n 3] [--row ID|file:line]
        postmill show packed/ [--bin 0] [--row ID|file:line]
+       postmill show packed/ --ranks 8 [--bins-per-rank 4]
        postmill show run/ --step 40
 
   -m MODEL       model with the tokenizer, a folder or a hub's owner/name (default: where the tokens were made with it)
@@ -32,6 +33,9 @@ usage: postmill show chats.jsonl -m base/ [-n 3]     any data that tokenize read
   --row ROW      only this row: its id, the first digits of it, or file:line
   --bin N        only this bin
   --step N       the bins of this training step, counted from 1
+  --ranks N      instead of rows, how evenly the bins of a step divide over this many ranks
+  --bins-per-rank N
+                 bins that each rank computes in a step (default: 1)
   --loss-scale S, --chat-template FILE, --template-name N, --date YYYY-MM-DD, --system TEXT, --thinking T,
   --columns OLD=NEW, --drop COLUMN
                  for raw data: as tokenize has them; the last two once
@@ -154,7 +158,7 @@ def raw_rows(reference: str, args: Args, wanted: RowName | None, count: int) -> 
             "show: rows of a raw file need a tokenizer; pass -m MODEL, to render and tokenize it as training would"
         )
     from postmill.stages.shared.model_reference import find_model
-    from postmill.stages.tokenize.work import refusals
+    from postmill.stages.tokenize.core import refusals
 
     config = _raw_config(args)
     template = Path(args.options["--chat-template"]) if "--chat-template" in args.options else None
@@ -168,9 +172,9 @@ def raw_rows(reference: str, args: Args, wanted: RowName | None, count: int) -> 
 def _encoded(reference: str, config: "Tokenize", encoder: "ChatEncoder", wanted: RowName | None) -> Iterator[Shown]:
     import pyarrow as pa
 
+    from postmill.stages.tokenize.core import refusals
     from postmill.stages.tokenize.reading import Reading
     from postmill.stages.tokenize.sources import open_sources
-    from postmill.stages.tokenize.work import refusals
 
     sources = open_sources([reference], reading=Reading(columns=config.columns, drop=frozenset(config.drop)))
     names = [source.name for source in sources.sources]
@@ -256,14 +260,22 @@ def _parent_packed(artifact: Artifact) -> Artifact:
 
 def run(argv: list[str]) -> int:
     """Print rows, or write a page."""
-    valued = ("-m", "-n", "--row", "--bin", "--step", "--html", "--chat-template", *_AS_TOKENIZE)
+    numbers = ("-n", "--bin", "--step", "--ranks", "--bins-per-rank")
+    valued = ("-m", *numbers, "--row", "--html", "--chat-template", *_AS_TOKENIZE)
     args = parse(argv, USAGE, switches=("--ids",), valued=valued)
     if args is None:
         return 0
     need(args, 1, 1, USAGE)
-    for name in ("-n", "--bin", "--step"):
+    for name in numbers:
         if not args.options.get(name, "0").isdecimal():
             raise ConfigError(f"{name}: {args.options[name]!r}: expected a number")
+    if "--ranks" in args.options:
+        from postmill.cli.show_balance import balance
+
+        artifact = open_artifact(args.words[0])
+        packed = artifact if artifact.manifest.kind == "packed" else _parent_packed(artifact)
+        sys.stdout.write(balance(packed.path, args) + "\n")
+        return 0
     from postmill.cli import show_render
 
     shown = _collect(args, int(args.options.get("-n", "3")))

@@ -180,12 +180,12 @@ def run(stage: Stage, argv: list[str]) -> int:
     from postmill.stages.progress import Progress, duration
 
     # of several ranks, the first speaks
-    helps = stage.ranks and os.environ.get("RANK", "0") != "0"
-    with Progress.install(quiet=helps or "--quiet" in call.common):
+    is_quiet = stage.ranks and os.environ.get("RANK", "0") != "0"
+    with Progress.install(quiet=is_quiet or "--quiet" in call.common):
         outcome = run_stage(stage, config, call.inputs, target, options)
         if outcome.status == "done" and (counts := outcome.manifest.counts):
             Progress.say(stage.name, f"{counts.describe()}; {duration(outcome.seconds)}", always=True)
-    if outcome.status == "helped":
+    if outcome.status == "part":
         return 0
     if "--json" in call.common:
         report = {

@@ -59,7 +59,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
-    """What came of it. `status` is `done`, `up-to-date` or `helped` (not rank 0, or a shard).
+    """What came of it. `status` is `done`, `up-to-date` or `part` (not rank 0, or a shard).
 
     `path` is unset for a stream.
     """
@@ -187,9 +187,9 @@ def run_stage(stage: Stage, config: Any, given: dict[str, list[str]], output: Pa
         return Outcome(status="up-to-date", path=output, manifest=done.manifest, seconds=time.monotonic() - started)
 
     rank = int(os.environ.get("RANK", "0")) if stage.ranks else 0
-    helps = rank > 0 or options.shard is not None
+    is_part = rank > 0 or options.shard is not None
     with contextlib.ExitStack() as stack:
-        staging = stack.enter_context(Staging(output)) if output is not None and not helps else None
+        staging = stack.enter_context(Staging(output)) if output is not None and not is_part else None
         sink = stack.enter_context(stdout_sink()) if output is None else None
         out = Out(stage, job.key, output, sink, staging.path if staging else None)
         out.rank, out.threads = rank, options.threads or len(os.sched_getaffinity(0))
@@ -214,8 +214,8 @@ def run_stage(stage: Stage, config: Any, given: dict[str, list[str]], output: Pa
                 versions=result.versions,
             )
             seconds = time.monotonic() - started
-            if helps:
-                return Outcome(status="helped", path=output, manifest=manifest, seconds=seconds)
+            if is_part:
+                return Outcome(status="part", path=output, manifest=manifest, seconds=seconds)
             if staging is None:
                 assert out.stream_writer is not None
                 out.stream_writer.finish_stream(manifest, out.ledger.to_ipc(), _side_record(inputs))

@@ -35,13 +35,13 @@ def problem(num_tokens: int, vocab_size: int, hidden_size: int, active: float) -
 def ours(hidden: Tensor, head: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
     from postmill.kernels.loss_scale_ce.api import loss_scale_ce
 
-    return loss_scale_ce(hidden, head, targets, weights, denominator=len(targets), backend="cpp").loss
+    return loss_scale_ce(hidden, head, targets, weights, normaliser=len(targets), backend="cpp").loss
 
 
 def reference(hidden: Tensor, head: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
     from postmill.kernels.loss_scale_ce.api import loss_scale_ce
 
-    return loss_scale_ce(hidden, head, targets, weights, denominator=len(targets), backend="reference").loss
+    return loss_scale_ce(hidden, head, targets, weights, normaliser=len(targets), backend="reference").loss
 
 
 def eager(hidden: Tensor, head: Tensor, targets: Tensor, weights: Tensor) -> Tensor:

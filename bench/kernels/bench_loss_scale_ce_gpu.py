@@ -71,7 +71,7 @@ def problem(size: Size) -> Problem:
 
 
 def ours(p: Problem, backend: Any = "triton") -> Tensor:
-    return loss_scale_ce(p.hidden, p.head, p.targets, p.weights, denominator=len(p.targets), backend=backend).loss
+    return loss_scale_ce(p.hidden, p.head, p.targets, p.weights, normaliser=len(p.targets), backend=backend).loss
 
 
 def eager(p: Problem) -> Tensor:

@@ -56,10 +56,10 @@ def step(kind: str, given: tuple[Tensor, Tensor, Tensor, Tensor], start: int, vo
 
     hidden, head, targets, weights = given
     if kind == "whole":
-        loss = loss_scale_ce(hidden, head, targets, weights, denominator=len(targets)).loss
+        loss = loss_scale_ce(hidden, head, targets, weights, normaliser=len(targets)).loss
     elif kind == "sharded":
         loss = loss_scale_ce_vocab_parallel(
-            hidden, head, targets, weights, vocab_start=start, vocab_size=vocab_size, denominator=len(targets)
+            hidden, head, targets, weights, vocab_start=start, vocab_size=vocab_size, normaliser=len(targets)
         ).loss
     else:
         nll_T = MegatronCrossEntropy.apply(hidden @ head.T, targets, start)  # type: ignore[no-untyped-call]

@@ -1,10 +1,10 @@
 """Cross-entropy of `hidden @ weight^T` with a real-valued weight per token, without the (T, V) logits.
 
-    output = loss_scale_ce(hidden_TH, weight_VH, targets_T, token_weights_T, denominator=num_tokens)
+    output = loss_scale_ce(hidden_TH, weight_VH, targets_T, token_weights_T, normaliser=num_tokens)
     output.loss.backward()
 
 Rows whose target is negative or whose weight is 0 are left out before the matmul: they cost nothing, and nothing in
-them, NaN included, reaches the result. Any other weight is legal, negative ones too. The denominator is an argument
+them, NaN included, reaches the result. Any other weight is legal, negative ones too. The normaliser is an argument
 because only the caller knows it: the number of trained tokens of the whole accumulated batch, the sum of weights, or 1.
 The formula is in `terms.py`. One meaning, three backends:
 
@@ -49,7 +49,7 @@ def loss_scale_ce(
     targets_T: Tensor,
     token_weights_T: Tensor,
     *,
-    denominator: float | Tensor,
+    normaliser: float | Tensor,
     bias_V: Tensor | None = None,
     logit_scale: float = 1.0,
     softcap: float | None = None,
@@ -69,7 +69,7 @@ def loss_scale_ce(
     hidden_TH, weight_VH and bias_V share one floating dtype; targets_T is int64, already shifted (row t is scored
     against targets_T[t]); token_weights_T is floating and constant. Sums are float32 (float64 for float64 inputs), and
     so are the loss, `logp_T` and `entropy_T`. Differentiable in hidden, weight and bias, through the loss, `logp_T` and
-    `entropy_T`; the denominator is a constant. No active row: the loss is 0 and so is every gradient.
+    `entropy_T`; the normaliser is a constant. No active row: the loss is 0 and so is every gradient.
 
     temperature divides the logits after the cap, as sampling does, in the loss and in every statistic. active_T (bool)
     says which rows have statistics, whatever their weight; without it those with a weight. A row of weight 0 never
@@ -87,7 +87,7 @@ def loss_scale_ce(
     rows = select_rows(
         targets_T,
         token_weights_T,
-        denominator,
+        normaliser,
         accumulate_dtype(hidden_TH.dtype),
         active_T if want_rows or return_correct or return_collision else None,
     )

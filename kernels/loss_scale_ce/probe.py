@@ -1,6 +1,6 @@
 """Ask a backend and the reference the same question before trusting the backend with a run.
 
-deviation = probe("auto", hidden_TH, weight_VH, targets_T, token_weights_T, denominator=n)
+deviation = probe("auto", hidden_TH, weight_VH, targets_T, token_weights_T, normaliser=n)
 if not deviation.is_acceptable: use backend="reference", and say deviation.describe()
 """
 
@@ -59,7 +59,7 @@ def probe(
 ) -> Deviation:
     """Loss and gradients of the first `max_rows` active rows by `backend` and by the reference.
 
-    `options` are those of `loss_scale_ce`, the denominator among them. Nothing is added to any `.grad`. Costs two
+    `options` are those of `loss_scale_ce`, the normaliser among them. Nothing is added to any `.grad`. Costs two
     gradients of the head, when it is not frozen, and `max_rows` x V float32 logits.
     """
     name = choose_backend(backend, hidden_TH)

@@ -5,7 +5,7 @@ once, here, in plain torch. Shape letters: T tokens, H hidden size, V vocabulary
 
 With z = cap(logit_scale * (hidden @ weight^T + bias)), cap(u) = softcap * tanh(u / softcap), p = softmax(z):
 
-    loss = sum_t w_t [ (1 - e) (lse_t - z_{t,y}) + e (lse_t - mean_v z_{t,v}) + l lse_t^2 ] / denominator
+    loss = sum_t w_t [ (1 - e) (lse_t - z_{t,y}) + e (lse_t - mean_v z_{t,v}) + l lse_t^2 ] / normaliser
 
 e is `label_smoothing` as in `torch.nn.functional.cross_entropy`, l is `z_loss` (PaLM, section 5,
 <https://arxiv.org/abs/2204.02311>), cap as in Gemma 2 (<https://arxiv.org/abs/2408.00118>).
@@ -65,7 +65,7 @@ class Rows(NamedTuple):
     active_T: Tensor
     """bool: the rows that take part. One with a negative target has its target in another vocabulary shard."""
     weights_T: Tensor | None = None
-    """The weight over the denominator, 0 where not active; for the loss only. An active row may have weight 0."""
+    """The weight over the normaliser, 0 where not active; for the loss only. An active row may have weight 0."""
 
 
 class LossOutput(NamedTuple):
@@ -149,7 +149,7 @@ def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
 def select_rows(
     targets_T: Tensor,
     token_weights_T: Tensor,
-    denominator: float | Tensor,
+    normaliser: float | Tensor,
     dtype: torch.dtype,
     also_T: Tensor | None = None,
 ) -> Rows:
@@ -158,7 +158,7 @@ def select_rows(
     has_target_T = targets_T >= 0
     weighted_T = has_target_T & (token_weights_T != 0)
     active_T = weighted_T if also_T is None else has_target_T & (weighted_T | also_T)
-    return Rows(targets_T, active_T, torch.where(weighted_T, token_weights_T.to(dtype) / denominator, 0))
+    return Rows(targets_T, active_T, torch.where(weighted_T, token_weights_T.to(dtype) / normaliser, 0))
 
 
 def weighted_loss(stats: RowStats, rows: Rows, shape: LossShape) -> Tensor:

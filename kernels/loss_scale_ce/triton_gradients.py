@@ -8,7 +8,7 @@
 
 Letters, and who takes which tile, as in `triton_logits.py`. Accumulators are float32; operands have the dtype of the
 inputs. Coefficients of a float16 dz come divided by their largest magnitude, `unit`, which the products multiply back
-at the end, so that it does not vanish under a large denominator; elsewhere `unit` is 1.
+at the end, so that it does not vanish under a large normaliser; elsewhere `unit` is 1.
 """
 
 # Triton reads annotations as types, hence no `from __future__ import annotations`, and its builtins have no stubs.

@@ -40,7 +40,7 @@ def loss_scale_ce_vocab_parallel(
     vocab_start: int,
     vocab_size: int,
     group: dist.ProcessGroup | None = None,
-    denominator: float | Tensor,
+    normaliser: float | Tensor,
     bias_N: Tensor | None = None,
     logit_scale: float = 1.0,
     softcap: float | None = None,
@@ -63,7 +63,7 @@ def loss_scale_ce_vocab_parallel(
     head = Head(weight_NH, bias_N, logit_scale, softcap).at(temperature)
     shape = LossShape(label_smoothing, z_loss)
     check_inputs(hidden_TH, head, targets_T, token_weights_T, shape)
-    rows = select_rows(targets_T, token_weights_T, denominator, accumulate_dtype(hidden_TH.dtype), active_T)
+    rows = select_rows(targets_T, token_weights_T, normaliser, accumulate_dtype(hidden_TH.dtype), active_T)
     if targets_T.device.type == "cpu":
         check_targets(targets_T[rows.active_T], vocab_size)
     stats = ops.row_stats(

@@ -28,15 +28,11 @@ class Pack(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     balanced."""
     patch_cost: Annotated[float, Meta(ge=0)] = 0.25
     """What a patch of a picture costs a bin, beside a token that costs 1."""
-    ranks: Annotated[int, Meta(ge=1)] = 1
-    """Report how evenly the bins of each step divide over this many ranks. Does not change the plan."""
-    bins_per_rank: Annotated[int, Meta(ge=1)] = 1
-    """Bins each rank computes in one step, for that report."""
 
 
 STAGE = Stage(
     name="pack",
-    version=1,
+    version=2,
     config=Pack,
     inputs={
         "tokens": Port(

@@ -67,10 +67,10 @@ def run(cfg: Pack, inputs: Inputs, out: Out) -> Result:
         bins = _count(tables, survey, starts, rows, out.ledger)
     if isinstance(source, StreamReader) and source.trailer is not None:
         digests = dict(source.trailer.manifest.digests)
-    costs = _write(cfg, bins, survey, out)
+    _write(cfg, bins, survey, out)
     _prove(cfg, survey, out)
     more["sources"] = [name for table in tables for name in table.sources]
-    return Result(metrics=_metrics(cfg, bins, survey, costs) | more, digests=digests)
+    return Result(metrics=_metrics(cfg, bins, survey) | more, digests=digests)
 
 
 def _open_tokens(inputs: list[Input]) -> tuple[StreamReader | list[Table], dict[str, str]]:
@@ -202,23 +202,20 @@ def _count(
     return Bins(starts.astype(np.int64), rows, trained_sum, weight_sum)
 
 
-def _write(cfg: Pack, bins: Bins, survey: Survey, out: Out) -> NDArray[np.float64]:
-    """Write the plan in visiting order; returns the cost of each bin in that order."""
+def _write(cfg: Pack, bins: Bins, survey: Survey, out: Out) -> None:
+    """Write the plan in visiting order."""
     from postmill._native import bin_order
 
     num_bins = len(bins.starts) - 1
     order = np.arange(num_bins, dtype=np.uint32)
     if cfg.strategy != "in_order":
         order = bin_order(cfg.seed, 0, num_bins)
-    costs = np.zeros(num_bins, np.float64)
     writer = out.table(BINS, BINS_V1)
     for at in range(0, num_bins, _BINS_A_BATCH):
         chunk = order[at : at + _BINS_A_BATCH]
         columns = _chunk(cfg, bins, survey, chunk)
-        costs[at : at + len(chunk)] = to_numpy(columns["cost"])
         writer.write(pa.RecordBatch.from_arrays([columns[field.name] for field in BINS_V1], schema=BINS_V1))
     writer.close()
-    return costs
 
 
 def _chunk(cfg: Pack, bins: Bins, survey: Survey, chunk: NDArray[np.uint32]) -> dict[str, pa.Array]:
@@ -270,10 +267,10 @@ def _prove(cfg: Pack, survey: Survey, out: Out) -> None:
         raise StageError(f"{BINS}: {faults[0]}; nothing was committed, and this is a bug of ours", INTERNAL)
 
 
-def _metrics(cfg: Pack, bins: Bins, survey: Survey, costs: NDArray[np.float64]) -> dict[str, Any]:
-    num_bins = len(costs)
+def _metrics(cfg: Pack, bins: Bins, survey: Survey) -> dict[str, Any]:
+    num_bins = len(bins.trained_tokens)
     tokens = int(survey.lengths[survey.reasons == 0].sum(dtype=np.int64))
-    metrics: dict[str, Any] = {
+    return {
         "bins": num_bins,
         "rows": len(bins.rows),
         "tokens": tokens,
@@ -283,11 +280,3 @@ def _metrics(cfg: Pack, bins: Bins, survey: Survey, costs: NDArray[np.float64]) 
         "rows_per_bin": round(len(bins.rows) / num_bins, 3),
         "longest_row": int(survey.lengths[bins.rows].max()),
     }
-    if cfg.ranks > 1:
-        from postmill._native import deal_bins
-
-        _, imbalance = deal_bins(costs, cfg.ranks, cfg.bins_per_rank)
-        full = imbalance[: max(1, num_bins // (cfg.ranks * cfg.bins_per_rank))]
-        metrics["step_imbalance_mean"] = round(float(full.mean()), 6)
-        metrics["step_imbalance_max"] = round(float(full.max()), 6)
-    return metrics

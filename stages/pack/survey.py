@@ -14,7 +14,7 @@ from postmill.io.packed import TokenRows, span_columns
 from postmill.io.schemas import LEDGER_V1
 from postmill.io.table import TableReader
 
-REASONS = ("", "empty", "nothing_to_train_on", "too_long", "no_advantage")
+REASONS = ("", "empty", "nothing_to_train", "too_long", "no_advantage")
 EMPTY, UNTRAINED, LONG, DEAD = 1, 2, 3, 4
 
 

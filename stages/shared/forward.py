@@ -47,10 +47,10 @@ class Stage(Protocol):
 
 
 class Linear(NamedTuple):
-    """A loss whose weights are known before the forward pass: sum of weights_T * -log-prob / denominator."""
+    """A loss whose weights are known before the forward pass: sum of weights_T * -log-prob / normaliser."""
 
     weights_T: Tensor
-    denominator: float
+    normaliser: float
     label_smoothing: float = 0.0
     """Used in training only."""
 
@@ -275,7 +275,7 @@ class Forward(nn.Module):
             **head,
             targets_T=mine.targets_T,
             token_weights_T=mine.weights_T,
-            denominator=1.0,
+            normaliser=1.0,
         )
 
     def _part(self, batch: Batch) -> Batch:
@@ -292,7 +292,7 @@ class Forward(nn.Module):
         options: dict[str, Any] = {
             "targets_T": batch.targets_T,
             "token_weights_T": linear.weights_T,
-            "denominator": linear.denominator,
+            "normaliser": linear.normaliser,
             "label_smoothing": linear.label_smoothing if self.training else 0.0,
             "temperature": ask.temperature,
             "active_T": batch.mask_T if stats else None,

@@ -11,7 +11,7 @@ from postmill.io.json_file import NOT_JSON
 from postmill.stages.progress import Progress
 from postmill.stages.tokenize.config import Tokenize
 from postmill.stages.tokenize.reading import Reading
-from postmill.stages.tokenize.work import Totals
+from postmill.stages.tokenize.totals import Totals
 
 if TYPE_CHECKING:
     from postmill.stages.tokenize.sources import Sources

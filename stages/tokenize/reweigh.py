@@ -17,7 +17,8 @@ from postmill.io.upstream import inside, keep_trailer
 from postmill.stages.progress import Progress
 from postmill.stages.protocol import Input, Out
 from postmill.stages.tokenize.config import Tokenize
-from postmill.stages.tokenize.work import NOTHING, TOKENS, Totals, check_trained, close, in_order, refusals
+from postmill.stages.tokenize.core import in_order, refusals
+from postmill.stages.tokenize.totals import NOTHING, TOKENS, Totals, check_trained, close
 
 _REWEIGHABLE = frozenset({"loss_scale", "loss_rules", "train_closing", "engine"})
 _UNCHANGED = ("sources", "length_histogram", "stop_ids", "straddles", "special_look_alikes", "rendered_bytes")

@@ -25,11 +25,12 @@ from postmill.stages.shared.agent_formats.table import format_json
 from postmill.stages.shared.media.families.table import Family, find_family
 from postmill.stages.tables import closest
 from postmill.stages.tokenize.config import Tokenize
+from postmill.stages.tokenize.core import in_order, refusals
 from postmill.stages.tokenize.notes import Notes, check_columns
 from postmill.stages.tokenize.parts import Encoded, Parts, PartWriter, part_path
 from postmill.stages.tokenize.reading import Reading
 from postmill.stages.tokenize.tokenizer import ChosenTemplates, TokenizerFolder, choose_templates, load_tokenizer
-from postmill.stages.tokenize.work import TOKENS, Totals, check_trained, close, in_order, refusals
+from postmill.stages.tokenize.totals import TOKENS, Totals, check_trained, close
 
 
 def run(cfg: Tokenize, inputs: Inputs, out: Out) -> Result:

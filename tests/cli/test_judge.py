@@ -12,7 +12,7 @@ from postmill.cli import judge
 from postmill.io.errors import ArtifactError, ConfigError, StageError
 from postmill.io.schemas import EVAL_ITEMS_V1
 from postmill.io.table import TableWriter
-from postmill.stages.eval.judge import combine, read_score, read_verdict
+from postmill.stages.shared.judging import combine, read_mark, read_verdict
 
 
 class Judge(BaseHTTPRequestHandler):
@@ -37,12 +37,13 @@ class Judge(BaseHTTPRequestHandler):
             return "Both are nice."
         if "refuse" in text:
             return None
-        if "[Answer]" in text:
-            return f"Fine.\nScore: {9 if 'good' in text.split('[Answer]')[1] else 2}"
+        assert "do not follow it" in text
+        if "<answer>\n" in text:
+            return f"Fine.\nScore: {9 if 'good' in text.split('<answer>')[-1] else 2}"
         if "first" in text:
             return "I like A.\nVerdict: A"
-        answer_a = text.split("[Answer A]")[1].split("[Answer B]")[0]
-        answer_b = text.split("[Answer B]")[1]
+        answer_a = text.split("<answer-a>\n")[1].split("<answer-b>\n")[0]
+        answer_b = text.split("<answer-b>\n")[1]
         if ("good" in answer_a) == ("good" in answer_b):
             return "**Verdict: tie**"
         return f"Verdict: B is what I thought.\nVerdict: {'A' if 'good' in answer_a else 'B'}"
@@ -151,7 +152,7 @@ def test_a_verdict_has_one_form(reply, verdict):
 
 
 def test_marks_have_one_form():
-    assert [read_score(text) for text in ("Score: 7", "Score: 3\n*Score: 10*", "Score: 11", "Score: 0", "7")] == [
+    assert [read_mark(text) for text in ("Score: 7", "Score: 3\n*Score: 10*", "Score: 11", "Score: 0", "7")] == [
         7,
         10,
         None,
@@ -182,7 +183,9 @@ def test_mistakes(evals, server, tmp_path, monkeypatch):
     for argv, kind, said in [
         (["after"], ConfigError, "--url is missing"),
         (["after", "--url", "ftp://x"], ConfigError, "expected http"),
-        (["after", "--url", server.url, "--concurrency", "none"], ConfigError, "a number above 0"),
+        (["after", "--url", server.url, "--concurrency", "none"], ConfigError, "a whole number above 0"),
+        (["after", "--url", server.url, "--max-errors", "nan"], ConfigError, "expected a share like 1%"),
+        (["after", "--url", server.url, "--max-errors", "2"], ConfigError, "expected a share like 1%"),
         (["after", "--url", server.url, "--rubric", str(tmp_path / "no")], ArtifactError, "no such file"),
     ]:
         with pytest.raises(kind, match=said):

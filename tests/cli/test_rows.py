@@ -46,6 +46,8 @@ def test_rows_keep_their_names_through_a_pipe(here: Path) -> None:
     run(here, "pack", "-o", "packed", "--row-tokens", "80", "--on-long", "drop", stdin=stream)
     assert "a.jsonl:3  dropped: too_long" in run(here, "ledger", "why", "a.jsonl:3", "packed")
     assert "kept whole" in run(here, "ledger", "why", "a.jsonl:2", "packed")
+    refused = run(here, "show", "packed", "--ranks", "8", code=2)
+    assert "a step of 8 ranks takes 8" in refused
     shown = run(here, "show", "packed", "--row", "a.jsonl:2")
     assert "a.jsonl:2" in shown and "[1|a says 2<|im_end|>]" in shown and shown.count("a.jsonl:") == 1
     refused = run(here, "pack", "-o", "x", "--row-tokens", "60", stdin=stream, code=65)

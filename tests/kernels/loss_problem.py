@@ -37,7 +37,7 @@ def problem(num_tokens=37, hidden_size=19, vocab_size=251, *, dtype=torch.float6
     return hidden, weight, bias, targets, weights
 
 
-def eager_loss(hidden, weight, bias, targets, weights, denominator, **options):
+def eager_loss(hidden, weight, bias, targets, weights, normaliser, **options):
     """All logits at once, on torch's cross_entropy, in the dtype of the inputs."""
     z = F.linear(hidden, weight, bias) * options.get("logit_scale", 1.0)
     cap = options.get("softcap")
@@ -46,7 +46,7 @@ def eager_loss(hidden, weight, bias, targets, weights, denominator, **options):
     smoothing = options.get("label_smoothing", 0.0)
     nll = F.cross_entropy(z, targets, reduction="none", label_smoothing=smoothing, ignore_index=-100)
     penalty = options.get("z_loss", 0.0) * torch.logsumexp(z, -1).square() * (targets != -100)
-    return ((nll + penalty) * weights).sum() / denominator
+    return ((nll + penalty) * weights).sum() / normaliser
 
 
 def leaves(*tensors, dtype=None):
@@ -88,7 +88,7 @@ def deviations(
         got[1],
         targets,
         weights,
-        denominator=1e4,
+        normaliser=1e4,
         bias_V=got[2],
         backend="triton",
         return_logp=rows,
@@ -158,7 +158,7 @@ def nan_and_out_of_range(device="cpu"):
             targets[row] = len(tensors[1])
         targets, weights, *tensors = (t.to(device) for t in (targets, weights, *tensors))
         hidden, weight, _ = leaves(*tensors)
-        loss = loss_scale_ce(hidden, weight, targets, weights, denominator=1.0, backend="triton").loss
+        loss = loss_scale_ce(hidden, weight, targets, weights, normaliser=1.0, backend="triton").loss
         loss.backward()
         found[where] = [bool(loss.isnan()), bool(hidden.grad[row].isnan().any())]
     return found
@@ -175,7 +175,7 @@ def inserted_rows(device="cpu"):
     for rows in ((hidden, targets, weights), (wide, wide_targets, wide_weights)):
         own, *others = (t.to(device) for t in rows)
         got = leaves(own, weight.to(device), bias.to(device))
-        out = loss_scale_ce(got[0], got[1], *others, denominator=3.0, bias_V=got[2], backend="triton")
+        out = loss_scale_ce(got[0], got[1], *others, normaliser=3.0, bias_V=got[2], backend="triton")
         results.append((out.loss, *torch.autograd.grad(out.loss, got)))
     (loss, *grads), (wide_loss, *wide_grads) = results
     pairs = [(loss, wide_loss), (grads[0], wide_grads[0][keep]), *zip(grads[1:], wide_grads[1:], strict=True)]

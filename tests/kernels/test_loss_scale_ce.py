@@ -18,10 +18,10 @@ BACKENDS = ["reference", pytest.param("cpp", marks=needs_cpp)]
 SIZES = [(37, 19, 251), (1, 1, 2), (130, 33, 1031), (16, 64, 4099)]
 
 
-def loss_and_gradients(backend, tensors, targets, weights, denominator=7.5, **options):
+def loss_and_gradients(backend, tensors, targets, weights, normaliser=7.5, **options):
     hidden, weight, bias = tensors
     out = loss_scale_ce(
-        hidden, weight, targets, weights, denominator=denominator, bias_V=bias, backend=backend, **options
+        hidden, weight, targets, weights, normaliser=normaliser, bias_V=bias, backend=backend, **options
     )
     return out.loss, torch.autograd.grad(out.loss, tensors)
 
@@ -62,7 +62,7 @@ def test_logp_entropy_and_correct_equal_log_softmax(backend):
         tensors[1],
         targets,
         weights,
-        denominator=1.0,
+        normaliser=1.0,
         bias_V=tensors[2],
         backend=backend,
         return_logp=True,
@@ -97,7 +97,7 @@ def test_statistics_of_rows_without_weight_at_a_temperature(backend, cap):
         got[1],
         targets,
         weights,
-        denominator=2.0,
+        normaliser=2.0,
         bias_V=got[2],
         logit_scale=0.7,
         softcap=cap,
@@ -134,7 +134,7 @@ def test_statistics_of_rows_without_weight_at_a_temperature(backend, cap):
 def test_a_temperature_is_above_zero():
     hidden, weight, _, targets, weights = problem()
     with pytest.raises(ValueError, match="temperature: 0 is not above 0"):
-        loss_scale_ce(hidden, weight, targets, weights, denominator=1.0, temperature=0)
+        loss_scale_ce(hidden, weight, targets, weights, normaliser=1.0, temperature=0)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -143,7 +143,7 @@ def test_gradcheck_through_every_output(backend):
     options = {"softcap": 5.0, "label_smoothing": 0.1, "z_loss": 0.01, "return_logp": True, "return_entropy": True}
 
     def value(hidden, weight, bias):
-        out = loss_scale_ce(hidden, weight, targets, weights, denominator=3.0, bias_V=bias, backend=backend, **options)
+        out = loss_scale_ce(hidden, weight, targets, weights, normaliser=3.0, bias_V=bias, backend=backend, **options)
         return out.loss, out.logp_T, out.entropy_T
 
     assert torch.autograd.gradcheck(value, leaves(hidden, weight, bias))
@@ -162,11 +162,11 @@ def test_gradcheck_of_the_fused_operator():
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("denominator", [0.0, 3.0, torch.tensor(0.0)], ids=str)
-def test_no_active_row_is_zero_with_zero_gradients(backend, denominator):
+@pytest.mark.parametrize("normaliser", [0.0, 3.0, torch.tensor(0.0)], ids=str)
+def test_no_active_row_is_zero_with_zero_gradients(backend, normaliser):
     *tensors, targets, weights = problem(dtype=torch.float32)
     for t, w in ((targets, torch.zeros_like(weights)), (torch.full_like(targets, -100), weights)):
-        loss, grads = loss_and_gradients(backend, leaves(*tensors), t, w, denominator)
+        loss, grads = loss_and_gradients(backend, leaves(*tensors), t, w, normaliser)
         assert loss.item() == 0
         assert all(not g.any() and g.shape == x.shape for g, x in zip(grads, tensors, strict=True))
 
@@ -214,7 +214,7 @@ def test_nan_in_an_active_row_is_not_hidden(backend, where):
         tensors[1][11, 2] = torch.nan
     else:
         weights[row] = torch.nan
-    out = loss_scale_ce(tensors[0], tensors[1], targets, weights, denominator=2.0, backend=backend, return_correct=True)
+    out = loss_scale_ce(tensors[0], tensors[1], targets, weights, normaliser=2.0, backend=backend, return_correct=True)
     assert out.loss.isnan()
     assert where == "weights" or not out.correct_T[row]
     loss, grads = loss_and_gradients(backend, leaves(*tensors), targets, weights)
@@ -260,7 +260,7 @@ def test_barred_vocabulary_entries(backend):
     targets = torch.where(targets >= 0, targets.clamp(min=150), targets)
     got, want = leaves(*tensors), leaves(*tensors)
     out = loss_scale_ce(
-        got[0], got[1], targets, weights, denominator=2.0, bias_V=got[2], backend=backend, return_entropy=True
+        got[0], got[1], targets, weights, normaliser=2.0, bias_V=got[2], backend=backend, return_entropy=True
     )
     expected = eager_loss(*want, targets, weights, 2.0)
     torch.testing.assert_close(out.loss, expected, rtol=1e-12, atol=0)
@@ -275,7 +275,7 @@ def test_frozen_parts_get_no_gradient(backend):
     for i, name in enumerate(("hidden_TH", "weight_VH", "bias_V")):
         arguments = {"hidden_TH": hidden, "weight_VH": weight, "bias_V": bias}
         arguments[name] = arguments[name].clone().requires_grad_()
-        out = loss_scale_ce(**arguments, targets_T=targets, token_weights_T=weights, denominator=7.5, backend=backend)
+        out = loss_scale_ce(**arguments, targets_T=targets, token_weights_T=weights, normaliser=7.5, backend=backend)
         assert out.loss == full
         out.loss.backward()
         torch.testing.assert_close(arguments[name].grad, grads[i], rtol=1e-6, atol=1e-8)
@@ -286,7 +286,7 @@ def test_upstream_gradient_scales(backend):
     *tensors, targets, weights = problem(dtype=torch.float32)
     once, twice = leaves(*tensors), leaves(*tensors)
     _, grads = loss_and_gradients(backend, once, targets, weights)
-    out = loss_scale_ce(twice[0], twice[1], targets, weights, denominator=7.5, bias_V=twice[2], backend=backend)
+    out = loss_scale_ce(twice[0], twice[1], targets, weights, normaliser=7.5, bias_V=twice[2], backend=backend)
     (out.loss * -3.0).backward()
     assert_gradients_close([t.grad for t in twice], [-3.0 * g for g in grads], 1e-6)
 
@@ -331,7 +331,7 @@ def test_cpp_blocks_tiles_and_threads_do_not_change_the_result(rows, monkeypatch
 def test_cpp_backward_twice_says_so():
     *tensors, targets, weights = problem(dtype=torch.float32)
     hidden, weight, _ = leaves(*tensors)
-    out = loss_scale_ce(hidden, weight, targets, weights, denominator=1.0, backend="cpp")
+    out = loss_scale_ce(hidden, weight, targets, weights, normaliser=1.0, backend="cpp")
     out.loss.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="backward ran twice"):
         out.loss.backward()
@@ -344,7 +344,7 @@ def test_compile_sees_through(rows):
 
     def value(hidden, weight, bias):
         out = loss_scale_ce(
-            hidden, weight, targets, weights, denominator=7.5, bias_V=bias, backend="cpp", return_logp=rows
+            hidden, weight, targets, weights, normaliser=7.5, bias_V=bias, backend="cpp", return_logp=rows
         )
         return out.loss * 2 + (out.logp_T.square().sum() if rows else 0)
 
@@ -406,7 +406,7 @@ def test_inputs_that_do_not_fit_are_refused(backend, change, message):
         "weight_VH": torch.zeros(5, 3),
         "targets_T": torch.tensor([0, 1, 4, 2]),
         "token_weights_T": torch.ones(4),
-        "denominator": 1.0,
+        "normaliser": 1.0,
         "backend": backend,
     }
     with pytest.raises(ValueError, match=message):

@@ -49,7 +49,7 @@ def on_gpu(*size, dtype=BF16, **options):
 
 def loss_and_gradients(tensors, targets, weights, **options):
     hidden, weight, bias = tensors
-    out = loss_scale_ce(hidden, weight, targets, weights, denominator=7.5, bias_V=bias, backend="triton", **options)
+    out = loss_scale_ce(hidden, weight, targets, weights, normaliser=7.5, bias_V=bias, backend="triton", **options)
     return [out.loss, *torch.autograd.grad(out.loss, tensors)]
 
 
@@ -162,7 +162,7 @@ def test_compile_sees_through(rows):
     tensors, targets, weights = on_gpu(64, 24, 251, dtype=F32)
 
     def value(hidden, weight, bias):
-        out = loss_scale_ce(hidden * 2, weight, targets, weights, denominator=7.5, bias_V=bias, return_logp=rows)
+        out = loss_scale_ce(hidden * 2, weight, targets, weights, normaliser=7.5, bias_V=bias, return_logp=rows)
         return out.loss * 2 + (out.logp_T.square().sum() if rows else 0)
 
     want = value(*tensors)
@@ -177,7 +177,7 @@ def test_upstream_gradient_scales(factor):
     tensors, targets, weights = on_gpu(64, 24, 251)
     _, *once = loss_and_gradients(tensors, targets, weights)
     hidden, weight, bias = tensors
-    out = loss_scale_ce(hidden, weight, targets, weights, denominator=7.5, bias_V=bias)
+    out = loss_scale_ce(hidden, weight, targets, weights, normaliser=7.5, bias_V=bias)
     (out.loss * factor).backward()
     assert all(torch.equal(t.grad, (factor * g.float()).to(g.dtype)) for t, g in zip(tensors, once, strict=True))
 
@@ -203,7 +203,7 @@ def test_strided_and_misaligned_inputs(rows):
 def test_a_float16_gradient_survives_a_large_denominator():
     (hidden, weight, _), targets, weights = on_gpu(130, 40, 1031, dtype=F16)
     exact = leaves(hidden, weight, dtype=torch.float64)
-    options = {"denominator": 1e5}
+    options = {"normaliser": 1e5}
     got = torch.autograd.grad(loss_scale_ce(hidden, weight, targets, weights, **options).loss * 1e4, (hidden, weight))
     want = torch.autograd.grad(loss_scale_ce(*exact, targets, weights, **options).loss * 1e4, exact)
     assert all(relative(a, b) <= TOLERANCE[F16] for a, b in zip(got, want, strict=True))
@@ -220,7 +220,7 @@ def test_offsets_beyond_two_to_the_31():
     targets = torch.randint(vocab_size, (num_tokens,), device="cuda")
     targets[-last:] = vocab_size - 1 - torch.arange(last, device="cuda")
     weights = torch.rand(num_tokens, device="cuda") + 0.5
-    loss = loss_scale_ce(hidden, weight.requires_grad_(), targets, weights, denominator=1.0).loss
+    loss = loss_scale_ce(hidden, weight.requires_grad_(), targets, weights, normaliser=1.0).loss
     d_hidden, d_weight = torch.autograd.grad(loss, (hidden, weight))
     with torch.no_grad():
         lse = torch.cat([(x @ weight.T).float().logsumexp(-1) for x in hidden.split(256)])
@@ -237,6 +237,6 @@ def test_offsets_beyond_two_to_the_31():
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 def test_the_probe_accepts_it(dtype):
     (hidden, weight, bias), targets, weights = on_gpu(130, 64, 1031, dtype=dtype)
-    deviation = probe("auto", hidden, weight, targets, weights, denominator=3.0, bias_V=bias)
+    deviation = probe("auto", hidden, weight, targets, weights, normaliser=3.0, bias_V=bias)
     assert deviation.backend == "triton"
     assert deviation.is_acceptable, deviation.describe()

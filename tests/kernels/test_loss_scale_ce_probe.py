@@ -19,7 +19,7 @@ needs_cpp = pytest.mark.skipif(cpp.native() is None, reason="postmill._C is not 
 def test_a_right_backend_is_acceptable(dtype, frozen):
     hidden, weight, bias, targets, weights = problem(dtype=dtype, active=0.9)
     weight.requires_grad_(not frozen)
-    deviation = probe("cpp", hidden, weight, targets, weights, denominator=3.0, bias_V=bias, softcap=3.0)
+    deviation = probe("cpp", hidden, weight, targets, weights, normaliser=3.0, bias_V=bias, softcap=3.0)
     assert deviation.is_acceptable, deviation.describe()
     assert deviation.hidden_gradient > 0 or dtype != torch.float32
     assert weight.grad is None
@@ -35,7 +35,7 @@ def test_a_wrong_backend_is_not(monkeypatch):
         return coefficients._replace(b_T=coefficients.b_T * 1.01)
 
     monkeypatch.setattr(cpp, "loss_coefficients", wrong)
-    deviation = probe("cpp", hidden, weight, targets, weights, denominator=3.0)
+    deviation = probe("cpp", hidden, weight, targets, weights, normaliser=3.0)
     assert not deviation.is_acceptable
     assert deviation.loss < 1e-5 < 1e-3 < deviation.hidden_gradient
     assert "cpp differs from the reference by" in deviation.describe()
@@ -44,8 +44,8 @@ def test_a_wrong_backend_is_not(monkeypatch):
 @needs_cpp
 def test_nan_is_not_acceptable_and_no_active_row_is():
     hidden, weight, _, targets, weights = problem(dtype=torch.float32, active=0.9)
-    assert probe("cpp", hidden, weight, targets, weights * 0, denominator=3.0).is_acceptable
+    assert probe("cpp", hidden, weight, targets, weights * 0, normaliser=3.0).is_acceptable
     hidden[weights.nonzero()[0]] = torch.nan
-    deviation = probe("cpp", hidden, weight, targets.clamp(min=0), weights, denominator=3.0)
+    deviation = probe("cpp", hidden, weight, targets.clamp(min=0), weights, normaliser=3.0)
     assert math.isnan(deviation.loss)
     assert not deviation.is_acceptable

@@ -26,7 +26,7 @@ def whole(tensors, targets, weights, backend):
         weight,
         targets,
         weights,
-        denominator=3.0,
+        normaliser=3.0,
         bias_V=bias,
         backend=backend,
         return_logp=True,

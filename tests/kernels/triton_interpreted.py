@@ -101,7 +101,7 @@ def counted_and_closed_form(counter, *, stored):
     g = torch.Generator().manual_seed(0)
     hidden, weight = (torch.randn(n, hidden_size, generator=g).requires_grad_() for n in (num_tokens, vocab_size))
     targets = torch.randint(vocab_size, (num_tokens,), generator=g)
-    loss_scale_ce(hidden, weight, targets, torch.ones(num_tokens), denominator=1.0, backend="triton")
+    loss_scale_ce(hidden, weight, targets, torch.ones(num_tokens), normaliser=1.0, backend="triton")
     sizes = (num_tokens, vocab_size, hidden_size)
     closed = {
         "logits_kernel": triton_cost.logits_cost(*sizes, SMALL.logits, 4, stored=stored),

@@ -24,7 +24,7 @@ def main(rank, folder):
         weights,
         vocab_start=v0,
         vocab_size=251,
-        denominator=3.0,
+        normaliser=3.0,
         bias_N=bias,
         return_logp=True,
         return_entropy=True,

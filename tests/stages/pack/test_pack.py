@@ -67,10 +67,10 @@ def test_every_row_is_packed_once_or_in_the_ledger(tmp_path_factory, shapes, str
         rows.append(row([100 * number + i for i in range(length)], spans, label=1.0 if labelled else None))
         untrained = not spans and not labelled
         reasons.append(
-            "empty" if length == 0 else "nothing_to_train_on" if untrained else "too_long" if length > 30 else ""
+            "empty" if length == 0 else "nothing_to_train" if untrained else "too_long" if length > 30 else ""
         )
     folder = tmp_path_factory.mktemp("pack")
-    num_untrained = reasons.count("nothing_to_train_on")
+    num_untrained = reasons.count("nothing_to_train")
     if 2 * num_untrained > len(rows) or not any(reason == "" for reason in reasons):
         with pytest.raises(StageError) as caught:
             pack(folder, rows, row_tokens=30, on_long="drop", strategy=strategy)
@@ -92,7 +92,7 @@ def test_every_row_is_packed_once_or_in_the_ledger(tmp_path_factory, shapes, str
 
 def test_metrics_say_what_was_packed(tmp_path):
     rows = random_rows(0, 200)
-    metrics = load_artifact(pack(tmp_path, rows, ranks=4, bins_per_rank=2)).manifest.metrics
+    metrics = load_artifact(pack(tmp_path, rows)).manifest.metrics
     tokens = sum(item["length"] for item in rows)
     assert metrics["rows"] == 200
     assert metrics["tokens"] == tokens
@@ -100,7 +100,17 @@ def test_metrics_say_what_was_packed(tmp_path):
     assert metrics["weight_sum"] == sum(item["weight_sum"] for item in rows)
     assert metrics["fill"] == round(tokens / 100 / metrics["bins"], 6)
     assert metrics["longest_row"] == max(item["length"] for item in rows)
-    assert 1 <= metrics["step_imbalance_mean"] <= metrics["step_imbalance_max"] < 1.5
+
+
+def test_show_says_how_evenly_bins_divide_over_ranks(tmp_path):
+    path = pack(tmp_path, random_rows(0, 200))
+    reader = PackedReader(path)
+    steps = reader.deal(reader.order(0), 4, 2)[: len(reader) // 8]
+    cost = reader.plan.cost[steps].sum(-1)
+    worst = float((cost.max(-1) / cost.mean(-1)).max())
+    said = command("show", path, "--ranks", "4", "--bins-per-rank", "2").stdout.decode()
+    assert said.startswith(f"{len(steps)} steps of 4 ranks with 2 bins each:")
+    assert said.endswith(f", {worst:.3f} in the worst step\n") and 1 < worst < 1.5
 
 
 def pairs(num_pairs, length=10):
@@ -137,8 +147,8 @@ def test_a_pair_with_an_untrained_side_goes_whole(tmp_path):
     rows[3] = row(rows[3]["input_ids"], [], pair_id=rows[3]["pair_id"], side=1)
     path = pack(tmp_path, rows)
     assert read_ledger(path).select(["line", "reason"]).to_pylist() == [
-        {"line": 3, "reason": "nothing_to_train_on"},
-        {"line": 4, "reason": "nothing_to_train_on"},
+        {"line": 3, "reason": "nothing_to_train"},
+        {"line": 4, "reason": "nothing_to_train"},
     ]
 
 

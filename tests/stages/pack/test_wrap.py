@@ -125,7 +125,7 @@ def test_the_ledger_balances_and_bins_have_the_weights_that_the_plan_says(tmp_pa
     lines = [(line["line"], line["action"], line["reason"]) for line in read_ledger(tmp_path / "packed").to_pylist()]
     assert sorted(lines) == [
         (1, "truncated", "wrapped"),
-        (2, "dropped", "nothing_to_train_on"),
+        (2, "dropped", "nothing_to_train"),
         (3, "truncated", "wrapped"),
     ]
     made = reader.artifact.manifest

@@ -13,9 +13,8 @@ from postmill.io.schemas import REWARDS_V1
 from postmill.io.table import TableReader
 from postmill.stages.options import make
 from postmill.stages.reward.config import STAGE, Reward
-from postmill.stages.reward.rubric import grade_of
-from postmill.stages.reward.rubric_options import Judge
 from postmill.stages.runner import Options, run_stage
+from postmill.stages.shared.judging import read_grade
 
 
 @pytest.fixture
@@ -119,7 +118,7 @@ def test_a_server_that_goes_away_costs_no_grade_twice(server, tmp_path):
     ],
 )  # fmt: skip
 def test_the_grade_of_a_reply(reply, grade):
-    assert grade_of(reply, Judge()) == grade
+    assert read_grade(reply, (0, 10)) == grade
 
 
 def test_what_cannot_be_judged_is_said(tmp_path):

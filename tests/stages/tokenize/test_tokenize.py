@@ -208,7 +208,7 @@ def test_tokenize_loads_neither_torch_nor_pandas_nor_what_computes(tmp_path: Pat
 
 def test_a_stale_native_part_is_named() -> None:
     from postmill.io.errors import ConfigError
-    from postmill.stages.tokenize.work import refusals
+    from postmill.stages.tokenize.core import refusals
 
     def older(data: bytes, *, template: str) -> None: ...
 

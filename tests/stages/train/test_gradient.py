@@ -46,9 +46,9 @@ def load_batch(reader, bins):
     return BatchSource(reader, Needs()).load(bins)
 
 
-def loss_of(forward, batch, denominator, *, smoothing=0.0, want_logp=False, router_share=0.0):
+def loss_of(forward, batch, normaliser, *, smoothing=0.0, want_logp=False, router_share=0.0):
     """The fused loss, and log-probs on request."""
-    ask = Ask(LOGP if want_logp else frozenset(), Linear(batch.weights_T, denominator, smoothing))
+    ask = Ask(LOGP if want_logp else frozenset(), Linear(batch.weights_T, normaliser, smoothing))
     return forward(batch, ask._replace(router_share=router_share))
 
 

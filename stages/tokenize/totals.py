@@ -1,56 +1,18 @@
-"""What encoding and weighing again share: order on threads, sums for the manifest, and what is refused at the end."""
+"""What encoding and weighing again have in common at the end: sums for the manifest, and data that is refused."""
 
-import contextlib
 import math
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any
 
 import pyarrow as pa
 
-from postmill import _native
 from postmill.io.arrays import to_numpy
-from postmill.io.errors import BAD_DATA, ArtifactError, ConfigError, StageError
+from postmill.io.errors import BAD_DATA, ArtifactError, StageError
 from postmill.io.table import TableWriter
 from postmill.stages.protocol import Out
 
 TOKENS = "tokens.arrow"
 NOTHING = "nothing_to_train"
 """Why rows without a trained token are dropped, in the ledger."""
-
-Item = TypeVar("Item")
-Made = TypeVar("Made")
-
-
-@contextlib.contextmanager
-def refusals() -> Iterator[None]:
-    """What the Rust core refuses, as our own errors; also where it was built from other sources than these."""
-    try:
-        yield
-    except TypeError as error:
-        if "unexpected keyword argument" not in str(error):
-            raise
-        raise ConfigError(f"the native part is older than this source tree ({error}); run make setup") from error
-    except _native.NativeError as error:
-        refusal = ConfigError if error.code == 2 else ArtifactError
-        raise refusal(str(error), error.code) from error
-
-
-def in_order(work: Callable[[Item], Made], items: Iterable[Item], threads: int) -> Iterator[Made]:
-    """`map(work, items)` on threads, with a bounded number of items on their way."""
-    with ThreadPoolExecutor(threads, "tokenize") as pool:
-        pending: deque[Future[Made]] = deque()
-        try:
-            for item in items:
-                pending.append(pool.submit(work, item))
-                if len(pending) > 2 * threads:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
-        finally:
-            for future in pending:
-                future.cancel()
 
 
 def close(writer: TableWriter, out: Out) -> None:
@@ -70,7 +32,8 @@ def check_trained(out: Out, place: str, remedy: str = "mend them") -> None:
     untrained = counts.dropped.get(NOTHING, 0)
     if untrained > counts.rows_in / 2:
         raise StageError(
-            f"{untrained} of {counts.rows_in} rows have nothing to train on; check --loss-scale and the rows' loss",
+            f"{untrained} of {counts.rows_in} rows have nothing to train on;"
+            " check --loss-scale, --max-length and the rows' loss",
             BAD_DATA,
         )
 
