@@ -107,6 +107,26 @@ fn a_prepended_space_is_taken_out_again() {
     }
 }
 
+/// Gemma's file names its runs of spaces as added tokens, and the model's merges give the same ids.
+#[test]
+fn an_added_run_of_spaces_is_spaces() {
+    let replace = json!({"type": "Replace", "pattern": {"String": " "}, "content": "\u{2581}"});
+    let id = pieces().iter().position(|piece| piece == "\u{2581}\u{2581}").unwrap();
+    for model in [bpe(), unigram()] {
+        let mut layout: Value = serde_json::from_slice(&file(&replace, &Value::Null, &model)).unwrap();
+        let mut run = added(id, "\u{2581}\u{2581}");
+        run["special"] = json!(false);
+        layout["added_tokens"].as_array_mut().unwrap().push(run);
+        let file = layout.to_string().into_bytes();
+        let (engine, vocabulary) = load(&file, &TokenNames::default(), EngineChoice::Auto).unwrap();
+        let mut tokens = Tokens::default();
+        engine.encode("a  ", &mut tokens).unwrap();
+        assert!(tokens.ids.contains(&(id as i32)), "{:?}", tokens.ids);
+        assert_eq!(vocabulary.surface(id as i32), b"  ");
+        check("gemma", &file, &TEXTS);
+    }
+}
+
 #[test]
 fn a_space_of_metaspace_is_taken_out_again() {
     for scheme in ["always", "first", "never"] {

@@ -195,7 +195,7 @@ impl Vocabulary {
             let token = added_tokens.get(&id);
             let out = &mut surfaces.bytes;
             if let Some(token) = token {
-                out.extend_from_slice(token.content.as_bytes());
+                append_added(out, &token.content, metaspace);
             } else if let Some(token) = tokenizer.id_to_token(id) {
                 append_surface(out, &token, byte_level, metaspace, byte_fallback);
             }
@@ -234,7 +234,7 @@ impl Vocabulary {
             let name = next.next_if(|token| token.0 == id);
             let text = next_added.next_if(|token| token.0 == id);
             match (text, name) {
-                (Some(text), _) => surfaces.bytes.extend_from_slice(text.1.as_bytes()),
+                (Some(text), _) => append_added(&mut surfaces.bytes, text.1, true),
                 (None, Some(name)) => append_surface(&mut surfaces.bytes, name.1, false, true, true),
                 (None, None) => {}
             }
@@ -360,6 +360,11 @@ fn replace_invalid(mut bytes: Vec<u8>) -> String {
         at = bad + length;
     }
     String::from_utf8(bytes).unwrap_or_default()
+}
+
+/// An added token is read back as it is written, but for the decoder's spaces: Gemma's runs of them are added tokens.
+fn append_added(out: &mut Vec<u8>, token: &str, metaspace: bool) {
+    append_surface(out, token, false, metaspace, false);
 }
 
 fn append_surface(out: &mut Vec<u8>, token: &str, byte_level: bool, metaspace: bool, fallback: bool) {
