@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import tempfile
+import threading
 from pathlib import Path
 
 import msgspec
@@ -24,6 +25,7 @@ usage: postmill launch --ranks N [--nodes M ...] STAGE ...
 example:
   postmill launch --ranks 2 train packed/ -m base/ -o run/ --bins-per-step 16
   postmill launch --on slurm --nodes 2 --ranks 8 --sbatch --time=24:00:00 train packed/ -m base/ -o run/
+  postmill launch --on ssh --host a --host b --ranks 8 train packed/ -m base/ -o run/
 
 options:
   --ranks n            Processes to start on each machine: one for each GPU.
@@ -33,6 +35,9 @@ options:
   --hang-s seconds     End the job when a rank gave no sign of life for so long (default 1800; 0 never).
   --on slurm           Submit the job with sbatch, wait for it, and leave with its exit code; 75 is queued again.
   --sbatch option      One more option for sbatch; may be repeated.
+  --on ssh             Run on the machines of --host over ssh, each in this folder, and leave with the stage's code.
+  --host name          A machine for --on ssh, as ssh knows it; once for each. The first one's name is that of rank 0.
+  --until-eof          Take the end of standard input for a SIGTERM: how --on ssh stops its machines.
 """
 
 
@@ -47,6 +52,8 @@ class Job(msgspec.Struct):
     hang_s: float = 1800.0
     on: str = ""
     sbatch: list[str] = []
+    hosts: list[str] = []
+    until_eof: bool = False
 
 
 def run(argv: list[str]) -> int:
@@ -56,12 +63,17 @@ def run(argv: list[str]) -> int:
         return 0 if argv else 2
     job = parse(argv)
     if job.on:
-        from postmill.cli.launch_slurm import submit
-
-        return submit(job)
+        return importlib.import_module(f"postmill.cli.launch_{job.on}").submit(job)  # type: ignore[no-any-return]
     with tempfile.TemporaryDirectory(prefix="postmill-launch-") as folder:
-        ranks = start([sys.executable, "-m", "postmill.cli.main", *job.command], environments(job), Path(folder))
+        ranks = start(
+            [sys.executable, "-m", "postmill.cli.main", *job.command],
+            environments(job),
+            Path(folder),
+            has_stdin=not job.until_eof,
+        )
         watch = Watch(ranks, job.hang_s)
+        if job.until_eof:
+            threading.Thread(target=_stop_at_eof, args=(watch,), daemon=True).start()
         before = {number: signal.signal(number, watch.pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
             return watch.wait()
@@ -69,6 +81,11 @@ def run(argv: list[str]) -> int:
             for number, handler in before.items():
                 signal.signal(number, handler)
             watch.end()
+
+
+def _stop_at_eof(watch: Watch) -> None:
+    sys.stdin.buffer.read()
+    watch.pass_on(signal.SIGTERM, None)
 
 
 def environments(job: Job) -> list[dict[str, str]]:
@@ -90,16 +107,21 @@ def environments(job: Job) -> list[dict[str, str]]:
 
 def parse(argv: list[str]) -> Job:
     """The job that argv asks for. Raises ConfigError (2)."""
-    rest, given, extra = list(argv), {}, []
+    rest, given = list(argv), {}
+    lists: dict[str, list[str]] = {"--sbatch": [], "--host": []}
+    until_eof = False
     while rest and rest[0].startswith("-"):
         name, has_value, value = rest.pop(0).partition("=")
         name = "--ranks" if name == "-n" else name
-        if name not in ("--ranks", "--nodes", "--node", "--master", "--hang-s", "--on", "--sbatch"):
+        if name == "--until-eof" and not has_value:
+            until_eof = True
+            continue
+        if name not in ("--ranks", "--nodes", "--node", "--master", "--hang-s", "--on", *lists):
             raise ConfigError(f"launch: {name}: expected --ranks N before the stage; see postmill launch --help")
         if not has_value:
             value = rest.pop(0) if rest else ""
-        if name == "--sbatch":
-            extra.append(value)
+        if name in lists:
+            lists[name].append(value)
         else:
             given[name] = value
     if "--ranks" not in given:
@@ -112,7 +134,9 @@ def parse(argv: list[str]) -> Job:
         master=given.get("--master", ""),
         hang_s=float(_number(given, "--hang-s", 0, 1800)),
         on=given.get("--on", ""),
-        sbatch=extra,
+        sbatch=lists["--sbatch"],
+        hosts=lists["--host"],
+        until_eof=until_eof,
     )
     _check(job)
     return job
@@ -135,9 +159,13 @@ def _check(job: Job) -> None:
         raise ConfigError(f"launch: {name}: no such stage; one of {', '.join(STAGES)}")
     if not importlib.import_module(f"postmill.stages.{name}.config").STAGE.ranks:
         raise ConfigError(f"launch: {name} runs in one process; run postmill {name}")
-    if job.on not in ("", "slurm"):
-        raise ConfigError(f"launch: --on {job.on}: expected slurm")
-    if job.sbatch and not job.on:
+    if job.on not in ("", "slurm", "ssh"):
+        raise ConfigError(f"launch: --on {job.on}: expected slurm or ssh")
+    if (job.on == "ssh") != bool(job.hosts):
+        raise ConfigError("launch: --on ssh and --host go together: a --host for each machine")
+    if job.on == "ssh" and job.nodes not in (1, len(job.hosts)):
+        raise ConfigError(f"launch: --nodes {job.nodes}: there are {len(job.hosts)} of --host; leave it out")
+    if job.sbatch and job.on != "slurm":
         raise ConfigError("launch: --sbatch: only with --on slurm")
     if job.node >= job.nodes:
         raise ConfigError(f"launch: --node {job.node}: machines of {job.nodes} count from 0")

@@ -151,7 +151,7 @@ def _size(said: IO[Any] | None) -> int:
     return 0 if said is None else os.fstat(said.fileno()).st_size
 
 
-def start(argv: list[str], environments: list[dict[str, str]], folder: Path) -> list[Rank]:
+def start(argv: list[str], environments: list[dict[str, str]], folder: Path, *, has_stdin: bool = True) -> list[Rank]:
     """Start a process for each environment, which has its RANK. Rank 0 has our stdout and stderr."""
     ranks = []
     for environment in environments:
@@ -161,6 +161,7 @@ def start(argv: list[str], environments: list[dict[str, str]], folder: Path) -> 
         child = subprocess.Popen(
             argv,
             env=os.environ | environment | {"POSTMILL_BEAT": str(beat)},
+            stdin=None if has_stdin else subprocess.DEVNULL,
             stdout=subprocess.DEVNULL if number else None,
             stderr=said,
             # so that Ctrl-C reaches a rank once, through us

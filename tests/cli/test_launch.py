@@ -119,7 +119,10 @@ def test_ranks_of_several_machines_count_on():
     [
         ("--ranks 2 --nodes 2 train", "pass --master HOST:PORT"),
         ("--ranks 2 --nodes 2 --node 2 --master a:1 train", "machines of 2 count from 0"),
-        ("--ranks 2 --on moon train", "expected slurm"),
+        ("--ranks 2 --on moon train", "expected slurm or ssh"),
+        ("--ranks 2 --on ssh train", "--on ssh and --host go together"),
+        ("--ranks 2 --host a train", "--on ssh and --host go together"),
+        ("--ranks 2 --on ssh --host a --host b --nodes 3 train", "there are 2 of --host"),
         ("--ranks 2 --sbatch --exclusive train", "only with --on slurm"),
         ("--ranks 2 --hang-s soon train", "expected a number from 0 up"),
         ("--steps 3 train", "expected --ranks N before the stage"),
@@ -232,3 +235,75 @@ def test_without_slurm_the_error_says_so(monkeypatch):
     with pytest.raises(StageError, match="sbatch: not found") as error:
         submit(launch.parse(["--on", "slurm", "--ranks", "1", "train", "x"]))
     assert error.value.code == 69
+
+
+RUN = """
+import sys
+from postmill.cli import launch
+
+fake = sys.argv.pop(1)
+sys.executable = fake
+sys.exit(launch.run(sys.argv[1:]))
+"""
+
+
+@pytest.fixture
+def ssh(tmp_path, monkeypatch):
+    """An ssh that runs its command here; `python` there does what a test writes into it."""
+    fakes = tmp_path / "bin"
+    fakes.mkdir()
+    (fakes / "ssh").write_text(f'#!/bin/bash\necho "$3" >> {tmp_path}/hosts.txt\nHOST=$3 exec bash -c "$4"\n')
+    (fakes / "ssh").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{fakes}:{os.environ['PATH']}")
+
+    def python(text):
+        (fakes / "python").write_text("#!/bin/bash\n" + text)
+        (fakes / "python").chmod(0o755)
+        return str(fakes / "python")
+
+    return python
+
+
+@pytest.mark.parametrize(("codes", "code"), [((0, 0), 0), ((75, 75), 75), ((70, 65), 65), ((0, 79), 79)])
+def test_ssh_keeps_exit_codes(ssh, tmp_path, monkeypatch, codes, code):
+    seen = tmp_path / "seen"
+    text = f'echo "$@" > {seen}-$HOST\nwhile [ $(ls {seen}-* | wc -l) -lt 2 ]; do sleep 0.02; done\n'
+    monkeypatch.setattr(sys, "executable", ssh(text + f"[ $HOST = u@a ] && exit {codes[0]}\nexit {codes[1]}\n"))
+    job = launch.parse(["--on", "ssh", "--host", "u@a", "--host", "b", "--ranks", "4", "train", "my packed", "-m", "m"])
+    assert submit_ssh(job) == code
+    for node, host in enumerate(("u@a", "b")):
+        told = Path(f"{seen}-{host}").read_text()
+        assert f"launch --ranks 4 --nodes 2 --node {node} --master a:" in told
+        assert told.endswith("--hang-s 1800 --until-eof train my packed -m m\n")
+
+
+def submit_ssh(job):
+    from postmill.cli import launch_ssh
+
+    return launch_ssh.submit(job)
+
+
+def test_an_ssh_that_fails_is_named(ssh, monkeypatch):
+    monkeypatch.setattr(sys, "executable", ssh("[ $HOST = b ] && exit 255; exec cat\n"))
+    with pytest.raises(StageError, match="b: ssh failed") as error:
+        submit_ssh(launch.parse(["--on", "ssh", "--host", "a", "--host", "b", "--ranks", "1", "train", "x"]))
+    assert error.value.code == 69
+
+
+def test_a_signal_ends_the_input_of_every_machine(ssh, tmp_path):
+    """And the end of input, of a `launch` there, is a SIGTERM for its ranks."""
+    there = ssh(f"touch {tmp_path}/up-$HOST; cat > /dev/null; exit 75\n")
+    argv = [sys.executable, "-c", RUN, there, "--on", "ssh", "--host", "a", "--host", "b", "--ranks", "1", "train", "x"]
+    child = subprocess.Popen(argv)
+    wait_until(lambda: len(list(tmp_path.glob("up-*"))) == 2, "the machines do not start")
+    child.send_signal(signal.SIGTERM)
+    assert child.wait(timeout=LIMIT_S) == 75
+
+
+def test_the_end_of_input_is_a_sigterm_for_the_ranks(ssh, tmp_path):
+    rank = ssh(f"trap 'exit 75' TERM\ntouch {tmp_path}/up-$RANK\nsleep {LIMIT_S} & wait\n")
+    argv = [sys.executable, "-c", RUN, rank, "--ranks", "2", "--until-eof", "train", "x"]
+    child = subprocess.Popen(argv, stdin=subprocess.PIPE)
+    wait_until(lambda: len(list(tmp_path.glob("up-*"))) == 2, "the ranks do not start")
+    child.stdin.close()
+    assert child.wait(timeout=LIMIT_S) == 75
