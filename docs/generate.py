@@ -10,6 +10,8 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from support import BEGIN, END, features
+
 from postmill.cli.chain import RECIPES
 from postmill.cli.coming_from import grpo
 from postmill.cli.coming_from.read import TOOLS, rules_of
@@ -18,7 +20,6 @@ from postmill.cli.help import flag_name
 from postmill.cli.recipe import summary
 
 DOCS = Path(__file__).resolve().parent
-BEGIN, END = "<!-- made by generate.py from here -->", "<!-- to here -->"
 
 
 def recipes() -> str:
@@ -85,6 +86,7 @@ def contents() -> str:
 
 PAGES: dict[str, Callable[[], str]] = {
     "recipes.md": recipes,
+    "support.md": features,
     "../llms.txt": contents,
     **{f"coming-from-{tool}.md": partial(options_of, tool) for tool in TOOLS},
 }
