@@ -10,14 +10,34 @@ from typing import NamedTuple
 from postmill.stages.train.cost.machines import Kind
 from postmill.stages.train.cost.shape import Shape
 
-_TP_COST = 0.03
-"""Share of the time that smaller matrices lose under tensor parallelism."""
-_SMALL_EXPERTS, _EXPERTS, _SMALL = 0.72, 0.95, 4096
-_HIDDEN_TP, _HIDDEN_EP, _HIDDEN_CP, _HIDDEN_GRADIENTS, _HIDDEN_GATHERS = 0.6, 0.7, 0.3, 0.5, 0.8
-"""Share of what is sent that still takes time, or, of gathers, that computing hides."""
-_GATHER_S = 1.5e-3
-"""One gather of one expert's matrix under ZeRO-3, where experts lie apart."""
+_SMALL = 4096
 _MEMORY_BYTES_S = 2.4e12
+
+
+class Constants(NamedTuple):
+    """What was tuned beside `Kind.share` and `Kind.fp8`."""
+
+    tp_cost: float = 0.03
+    """Share of the time that smaller matrices lose under tensor parallelism."""
+    small_experts: float = 0.72
+    """Of the share that dense products reach; experts narrower than 4,096."""
+    experts: float = 0.95
+    """The same, of wider ones."""
+    hidden_tp: float = 0.6
+    """Share of what is sent that still takes time: activations of tensor parallelism."""
+    hidden_ep: float = 0.7
+    """Tokens on their way to experts."""
+    hidden_cp: float = 0.3
+    """Keys and values of context parallelism."""
+    hidden_gradients: float = 0.5
+    """Gradients of copies."""
+    hidden_gathers: float = 0.8
+    """Share of gathers that computing hides."""
+    gather_s: float = 1.5e-3
+    """One gather of one expert's matrix under ZeRO-3, where experts lie apart."""
+
+
+TUNED = Constants()
 
 
 class Plan(NamedTuple):
@@ -57,15 +77,16 @@ class Speed(NamedTuple):
     """Share of the time that a pipeline waits."""
 
 
-def step_speed(shape: Shape, kind: Kind, plan: Plan) -> Speed:
+def step_speed(shape: Shape, kind: Kind, plan: Plan, by: Constants = TUNED) -> Speed:
     """How long a step takes."""
     data = plan.ranks // (plan.tp * plan.pp * plan.cp)
     forward = 2 * shape.active + shape.layers * 2 * plan.row_tokens * shape.queries
     flops = 3 * forward
     micro_batches = plan.step_tokens / plan.row_tokens / data / plan.micro_rows
-    of_one = _compute_s(shape, kind, plan, flops + (forward if plan.checkpointing else 0)) + _sent_s(shape, kind, plan)
+    of_one = _compute_s(shape, kind, plan, flops + (forward if plan.checkpointing else 0), by)
+    of_one += _sent_s(shape, kind, plan, by)
     bubble = (plan.pp - 1) / (micro_batches * plan.stages)
-    seconds = micro_batches * of_one * (1 + bubble) + _gradients_s(shape, kind, plan, micro_batches, of_one)
+    seconds = micro_batches * of_one * (1 + bubble) + _gradients_s(shape, kind, plan, micro_batches, of_one, by=by)
     return Speed(
         seconds,
         plan.step_tokens / seconds / plan.ranks,
@@ -74,18 +95,18 @@ def step_speed(shape: Shape, kind: Kind, plan: Plan) -> Speed:
     )
 
 
-def _compute_s(shape: Shape, kind: Kind, plan: Plan, flops: float) -> float:
+def _compute_s(shape: Shape, kind: Kind, plan: Plan, flops: float, by: Constants) -> float:
     """A micro-batch's matrix products on one rank."""
-    reached = kind.peak * kind.share * (kind.fp8 if plan.fp8 else 1.0) * (1 - _TP_COST * (plan.tp > 1))
+    reached = kind.peak * kind.share * (kind.fp8 if plan.fp8 else 1.0) * (1 - by.tp_cost * (plan.tp > 1))
     if shape.experts:
-        reached *= _SMALL_EXPERTS if shape.inner < _SMALL else _EXPERTS
+        reached *= by.small_experts if shape.inner < _SMALL else by.experts
     seconds = plan.micro_rows * plan.row_tokens * flops / (plan.tp * plan.pp * plan.cp) / reached
     if plan.experts_apart:
-        seconds += shape.layers * shape.experts * 3 * 3 * _GATHER_S
+        seconds += shape.layers * shape.experts * 3 * 3 * by.gather_s
     return seconds
 
 
-def _sent_s(shape: Shape, kind: Kind, plan: Plan) -> float:
+def _sent_s(shape: Shape, kind: Kind, plan: Plan, by: Constants) -> float:
     """What a micro-batch waits for links within the model."""
     again, blocks = plan.checkpointing, shape.layers / plan.pp
     activation = plan.micro_rows * plan.row_tokens / plan.cp * shape.hidden * 2
@@ -97,7 +118,7 @@ def _sent_s(shape: Shape, kind: Kind, plan: Plan) -> float:
         within = kind.link if plan.ep * plan.tp <= 8 else kind.network * (8 / 7 if plan.ep > 8 else 1)
         sent = blocks * (6 if again else 4) * activation / plan.tp * shape.chosen
         experts = sent * (plan.ep - 1) / plan.ep / within
-    return tensor * _HIDDEN_TP + experts * _HIDDEN_EP + context * _HIDDEN_CP
+    return tensor * by.hidden_tp + experts * by.hidden_ep + context * by.hidden_cp
 
 
 def weights_of_rank(shape: Shape, plan: Plan) -> float:
@@ -106,17 +127,17 @@ def weights_of_rank(shape: Shape, plan: Plan) -> float:
     return (shape.weights - experts) / plan.tp / plan.pp + experts / plan.ep / plan.pp
 
 
-def _gradients_s(shape: Shape, kind: Kind, plan: Plan, micro_batches: float, of_one: float) -> float:
+def _gradients_s(shape: Shape, kind: Kind, plan: Plan, micro_batches: float, of_one: float, *, by: Constants) -> float:
     """What a step waits for gradients, gathers and the update."""
     data = plan.ranks // (plan.tp * plan.pp * plan.cp)
     mine = weights_of_rank(shape, plan)
     if plan.sharded:
         link = kind.network if plan.ranks > 8 else kind.link
         gathers = micro_batches * 3 * shape.weights / plan.tp * plan.weight_bytes / link
-        waited = max(0.0, gathers - _HIDDEN_GATHERS * micro_batches * of_one)
+        waited = max(0.0, gathers - by.hidden_gathers * micro_batches * of_one)
     elif data > 1:
         link = kind.network if data * plan.tp > 8 else kind.link
-        waited = mine * (plan.weight_bytes + plan.gradient_bytes) / link * _HIDDEN_GRADIENTS
+        waited = mine * (plan.weight_bytes + plan.gradient_bytes) / link * by.hidden_gradients
     else:
         waited = 0.0
     return waited + mine * 16 / _MEMORY_BYTES_S / (data if plan.state_sharded else 1)
