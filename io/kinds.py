@@ -4,8 +4,6 @@ A reader of a kind says here what it checks; writers and the runner look it up. 
 by an entry point of the group `postmill.kinds`, `NAME = module:KIND`.
 """
 
-from importlib.metadata import entry_points
-
 import msgspec
 import pyarrow as pa
 
@@ -67,6 +65,9 @@ def maker_of(name: str) -> str:
 def _known(name: str) -> Kind | None:
     if name in KINDS:
         return KINDS[name]
+    # as in `postmill.stages.tables`, loaded only for a name that is not ours
+    from importlib.metadata import entry_points
+
     for entry in entry_points(group="postmill.kinds"):
         if entry.name == name:
             kind: Kind = entry.load()

@@ -7,7 +7,6 @@ an entry point of the table's group; entry points are read only when a name is n
 import difflib
 import importlib
 from collections.abc import Mapping
-from importlib.metadata import entry_points
 from typing import Any
 
 from postmill.io.errors import ConfigError
@@ -21,6 +20,9 @@ def closest(word: str, known: list[str]) -> str:
 
 def added(group: str) -> dict[str, str]:
     """What installed packages add to the table of `group`: name -> `module:attribute`."""
+    # brings fifty modules (email, csv, zipfile), which a name of ours need not wait for
+    from importlib.metadata import entry_points
+
     return {entry.name: entry.value for entry in entry_points(group=group)}
 
 

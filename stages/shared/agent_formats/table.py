@@ -6,7 +6,6 @@ in what a model wrote (`read.py`). `like` takes what a file does not say from an
 """
 
 import json
-import tomllib
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -54,6 +53,8 @@ FORMATS = (
 @cache
 def load_format(name: str) -> dict[str, Any]:
     """The members of a format's file, with those of the format it is `like`. `name` is one of `FORMATS`."""
+    import tomllib  # most runs of `tokenize` use no format
+
     text = (Path(__file__).parent / f"{name}.toml").read_text(encoding="utf-8")
     own = tomllib.loads(text)
     base = own.pop("like", None)

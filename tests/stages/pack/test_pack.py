@@ -374,7 +374,7 @@ def test_pack_loads_neither_torch_nor_pandas(tmp_path):
     argv = [str(tmp_path / "tokens"), "-o", str(tmp_path / "packed"), "--row-tokens", "64", "--on-long", "drop"]
     program = (
         f"import sys; from postmill.cli.main import dispatch; dispatch('pack', {argv!r});"
-        " print([m for m in ('torch', 'transformers', 'pandas') if m in sys.modules])"
+        " print([m for m in ('torch', 'transformers', 'pandas', 'importlib.metadata') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
