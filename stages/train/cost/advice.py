@@ -10,6 +10,7 @@ from postmill.stages.train.cost.machines import Kind
 from postmill.stages.train.cost.memory import Part, Setting, rank_parts, total
 from postmill.stages.train.cost.shape import Shape
 from postmill.stages.train.cost.speed import Plan, Speed, step_speed
+from postmill.stages.train.parallel.options import IN_STAGES, Parallel
 
 
 class Change(NamedTuple):
@@ -81,31 +82,42 @@ class Ranked(NamedTuple):
 
 def rank_layouts(cfg: Train, shape: Shape, kind: Kind, gpus: int, bin_tokens: int) -> list[Ranked]:
     """Layouts that `train` has and whose high estimate fits, fastest first."""
-    ranked = []
-    for tp, cp, shard, again in itertools.product((1, 2, 4, 8), (1, 2, 4, 8), ("none", "fsdp", "hsdp"), (False, True)):
-        if gpus % (tp * cp) or shape.heads % tp or shape.key_heads % tp or (shard == "hsdp" and gpus <= 8):
+    found = []
+    for form in _forms(shape, gpus):
+        tp, cp, ep, pp, shard = form.tp, form.cp, form.ep, form.pp, form.shard
+        if cfg.batch.bins_per_step % (gpus // (tp * cp * pp)):
             continue
-        data = gpus // (tp * cp)
-        if cfg.batch.bins_per_step % data:
-            continue
-        options = {"tp": tp, "cp": cp, "shard": shard, "gradient_checkpointing": again}
-        tried = changed(cfg, **options)
-        needs = total(rank_parts(tried, shape, Setting(True, bin_tokens, 1.0, gpus, min(8, gpus))))
-        if needs.high > kind.memory:
-            continue
-        flags = [f"--tp {tp}"] * (tp > 1) + [f"--cp {cp}"] * (cp > 1) + [f"--shard {shard}"] * (shard != "none")
-        flags += ["--gradient-checkpointing"] * again
-        plan = Plan(
-            gpus,
-            cfg.batch.bins_per_step * bin_tokens,
-            bin_tokens,
-            tp=tp,
-            cp=cp,
-            micro_rows=cfg.batch.micro_bins,
-            checkpointing=again,
-            sharded=shard != "none",
-            state_sharded=shard != "none",
-            weight_bytes=4 if tag(cfg.tuner) == "full" else 2,
-        )
-        ranked.append(Ranked(" ".join(flags) or "(none)", step_speed(shape, kind, plan), needs))
-    return sorted(ranked, key=lambda one: one.speed.seconds)
+        for again in (False, True):
+            tried = changed(cfg, tp=tp, cp=cp, ep=ep, pp=pp, shard=shard, gradient_checkpointing=again)
+            needs = total(rank_parts(tried, shape, Setting(True, bin_tokens, 1.0, gpus, min(8, gpus))))
+            if needs.high > kind.memory:
+                continue
+            sizes = {"tp": tp, "cp": cp, "ep": ep, "pp": pp}
+            flags = [f"--{name} {size}" for name, size in sizes.items() if size > 1]
+            flags += [f"--shard {shard}"] * (shard != "none") + ["--gradient-checkpointing"] * again
+            plan = Plan(
+                gpus,
+                cfg.batch.bins_per_step * bin_tokens,
+                bin_tokens,
+                **sizes,
+                micro_rows=cfg.batch.micro_bins,
+                checkpointing=again,
+                sharded=shard != "none",
+                state_sharded=shard != "none",
+                weight_bytes=4 if tag(cfg.tuner) == "full" else 2,
+            )
+            found.append(Ranked(" ".join(flags) or "(none)", step_speed(shape, kind, plan), needs))
+    return sorted(found, key=lambda one: one.speed.seconds)
+
+
+def _forms(shape: Shape, gpus: int) -> Iterator[Parallel]:
+    """Forms that a model of this shape can have on so many GPUs."""
+    sizes = (1, 2, 4, 8)
+    for tp, cp, ep, pp, shard in itertools.product(sizes, sizes, sizes, sizes, ("none", "fsdp", "hsdp")):
+        around = gpus // (tp * pp)
+        cannot_divide = gpus % (tp * cp * pp) or shape.heads % tp or shape.key_heads % tp or around % ep
+        is_refused = (ep > 1 and tp > 1) or (pp > 1 and (shard != "none" or ep > 1))
+        has_no_use = (shard == "hsdp" and gpus <= 8) or (ep > 1 and (not shape.experts or shape.experts % ep))
+        has_no_stages = pp > 1 and (shape.family not in IN_STAGES or shape.layers < pp)
+        if not (cannot_divide or is_refused or has_no_use or has_no_stages):
+            yield Parallel(tp=tp, cp=cp, ep=ep, pp=pp, shard=shard)

@@ -111,7 +111,7 @@ def of_activations(cfg: Train, shape: Shape, setting: Setting) -> tuple[float, f
 
 def shards_of(form: Parallel, setting: Setting) -> tuple[int, int]:
     """Ranks that share a copy of the weights beside tensor parallelism, and data ranks."""
-    around = max(1, setting.ranks // form.tp)
+    around = max(1, setting.ranks // form.tp // form.pp)
     within = {"none": 1, "fsdp": around, "zero1": 1, "zero2": 1, "zero3": around}
     shards = within.get(form.shard, form.shard_ranks or max(1, setting.ranks_here // form.tp))
     return min(shards, around), max(1, around // form.cp)
@@ -130,6 +130,9 @@ def _state(cfg: Train, shape: Shape, setting: Setting) -> list[Part]:
     if cfg.parallel.ep > 1:  # experts are dealt, and not sharded beyond that
         experts = shape.layers * shape.experts * 3 * shape.hidden * shape.inner / shape.weights
         shared_by = 1 / ((1 - experts) / shared_by + experts / cfg.parallel.ep)
+    if cfg.parallel.pp > 1:  # the first stage has the embedding besides its layers, the last one the head
+        of_layers = shape.weights - shape.embedding * (1 if shape.tied else 2)
+        shared_by *= shape.weights / (of_layers / cfg.parallel.pp + shape.embedding)
     trained = trained_weights(cfg, shape)
     full = tag(cfg.tuner) == "full"
     frozen = 0 if full else shape.weights * setting.compute_bytes(cfg)

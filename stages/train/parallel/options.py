@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
     from postmill.stages.train.parallel.layout import Layout
 
+IN_STAGES = ("llama", "mistral", "qwen2", "qwen3", "qwen3_moe")
+"""Families that --pp was tested with: their decoder is an embedding, layers in a row, and a norm."""
 LAYOUTS = Choice(
     group="postmill.layouts",
     table={

@@ -18,9 +18,7 @@ from torch import Tensor, nn
 
 from postmill.io.errors import USAGE, ConfigError
 from postmill.stages.shared.forward import Forward
-
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "qwen3_moe")
-"""Those whose decoder is an embedding, layers in a row, and a norm."""
+from postmill.stages.train.parallel.options import IN_STAGES
 
 
 class Stage:
@@ -94,8 +92,8 @@ class Stage:
 def check(model: Any, size: int) -> None:
     """Raise ConfigError (2) for a model that cannot be cut into `size` stages."""
     family = model.config.model_type
-    if family not in FAMILIES:
-        raise ConfigError(f"--pp {size}: {family} models were not tested in stages; {', '.join(FAMILIES)} are", USAGE)
+    if family not in IN_STAGES:
+        raise ConfigError(f"--pp {size}: {family} models were not tested in stages; {', '.join(IN_STAGES)} are", USAGE)
     layers = model.config.num_hidden_layers
     if layers < size:
         raise ConfigError(f"--pp {size}: the model has {layers} layers; take at most as many stages", USAGE)

@@ -31,7 +31,7 @@ def engine_config(form: Parallel) -> dict[str, Any]:
     stage = int(form.shard[-1])
     zero: dict[str, Any] = {"stage": stage, "contiguous_gradients": True, "overlap_comm": False}
     if form.offload != "none":
-        place = {"device": form.offload, "pin_memory": torch.cuda.is_available()}
+        place: dict[str, Any] = {"device": form.offload, "pin_memory": torch.cuda.is_available()}
         if form.offload == "nvme":
             place["nvme_path"] = form.offload_to
         zero["offload_optimizer"] = place

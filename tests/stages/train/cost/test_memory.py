@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from postmill.io.errors import ArtifactError
-from postmill.stages.options import make
+from postmill.stages.options import changed, make
 from postmill.stages.train.config import Train
 from postmill.stages.train.cost.advice import changes_that_fit, rank_layouts
 from postmill.stages.train.cost.machines import KINDS
@@ -89,7 +89,37 @@ def test_layouts_are_ranked_by_speed_and_fit():
     seconds = [one.speed.seconds for one in ranked]
     assert seconds == sorted(seconds) and len(ranked) > 3
     assert all(one.needs.high <= KINDS["h100"].memory for one in ranked)
-    assert "--shard" in ranked[0].flags or "--tp" in ranked[0].flags
+    assert not any(one.flags == "(none)" for one in ranked)  # a whole copy on each GPU does not fit
+
+
+@pytest.mark.parametrize("experts", [0, 16])
+def test_layouts_that_are_ranked_are_layouts_that_train_takes(experts):
+    pytest.importorskip("torch")
+    from postmill.stages.train.checks import check_request
+    from postmill.stages.train.parallel.mesh import grid
+
+    shape = msgspec.structs.replace(
+        LARGE, experts=experts, chosen=4 if experts else 0, inner=1408 if experts else 14336
+    )
+    cfg = make(Train, tuner="full", bins_per_step=64)
+    ranked = rank_layouts(cfg, shape, KINDS["h100"], 64, 2048)
+    seen = set()
+    for one in ranked:
+        words = iter(one.flags.replace("(none)", "").split())
+        given = {w[2:].replace("-", "_"): True if w == "--gradient-checkpointing" else next(words) for w in words}
+        given = {name: int(value) if str(value).isdecimal() else value for name, value in given.items()}
+        tried = changed(cfg, **given)
+        check_request(tried)
+        grid(tried.parallel, 64, ranks_here=8)
+        seen |= given.keys()
+    assert {"tp", "cp", "shard"} | ({"ep"} if experts else {"pp"}) <= seen
+
+
+def test_stages_share_layers_and_keep_their_ends():
+    """Of an 8-layer model in 4 stages, the first has two layers and the embedding."""
+    setting = Setting(True, 512, ranks=4, ranks_here=4)
+    weights = next(p for p in rank_parts(make(Train, tuner="full", pp=4), SMALL, setting) if p.name == "weights")
+    assert weights.expected == pytest.approx(4 * (2 * SMALL.block() + SMALL.embedding), rel=0.01)
 
 
 def test_disk_is_that_of_all_checkpoints_at_once():
