@@ -30,6 +30,11 @@ class Ledger:
         self._batches: list[pa.RecordBatch] = []
         self._rows: list[dict[str, Any]] = []
 
+    @property
+    def is_used(self) -> bool:
+        """Whether any row was told, kept or not."""
+        return bool(self.counts.rows_in or self._rows)
+
     def keep(self, num_rows: int) -> None:
         """Count rows that are passed on unchanged."""
         self.counts.rows_in += num_rows

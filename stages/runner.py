@@ -199,7 +199,7 @@ def run_stage(stage: Stage, config: Any, given: dict[str, list[str]], output: Pa
         run = importlib.import_module(f"{stage.package or f'postmill.stages.{stage.name}'}.run").run
         try:
             result: Result = run(config, inputs, out)
-            counts = out.ledger.finish(options.max_dropped) if out.ledger.counts.rows_in else None
+            counts = out.ledger.finish(options.max_dropped) if out.ledger.is_used else None
             manifest = Manifest(
                 kind=stage.kind(config),
                 stage=stage.name,

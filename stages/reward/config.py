@@ -85,7 +85,7 @@ def output_kind(cfg: Any) -> str:
 
 STAGE = Stage(
     name="reward",
-    version=3,
+    version=4,  # a mean below 0 is not too hard unless min_pass says so
     config=Reward,
     inputs={
         "rollouts": Port(kinds=("rollouts",), help="rollouts artifacts, scored as one", many=True),

@@ -101,7 +101,7 @@ def _drop_reasons(
             reasons.append("no_reward")
         elif cfg.keep == "mixed" and kinds[number] != "mixed":
             reasons.append("same_rewards" if kinds[number] != "few" else "few_rewards")
-        elif passed < cfg.min_pass:
+        elif cfg.min_pass > 0 and passed < cfg.min_pass:  # rewards may be negative
             reasons.append("too_hard")
         elif cfg.max_pass is not None and passed > cfg.max_pass:
             reasons.append("too_easy")

@@ -177,6 +177,15 @@ def test_filters_leave_out_rows_with_a_reason(sums, tmp_path):
     assert reasons("--keep", "mixed")[4:8] == ["same_rewards"] * 3 + ["few_rewards"]
     assert reasons("--max-pass", "0.9")[4:7] == ["too_easy"] * 3
     assert reasons("--min-pass", "0.6")[:4] == ["too_hard"] * 4
+    assert "too_hard" not in reasons("--weights=-1"), "rewards below 0 are no fault of a prompt"
+
+
+def test_rows_are_told_where_all_of_them_are_left_out(sums, tmp_path):
+    out = tmp_path / "tokens"
+    done = postmill(sums, "--func", "number", "--emit", "sft", "--threshold", "5", "-o", out)
+    assert done.returncode == 0, done.stderr
+    counts = load_artifact(out, ("tokens",)).manifest.counts
+    assert counts is not None and (counts.rows_in, counts.kept, counts.num_dropped) == (9, 0, 9)
 
 
 @pytest.mark.parametrize(
