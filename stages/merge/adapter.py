@@ -27,6 +27,7 @@ _UNMERGEABLE = {
     "layer_replication": "layer replication",
     "alora_invocation_tokens": "activated LoRA (alora_invocation_tokens), which acts on some tokens only",
     "arrow_config": "Arrow routing",
+    "loftq_config": "LoftQ, which began with what quantizing took from the base, so that only the quantized one fits,",
     "use_qalora": "QA-LoRA",
     "use_bdlora": "block-diagonal LoRA",
     "velora_config": "VeLoRA",

@@ -147,8 +147,12 @@ def _load(cfg: Score, inputs: Inputs, out: Out) -> Forward:
         raise ConfigError("--where all: an encoder-decoder says nothing of its prompt's tokens; leave it out", USAGE)
     net = hf.load_model(path, str(dtype).removeprefix("torch."), attention=kernel, head=head)
     if adapters:
-        net = hf.add_adapters(net, adapters).get_base_model()
+        net = hf.base_of(hf.add_adapters(net, adapters))
     forward = Forward(net.to(device), compute_dtype=dtype, backend=cfg.loss_kernel, head=head).eval()
+    if forward.prompt_edits is not None and cfg.where == "all":
+        raise ConfigError(
+            "--where all: this adapter edits prompts, which end before scored tokens; leave it out", USAGE
+        )
     settle(forward, "score", device)
     return forward
 

@@ -21,6 +21,7 @@ from postmill.stages.shared.batch import Batch
 from postmill.stages.shared.context import Context
 from postmill.stages.shared.decode import decode, decode_answers, own_answer_logits
 from postmill.stages.shared.heads import LM, Head
+from postmill.stages.shared.inserts import Inserts, prompt_ends
 from postmill.stages.shared.media.tower import read_media
 from postmill.stages.shared.router import router_balance
 from postmill.stages.shared.soft_prompt import SoftPrompt
@@ -163,6 +164,8 @@ class Forward(nn.Module):
         self.prompt = prompt
         if prompt is not None and neftune_alpha:
             raise ConfigError("--neftune-alpha: not with vectors before each row; leave it out", USAGE)
+        inserts = getattr(model, "inserts", None)
+        self.prompt_edits: Inserts | None = inserts if inserts is not None and inserts.reads_prompts else None
         self.is_encoder_decoder = bool(getattr(config, "is_encoder_decoder", False))
         if self.is_encoder_decoder and (head.kind != "lm" or neftune_alpha):
             raise ConfigError(
@@ -173,6 +176,12 @@ class Forward(nn.Module):
 
     def compute_each_row(self) -> None:
         """Give the model one row at a time from now on: its layers would carry something of a row into the next."""
+        if self.prompt_edits is not None:
+            raise ConfigError(
+                f"{self.model.config.model_type} is computed row by row, and edits of prompts are not; use"
+                " --reft.positions all, or another --tuner",
+                USAGE,
+            )
         self._each_row = True
 
     def share_prefixes(self) -> bool:
@@ -188,6 +197,7 @@ class Forward(nn.Module):
             and is_causal
             and not (is_noisy or self._neftune_alpha or self._router_aux)
             and not (self.is_encoder_decoder or self._each_row or self._has_types or self.prompt is not None)
+            and self.prompt_edits is None
             and getattr(config, "_attn_implementation", "") == attention.ROWS
         )
         return self._shares
@@ -254,6 +264,8 @@ class Forward(nn.Module):
             return own_answer_logits(self.model, ids_1T)
         if self.prompt is not None:
             return self.prompt.own_logits(self.model, ids_1T)
+        if self.prompt_edits is not None:  # of a bin whose every token is scored: a prompt of one token
+            self.prompt_edits.tell((0, ids_1T.shape[1]), torch.ones(1, dtype=torch.int64, device=ids_1T.device))
         types = {"token_type_ids": token_types(ids_1T, (0, ids_1T.shape[1]))} if self._has_types else {}
         found = self.model(input_ids=ids_1T, **types, **self._no_cache)
         logits: Tensor = found.last_hidden_state if self.head.kind == "pool" else found.logits
@@ -387,6 +399,8 @@ class Forward(nn.Module):
                     embedding, mine.input_ids_1T, starts, positions
                 )
                 inputs = {name: value for name, value in inputs.items() if name != "input_ids"} | longer
+            if self.prompt_edits is not None:
+                self.prompt_edits.tell(starts, prompt_ends(mine.mask_T, starts))
             found = decode(
                 functools.partial(decoder, **self._no_cache),
                 inputs | {"position_ids": positions},

@@ -161,6 +161,8 @@ def build_empty(path: Path) -> Any:
     return model.eval()
 
 
+OWN_KINDS = ("BOTTLENECK", "SCEDIT", "RES_TUNING", "REFT")
+"""`peft_type` of adapters that are ours, see `inserts`."""
 _ALL_ROWS = "it mixes experts by the mean over all rows that are computed together"
 _BEFORE = "it puts vectors before each prompt"
 NOT_COMPUTED = {
@@ -178,14 +180,25 @@ NOT_COMPUTED = {
 """Methods of PEFT whose effect is lost, or wrong, where rows are laid end to end through the model's own layers."""
 
 
+def base_of(net: Any) -> Any:
+    """The transformers model inside a peft model, or the model itself."""
+    return net.get_base_model() if hasattr(net, "peft_config") else net
+
+
 def add_adapters(model: Any, adapters: dict[Path, float]) -> Any:
-    """The model with every adapter (path -> scale) active. Raises ConfigError (2) for a method in NOT_COMPUTED."""
-    for path in adapters:
+    """The model with every adapter (path -> scale) active: peft's model around it, or the model itself with our own
+    inserts. Raises ConfigError (2) for a method in NOT_COMPUTED, and for inserts beside another adapter."""
+    for path, scale in adapters.items():
         kind = load_json(path / ADAPTER_CONFIG).get("peft_type")
         if kind in NOT_COMPUTED:
             raise ConfigError(
                 f"{path / ADAPTER_CONFIG}: {kind} is not computed here: {NOT_COMPUTED[kind]}; use PEFT itself", USAGE
             )
+        if kind in OWN_KINDS:
+            if len(adapters) > 1 or scale != 1:
+                raise ConfigError(f"{path}: {kind} adapters stand alone, at full strength; leave the others out", USAGE)
+            inserts: Any = importlib.import_module("postmill.stages.shared.inserts")
+            return inserts.attach(model, path)
     with quiet_libraries():
         peft: Any = importlib.import_module("peft")
     lora: Any = importlib.import_module("peft.tuners.lora")

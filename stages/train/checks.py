@@ -17,12 +17,24 @@ from postmill.stages.train.objectives.needs import Needs
 from postmill.stages.train.plan import SAMPLER, TOP, Data
 from postmill.stages.train.survey import max_id
 
+PROMPT_TUNERS = ("prompt-tuning", "p-tuning", "prefix-tuning")
+
 
 def check_request(cfg: Train) -> None:
     """Raise ConfigError (2) for a run that could learn nothing."""
     if cfg.peak_lr == 0:
         raise ConfigError("--lr 0: nothing would be learned; give a rate above 0", USAGE)
-    tuner = tag(cfg.tuner)
+    tuner, optimizer = tag(cfg.tuner), tag(cfg.optimizer)
+    if cfg.ema and optimizer == "schedule-free":
+        raise ConfigError(
+            f"--ema {cfg.ema:g} --optimizer schedule-free: both average the weights; leave one of the two out", USAGE
+        )
+    if cfg.compute.quant != "none" and cfg.parallel.cuts_model:
+        raise ConfigError(
+            f"--quant {cfg.compute.quant} --shard, --tp, --cp, --ep, --pp: a layer that bitsandbytes quantized lies"
+            " whole on a rank; leave one of the two out, or take a base that postmill quantize made",
+            USAGE,
+        )
     if cfg.parallel.tp > 1 and tuner not in ("full", "lora"):
         raise ConfigError(
             f"--tp {cfg.parallel.tp} --tuner {tuner}: these adapters cannot be cut over ranks; use --tuner lora"
@@ -30,10 +42,22 @@ def check_request(cfg: Train) -> None:
             USAGE,
         )
     form = cfg.parallel
-    if form.cuts_model and tuner in ("prompt-tuning", "p-tuning", "prefix-tuning"):
+    if form.cuts_model and tuner in PROMPT_TUNERS:
         raise ConfigError(
             f"--tuner {tuner}: its vectors stand before whole rows, which --shard, --tp, --cp, --ep and --pp cut or"
             " share; leave them out, or use --tuner lora",
+            USAGE,
+        )
+    if form.cuts_model and tuner in ("adapter", "scedit", "res-tuning", "reft"):
+        raise ConfigError(
+            f"--tuner {tuner}: its networks lie between whole layers, which --shard, --tp, --cp, --ep and --pp cut;"
+            " leave them out, or use --tuner lora",
+            USAGE,
+        )
+    if tuner == "res-tuning" and cfg.compute.gradient_checkpointing:
+        raise ConfigError(
+            "--gradient-checkpointing --tuner res-tuning: no gradient passes through the layers, so there is nothing to"
+            " compute again; leave --gradient-checkpointing out",
             USAGE,
         )
     if form.pp > 1:
@@ -45,9 +69,35 @@ def check_request(cfg: Train) -> None:
     if (form.shard != "none" or max(form.tp, form.ep, form.pp) > 1) and not cfg.optimizer.shards:
         said = f"--shard {form.shard}" if form.shard != "none" else f"--tp {form.tp} --ep {form.ep} --pp {form.pp}"
         raise ConfigError(
-            f"{said}: the state of this optimizer cannot be split; use --optimizer adamw, sgd or lion",
+            f"{said} --optimizer {optimizer}: the state of this optimizer cannot be split; use --optimizer adamw,"
+            " sgd or lion",
             USAGE,
         )
+
+
+def check_watched(cfg: Train, prompts: Input | None, *, has_valid: bool) -> None:
+    """Raise ConfigError (2) for something to watch that this run cannot show."""
+    head, tuner = cfg.objective.needs.head.kind, tag(cfg.tuner)
+    if cfg.measure.row_losses and head != "lm":
+        raise ConfigError(
+            f"--row-losses --objective {tag(cfg.objective)}: only losses of tokens belong to spans of a row; leave one"
+            " out",
+            USAGE,
+        )
+    if cfg.measure.valid_every and not has_valid:
+        raise ConfigError(f"--valid-every {cfg.measure.valid_every}: needs --valid, rows to measure the loss on", USAGE)
+    if prompts is None:
+        if cfg.measure.sample_every:
+            raise ConfigError(f"--sample-every {cfg.measure.sample_every}: needs --sample-prompts FILE", USAGE)
+        return
+    others = {
+        f"--objective {tag(cfg.objective)}: this head writes no text": head != "lm",
+        f"--tuner {tuner}: engines cannot put its vectors before prompts": tuner in PROMPT_TUNERS,
+        "--shard, --tp, --cp, --ep, --pp: a rank has less than the whole model": cfg.parallel.cuts_model,
+    }
+    for what, is_asked in others.items():
+        if is_asked:
+            raise ConfigError(f"--sample-prompts {what}; leave one of the two out", USAGE)
 
 
 def _check_pipeline(cfg: Train, tuner: str) -> None:
@@ -89,6 +139,13 @@ def check_quantized(cfg: Train, model: Input) -> None:
     tuner = tag(cfg.tuner)
     if stored and cfg.compute.quant != "none":
         raise ConfigError(f"--quant {cfg.compute.quant}: {model.path} is quantized already; leave it out", USAGE)
+    is_loftq = getattr(cfg.tuner, "init", "default") == "loftq"
+    if is_loftq and cfg.compute.quant == "none":
+        raise ConfigError(
+            "--lora.init loftq: takes up what quantizing loses, so it needs --quant nf4, fp4 or int8 on a plain model;"
+            " choose another --lora.init",
+            USAGE,
+        )
     if not stored and cfg.compute.quant == "none":
         return
     what = f"--quant {cfg.compute.quant}" if not stored else f"{model.path} is quantized"

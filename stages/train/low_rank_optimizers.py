@@ -26,7 +26,7 @@ class LowRankAdamW(torch.optim.Optimizer):
     def step(self, closure: Any = None) -> None:  # type: ignore[override]  # no closure is ever given
         """One update of every parameter that has a gradient."""
         for group in self.param_groups:
-            change = self._update if "rank" in group else _adam
+            change = self._update if "rank" in group else adam
             for parameter in group["params"]:
                 if parameter.grad is None:
                     continue
@@ -49,7 +49,7 @@ def galore(gradient: Tensor, state: dict[str, Tensor], group: dict[str, Any]) ->
         u, _, vh = torch.linalg.svd(gradient, full_matrices=False)
         state["projector"] = (vh[: group["rank"]] if tall else u[:, : group["rank"]].T).contiguous()
     projector = state["projector"]
-    update = _adam(gradient @ projector.T if tall else projector @ gradient, state, group)
+    update = adam(gradient @ projector.T if tall else projector @ gradient, state, group)
     scale: float = group["scale"]
     return (update @ projector if tall else projector.T @ update) * scale
 
@@ -63,7 +63,7 @@ def apollo(gradient: Tensor, state: dict[str, Tensor], group: dict[str, Any]) ->
     tall = gradient.shape[0] >= gradient.shape[1]
     projector = random_projector(group["seed"], int(state["step"]) // group["gap"], group["rank"], gradient)
     low = gradient @ projector.T if tall else projector @ gradient
-    update = _adam(low, state, group)
+    update = adam(low, state, group)
     dims = None if group["rank"] == 1 else (1 if tall else 0)
     size, low_size = (torch.linalg.vector_norm(t, dim=dims, keepdim=dims is not None) for t in (update, low))
     change: Tensor = gradient * (size / (low_size + 1e-8)) * group["scale"]
@@ -83,7 +83,7 @@ def random_projector(seed: int, turn: int, rank: int, like: Tensor) -> Tensor:
     return drawn.mul_(rank**-0.5)
 
 
-def _adam(gradient: Tensor, state: dict[str, Tensor], group: dict[str, Any]) -> Tensor:
+def adam(gradient: Tensor, state: dict[str, Tensor], group: dict[str, Any]) -> Tensor:
     """Adam's update of a gradient; its moments are in `state`."""
     beta1, beta2 = group["betas"]
     if "exp_avg" not in state:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from postmill.io.errors import USAGE, ConfigError
 from postmill.io.json_file import load_json
-from postmill.stages.shared.hf import load_model
+from postmill.stages.shared.hf import base_of, load_model
 from postmill.stages.shared.soft_prompt import SoftPrompt
 from postmill.stages.train.config import Train
 from postmill.stages.train.liger import use_liger
@@ -55,7 +55,7 @@ def stored_dtype(cfg: Train, base: Path) -> torch.dtype:
 
 def causal_lm(model: Any) -> Any:
     """The transformers model inside a peft model, or the model itself."""
-    return model.get_base_model() if hasattr(model, "peft_config") else model
+    return base_of(model)
 
 
 def soft_prompt(model: Any) -> SoftPrompt | None:

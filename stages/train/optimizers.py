@@ -3,7 +3,7 @@
 Checkpoints hold whatever state an optimizer keeps of a parameter, by the name it has there.
 """
 
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import msgspec
 from msgspec import Meta
@@ -217,6 +217,41 @@ class GaLore(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         return LowRankAdamW(groups, galore, lr=lr, betas=(self.beta1, self.beta2), eps=self.eps)
 
 
+class QGaLore(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="q-galore"):
+    """GaLore with a projection of four or eight bits, found anew less often where it settles, and moments of eight
+    (<https://arxiv.org/abs/2407.08296>). Weights stay float32."""
+
+    shards: ClassVar[bool] = False
+
+    rank: Annotated[int, Meta(ge=1)] = 128
+    """Directions that are kept of each matrix; matrices that are not larger are left to AdamW."""
+    gap: Annotated[int, Meta(ge=1)] = 200
+    """Steps until the directions of a matrix are found anew; twice as many each time that they have settled."""
+    settled: Annotated[float, Meta(ge=0, le=1)] = 0.4
+    """Directions have settled when the last five first ones have this cosine with the one before, on average."""
+    bits: Literal[4, 8] = 8
+    """Bits of a number of the projection; the method's own code uses 4."""
+    scale: Annotated[float, Meta(gt=0)] = 0.25
+    """Strength of the projected updates."""
+    weight_decay: Decay = 0.0
+    """Decoupled weight decay of matrices; norms and biases have none."""
+    beta1: Memory = 0.9
+    """Memory of the gradient."""
+    beta2: Memory = 0.95
+    """Memory of its square."""
+    eps: Annotated[float, Meta(gt=0)] = 1e-8
+    """Added to the denominator."""
+
+    def make(self, parameters: "dict[str, torch.Tensor]", lr: float) -> "torch.optim.Optimizer":
+        """Over `parameters`, by name."""
+        from postmill.stages.train.low_rank_optimizers import LowRankAdamW
+        from postmill.stages.train.q_galore import q_galore
+
+        options = {"rank": self.rank, "gap": self.gap, "scale": self.scale, "settled": self.settled, "bits": self.bits}
+        groups = low_rank_groups(parameters, self.weight_decay, options)
+        return LowRankAdamW(groups, q_galore, lr=lr, betas=(self.beta1, self.beta2), eps=self.eps)
+
+
 class Apollo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="apollo"):
     """SGD, channels scaled as AdamW does behind a random projection (<https://arxiv.org/abs/2412.05270>).
 
@@ -287,6 +322,7 @@ OPTIMIZERS = Choice(
         "adamw-8bit": "postmill.stages.train.optimizers:AdamW8bit",
         "schedule-free": "postmill.stages.train.optimizers:ScheduleFree",
         "galore": "postmill.stages.train.optimizers:GaLore",
+        "q-galore": "postmill.stages.train.optimizers:QGaLore",
         "apollo": "postmill.stages.train.optimizers:Apollo",
     },
 )

@@ -52,6 +52,7 @@ METHODS = {
 }
 
 _TOKENS = "it puts vectors before the prompt and changes no weight"
+_BETWEEN = "it puts small networks between the layers and changes no weight"
 NO_WEIGHTS = {
     "PROMPT_TUNING": _TOKENS,
     "MULTITASK_PROMPT_TUNING": _TOKENS,
@@ -59,6 +60,10 @@ NO_WEIGHTS = {
     "CPT": _TOKENS,
     "PREFIX_TUNING": "it puts keys and values into attention and changes no weight",
     "CARTRIDGE": "it puts keys and values into attention and changes no weight",
+    "BOTTLENECK": _BETWEEN,
+    "SCEDIT": _BETWEEN,
+    "RES_TUNING": _BETWEEN,
+    "REFT": "it edits hidden states between the layers and changes no weight",
     "ADAPTION_PROMPT": "it adds gated attention to learned prompts and changes no weight",
     "XLORA": "it chooses among adapters for each token",
     "POLY": "it chooses among adapters for each task",

@@ -120,7 +120,8 @@ class LocalEngine:
 
         if reads_pictures(model):
             return False  # pages know nothing of pictures
-        is_plain = self._device == "cpu" and self._dtype == "float32" and not hasattr(model, "peft_config")
+        is_bare = not hasattr(model, "peft_config") and not hasattr(model, "inserts")
+        is_plain = self._device == "cpu" and self._dtype == "float32" and is_bare
         return is_plain and native() is not None and attends_plainly(model)
 
     def _prepare(self) -> None:

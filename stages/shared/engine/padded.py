@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from postmill.io.errors import USAGE, ConfigError
 from postmill.stages.shared.engine.answers import AnswerGroup
 from postmill.stages.shared.engine.choose import likeliest
 from postmill.stages.shared.engine.live import Live
@@ -162,6 +163,12 @@ class PaddedRows:
         top, prompt = live.request.prompt_logprobs, live.request.prompt_ids
         if top is None:
             return
+        inserts = getattr(self._model, "inserts", None)
+        if inserts is not None and inserts.reads_prompts:
+            raise ConfigError(
+                "log-probs of a prompt: this adapter edits prompts, and nobody says where one ends; use postmill score",
+                USAGE,
+            )
         live.prompt.append(Token(id=prompt[0]))
         result = self._model(input_ids=torch.tensor([prompt], device=self._device), use_cache=False)
         raw_TV = result.logits[0, :-1].float().cpu().log_softmax(-1)

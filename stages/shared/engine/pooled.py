@@ -61,7 +61,7 @@ class PooledEngine:
         kernel = attention.choose("auto", device, dtype)
         net: Any = hf.load_model(base, str(dtype).removeprefix("torch."), attention=kernel, head=self.head)
         if adapters:
-            net = hf.add_adapters(net, dict.fromkeys(adapters, 1.0)).get_base_model()
+            net = hf.base_of(hf.add_adapters(net, dict.fromkeys(adapters, 1.0)))
         self._forward = Forward(net.to(device), compute_dtype=dtype, backend="auto", head=self.head).eval()
         settle(self._forward, "serve", device)
         self._device = device

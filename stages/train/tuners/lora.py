@@ -33,9 +33,10 @@ class Lora(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """Scale by alpha / sqrt(rank) instead."""
     dora: bool = False
     """Train magnitude and direction apart (DoRA)."""
-    init: Literal["default", "gaussian", "orthogonal", "pissa", "olora", "eva", "corda", "lora-ga"] = "default"
-    """First weights. pissa, olora: the weight's main directions; eva, corda, lora-ga: those that the data shows. The
-    result loads as plain LoRA, after pissa, olora, corda and lora-ga of twice the rank."""
+    init: Literal["default", "gaussian", "orthogonal", "pissa", "olora", "eva", "corda", "lora-ga", "loftq"] = "default"
+    """First weights. pissa, olora: the weight's main directions; eva, corda, lora-ga: those that the data shows; loftq:
+    what --quant loses of the weight. The result loads as plain LoRA, after pissa, olora, corda and lora-ga of twice the
+    rank."""
     init_bins: Annotated[int, Meta(ge=1)] = 8
     """Bins that eva, corda and lora-ga look at."""
     lr_ratio: Annotated[float, Meta(gt=0)] = 1.0

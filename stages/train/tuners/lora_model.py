@@ -3,7 +3,8 @@
 PiSSA (<https://arxiv.org/abs/2404.02948>), OLoRA (<https://arxiv.org/abs/2406.01775>), CorDA
 (<https://arxiv.org/abs/2406.05223>) and LoRA-GA (<https://arxiv.org/abs/2407.05000>) begin with factors A0, B0 that are
 not zero, and take `s B0 A0` out of the weight. What was learned, `s (B A - B0 A0)`, is a plain adapter of twice the
-rank on the stored base: that is saved. EVA (<https://arxiv.org/abs/2410.07170>) only chooses A.
+rank on the stored base: that is saved. EVA (<https://arxiv.org/abs/2410.07170>) only chooses A. LoftQ
+(<https://arxiv.org/abs/2310.08659>) begins with what quantizing lost, so its adapter belongs to the quantized base.
 """
 
 import importlib
@@ -19,8 +20,11 @@ from torch import Tensor
 from postmill.io.errors import USAGE, ConfigError
 from postmill.io.json_file import load_json
 from postmill.io.model_folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from postmill.io.safetensors_file import open_weights
+from postmill.stages.progress import Progress
 from postmill.stages.shared import attention
 from postmill.stages.shared.hf import need, quiet_libraries
+from postmill.stages.shared.quantized_weights import read_tensor
 from postmill.stages.train.tuners.frozen import say_frozen
 from postmill.stages.train.tuners.interface import Start, Tuner
 from postmill.stages.train.tuners.lora import Lora
@@ -80,10 +84,12 @@ def lora_tuner(options: Lora, make_config: MakeConfig) -> Tuner:
 
     def save(model: Any, whole: Mapping[str, Tensor], folder: Path, base: str) -> None:
         rank, alpha = options.rank, options.alpha
+        # peft reads it as a note, and does nothing with it
+        note = {"loftq_config": {"loftq_bits": 4, "loftq_iter": 1}} if options.init == "loftq" else {}
         if first:
             # the scale stays: alpha / rank, or alpha / sqrt(rank)
             rank, alpha = 2 * rank, alpha * (math.sqrt(2) if options.rslora else 2)
-        save_adapter(model, whole, folder, base, {"r": rank, "lora_alpha": alpha})
+        save_adapter(model, whole, folder, base, {"r": rank, "lora_alpha": alpha} | note)
 
     def lr_factor(name: str) -> float:
         is_second = ".lora_B." in name or ".lora_embedding_B." in name
@@ -106,6 +112,8 @@ def _plain(options: Lora, base: Any, config: Any, given: Start) -> Any:
     if options.init != "eva" or given.checkpoint:
         model = attach("lora", base, config, given.checkpoint)
         model.peft_config["default"].init_lora_weights = True
+        if options.init == "loftq" and not given.checkpoint:
+            take_up_loss(model, given.base, given.dtype)
         return model
     from peft import EvaConfig
     from peft.tuners.lora.eva import get_eva_state_dict
@@ -206,3 +214,29 @@ def take_out(model: Any, first: Mapping[str, Tensor]) -> None:
         wide = weight.data.float()
         change = module.scaling["default"] * first[f"{name}{_B}"] @ first[f"{name}{_A}"]
         weight.data = (wide - (change.T if flipped else change)).to(weight.dtype)
+
+
+def take_up_loss(model: Any, base: Path, dtype: torch.dtype) -> None:
+    """Begin with `s B A`, the best of its rank for what quantizing took from each weight: LoftQ's first iteration.
+
+    base: folder with the weights as they were. dtype: what the layers compute in.
+    Raises ConfigError (2) for a layer whose weight is not found there.
+    """
+    with open_weights(base) as weights, torch.no_grad():
+        for name, module in model.get_base_model().named_modules():
+            if not hasattr(module, "lora_A"):
+                continue
+            Progress.beat()
+            layer = module.get_base_layer()
+            if f"{name}.weight" not in weights.where:
+                raise ConfigError(f"--lora.init loftq: {base} has no {name}.weight; choose another --lora.init", USAGE)
+            # whatever its codes are: what a layer makes of unit vectors is its weight
+            unit = torch.eye(layer.in_features, dtype=dtype)
+            kept = layer(unit).float().T
+            if layer.bias is not None:
+                kept -= layer.bias.float()[:, None]
+            lost = read_tensor(weights, f"{name}.weight").float() - kept
+            u, s, vh = torch.linalg.svd(lost, full_matrices=False)
+            rank, root = module.r["default"], s.sqrt()
+            module.lora_A["default"].weight.copy_(root[:rank, None] * vh[:rank])
+            module.lora_B["default"].weight.copy_(u[:, :rank] * root[:rank] / module.scaling["default"])

@@ -21,10 +21,12 @@ from postmill.stages.train.optimizers import (  # noqa: E402
     Apollo,
     GaLore,
     Lion,
+    QGaLore,
     ScheduleFree,
     Sgd,
 )
 from postmill.stages.train.parallel.replicated import Replicated  # noqa: E402
+from postmill.stages.train.q_galore import decode_linear, encode_linear  # noqa: E402
 from postmill.stages.train.small_state_optimizers import decode, dynamic_map, encode  # noqa: E402
 
 
@@ -48,7 +50,7 @@ def take(found, steps):
         found.optimizer.step()
 
 
-SMALL = {"galore": {"rank": 3, "gap": 2}, "apollo": {"rank": 3, "gap": 2}}
+SMALL = {"q-galore": {"rank": 3, "gap": 2}, "galore": {"rank": 3, "gap": 2}, "apollo": {"rank": 3, "gap": 2}}
 """So that the matrices of a tiny model have moments of lower rank than themselves."""
 
 
@@ -122,6 +124,44 @@ def test_galore_is_its_formula(shape):
         change = 0.5 * adam64(seen) @ main
         expected -= 0.01 * (step + 1) * (change if shape[0] >= shape[1] else change.T)
     torch.testing.assert_close(weight.double(), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("bits", "tolerance"), [(8, 0.02), (4, 0.25)])
+@pytest.mark.parametrize("shape", [(8, 5), (5, 8)])
+def test_q_galore_is_galore_but_for_the_rounding_of_its_codes(shape, bits, tolerance):
+    plain, wanted = one_matrix(GaLore(rank=2, gap=9, scale=0.5), shape)
+    found, weight = one_matrix(QGaLore(rank=2, gap=9, scale=0.5, bits=bits), shape)
+    begun = weight.detach().clone()
+    for step in range(3):
+        take(plain, [step])
+        take(found, [step])
+    moved, expected = weight - begun, wanted - begun
+    assert 0 < float((moved - expected).norm()) < tolerance * float(expected.norm())
+    state = found.optimizer.state[weight].values()
+    # neither projection nor moments are kept in float32
+    assert not any(tensor.dtype == torch.float32 and tensor.numel() > 8 for tensor in state)
+
+
+def test_q_galore_looks_less_often_at_a_direction_that_stays():
+    found, weight = one_matrix(QGaLore(rank=2, gap=1, settled=0.9), (8, 5))
+    looks, gradient = [], torch.randn(8, 5, generator=torch.Generator().manual_seed(1))
+    for step in range(20):
+        before = int(found.optimizer.state[weight].get("next", torch.tensor(0))) if found.optimizer.state[weight] else 0
+        weight.grad = gradient.clone()
+        found.optimizer.step()
+        if int(found.optimizer.state[weight]["next"]) != before:
+            looks.append(step)
+    # five cosines of 1, then 2 steps, 4, 8
+    assert looks == [0, 1, 2, 3, 4, 5, 7, 11, 19]
+
+
+def test_codes_of_a_projection_are_within_half_a_step():
+    values = torch.randn(700, generator=torch.Generator().manual_seed(2))
+    for bits in (4, 8):
+        codes, low, step = encode_linear(values, bits)
+        assert codes.numel() == 768 * bits // 8
+        error = (decode_linear(codes, low, step, bits, 700) - values).abs()
+        assert bool((error <= 0.5001 * step.repeat_interleave(256)[:700]).all())
 
 
 @pytest.mark.parametrize("rank", [1, 2])

@@ -29,6 +29,7 @@ from postmill.stages.shared.quantized_weights import read_float32, read_tensor  
 from postmill.stages.train.config import STAGE  # noqa: E402
 from postmill.stages.train.tuners.interface import Start  # noqa: E402
 from postmill.stages.train.tuners.lora import Lora  # noqa: E402
+from postmill.stages.train.tuners.lora_model import take_up_loss  # noqa: E402
 
 SCHEMES = {
     "w4": {"scheme": "w4a16", "group_size": 32},
@@ -256,6 +257,46 @@ def test_bitsandbytes_quantizes_while_it_loads(world, tmp_path, quant):
     assert (
         abs(loss_of(peft.PeftModel.from_pretrained(load(world / "source"), str(run)), world / "valid") - valid) > 1e-4
     )
+
+
+@pytest.mark.parametrize("rslora", [False, True])
+def test_loftq_begins_with_the_best_of_its_rank_for_what_the_codes_lost(world, rslora):
+    model = load_model(world / "w4", "float32")
+    lora = peft.LoraConfig(r=4, lora_alpha=32, target_modules=["q_proj", "down_proj"], use_rslora=rslora)
+    net = peft.get_peft_model(model, lora)
+    take_up_loss(net, world / "source", torch.float32)
+    plain = load_model(world / "source", "float32")
+    for name, module in net.get_base_model().named_modules():
+        if hasattr(module, "lora_A"):
+            lost = plain.get_submodule(name).weight.double() - module.get_base_layer().weight.double()
+            left = lost - module.get_delta_weight("default").double()
+            rest = torch.linalg.svdvals(lost)[4:]
+            assert float(left.norm()) == pytest.approx(float(rest.norm()), rel=1e-4)
+            assert float(left.norm()) < 0.99 * float(lost.norm())
+
+
+def test_loftq_goes_with_quant(world, tmp_path):
+    for name, options in (("w4", {}), ("source", {})):
+        with pytest.raises(ConfigError, match=r"--lora.init loftq: .* it needs --quant"):
+            folder = tmp_path / name
+            folder.mkdir()
+            ports = {"packed": [str(world / "packed")], "model": [str(world / name)]}
+            run_stage(STAGE, config("lora", init="loftq", **options), ports, folder / "run", Options(threads=1))
+
+
+def test_loftq_trains_on_a_base_that_bitsandbytes_quantizes(world, tmp_path):
+    pytest.importorskip("bitsandbytes", reason="pip install bitsandbytes")
+    firsts = {}
+    for init in ("default", "loftq"):
+        folder = tmp_path / init
+        folder.mkdir()
+        run = trained(with_base(world, folder, "source"), config("lora", rank=16, quant="nf4", init=init), folder / "r")
+        firsts[init], last, valid = losses(run)
+        assert last < firsts[init]
+        tuned = peft.PeftModel.from_pretrained(load_model(world / "source", "float32", quant="nf4"), str(run)).eval()
+        assert loss_of(tuned, world / "valid") == pytest.approx(valid, abs=1e-4)
+    with pytest.raises(ConfigError, match="LoftQ, which began with what quantizing took"):
+        merge(run, world / "source", tmp_path / "merged")
 
 
 def test_gradients_through_nf4_after_an_evaluation(world):
