@@ -33,6 +33,17 @@ class ScoresReader:
         batches = (self._table.batch(number) for number in range(self._table.num_batches))
         return [row for batch in batches for row in batch.column("row_id").to_pylist()]
 
+    def nats(self) -> NDArray[np.float64]:
+        """Mean of -log p over the scored tokens of each row; NaN where there are none."""
+        found = []
+        for number in range(self._table.num_batches):
+            column = self._table.batch(number).column("logp")
+            offsets = to_numpy(column.offsets).astype(np.int64)
+            sums = np.append(0.0, np.cumsum(to_numpy(column.values).astype(np.float64)))[offsets]
+            counts = np.diff(offsets)
+            found.append(np.where(counts > 0, -np.diff(sums) / np.maximum(counts, 1), np.nan))
+        return np.concatenate(found) if found else np.empty(0)
+
     def check(self, reader: PackedReader) -> None:
         """Raise ArtifactError (78) unless these are scores of the very rows of `reader`."""
         path, num_rows = self.artifact.path, reader.num_rows

@@ -21,6 +21,9 @@ class Pack(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """Orders the bins of `best_fit` and `wrapped`, together with the epoch and the number of bins."""
     on_long: Literal["error", "drop"] = "error"
     """What to do with a row that is longer than a bin. Only `wrapped` cuts rows; `tokenize` truncates."""
+    order: Literal["given", "easy-first", "hard-first"] = "given"
+    """Order of rows before they are laid into bins `in_order`: as given, or by how sure the model of `--scores` was of
+    them, the mean of -log p over the scored tokens of a row (and of rows that go together)."""
     together: bool = True
     """Put samples of one prompt into the same bin, as many as fit, so that train computes the prompt once."""
     hidden_size: Annotated[int, Meta(ge=1)] = 4096
@@ -28,6 +31,12 @@ class Pack(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     balanced."""
     patch_cost: Annotated[float, Meta(ge=0)] = 0.25
     """What a patch of a picture costs a bin, beside a token that costs 1."""
+
+    def __post_init__(self) -> None:
+        if self.order != "given" and self.strategy != "in_order":
+            raise ValueError(
+                f"order {self.order} and strategy {self.strategy}: its bins are shuffled; pass --strategy in_order"
+            )
 
 
 STAGE = Stage(
@@ -40,6 +49,12 @@ STAGE = Stage(
             help="tokens or rollouts artifacts, packed as one; or - for a stream of tokens",
             many=True,
             stream=True,
+        ),
+        "scores": Port(
+            kinds=("scores",),
+            flag="--scores",
+            help="what a model thinks of these rows (postmill score), for --order",
+            required=False,
         ),
         "rewards": Port(
             kinds=("rewards",),

@@ -18,6 +18,7 @@ from postmill.io.ledger import Ledger
 from postmill.io.packed import BINS, TOKENS, token_tables
 from postmill.io.rewards import RewardsReader
 from postmill.io.schemas import BINS_V1, TOKENS_V1, with_media
+from postmill.io.scores import ScoresReader
 from postmill.io.table import StreamReader, TableReader
 from postmill.io.upstream import inside, keep_trailer
 from postmill.stages.pack.config import Pack
@@ -53,6 +54,7 @@ class Bins(NamedTuple):
 def run(cfg: Pack, inputs: Inputs, out: Out) -> Result:
     """Make `bins.arrow`. Raises StageError (65) for rows that do not fit, ArtifactError as the readers do."""
     more: dict[str, Any] = {}
+    _check_order(cfg, inputs)
     source, digests = _open_tokens(inputs["tokens"])
     if cfg.strategy == "wrapped":
         tables, whole, survey, more = wrap(source, inputs, cfg.row_tokens, out)
@@ -63,7 +65,7 @@ def run(cfg: Pack, inputs: Inputs, out: Out) -> Result:
         tables, survey = _receive(source, out) if isinstance(source, StreamReader) else (source, _survey(source))
         _leave_out_dead(survey, inputs)
         _check_trained(survey)
-        starts, rows = _plan(cfg, survey, tables)
+        starts, rows = _plan(cfg, survey, tables, _nats(inputs, tables))
         bins = _count(tables, survey, starts, rows, out.ledger)
     if isinstance(source, StreamReader) and source.trailer is not None:
         digests = dict(source.trailer.manifest.digests)
@@ -145,7 +147,39 @@ def _check_trained(survey: Survey) -> None:
         raise StageError(f"0 of {num_rows} rows are left to pack; check what tokenize kept{dead}", BAD_DATA)
 
 
-def _plan(cfg: Pack, survey: Survey, tables: list[Table]) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
+def _check_order(cfg: Pack, inputs: Inputs) -> None:
+    """Raise ConfigError (2) for scores without an order, or an order without scores."""
+    if cfg.order != "given" and not inputs["scores"]:
+        raise ConfigError(f"--order {cfg.order}: needs --scores DIR, what a model thinks of these rows", USAGE)
+    if cfg.order == "given" and inputs["scores"]:
+        raise ConfigError("--scores: only --order easy-first and hard-first read it; give one, or leave it out", USAGE)
+
+
+def _nats(inputs: Inputs, tables: list[Table]) -> NDArray[np.float64] | None:
+    """What each row cost the model that scored it. Raises ArtifactError (78) for scores of other rows."""
+    given = inputs["scores"][0].path if inputs["scores"] else None
+    if given is None:
+        return None
+    scores = ScoresReader(given)
+    ids = [row for _, batch in batches(tables) for row in batch.column("row_id").to_pylist()]
+    if ids != scores.row_ids():
+        raise ArtifactError(f"{given}: not of these rows; score the tokens that are packed", MISMATCH)
+    return scores.nats()
+
+
+def _by_nats(cfg: Pack, nats: NDArray[np.float64], joined: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """The order of rows: groups by their mean, rows of a group as they were, unscored ones at the end."""
+    starts = group_starts(joined)
+    counts = np.diff(starts)
+    means = np.add.reduceat(nats, starts[:-1]) / counts
+    order = np.argsort(means if cfg.order == "easy-first" else -means, kind="stable")
+    offsets = np.cumsum(counts[order]) - counts[order]
+    return np.repeat(starts[:-1][order] - offsets, counts[order]) + np.arange(len(joined))
+
+
+def _plan(
+    cfg: Pack, survey: Survey, tables: list[Table], nats: NDArray[np.float64] | None
+) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
     """Bins as offsets and row ordinals; rows that do not fit are marked in `survey`. Raises StageError (65)."""
     from postmill._native import pack_rows
 
@@ -156,10 +190,14 @@ def _plan(cfg: Pack, survey: Survey, tables: list[Table]) -> tuple[NDArray[np.ui
     joined = survey.joined if whole else survey.joined[kept]
     if cfg.together and (survey.prompt >= 0).any():
         joined = joined | runs_that_fit(survey.prompt[kept], lengths, cfg.row_tokens)
+    ordinals = None if whole else np.flatnonzero(kept).astype(np.uint32)
+    if nats is not None:
+        order = _by_nats(cfg, nats[kept], joined)
+        lengths, joined = lengths[order], joined[order]
+        ordinals = order.astype(np.uint32) if ordinals is None else ordinals[order]
     if joined.any():
         groups = group_starts(joined).astype(np.uint32)
     starts, rows, over_long = pack_rows(lengths, groups, cfg.row_tokens, cfg.strategy)
-    ordinals = None if whole else np.flatnonzero(kept).astype(np.uint32)
     if len(over_long):
         long = over_long if ordinals is None else ordinals[over_long]
         if cfg.on_long == "error" or len(long) == len(lengths):
