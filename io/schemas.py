@@ -273,6 +273,21 @@ Rows are those of the token tables that were scored, in their order.
 """
 
 
+ROW_LOSSES_V1: Final = pa.schema(
+    [
+        pa.field("step", pa.int32(), nullable=False),
+        pa.field("row_id", ROW_ID, nullable=False),
+        pa.field("row", pa.int64(), nullable=False),
+        pa.field("start", pa.int32(), nullable=False),
+        pa.field("end", pa.int32(), nullable=False),
+        pa.field("weight", pa.float32(), nullable=False),
+        pa.field("nll", pa.float64(), nullable=False),
+    ]
+)
+"""What a span of a row lost in a step of training, counted from 1, before its update: `nll` is the sum of -log p of
+tokens `start` to `end` (which is not in it), all of weight `weight`. `row` is the row's ordinal in the token tables."""
+
+
 def check_schema(schema: pa.Schema, expected: pa.Schema, place: Any) -> None:
     """Raises ArtifactError (78) naming the first column of `found` that differs from `expected`."""
     for field in expected:

@@ -7,6 +7,7 @@ dropout and noise are pure functions of the seed and the step, so there is no ot
 import contextlib
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ KEPT_STATE = "state/optimizer.safetensors"
 OWN = "start.safetensors"
 """Log-probs of the weights the run started from."""
 OPTIMIZER, STATE, METRICS, TIMING = "optimizer.safetensors", "state.json", "metrics.jsonl", "timing.jsonl"
+SAMPLES = "samples.jsonl"
 _NAME = re.compile(r"step-(\d{8,})")
 
 
@@ -59,7 +61,7 @@ def save(
     weights: dict[str, Tensor],
     state: dict[str, Tensor],
     own: dict[str, Tensor],
-    metrics: bytes,
+    records: Mapping[str, bytes],
     base: str,
     quality: float | None,
 ) -> Path:
@@ -81,7 +83,8 @@ def save(
         if own:
             save_tensors(own, staging.path / OWN)
         write_json(staging.path / STATE, position)
-        (staging.path / METRICS).write_bytes(metrics)
+        for name, content in records.items():
+            (staging.path / name).write_bytes(content)
         manifest = Manifest(
             kind="checkpoint",
             stage=out.stage.name,
@@ -158,7 +161,7 @@ def tidy(out: Out, keep_best: int) -> None:
     clean(out)
     rotate(out, 0, keep_best)
     if not _all(out):
-        for name in (METRICS, TIMING):  # the artifact has them
+        for name in (METRICS, TIMING, SAMPLES):  # the artifact has them
             (out.checkpoints / name).unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # a report of a diverged step may be there
             out.checkpoints.rmdir()

@@ -1,5 +1,6 @@
 """Options of `train`, in groups. What is learned, what is trained, how and how fast are choices out of tables."""
 
+import re
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -86,6 +87,19 @@ class Measure(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """For so many steps in a row."""
     channel_loss: bool = False
     """Record the loss of each channel, at the cost of one more matrix product in the head."""
+    row_losses: bool = False
+    """Write what each trained span of each row lost at each step to row_losses.arrow, at the same cost."""
+    sample_every: Annotated[int, Meta(ge=0)] = 0
+    """Answer the prompts of --sample-prompts every so many steps, into samples.jsonl; 0: only at the end."""
+    sample_tokens: Annotated[int, Meta(ge=1)] = 64
+    """Longest of these answers, in tokens."""
+    profile_steps: Annotated[str, SAME_BYTES] = ""
+    """Write a trace of a step (3) or of some (3-5), counted from 1, beside the checkpoints, for Perfetto or
+    chrome://tracing."""
+
+    def __post_init__(self) -> None:
+        if self.profile_steps and not re.fullmatch(r"[1-9]\d*(-[1-9]\d*)?", self.profile_steps):
+            raise ValueError(f"profile_steps {self.profile_steps}: expected a step like 3, or some like 3-5")
 
 
 class Train(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -171,6 +185,12 @@ STAGE = Stage(
         ),
         "valid": Port(
             kinds=("packed",), flag="--valid", help="a packed artifact to measure the loss on", required=False
+        ),
+        "sample_prompts": Port(
+            kinds=("file",),
+            flag="--sample-prompts",
+            required=False,
+            help='prompts to answer while training, one JSON object a line: {"prompt": "..."} or {"messages": [...]}',
         ),
         "own_loss": Port(
             kinds=("function",),

@@ -13,10 +13,10 @@ from postmill.stages.protocol import Input, Out, Result
 from postmill.stages.shared.base_model import source_of, trained_stop_ids
 from postmill.stages.shared.sentence_transformers import write_sentence_transformers
 from postmill.stages.train import checkpoint, curve, model, save
-from postmill.stages.train.checkpoint import METRICS, TIMING
+from postmill.stages.train.checkpoint import METRICS, SAMPLES, TIMING
 from postmill.stages.train.config import Train
 from postmill.stages.train.plan import Steps
-from postmill.stages.train.record import Record
+from postmill.stages.train.run_state import RunState
 from postmill.stages.train.survey import closing_ids
 from postmill.stages.train.tuners.interface import Tuner
 
@@ -31,8 +31,7 @@ def finish(
     net: Any,
     sizes: dict[str, int],
     weights: dict[str, Tensor],
-    record: Record,
-    conditions: dict[str, Any],
+    run: RunState,
     steps: Steps,
     state: dict[str, Tensor],
     start: Input | None,
@@ -42,6 +41,7 @@ def finish(
     sizes: numbers in each parameter by name, before ranks shared them.
     """
     assert base.path is not None
+    record, conditions = run.record, run.conditions
     num_trainable = sum(sizes[name] for name, p in net.named_parameters() if p.requires_grad)
     num_parameters = sum(sizes.values())
     is_model = cfg.tuner.makes == "model"
@@ -69,6 +69,10 @@ def finish(
     (out.dir / METRICS).write_bytes(record.raw())
     (out.dir / TIMING).write_bytes(record.timing())
     curve.write_curve(out.dir, record.lines)
+    if run.rows is not None:
+        run.rows.write(out, reader)
+    if run.samples is not None:
+        (out.dir / SAMPLES).write_bytes(run.samples.kept())
     if not cfg.checkpoints.keep_checkpoints:
         out.after_commit = lambda: checkpoint.tidy(out, cfg.checkpoints.keep_best)
     return Result(

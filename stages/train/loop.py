@@ -30,7 +30,7 @@ from postmill.stages.shared.media.pixels import Pixels
 from postmill.stages.shared.router import router_coefficient
 from postmill.stages.spec import LAST_BITS
 from postmill.stages.train import checkpoint, liger, model, save, verdict
-from postmill.stages.train.checkpoint import METRICS, Position
+from postmill.stages.train.checkpoint import METRICS, SAMPLES, Position
 from postmill.stages.train.columns import BatchSource
 from postmill.stages.train.config import Train
 from postmill.stages.train.finish import finish
@@ -53,8 +53,12 @@ from postmill.stages.train.own_scores import start_scores
 from postmill.stages.train.parallel.layout import Layout
 from postmill.stages.train.plan import Data, Step, Steps
 from postmill.stages.train.probe import check
+from postmill.stages.train.profiling import Profiler
 from postmill.stages.train.record import Record
-from postmill.stages.train.run_state import RunState
+from postmill.stages.train.row_losses import KEPT as ROW_LOSSES
+from postmill.stages.train.row_losses import RowLosses
+from postmill.stages.train.run_state import RunState, is_due
+from postmill.stages.train.samples import Samples
 from postmill.stages.train.step import Gradient, accumulate, validate
 from postmill.stages.train.survey import Channels, read_channels
 from postmill.stages.train.tied import share_gradient
@@ -70,6 +74,7 @@ def train(
     *,
     start: Input | None = None,
     own_loss: Sequence[Input] = (),
+    prompts: Input | None = None,
 ) -> Result:
     """Take all steps, from the newest checkpoint on, and save. `start` is what the first one starts with. See `run`."""
     objective = build_objective(cfg.objective, own_loss)
@@ -77,7 +82,16 @@ def train(
     try:
         data, valid = _with_pixels(cfg, base, data, valid, num_ranks=accelerator.num_processes)
         return _train(
-            cfg, data, valid, base, out, start=start, objective=objective, accelerator=accelerator, layout=layout
+            cfg,
+            data,
+            valid,
+            base,
+            out,
+            start=start,
+            objective=objective,
+            accelerator=accelerator,
+            layout=layout,
+            prompts=prompts,
         )
     finally:
         layout.close()
@@ -94,6 +108,7 @@ def _train(
     objective: Objective,
     accelerator: Accelerator,
     layout: Layout,
+    prompts: Input | None,
 ) -> Result:
     device, is_main = accelerator.device, accelerator.is_main_process
     reader = data.reader
@@ -141,6 +156,9 @@ def _train(
         base=base.name,
         accelerator=accelerator,
         own=own,
+        rows=RowLosses(_kept(resumed, ROW_LOSSES)) if cfg.measure.row_losses else None,
+        samples=_samples(cfg, prompts, base, out, resumed),
+        profiler=Profiler(cfg.measure.profile_steps if is_main else "", out.checkpoints),
         saved=resumed[1].step if resumed else 0,
     )
 
@@ -151,8 +169,17 @@ def _train(
         if _stop_requested(out, accelerator):
             raise run.stopped(step=number)
         step, lr = steps[number], cfg.lr_at(number, steps.total)
-        _begin(learner, tuner, number)
-        gradient = accumulate(cfg, wrapped, objective, source, step, layout=layout, channels=channels)
+        _begin(run, number)
+        gradient = accumulate(
+            cfg,
+            wrapped,
+            objective,
+            source,
+            step,
+            layout=layout,
+            channels=channels,
+            row_losses=run.rows is not None,
+        )
         tuner.before_update(net)
         norm = layout.clip(parameters.values(), cfg.clip or math.inf)
         loss, grad_norm = run.finite(reader, step, gradient, norm)
@@ -160,8 +187,9 @@ def _train(
         _update(learner, tuner, number, lr)
 
         last = number + 1 == steps.total
+        run.watch(number, gradient, last=last)
         line = _line(step, loss, lr, grad_norm) | _measured(gradient, channels)
-        if valid_source is not None and (last or _due(number, cfg.measure.valid_every)):
+        if valid_source is not None and (last or is_due(number, cfg.measure.valid_every)):
             line |= _validated(cfg, wrapped, objective, valid_source, learner)
         _say(line, meter, record.add(line, gradient.data_seconds), always=last)
         run.keep(step=number + 1)
@@ -182,12 +210,27 @@ def _train(
         net=net,
         sizes=sizes,
         weights=weights,
-        record=record,
-        conditions=conditions,
+        run=run,
         steps=steps,
         state=state,
         start=start,
     )
+
+
+def _kept(found: tuple[Artifact, Position] | None, name: str) -> bytes | None:
+    """What a checkpoint holds of a record that not every run has."""
+    return found[0].file(name).read_bytes() if found else None
+
+
+def _samples(
+    cfg: Train, prompts: Input | None, base: Input, out: Out, found: tuple[Artifact, Position] | None
+) -> Samples | None:
+    """What answers while it is trained; on rank 0."""
+    if prompts is None or out.rank:
+        return None
+    assert prompts.path is not None and base.path is not None
+    before = _kept(found, SAMPLES)
+    return Samples(prompts.path, base.path, max_tokens=cfg.measure.sample_tokens, before=before, folder=out.checkpoints)
 
 
 def _with_pixels(
@@ -221,11 +264,6 @@ def check_launcher(kind: str) -> None:
         raise ConfigError(
             f"accelerate was told to use {kind}; leave that out of its config and pass --shard fsdp", USAGE
         )
-
-
-def _due(number: int, every: int) -> bool:
-    """Whether something that happens every so many steps happens after step `number`, counted from 0."""
-    return every > 0 and (number + 1) % every == 0
 
 
 def _resume(out: Out, accelerator: Accelerator) -> tuple[Artifact, Position] | None:
@@ -349,11 +387,11 @@ def _learner(cfg: Train, tuner: Tuner, net: Any, parameters: dict[str, Tensor], 
     return Learner.of(net, parameters, optimizer, layout)._replace(ema=ema, is_partial=tuner.one_rank)
 
 
-def _begin(learner: Learner, tuner: Tuner, number: int) -> None:
+def _begin(run: RunState, number: int) -> None:
     """Forget the last gradient and settle what step `number` trains."""
-    # of the model, not of the optimizer: of what a layout gave that one, gradients may be buffers
-    learner.net.zero_grad(set_to_none=True)
-    tuner.before_step(learner.net, learner.optimizer, number)
+    run.profiler.before(number)
+    run.learner.optimizer.zero_grad(set_to_none=True)
+    run.tuner.before_step(run.learner.net, run.learner.optimizer, number)
 
 
 def _update(learner: Learner, tuner: Tuner, number: int, lr: float) -> None:

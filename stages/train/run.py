@@ -13,7 +13,7 @@ from postmill.io.rewards import RewardsReader
 from postmill.io.scores import ScoresReader
 from postmill.stages.protocol import Input, Inputs, Out, Result
 from postmill.stages.train.answers import check_one_answer
-from postmill.stages.train.checks import check_data, check_objective, check_quantized, check_request
+from postmill.stages.train.checks import check_data, check_objective, check_quantized, check_request, check_watched
 from postmill.stages.train.config import Train
 from postmill.stages.train.objectives.own_options import Own
 from postmill.stages.train.origin import check_start
@@ -41,9 +41,12 @@ def run(cfg: Train, inputs: Inputs, out: Out) -> Result:
         raise ConfigError("--valid: samples have no validation loss; sample and reward with the trained model", USAGE)
     valid = _open(cfg, inputs["valid"][0], model, _scores(inputs, "valid.")) if inputs["valid"] else None
 
+    prompts = inputs["sample_prompts"][0] if inputs["sample_prompts"] else None
+    check_watched(cfg, prompts, has_valid=valid is not None)
+
     from postmill.stages.train.loop import train
 
-    return train(cfg, data, valid, model, out, start=start, own_loss=inputs["own_loss"])
+    return train(cfg, data, valid, model, out, start=start, own_loss=inputs["own_loss"], prompts=prompts)
 
 
 def _open(

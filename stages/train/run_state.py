@@ -17,15 +17,25 @@ from postmill.io.json_file import write_json
 from postmill.io.packed import PackedReader
 from postmill.stages.protocol import Out
 from postmill.stages.train import checkpoint, save
-from postmill.stages.train.checkpoint import Position
+from postmill.stages.train.checkpoint import METRICS, SAMPLES, Position
 from postmill.stages.train.config import Train
-from postmill.stages.train.optimizer import Learner, state_tensors
+from postmill.stages.train.model import causal_lm, compute_dtype
+from postmill.stages.train.optimizer import Learner, averaged, state_tensors
 from postmill.stages.train.own_scores import OwnScores
 from postmill.stages.train.plan import Step
+from postmill.stages.train.profiling import Profiler
 from postmill.stages.train.record import Record
+from postmill.stages.train.row_losses import KEPT as ROW_LOSSES
+from postmill.stages.train.row_losses import RowLosses
+from postmill.stages.train.samples import Samples
 from postmill.stages.train.step import Gradient
 from postmill.stages.train.tuners.interface import Tuner
 from postmill.stages.train.verdict import is_among_best, quality, watch
+
+
+def is_due(number: int, every: int) -> bool:
+    """Whether something that happens every so many steps happens after step `number`, counted from 0."""
+    return every > 0 and (number + 1) % every == 0
 
 
 class RunState(msgspec.Struct, kw_only=True):
@@ -41,8 +51,21 @@ class RunState(msgspec.Struct, kw_only=True):
     accelerator: Accelerator
     own: dict[str, OwnScores]
     """Numbers of the start that later steps compare with."""
+    rows: RowLosses | None
+    samples: Samples | None
+    profiler: Profiler
     saved: int
     """Step of the newest checkpoint; 0 without one."""
+
+    def watch(self, number: int, gradient: Gradient, *, last: bool) -> None:
+        """After step `number`, counted from 0: what is written down of it besides its numbers."""
+        self.profiler.after(number, last=last)
+        if self.rows is not None and gradient.spans is not None:
+            self.rows.add(number + 1, gradient.spans)
+        if self.samples is not None and (last or is_due(number, self.cfg.measure.sample_every)):
+            net = causal_lm(self.learner.net)
+            with averaged(self.learner):
+                self.samples.take(net, number + 1, compute_dtype(self.cfg, self.accelerator.device))
 
     def keep(self, *, step: int) -> None:
         """After `step` updates: commit a checkpoint if one is due, or if the validation was among the best.
@@ -70,12 +93,21 @@ class RunState(msgspec.Struct, kw_only=True):
                 weights=weights,
                 state=state,
                 own={role: torch.from_numpy(scores.logp) for role, scores in self.own.items()},
-                metrics=self.record.raw(),
+                records=self.records(),
                 base=self.base,
                 quality=quality(self.record.lines[-1], self.cfg.measure.best) if self.record.lines else None,
             )
             checkpoint.rotate(self.out, self.cfg.checkpoints.keep_last, self.cfg.checkpoints.keep_best)
         self.saved = step
+
+    def records(self) -> dict[str, bytes]:
+        """What the run has written down so far, by file."""
+        found = {METRICS: self.record.raw()}
+        if self.rows is not None:
+            found[ROW_LOSSES] = self.rows.kept()
+        if self.samples is not None:
+            found[SAMPLES] = self.samples.kept()
+        return found
 
     def stopped(self, *, step: int) -> StageError:
         """Save where we are; returns the error to leave with (75)."""

@@ -26,6 +26,7 @@ from postmill.stages.train.coupling import Cached, step_constants, step_gradient
 from postmill.stages.train.objectives.interface import ConstantsObjective, GradientsObjective, Loss, Objective
 from postmill.stages.train.parallel.layout import Layout
 from postmill.stages.train.plan import Step, total_norms
+from postmill.stages.train.row_losses import SpanSums
 from postmill.stages.train.survey import Channels
 
 _LOGP: frozenset[Stat] = frozenset({"logp"})
@@ -45,6 +46,8 @@ class Gradient(NamedTuple):
     """float64 [2, number of channels]: sum of weight * nll, and number of trained tokens."""
     data_seconds: float
     """What was spent waiting for bins."""
+    spans: Tensor | None = None
+    """What each span of each row lost, see `SpanSums.whole`."""
 
 
 def accumulate(
@@ -56,6 +59,7 @@ def accumulate(
     *,
     layout: Layout,
     channels: Channels | None = None,
+    row_losses: bool = False,
 ) -> Gradient:
     """Add the gradient of `step` to the parameters of `forward`: a `Forward`, which may be wrapped for several ranks.
 
@@ -67,6 +71,8 @@ def accumulate(
     held: dict[int, tuple[Tensor | None, contextlib.ExitStack]] = {}
     tally = Tally()
     by_channel = ChannelSums(channels) if channels else None
+    by_span = SpanSums() if row_losses else None
+    watchers = [watcher for watcher in (by_channel, by_span) if watcher is not None]
     for number, is_forward in layout.order(len(blocks.bins)):
         if not is_forward:
             share, inside = held.pop(number)
@@ -79,7 +85,7 @@ def accumulate(
             stack.enter_context(blocks.guarded(batch))
             stack.enter_context(layout.gathering(forward, last=number + 1 == len(blocks.bins)))
             ask = blocks.ask(objective, batch, block)
-            outputs = forward(batch, ask._replace(stats=ask.stats | _LOGP) if by_channel else ask)
+            outputs = forward(batch, ask._replace(stats=ask.stats | _LOGP) if watchers else ask)
             if not layout.has_outputs:
                 held[number] = None, stack.pop_all()
                 continue
@@ -91,9 +97,10 @@ def accumulate(
             held[number] = total, stack.pop_all()
         losses.append(total.detach())
         tally.add(loss)
-        if by_channel is not None and block[0] >= 0:
+        if watchers and block[0] >= 0:
             assert outputs.logp_T is not None
-            by_channel.add(outputs.logp_T.detach(), batch)
+            for watcher in watchers:
+                watcher.add(outputs.logp_T.detach(), batch)
 
     def measured() -> Gradient:
         if cached is None:
@@ -103,7 +110,8 @@ def accumulate(
             tally.add(cached.loss)
             total, metrics = cached.loss.total.detach().double(), tally.means(step.norms, None)
         whole = None if by_channel is None else layout.sum(by_channel.sums)
-        return Gradient(total, losses, metrics, whole, blocks.data_seconds)
+        spans = None if by_span is None else by_span.whole(layout)
+        return Gradient(total, losses, metrics, whole, blocks.data_seconds, spans)
 
     return layout.agreed(measured)
 
