@@ -1,8 +1,23 @@
-"""Property tests are the same on every run, and slow machines do not fail them."""
+"""Property tests are the same on every run, and slow machines do not fail them. `--oracles FILE`: see `agreement`."""
 
+import json
+from pathlib import Path
+
+import pytest
+from agreement import FOUND
 from hypothesis import HealthCheck, settings
 
 settings.register_profile(
     "postmill", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow], database=None
 )
 settings.load_profile("postmill")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--oracles", type=Path, help="write the largest differences to oracles of losses to this file")
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    path: Path | None = session.config.getoption("--oracles")
+    if path is not None:
+        path.write_text(json.dumps(FOUND, indent=1, sort_keys=True) + "\n")

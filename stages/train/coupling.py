@@ -12,7 +12,7 @@ from torch import Tensor
 from postmill.stages.shared.batch import Batch
 from postmill.stages.shared.forward import Outputs
 from postmill.stages.train.blocks import Blocks
-from postmill.stages.train.objectives.interface import ConstantsObjective, GradientsObjective, Loss, StepRows
+from postmill.stages.train.objectives.interface import ConstantsObjective, GradientsObjective, Loss, Past, StepRows
 from postmill.stages.train.parallel.layout import Layout
 
 
@@ -47,9 +47,11 @@ def widen(summary_RS: Tensor, width: int) -> Tensor:
     return torch.nn.functional.pad(summary_RS, (0, width - summary_RS.shape[1]), value=float("nan"))
 
 
-def step_constants(objective: ConstantsObjective, forward: Any, blocks: Blocks, layout: Layout) -> dict[str, float]:
+def step_constants(
+    objective: ConstantsObjective, forward: Any, blocks: Blocks, layout: Layout, past: Past = ()
+) -> dict[str, float]:
     summary_RS, _ = summaries(objective, forward, blocks, layout)
-    return objective.constants(summary_RS, blocks.norms)
+    return objective.constants(summary_RS, blocks.norms, past)
 
 
 class Cached(NamedTuple):

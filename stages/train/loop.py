@@ -179,6 +179,7 @@ def _train(
             layout=layout,
             channels=channels,
             row_losses=run.rows is not None,
+            past=record.lines,
         )
         tuner.before_update(net)
         norm = layout.clip(parameters.values(), cfg.clip or math.inf)

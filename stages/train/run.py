@@ -15,6 +15,7 @@ from postmill.stages.protocol import Input, Inputs, Out, Result
 from postmill.stages.train.answers import check_one_answer
 from postmill.stages.train.checks import check_data, check_objective, check_quantized, check_request, check_watched
 from postmill.stages.train.config import Train
+from postmill.stages.train.left_out import say_left_out
 from postmill.stages.train.objectives.own_options import Own
 from postmill.stages.train.origin import check_start
 from postmill.stages.train.plan import Data, Steps
@@ -43,6 +44,9 @@ def run(cfg: Train, inputs: Inputs, out: Out) -> Result:
 
     prompts = inputs["sample_prompts"][0] if inputs["sample_prompts"] else None
     check_watched(cfg, prompts, has_valid=valid is not None)
+
+    if model.path is not None and out.rank == 0:
+        say_left_out(model.path, cfg.tuner.makes)
 
     from postmill.stages.train.loop import train
 

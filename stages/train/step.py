@@ -23,7 +23,7 @@ from postmill.stages.train.blocks import Blocks
 from postmill.stages.train.columns import BatchSource
 from postmill.stages.train.config import Train
 from postmill.stages.train.coupling import Cached, step_constants, step_gradients, summaries
-from postmill.stages.train.objectives.interface import ConstantsObjective, GradientsObjective, Loss, Objective
+from postmill.stages.train.objectives.interface import ConstantsObjective, GradientsObjective, Loss, Objective, Past
 from postmill.stages.train.parallel.layout import Layout
 from postmill.stages.train.plan import Step, total_norms
 from postmill.stages.train.row_losses import SpanSums
@@ -60,13 +60,14 @@ def accumulate(
     layout: Layout,
     channels: Channels | None = None,
     row_losses: bool = False,
+    past: Past = (),
 ) -> Gradient:
     """Add the gradient of `step` to the parameters of `forward`: a `Forward`, which may be wrapped for several ranks.
 
     Raises StageError (1) when memory runs out.
     """
     blocks = Blocks(cfg, source, step, layout)
-    constants, cached = _look_first(objective, forward, blocks, layout)
+    constants, cached = _look_first(objective, forward, blocks, layout, past)
     losses: list[Tensor] = []
     held: dict[int, tuple[Tensor | None, contextlib.ExitStack]] = {}
     tally = Tally()
@@ -117,11 +118,11 @@ def accumulate(
 
 
 def _look_first(
-    objective: Objective, forward: Any, blocks: Blocks, layout: Layout
+    objective: Objective, forward: Any, blocks: Blocks, layout: Layout, past: Past
 ) -> tuple[Mapping[str, float], Cached | None]:
     """What a loss needs of the whole step before its first gradient: constants, or the gradient of each summary."""
     if objective.needs.coupling == "step_constants":
-        return step_constants(cast("ConstantsObjective", objective), forward, blocks, layout), None
+        return step_constants(cast("ConstantsObjective", objective), forward, blocks, layout, past), None
     if objective.needs.coupling == "step_gradients":
         return {}, step_gradients(cast("GradientsObjective", objective), forward, blocks, layout)
     return {}, None

@@ -4,14 +4,17 @@ All are pure: tensors and numbers in, tensors out. Masks, shares and normalisers
 depends on how rows were laid into micro-batches or dealt to ranks.
 """
 
-from collections.abc import Mapping
-from typing import NamedTuple, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
 from postmill.stages.shared.batch import Batch
 from postmill.stages.shared.forward import Ask, Outputs
 from postmill.stages.train.objectives.needs import Needs
+
+Past = Sequence[Mapping[str, Any]]
+"""Lines of `metrics.jsonl`."""
 
 
 class Loss(NamedTuple):
@@ -49,8 +52,11 @@ class ConstantsObjective(Objective, Protocol):
         """[R, S] float32: what `constants` has to know of each row. Called without gradients."""
         ...
 
-    def constants(self, summary_RS: Tensor, norms: Mapping[str, float]) -> dict[str, float]:
-        """Numbers of the step from the summaries of all its rows, in the order of `Batch.row_R`."""
+    def constants(self, summary_RS: Tensor, norms: Mapping[str, float], past: "Past" = ()) -> dict[str, float]:
+        """Numbers of the step from the summaries of all its rows, in the order of `Batch.row_R`.
+
+        past: what the record has of the steps before, a line each; empty in validation.
+        """
         ...
 
 

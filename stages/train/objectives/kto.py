@@ -5,8 +5,8 @@ With a = s - ref the log-ratio of an answer, S the sigmoid, and z a number of th
     kto                w+ (1 - S(beta (a - z))) for good answers, w- (1 - S(beta (z - a))) for bad ones; z is the mean
                        log-ratio of mismatched rows, at least 0
     apo_zero_unpaired  the same with z = 0
-    bco                -w+ log S(beta a - z), -w- log S(z - beta a); z is the step's mean of beta a. The paper averages
-                       over the steps before as well, a state that a resumed run would have to carry
+    bco                -w+ log S(beta a - z), -w- log S(z - beta a); z is the mean of beta a over all labelled rows of
+                       the run so far, or of the step alone
 
 Each is a mean over the labelled rows of a step. Sources: KTO, equation 8, <https://arxiv.org/abs/2402.01306>; APO,
 <https://arxiv.org/abs/2408.06266>; BCO, <https://arxiv.org/abs/2404.04656>.
@@ -20,7 +20,7 @@ from torch.nn.functional import logsigmoid
 
 from postmill.stages.shared.batch import Batch
 from postmill.stages.shared.forward import Ask, Outputs
-from postmill.stages.train.objectives.interface import Loss
+from postmill.stages.train.objectives.interface import Loss, Past
 from postmill.stages.train.objectives.kto_options import Kto
 from postmill.stages.train.objectives.pairs import row_sum
 
@@ -42,11 +42,20 @@ class KtoLoss:
         labelled_R = torch.ones_like(ratio_R) if is_partner else (~batch.columns["label"].isnan()).to(ratio_R.dtype)
         return torch.stack([ratio_R, labelled_R], dim=1)
 
-    def constants(self, summary_RS: Tensor, norms: Mapping[str, float]) -> dict[str, float]:
-        """`z`: of the mismatched rows, or of the step's own."""
+    def constants(self, summary_RS: Tensor, norms: Mapping[str, float], past: Past = ()) -> dict[str, float]:
+        """`z`: of the mismatched rows, or of the step's own and those before.
+
+        The record holds z and the number of rows of each step, and nothing else is needed to go on with the mean.
+        """
         ratio_R, labelled_R = summary_RS.double().unbind(1)
         mean = float((ratio_R * labelled_R).sum() / labelled_R.sum().clamp(min=1))
-        return {"z": max(mean, 0.0) if self._options.loss == "kto" else self._options.beta * mean}
+        if self._options.loss == "kto":
+            return {"z": max(mean, 0.0)}
+        z = self._options.beta * mean
+        if past and self._options.mean == "run":
+            before, now = sum(line["normaliser"] for line in past), float(labelled_R.sum())
+            z = (before * past[-1]["z"] + now * z) / (before + now)
+        return {"z": z}
 
     def loss(self, outputs: Outputs, batch: Batch, norms: Mapping[str, float], constants: Mapping[str, float]) -> Loss:
         """The labelled rows of `batch`."""

@@ -18,7 +18,10 @@ class Kto(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
 
     loss: Literal["kto", "bco", "apo_zero_unpaired"] = "kto"
     """kto: a value above or below the KL divergence, measured on prompts with other rows' answers (needs
-    `--scores kl=DIR`); bco: a binary classifier around the step's mean reward; apo_zero_unpaired: neither."""
+    `--scores kl=DIR`); bco: a binary classifier around the mean reward (--kto.mean); apo_zero_unpaired: neither."""
+    mean: Literal["run", "step"] = "run"
+    """Rows whose reward bco averages: of all steps so far, as the paper, or of each step alone. Validation averages its
+    own rows."""
     beta: Annotated[float, Meta(gt=0)] = 0.1
     """How strongly the model is held to the reference: higher is closer."""
     desirable: Annotated[float, Meta(ge=0)] = 1.0

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from postmill.stages.shared.batch import Batch
 from postmill.stages.shared.forward import Ask, Outputs
-from postmill.stages.train.objectives.interface import Loss
+from postmill.stages.train.objectives.interface import Loss, Past
 from postmill.stages.train.objectives.policy_loss import (
     Sampled,
     clipped,
@@ -66,7 +66,7 @@ class RlLoss:
         found = outputs.entropy_T.new_full((len(count_R), int(count_R.max())), float("nan"))
         return found.index_put((row_N, place_N), outputs.entropy_T[at_N])
 
-    def constants(self, summary_RS: Tensor, norms: Mapping[str, float]) -> dict[str, float]:
+    def constants(self, summary_RS: Tensor, norms: Mapping[str, float], past: Past = ()) -> dict[str, float]:
         """The entropy from which on a token of this step is trained on."""
         known = summary_RS[~summary_RS.isnan()].double().sort()[0]
         at = (1.0 - self._options.entropy_quantile) * (len(known) - 1)

@@ -11,6 +11,7 @@ pytest.importorskip("peft")
 pytest.importorskip("postmill._native", reason="native module not built")
 
 import numpy as np  # noqa: E402
+import tiny_chat  # noqa: E402
 import tiny_model  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 from tuner_laws import STEPS, config, digest, given, load, losses, stop_at  # noqa: E402
@@ -28,7 +29,7 @@ from postmill.stages.train.config import STAGE, Measure  # noqa: E402
 def world(tmp_path_factory):
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("watching")
-    base = tiny_model.write_model(folder / "base")
+    base = tiny_chat.write_chat_model(folder / "base")
     tiny_model.write_packed(folder / "packed", base, tiny_model.make_rows(16, seed=3))
     tiny_model.write_packed(folder / "valid", base, tiny_model.make_rows(4, seed=9))
     lines = [{"prompt": "ab"}, {"messages": [{"role": "user", "content": "c"}]}]
@@ -87,14 +88,20 @@ def test_losses_of_spans_do_not_depend_on_micro_batches(world, tmp_path):
     np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
+def weights_of(run):
+    return load_file(run / "adapter_model.safetensors")
+
+
 def test_watching_changes_nothing_and_goes_on(world, tmp_path):
     ports = given(world)
-    plain = train(config("lora", rank=2), ports, tmp_path / "plain")
+    plain = weights_of(train(config("lora", rank=2), ports, tmp_path / "plain"))
     ports |= {"sample_prompts": [str(world / "asked.jsonl")]}
+    asked = train(config("lora", rank=2, sample_every=1, sample_tokens=5), ports, tmp_path / "asked")
+    assert all(torch.equal(tensor, plain[name]) for name, tensor in weights_of(asked).items())
     cfg = config("lora", rank=2, row_losses=True, sample_every=2, sample_tokens=5)
     run = train(cfg, ports, tmp_path / "run")
-    name = "adapter_model.safetensors"
-    assert all(torch.equal(t, load_file(plain / name)[key]) for key, t in load_file(run / name).items())
+    for name, tensor in weights_of(run).items():  # the head rounds otherwise where it gives log-probs as well
+        torch.testing.assert_close(tensor, plain[name], rtol=1e-4, atol=1e-5)
     for _ in range(1, STEPS):
         stop_at(cfg, ports, tmp_path / "again", 1)
     train(cfg, ports, tmp_path / "again")
@@ -124,13 +131,13 @@ def test_answers_are_those_of_the_weights_at_that_step(world, tmp_path):
         assert line["tokens"] == len(wanted)
 
 
-def test_a_profile_is_written_beside_the_checkpoints(world, tmp_path, capsys):
+def test_a_profile_is_written_beside_the_checkpoints(world, tmp_path):
     cfg = config("lora", rank=2, profile_steps="2-3")
     train(cfg, given(world), tmp_path / "run")
-    assert "profile of steps 2 to 3: " in capsys.readouterr().err
     events = json.loads((tmp_path / "run.checkpoints" / "profile-steps-2-3.json").read_text())["traceEvents"]
     assert any("mm" in event.get("name", "") for event in events)
-    assert digest(train(config("lora", rank=2), given(world), tmp_path / "plain")) == digest(tmp_path / "run")
+    plain = weights_of(train(config("lora", rank=2), given(world), tmp_path / "plain"))
+    assert all(torch.equal(tensor, plain[name]) for name, tensor in weights_of(tmp_path / "run").items())
     for text in ("0", "3-", "x"):
         with pytest.raises(ValueError, match="expected a step like 3"):
             Measure(profile_steps=text)
@@ -141,7 +148,6 @@ def test_a_profile_is_written_beside_the_checkpoints(world, tmp_path, capsys):
     [
         ("lora", {"sample_every": 2}, {}, "--sample-every 2: needs --sample-prompts"),
         ("prompt-tuning", {}, {"sample_prompts": "asked.jsonl"}, "--sample-prompts --tuner prompt-tuning"),
-        ("lora", {"objective": "embedding", "row_losses": True}, {}, "--row-losses --objective embedding|pairs|anchor"),
     ],
 )
 def test_what_cannot_be_shown_is_refused(world, tmp_path, name, options, ports, message):

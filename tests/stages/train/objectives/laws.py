@@ -10,13 +10,14 @@ import pytest
 import tiny_model
 import torch
 from accelerate import Accelerator
+from agreement import against
 from forks import fork_ranks, wait_code
 
 from postmill.io.errors import StageError
 from postmill.io.manifest import load_artifact
 from postmill.io.packed import PackedReader
 from postmill.io.scores import ScoresReader
-from postmill.stages.options import make
+from postmill.stages.options import make, tag
 from postmill.stages.protocol import Out
 from postmill.stages.runner import Options, find_inputs, job_of, run_stage
 from postmill.stages.shared import attention
@@ -29,6 +30,7 @@ from postmill.stages.train.parallel.replicated import Replicated
 from postmill.stages.train.plan import Steps
 from postmill.stages.train.step import accumulate, validate
 
+CUTS, RANKS = "micro-batches of 1, 2 and 4 bins, packed and alone", "two ranks"
 Ports = dict[str, list[str]]
 
 
@@ -81,6 +83,7 @@ def cuts_do_not_matter(
     seen = [whole_step(objective, path, base, scores or {}, micro) for path, micro in cuts]
     assert len(PackedReader(packed[1])) > len(PackedReader(packed[0]))
     for loss, gradients, metrics in seen[1:]:
+        against(tag(objective), CUTS, (loss, gradients), seen[0][:2])
         assert loss == pytest.approx(seen[0][0], rel=1e-6, abs=1e-7)
         assert float((gradients - seen[0][1]).abs().max()) <= 3e-6 * float(seen[0][1].abs().max())
         for name, value in metrics.items():
@@ -94,6 +97,7 @@ def two_ranks_learn_as_one(objective: Any, ports: Ports, folder: Path, **options
     pids = fork_ranks([cfg] * 2, ports, folder / "two")
     assert [wait_code(pid) for pid in pids] == [0, 0]
     one, two = lines(folder / "one"), lines(folder / "two")
+    against(tag(objective), RANKS, *((run[0]["loss"], run[0]["grad_norm"]) for run in (two, one)))
     assert two[0]["grad_norm"] == pytest.approx(one[0]["grad_norm"], rel=1e-5)
     for x, y in zip(one, two, strict=True):
         assert y["loss"] == pytest.approx(x["loss"], rel=1e-5)

@@ -11,6 +11,7 @@ pytest.importorskip("postmill._native", reason="native module not built")
 
 import tiny_model  # noqa: E402
 from accelerate import Accelerator  # noqa: E402
+from agreement import against  # noqa: E402
 
 from postmill.io.packed import PackedReader  # noqa: E402
 from postmill.stages.options import make  # noqa: E402
@@ -86,6 +87,9 @@ def test_loss_and_gradient_are_those_of_the_formula(world, name):
     total = total / step.normaliser
     assert float(got.loss) == pytest.approx(float(total.detach()), rel=1e-5)
     total.backward()
+    gradients = [torch.cat([p.grad.double().flatten() for p in model.parameters()]) for model in (ours, net)]
+    formula_of = "formula, the whole model in float64 beside ours in float32"
+    against(name.partition("-")[0], formula_of, (got.loss, gradients[0]), (total, gradients[1]))
     for mine, theirs in zip(ours.parameters(), net.parameters(), strict=True):
         torch.testing.assert_close(mine.grad.double(), theirs.grad, rtol=1e-4, atol=2e-5)
 

@@ -4,6 +4,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from agreement import against  # noqa: E402
+
 from postmill.stages.shared.forward import Outputs  # noqa: E402
 from postmill.stages.train.objectives.dft_options import Dft  # noqa: E402
 
@@ -25,5 +27,7 @@ def test_the_gradient_of_a_token_is_cross_entropys_times_its_probability():
     torch.testing.assert_close(loss.total.detach(), want, rtol=1e-10, atol=0)
     one_hot = torch.nn.functional.one_hot(targets_T, 64)
     exact = p_T[:, None] * (p_TV - one_hot) / tokens
-    torch.testing.assert_close(torch.autograd.grad(loss.total, logits)[0], exact, rtol=1e-10, atol=1e-14)
+    [gradient] = torch.autograd.grad(loss.total, logits)
+    against("dft", "the paper's formula", (loss.total, gradient), (want, exact))
+    torch.testing.assert_close(gradient, exact, rtol=1e-10, atol=1e-14)
     assert loss.metrics["nll"][1] == "tokens"

@@ -11,6 +11,7 @@ pytest.importorskip("postmill._native", reason="native module not built")
 
 import tiny_model  # noqa: E402
 import token_tables  # noqa: E402
+from agreement import against  # noqa: E402
 from torch.nn.functional import cosine_similarity, normalize  # noqa: E402
 
 from postmill.io.errors import ArtifactError  # noqa: E402
@@ -91,6 +92,9 @@ def test_the_loss_is_sentence_transformers(name):
     [their_grad] = torch.autograd.grad(expected, leaf)
     ours = options.build().step_loss(leaf, rows, {"groups": float(QUERIES)})
     [our_grad] = torch.autograd.grad(ours.total, leaf)
+    against(
+        "embedding", "sentence-transformers' losses", (ours.total, our_grad[:, :-1]), (expected, their_grad[:, :-1])
+    )
     assert float(ours.total.detach()) == pytest.approx(float(expected.detach()), rel=1e-9)
     torch.testing.assert_close(our_grad[:, :-1], their_grad[:, :-1], rtol=1e-7, atol=1e-10)
 

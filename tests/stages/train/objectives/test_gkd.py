@@ -10,6 +10,7 @@ pytest.importorskip("transformers")
 pytest.importorskip("postmill._native", reason="native module not built")
 
 import tiny_model  # noqa: E402
+from agreement import against  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 
 from postmill.io.errors import ArtifactError, ConfigError  # noqa: E402
@@ -44,6 +45,7 @@ def test_of_the_whole_vocabulary_it_is_trls(divergence, beta):
     ours = diverge(t_NK, student.log_softmax(-1).gather(1, ids), "bucket", divergence, beta).sum()
     assert float(ours.detach()) == pytest.approx(float(theirs.detach()), rel=1e-7)
     mine, other = (torch.autograd.grad(value, student)[0] for value in (ours, theirs))
+    against("gkd", "TRL's GKDTrainer, whole vocabulary", (ours, mine), (theirs, other))
     torch.testing.assert_close(mine, other, rtol=1e-6, atol=1e-8)
 
 
@@ -70,6 +72,7 @@ def test_of_the_likeliest_it_is_the_formula(tail, divergence):
         "skew_forward": kl(t, middle),
         "skew_reverse": kl(s, 0.2 * s + 0.8 * t),
     }
+    against("gkd", "formulas of the divergences, likeliest tokens", (ours,), (expected[divergence],))
     torch.testing.assert_close(ours, expected[divergence], rtol=1e-9, atol=1e-12)
 
 

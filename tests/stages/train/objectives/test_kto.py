@@ -11,6 +11,7 @@ pytest.importorskip("transformers")
 pytest.importorskip("postmill._native", reason="native module not built")
 
 import tiny_model  # noqa: E402
+from agreement import against  # noqa: E402
 
 from postmill.io.errors import ArtifactError, ConfigError  # noqa: E402
 from postmill.io.packed import PackedReader  # noqa: E402
@@ -84,6 +85,7 @@ def test_the_loss_is_trls(loss, kl_shift):
     }
     theirs = KTOTrainer._compute_loss(stub, lambda **_: outputs, inputs, False)
     [their_grad] = torch.autograd.grad(theirs, rows.leaf)
+    against("kto", "TRL's KTOTrainer", (ours.total, ours_grad), (theirs, their_grad))
     assert float(ours.total.detach()) == pytest.approx(float(theirs.detach()), rel=1e-12)
     torch.testing.assert_close(ours_grad, their_grad, rtol=1e-10, atol=1e-14)
     if loss == "kto":
@@ -102,6 +104,20 @@ def test_bco_is_the_papers_classifier_around_the_mean_reward():
     good = np.array(LABELS) > 0.5
     expected = (-2.0 * np.log(sigmoid[good]).sum() - np.log(1 - sigmoid[~good]).sum()) / 10
     assert float(ours.total.detach()) == pytest.approx(expected, rel=1e-12)
+
+
+def test_the_mean_reward_of_bco_is_that_of_all_rows_so_far():
+    objective, alone = Kto(loss="bco", beta=0.3).build(), Kto(loss="bco", beta=0.3, mean="step").build()
+    past, seen = [], []
+    for step in range(4):
+        ratio_R = torch.randn(5 + step, dtype=torch.float64, generator=torch.Generator().manual_seed(step))
+        labelled_R = (torch.arange(5 + step) != 2).double()
+        summary = torch.stack([ratio_R, labelled_R], 1)
+        seen.append(0.3 * ratio_R[labelled_R > 0])
+        z = objective.constants(summary, {}, past)["z"]
+        assert z == pytest.approx(float(torch.cat(seen).mean()), rel=1e-12)
+        assert alone.constants(summary, {}, past)["z"] == pytest.approx(float(seen[-1].mean()), rel=1e-12)
+        past.append({"z": z, "normaliser": float(len(seen[-1]))})
 
 
 def answers(num_rows, seed=0):
@@ -164,6 +180,8 @@ def test_ranks_and_stops_do_not_matter_and_the_first_loss_is_a_half(world, tmp_p
     }
     laws.two_ranks_learn_as_one(Kto(), ports, tmp_path)
     laws.resumes_to_the_same_bytes(Kto(), ports, tmp_path)
+    ports["scores"] = [f"ref={world / 'ref'}"]
+    laws.resumes_to_the_same_bytes(Kto(loss="bco"), ports, tmp_path / "bco")
     found = laws.lines(tmp_path / "one")
     assert found[0]["loss"] == pytest.approx(0.5, abs=1e-5)
     assert found[0]["z"] == pytest.approx(0, abs=1e-4)

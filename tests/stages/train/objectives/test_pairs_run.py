@@ -11,12 +11,13 @@ import json  # noqa: E402
 
 import tiny_model  # noqa: E402
 from accelerate import Accelerator  # noqa: E402
+from agreement import against  # noqa: E402
 from forks import fork_ranks, wait_code  # noqa: E402
 
 from postmill.io.errors import ArtifactError, ConfigError, StageError  # noqa: E402
 from postmill.io.packed import PackedReader  # noqa: E402
 from postmill.io.scores import ScoresReader  # noqa: E402
-from postmill.stages.options import make  # noqa: E402
+from postmill.stages.options import make, tag  # noqa: E402
 from postmill.stages.runner import Options, run_stage  # noqa: E402
 from postmill.stages.score import run as score_stage  # noqa: E402
 from postmill.stages.score.config import STAGE as SCORE  # noqa: E402
@@ -31,9 +32,12 @@ from postmill.stages.train.objectives.interface import Loss  # noqa: E402
 from postmill.stages.train.objectives.needs import Needs  # noqa: E402
 from postmill.stages.train.objectives.orpo_options import Orpo  # noqa: E402
 from postmill.stages.train.objectives.pairs import row_sum  # noqa: E402
+from postmill.stages.train.objectives.simpo_options import Simpo  # noqa: E402
 from postmill.stages.train.parallel.replicated import Replicated  # noqa: E402
 from postmill.stages.train.plan import Steps  # noqa: E402
 from postmill.stages.train.step import accumulate, validate  # noqa: E402
+
+from . import laws  # noqa: E402
 
 
 def pairs(num_pairs, seed=0):
@@ -52,7 +56,7 @@ def world(tmp_path_factory):
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("pairs")
     base = tiny_model.write_model(folder / "base")
-    tiny_model.write_packed(folder / "packed", base, pairs(12))
+    laws.write_twice(folder, "packed", base, pairs(12))
     tiny_model.write_packed(folder / "others", base, pairs(12, seed=4))
     tiny_model.write_packed(folder / "single", base, tiny_model.make_rows(8))
     for name, cfg in {"scores": Score(), "all": Score(where="all", entropy=True, collision=True)}.items():
@@ -151,21 +155,27 @@ def test_what_does_not_fit_is_refused_before_torch_loads(world):
         train(world, "no", cfg, scores=[str(world / "scores")])
 
 
-OBJECTIVES = [Dpo(ld_alpha=0.5, loss="sigmoid:0.7,sft:0.3"), Dpo(loss="aot"), Dpo(weighting=True), Cpo(), Orpo()]
+OBJECTIVES = [
+    Dpo(ld_alpha=0.5, loss="sigmoid:0.7,sft:0.3"),
+    Dpo(loss="aot"),
+    Dpo(weighting=True),
+    Cpo(),
+    Orpo(),
+    Simpo(),
+]
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda o: f"{type(o).__name__}-{o.needs.coupling}")
-def test_the_gradient_does_not_depend_on_micro_batches(world, objective):
+def test_the_gradient_does_not_depend_on_micro_batches_or_packing(world, objective):
     """Nor does validation: it is the same loss, over all bins as one step."""
-    reader = PackedReader(world / "packed")
-    reader_bins = len(reader)
     scores = {"ref": ScoresReader(world / "scores")}
-    source = BatchSource(reader, objective.needs, scores)
     accelerator = Accelerator(cpu=True)
     kernel = attention.choose("rows", torch.device("cpu"), torch.float32)
     seen = []
-    for micro_bins in (1, 2, 4):
-        cfg = make(Train, objective=objective, bins_per_step=-(-reader_bins // 4) * 4, micro_bins=micro_bins)
+    for name, micro_bins in (("packed", 1), ("packed", 2), ("packed", 4), ("packed-alone", 1)):
+        reader = PackedReader(world / name)
+        source = BatchSource(reader, objective.needs, scores)
+        cfg = make(Train, objective=objective, bins_per_step=-(-len(reader) // 4) * 4, micro_bins=micro_bins)
         net = hf.load_model(world / "base", "float32", attention=kernel)
         torch.manual_seed(3)
         for parameter in net.parameters():  # away from the reference
@@ -179,6 +189,7 @@ def test_the_gradient_does_not_depend_on_micro_batches(world, objective):
         valid = validate(cfg, forward, loss, source, layout)["loss"]
         assert valid == pytest.approx(float(got.loss), rel=1e-5)
     for loss, gradients, metrics in seen[1:]:
+        against(tag(objective), laws.CUTS, (loss, gradients), seen[0][:2])
         torch.testing.assert_close(loss, seen[0][0], rtol=1e-6, atol=1e-7)
         assert float((gradients - seen[0][1]).abs().max()) <= 2e-6 * float(seen[0][1].abs().max())
         for name, value in metrics.items():
@@ -196,7 +207,7 @@ class CentredLoss:
     def summary(self, outputs, batch):
         return row_sum(outputs.logp_T, batch)[:, None]
 
-    def constants(self, summary_RS, norms):
+    def constants(self, summary_RS, norms, past=()):
         assert not summary_RS.requires_grad
         assert len(summary_RS) == norms["rows"]
         return {"mean": float(summary_RS.mean())}
@@ -243,6 +254,7 @@ def test_two_ranks_learn_pairs_as_one_does(world, loss):
     pids = fork_ranks([cfg] * 2, ports, world / f"{loss}-two")
     assert [wait_code(pid) for pid in pids] == [0, 0]
     one, two = (lines(world / f"{loss}-{ranks}") for ranks in ("one", "two"))
+    against("dpo", laws.RANKS, *((run[0]["loss"], run[0]["grad_norm"]) for run in (two, one)))
     for x, y in zip(one, two, strict=True):
         assert y["loss"] == pytest.approx(x["loss"], rel=1e-5)
         assert y["reward_chosen"] == pytest.approx(x["reward_chosen"], rel=1e-4, abs=1e-5)

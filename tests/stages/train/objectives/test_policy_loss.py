@@ -10,6 +10,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="training needs torch")
 trl = pytest.importorskip("trl")
 
+from agreement import against  # noqa: E402
 from trl_grpo import OneProcess, grpo_loss  # noqa: E402
 
 from postmill.stages.shared.batch import Batch  # noqa: E402
@@ -146,6 +147,7 @@ def test_value_and_gradient_are_those_of_trl(case, loss_type, level):
         value, gradient = grpo_loss(case, loss_type, level=level, **asked)
         with_engine = asked["mismatch"] is not None or asked["off_policy"] is not None
         mine, my_gradient = ours(case, cfg, with_engine=with_engine)
+        against("rl", "TRL's GRPOTrainer, every loss type", (mine, my_gradient), (value, gradient))
         assert float(mine) == pytest.approx(float(value), abs=1e-10), extra
         assert float((my_gradient - gradient).abs().max()) < 1e-10, extra
 
@@ -186,6 +188,7 @@ def test_gmpo_is_that_of_trl(case):
         mismatch="none",
     )
     mine, gradient = ours(case, cfg, with_engine=False)
+    against("rl", "TRL's GMPOTrainer", (mine, gradient), (loss, logp.grad))
     assert float(mine) == pytest.approx(float(loss), abs=1e-12)
     assert float((gradient - logp.grad).abs().max()) < 1e-12
 

@@ -11,6 +11,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("trl", reason="the oracle")
 
 import msgspec  # noqa: E402
+from agreement import against  # noqa: E402
 from torch.nn.functional import logsigmoid  # noqa: E402
 
 from postmill.stages.train.objectives.cpo_options import Cpo  # noqa: E402
@@ -121,7 +122,9 @@ def test_dpo_equals_trl():
     assert len(cases) > 100
     for number, options in enumerate(cases):
         rows = random_rows(seed=number)
-        for got, want in zip(ours(rows, options), trl_dpo(rows, options), strict=True):
+        mine, theirs = ours(rows, options), trl_dpo(rows, options)
+        against("dpo", "TRL's DPOTrainer, every loss and f-divergence", mine, theirs)
+        for got, want in zip(mine, theirs, strict=True):
             torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-12, msg=lambda m, o=options: f"{o}: {m}")
 
 
@@ -174,8 +177,10 @@ def test_cpo_and_simpo_equal_trl(loss, alpha):
     else:
         options = Cpo(loss=loss, beta=0.7, label_smoothing=0.1, nll=0.6)
     got, gradient = ours(rows, options)
+    [wanted] = torch.autograd.grad(want, rows.leaf)
+    against("simpo" if loss == "simpo" else "cpo", "TRL's CPOTrainer", (got, gradient), (want, wanted))
     torch.testing.assert_close(got, want, rtol=1e-10, atol=0)
-    torch.testing.assert_close(gradient, torch.autograd.grad(want, rows.leaf)[0], rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(gradient, wanted, rtol=1e-10, atol=1e-12)
 
 
 def test_orpo_equals_trl_and_its_own_formula():
@@ -188,11 +193,12 @@ def test_orpo_equals_trl_and_its_own_formula():
     got, gradient = ours(rows, Orpo(beta=0.4))
     odds = means - torch.log(1 - means.exp())
     want = nll - 0.4 * logsigmoid(odds[:chosen] - odds[chosen:]).mean()
+    [wanted] = torch.autograd.grad(want, rows.leaf, retain_graph=True)
+    against("orpo", "the paper's formula", (got, gradient), (want, wanted))
     torch.testing.assert_close(got, want, rtol=1e-10, atol=0)
-    torch.testing.assert_close(
-        gradient, torch.autograd.grad(want, rows.leaf, retain_graph=True)[0], rtol=1e-9, atol=1e-12
-    )
+    torch.testing.assert_close(gradient, wanted, rtol=1e-9, atol=1e-12)
     theirs = ORPOTrainer.odds_ratio_loss(SimpleNamespace(beta=0.4, accelerator=OneProcess()), *means.chunk(2))[0]
+    against("orpo", "TRL's ORPOTrainer, which computes in float32", (got,), (nll - theirs.mean(),))
     torch.testing.assert_close((nll - theirs.mean()).double(), got, rtol=1e-6, atol=0)  # TRL computes in float32
 
 

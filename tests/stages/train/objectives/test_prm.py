@@ -12,6 +12,7 @@ pytest.importorskip("postmill._native", reason="native module not built")
 import tiny_encoder  # noqa: E402
 import tiny_model  # noqa: E402
 import token_tables  # noqa: E402
+from agreement import against  # noqa: E402
 
 from postmill.io.errors import ArtifactError  # noqa: E402
 from postmill.io.packed import PackedReader  # noqa: E402
@@ -67,6 +68,7 @@ def test_the_first_loss_is_transformers_own(world, tmp_path):
         total, count = total + float(mean) * len(record["spans"]), count + len(record["spans"])
     [line] = laws.lines(tmp_path / "run")
     assert line["normaliser"] == count
+    against("prm", "transformers' own loss of a whole model (float32)", (line["loss"],), (total / count,))
     assert line["loss"] == pytest.approx(total / count, rel=1e-5)
 
 

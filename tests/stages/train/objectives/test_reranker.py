@@ -9,6 +9,7 @@ pytest.importorskip("postmill._native", reason="native module not built")
 
 import tiny_model  # noqa: E402
 import token_tables  # noqa: E402
+from agreement import against  # noqa: E402
 
 from postmill.io.errors import ArtifactError  # noqa: E402
 from postmill.io.packed import PackedReader  # noqa: E402
@@ -76,6 +77,7 @@ def test_the_losses_are_sentence_transformers():
     expected = -(target * lists.log_softmax(1)).sum(1).mean()
     assert float(ours.detach()) == pytest.approx(float(expected.detach()), rel=1e-12)
     mine, other = (torch.autograd.grad(value, logits, retain_graph=True)[0] for value in (ours, expected))
+    against("reranker", "ListNet as sentence-transformers has it", (ours, mine), (expected, other))
     torch.testing.assert_close(mine, other, rtol=1e-10, atol=1e-14)
 
 

@@ -13,6 +13,7 @@ pytest.importorskip("postmill._native", reason="native module not built")
 
 import tiny_model  # noqa: E402
 from accelerate import Accelerator  # noqa: E402
+from agreement import against  # noqa: E402
 from forks import fork_ranks, wait_code  # noqa: E402
 from tiny_tokenizer import write_tokenizer  # noqa: E402
 
@@ -46,6 +47,8 @@ from postmill.stages.train.own_scores import OwnScores  # noqa: E402
 from postmill.stages.train.parallel.replicated import Replicated  # noqa: E402
 from postmill.stages.train.plan import Steps  # noqa: E402
 from postmill.stages.train.step import accumulate  # noqa: E402
+
+from . import laws  # noqa: E402
 
 FUNCTION = """
 def letters(row):
@@ -226,6 +229,7 @@ def test_neither_micro_batches_nor_packing_nor_dead_rows_change_a_step(world, na
     assert float(expected.abs().max()) > 1e-3
     for options in ({"micro_bins": 2}, {"micro_bins": 4}, {"packed": "wide"}, {"packed": "alive"}):
         got, gradient, _ = gradient_of(world, VARIANTS[name], **options)
+        against("rl", laws.CUTS, (got.loss, gradient), (want.loss, expected))
         torch.testing.assert_close(got.loss, want.loss, rtol=1e-6, atol=1e-7)
         assert float((gradient - expected).abs().max()) <= 3e-6 * float(expected.abs().max()), options
         for metric, value in want.metrics.items():
@@ -277,6 +281,8 @@ def test_two_ranks_learn_as_one_does(world, name):
     ports = {port: [str(path) for path in paths] for port, paths in given(world).items()}
     pids = fork_ranks([cfg] * 2, ports, world / f"{name}-two")
     assert [wait_code(pid) for pid in pids] == [0, 0]
+    runs = (lines(world / f"{name}-{ranks}")[0] for ranks in ("two", "one"))
+    against("rl", laws.RANKS, *((line["loss"], line["grad_norm"]) for line in runs))
     for one, two in zip(lines(world / f"{name}-one"), lines(world / f"{name}-two"), strict=True):
         assert two["loss"] == pytest.approx(one["loss"], rel=1e-4, abs=1e-6)
         assert two["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-4)

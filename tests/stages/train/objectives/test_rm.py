@@ -11,6 +11,7 @@ transformers = pytest.importorskip("transformers")
 pytest.importorskip("postmill._native", reason="native module not built")
 
 import tiny_model  # noqa: E402
+from agreement import against  # noqa: E402
 
 from postmill.io.errors import ArtifactError  # noqa: E402
 from postmill.io.packed import PackedReader  # noqa: E402
@@ -54,6 +55,7 @@ def test_the_loss_is_trls(options):
         inputs["margin"] = rows.batch.columns["margin"][rows._rows(0)].double()
     theirs = RewardTrainer.compute_loss(stub, lambda **_: SimpleNamespace(logits=values_R[order][:, None]), inputs)
     [their_grad] = torch.autograd.grad(theirs, values_R)
+    against("rm", "TRL's RewardTrainer", (ours.total, ours_grad), (theirs, their_grad))
     assert float(ours.total) == pytest.approx(float(theirs), rel=1e-12)
     torch.testing.assert_close(ours_grad, their_grad, rtol=1e-12, atol=1e-14)
     assert float(ours.metrics["reward_accuracy"][0]) / 5 == pytest.approx(stub._metrics["train"]["accuracy"][0])

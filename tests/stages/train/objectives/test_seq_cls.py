@@ -11,6 +11,7 @@ pytest.importorskip("postmill._native", reason="native module not built")
 
 import tiny_model  # noqa: E402
 import token_tables  # noqa: E402
+from agreement import against  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 
 from postmill.io.errors import ArtifactError, ConfigError  # noqa: E402
@@ -108,6 +109,8 @@ def test_the_first_loss_and_norm_are_transformers_own(world, tmp_path, name):
     assert found[0]["loss"] == pytest.approx(float(total.detach()), rel=1e-5)
     total.backward()
     norm = torch.stack([p.grad.norm() for p in model.parameters() if p.grad is not None]).norm()
+    mine = (found[0]["loss"], found[0]["grad_norm"])
+    against("seq_cls", "transformers' own loss of a whole model (float32; norm of the gradient)", mine, (total, norm))
     assert found[0]["grad_norm"] == pytest.approx(float(norm), rel=1e-4)
 
 

@@ -11,6 +11,7 @@ pytest.importorskip("transformers")
 pytest.importorskip("postmill._native", reason="native module not built")
 
 import tiny_model  # noqa: E402
+from agreement import against  # noqa: E402
 from tiny_tokenizer import write_tokenizer  # noqa: E402
 
 from postmill.io.errors import ArtifactError, ConfigError  # noqa: E402
@@ -158,6 +159,7 @@ def test_the_loss_of_a_critic_is_that_of_ppo(clip):
     second = torch.square(torch.clamp(mine, before - clip, before + clip) - target) if clip else first
     expected = 0.5 * torch.max(first, second).mean()
     [wanted] = torch.autograd.grad(expected, [mine])
+    against("value", "PPO's lines in TRL", (loss.total, gradient[:, 0]), (expected, wanted))
     assert abs(loss.total.item() - expected.item()) < 1e-12
     assert (gradient[:, 0] - wanted).abs().max() < 1e-12
 
