@@ -391,7 +391,8 @@ def _learner(cfg: Train, tuner: Tuner, net: Any, parameters: dict[str, Tensor], 
 def _begin(run: RunState, number: int) -> None:
     """Forget the last gradient and settle what step `number` trains."""
     run.profiler.before(number)
-    run.learner.optimizer.zero_grad(set_to_none=True)
+    # of the model, not of the optimizer: of what a layout gave that one, gradients may be buffers
+    run.learner.net.zero_grad(set_to_none=True)
     run.tuner.before_step(run.learner.net, run.learner.optimizer, number)
 
 
