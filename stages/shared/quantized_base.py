@@ -25,19 +25,30 @@ PACKAGES = {
     "bitsandbytes": "bitsandbytes",
     "gptq": "gptqmodel",
     "awq": "gptqmodel",
-    "hqq": "hqq",
     "torchao": "torchao",
     "aqlm": "aqlm",
     "eetq": "kernels",
-    "quanto": "optimum.quanto",
     "fp8": "kernels",
 }
 """`quant_method` of a config.json -> what transformers needs to load it."""
 
 
+UNREADABLE = {
+    "hqq": "which transformers 5.23 does not load, whatever is installed",
+    "quanto": "which transformers 5.23 computes but does not save, so what these files hold is not known",
+}
+"""Methods that no package helps with, and why."""
+
+
 def check_packages(path: Path, quantization: dict[str, Any]) -> None:
     """Raise ConfigError (2) if the package that reads these weights is not installed."""
     method = str(quantization.get("quant_method"))
+    if method in UNREADABLE:
+        raise ConfigError(
+            f"{path}: its weights are quantized by {method}, {UNREADABLE[method]}; quantize its source with postmill"
+            " quantize, or train on the source with --quant nf4",
+            USAGE,
+        )
     package = PACKAGES.get(method)
     if package is None:
         raise ConfigError(

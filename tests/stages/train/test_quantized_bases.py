@@ -235,7 +235,10 @@ def test_what_would_change_the_base_is_refused(world, tmp_path, tuner, options, 
     assert error.value.code == 2
 
 
-@pytest.mark.parametrize(("method", "package"), [("aqlm", "aqlm"), ("hqq", "hqq"), ("sparse", "not known here")])
+@pytest.mark.parametrize(
+    ("method", "package"),
+    [("aqlm", "aqlm"), ("hqq", "does not load"), ("quanto", "does not save"), ("sparse", "not known here")],
+)
 def test_a_package_that_is_missing_is_named(world, tmp_path, method, package):
     shutil.copytree(world / "source", tmp_path / "other")
     config_json = json.loads((tmp_path / "other" / "config.json").read_text())
