@@ -4,6 +4,7 @@ Each page keeps what people wrote above and below the two comment lines that hol
 """
 
 import importlib
+import json
 import re
 import sys
 from collections.abc import Callable
@@ -72,6 +73,17 @@ def _ours(rule: Rule) -> str:
     return f"`{section} {port.flag or option.upper() if port else flag_name(option)}`"
 
 
+def oracles() -> str:
+    """How near each objective is to others' losses, and to itself however a step is cut; from `oracles.json`."""
+    found = json.loads((DOCS / "oracles.json").read_text(encoding="utf-8"))
+    rows = ["| objective | compared with | cases | loss | gradient |", "|---|---|---|---|---|"]
+    for name, line in found.items():
+        objective, _, oracle = name.partition("|")
+        loss, gradient = (f"{line[key]:.0e}" if key in line else "" for key in ("loss", "gradient"))
+        rows.append(f"| `{objective}` | {oracle} | {line['cases']} | {loss} | {gradient} |")
+    return "\n".join(rows) + "\n"
+
+
 def contents() -> str:
     """A line a page: where it is, and its first sentence."""
     lines = []
@@ -87,6 +99,7 @@ def contents() -> str:
 PAGES: dict[str, Callable[[], str]] = {
     "recipes.md": recipes,
     "support.md": features,
+    "exactness.md": oracles,
     "../llms.txt": contents,
     **{f"coming-from-{tool}.md": partial(options_of, tool) for tool in TOOLS},
 }
