@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from postmill.stages.options import changed, tag
 from postmill.stages.train.config import Train
@@ -99,7 +99,10 @@ def rank_layouts(cfg: Train, shape: Shape, kind: Kind, gpus: int, bin_tokens: in
                 gpus,
                 cfg.batch.bins_per_step * bin_tokens,
                 bin_tokens,
-                **sizes,
+                tp=tp,
+                cp=cp,
+                ep=ep,
+                pp=pp,
                 micro_rows=cfg.batch.micro_bins,
                 checkpointing=again,
                 sharded=shard != "none",
@@ -113,7 +116,8 @@ def rank_layouts(cfg: Train, shape: Shape, kind: Kind, gpus: int, bin_tokens: in
 def _forms(shape: Shape, gpus: int) -> Iterator[Parallel]:
     """Forms that a model of this shape can have on so many GPUs."""
     sizes = (1, 2, 4, 8)
-    for tp, cp, ep, pp, shard in itertools.product(sizes, sizes, sizes, sizes, ("none", "fsdp", "hsdp")):
+    shards: tuple[Literal["none", "fsdp", "hsdp"], ...] = ("none", "fsdp", "hsdp")
+    for tp, cp, ep, pp, shard in itertools.product(sizes, sizes, sizes, sizes, shards):
         around = gpus // (tp * pp)
         cannot_divide = gpus % (tp * cp * pp) or shape.heads % tp or shape.key_heads % tp or around % ep
         is_refused = (ep > 1 and tp > 1) or (pp > 1 and (shard != "none" or ep > 1))
