@@ -21,19 +21,6 @@ namespace {
 
 constexpr int64_t kPanel = 32;
 
-typedef float Floats __attribute__((vector_size(64)));
-typedef uint32_t Words __attribute__((vector_size(64)));
-typedef uint16_t Halves __attribute__((vector_size(32)));
-
-INLINE void load(const float* from, Floats& to) { std::memcpy(&to, from, sizeof to); }
-
-INLINE void load(const uint16_t* from, Floats& to) {
-  Halves halves;
-  std::memcpy(&halves, from, sizeof halves);
-  const Words words = __builtin_convertvector(halves, Words) << 16;
-  std::memcpy(&to, &words, sizeof to);
-}
-
 struct Problem {
   const float* x;
   const void* w;
@@ -41,70 +28,30 @@ struct Problem {
   int64_t num_rows, num_outputs, depth;
 };
 
-// kRows rows of x from row m against kPanels panels from panel p.
-template <typename Weight, int kRows, int kPanels>
-INLINE void tile(const Problem& job, int64_t m, int64_t p) {
-  const float* x = job.x + m * job.depth;
-  const Weight* w = static_cast<const Weight*>(job.w) + p * kPanel * job.depth;
-  Floats sum[kRows][2 * kPanels];
-  for (int r = 0; r < kRows; ++r)
-    for (int j = 0; j < 2 * kPanels; ++j) sum[r][j] = Floats{};
-  for (int64_t k = 0; k < job.depth; ++k) {
-    Floats column[2 * kPanels];
-    for (int q = 0; q < kPanels; ++q) {
-      load(w + (q * job.depth + k) * kPanel, column[2 * q]);
-      load(w + (q * job.depth + k) * kPanel + 16, column[2 * q + 1]);
-    }
-    for (int r = 0; r < kRows; ++r) {
-      const float factor = x[r * job.depth + k];
-      for (int j = 0; j < 2 * kPanels; ++j) sum[r][j] = factor * column[j] + sum[r][j];
-    }
-  }
-  const int64_t n = p * kPanel;
-  const int64_t count = std::min(kPanel * kPanels, job.num_outputs - n);
-  for (int r = 0; r < kRows; ++r)
-    std::memcpy(job.y + (m + r) * job.num_outputs + n, sum[r], static_cast<size_t>(count) * sizeof(float));
-}
-
-// Few rows are bound by the memory of W, so several panels are streamed at once; many rows by arithmetic, so that each
-// loaded weight serves as many rows as the registers hold.
-template <typename Weight, int kMany>
-INLINE void panels(const Problem& job, int64_t p, int64_t end) {
-  if (job.num_rows == 1) {
-    for (; kMany > 4 && p + 4 <= end; p += 4) tile<Weight, 1, 4>(job, 0, p);
-    for (; p < end; ++p) tile<Weight, 1, 1>(job, 0, p);
-    return;
-  }
-  for (; p < end; ++p) {
-    int64_t m = 0;
-    for (; m + kMany <= job.num_rows; m += kMany) tile<Weight, kMany, 1>(job, m, p);
-    if (kMany > 8)
-      for (; m + 8 <= job.num_rows; m += 8) tile<Weight, 8, 1>(job, m, p);
-    if (kMany > 4)
-      for (; m + 4 <= job.num_rows; m += 4) tile<Weight, 4, 1>(job, m, p);
-    for (; m + 2 <= job.num_rows; m += 2) tile<Weight, 2, 1>(job, m, p);
-    for (; m < job.num_rows; ++m) tile<Weight, 1, 1>(job, m, p);
-  }
-}
-
-using Run = void (*)(const Problem&, int64_t, int64_t);
-
-template <typename Weight>
-void run_plain(const Problem& job, int64_t p, int64_t end) {
-  panels<Weight, 2>(job, p, end);
-}
+namespace plain {
+constexpr int kLanes = 4, kMostRows = 2, kVectors = 4;
+#include "packed_linear_tiles.h"
+}  // namespace plain
 
 #if HAS_CPU_LEVELS
-template <typename Weight>
-__attribute__((target("arch=x86-64-v3"))) void run_v3(const Problem& job, int64_t p, int64_t end) {
-  panels<Weight, 3>(job, p, end);
-}
+#pragma GCC push_options
+#pragma GCC target("arch=x86-64-v3")
+namespace v3 {
+constexpr int kLanes = 8, kMostRows = 6, kVectors = 2;
+#include "packed_linear_tiles.h"
+}  // namespace v3
+#pragma GCC pop_options
 
-template <typename Weight>
-__attribute__((target("arch=x86-64-v4"))) void run_v4(const Problem& job, int64_t p, int64_t end) {
-  panels<Weight, 12>(job, p, end);
-}
+#pragma GCC push_options
+#pragma GCC target("arch=x86-64-v4")
+namespace v4 {
+constexpr int kLanes = 16, kMostRows = 12, kVectors = 2;
+#include "packed_linear_tiles.h"
+}  // namespace v4
+#pragma GCC pop_options
 #endif
+
+using Run = void (*)(const Problem&, int64_t, int64_t);
 
 // level: 3 or 4 of x86-64, or 0 for what every CPU has; the best there is up to `most`.
 int best_level([[maybe_unused]] int most) {
@@ -118,10 +65,10 @@ int best_level([[maybe_unused]] int most) {
 template <typename Weight>
 Run choose([[maybe_unused]] int level) {
 #if HAS_CPU_LEVELS
-  if (level == 4) return &run_v4<Weight>;
-  if (level == 3) return &run_v3<Weight>;
+  if (level == 4) return &v4::run<Weight>;
+  if (level == 3) return &v3::run<Weight>;
 #endif
-  return &run_plain<Weight>;
+  return &plain::run<Weight>;
 }
 
 void packed_linear(uintptr_t x, uintptr_t w, uintptr_t y, int64_t num_rows, int64_t num_outputs, int64_t depth,
