@@ -27,8 +27,6 @@ namespace {
 constexpr int64_t kPage = 16;
 constexpr int64_t kLanes = 16;
 
-typedef float Floats __attribute__((vector_size(64)));
-
 struct Problem {
   const float* q;
   const float* keys;
@@ -42,71 +40,31 @@ struct Problem {
   float scale, softcap;
 };
 
-INLINE float add_lanes(const Floats& lanes) {
-  float a[kLanes];
-  std::memcpy(a, &lanes, sizeof a);
-  for (int64_t step = kLanes / 2; step > 0; step /= 2)
-    for (int64_t i = 0; i < step; ++i) a[i] = a[i] + a[i + step];
-  return a[0];
-}
-
 INLINE const float* row_of(const float* pages, const int32_t* table, int64_t at, int64_t group, const Problem& job) {
   return pages + ((table[at / kPage] * kPage + at % kPage) * job.num_groups + group) * job.dim;
 }
 
-// One token, one group of heads that share keys: each key is loaded once for all of them.
-INLINE void attend(const Problem& job, int64_t t, int64_t group, std::vector<float>& room) {
-  const int64_t heads = job.num_heads / job.num_groups, begin = job.first[t], count = job.length[t] - begin;
-  const int32_t* table = job.table + job.owner[t] * job.width;
-  const float* q = job.q + (t * job.num_heads + group * heads) * job.dim;
-  float* out = job.out + (t * job.num_heads + group * heads) * job.dim;
-  room.resize(static_cast<size_t>(heads * count));
-  for (int64_t i = 0; i < count; ++i) {
-    const float* key = row_of(job.keys, table, begin + i, group, job);
-    for (int64_t h = 0; h < heads; ++h) {
-      Floats sum{};
-      for (int64_t d = 0; d < job.dim; d += kLanes) {
-        Floats a, b;
-        std::memcpy(&a, q + h * job.dim + d, sizeof a);
-        std::memcpy(&b, key + d, sizeof b);
-        sum = a * b + sum;
-      }
-      const float score = add_lanes(sum) * job.scale;
-      room[static_cast<size_t>(h * count + i)] = job.softcap > 0 ? job.softcap * std::tanh(score / job.softcap) : score;
-    }
-  }
-  for (int64_t h = 0; h < heads; ++h) {
-    float* score = room.data() + h * count;
-    float top = -std::numeric_limits<float>::infinity(), total = 0;
-    for (int64_t i = 0; i < count; ++i) top = score[i] > top ? score[i] : top;
-    for (int64_t i = 0; i < count; ++i) score[i] = exp_nonpositive(score[i] - top);
-    for (int64_t i = 0; i < count; ++i) total = total + score[i];
-    const float share = 1.0f / total;
-    for (int64_t i = 0; i < count; ++i) score[i] = score[i] * share;
-  }
-  for (int64_t d = 0; d < job.dim; d += kLanes) {
-    for (int64_t h = 0; h < heads; ++h) {
-      const float* score = room.data() + h * count;
-      Floats sum{};
-      for (int64_t i = 0; i < count; ++i) {
-        Floats value;
-        std::memcpy(&value, row_of(job.values, table, begin + i, group, job) + d, sizeof value);
-        sum = score[i] * value + sum;
-      }
-      std::memcpy(out + h * job.dim + d, &sum, sizeof sum);
-    }
-  }
-}
+namespace plain {
+constexpr int64_t kWidth = 4;
+#include "paged_attention_rows.h"
+}  // namespace plain
 
-INLINE void attend_all(const Problem& job, int64_t unit, int64_t end) {
-  std::vector<float> room;
-  for (; unit < end; ++unit) attend(job, unit / job.num_groups, unit % job.num_groups, room);
-}
-
-void run_plain(const Problem& job, int64_t unit, int64_t end) { attend_all(job, unit, end); }
 #if HAS_CPU_LEVELS
-__attribute__((target("arch=x86-64-v3"))) void run_v3(const Problem& job, int64_t u, int64_t end) { attend_all(job, u, end); }
-__attribute__((target("arch=x86-64-v4"))) void run_v4(const Problem& job, int64_t u, int64_t end) { attend_all(job, u, end); }
+#pragma GCC push_options
+#pragma GCC target("arch=x86-64-v3")
+namespace v3 {
+constexpr int64_t kWidth = 8;
+#include "paged_attention_rows.h"
+}  // namespace v3
+#pragma GCC pop_options
+
+#pragma GCC push_options
+#pragma GCC target("arch=x86-64-v4")
+namespace v4 {
+constexpr int64_t kWidth = 16;
+#include "paged_attention_rows.h"
+}  // namespace v4
+#pragma GCC pop_options
 #endif
 
 void paged_attention(uintptr_t q, uintptr_t keys, uintptr_t values, uintptr_t table, uintptr_t owner, uintptr_t first,
@@ -117,10 +75,10 @@ void paged_attention(uintptr_t q, uintptr_t keys, uintptr_t values, uintptr_t ta
                     reinterpret_cast<const int32_t*>(owner), reinterpret_cast<const int32_t*>(first),
                     reinterpret_cast<const int32_t*>(length), reinterpret_cast<float*>(out),
                     width, num_heads, num_groups, dim, scale, softcap};
-  auto run = &run_plain;
+  auto run = &plain::run;
 #if HAS_CPU_LEVELS
-  if (level >= 4 && __builtin_cpu_supports("x86-64-v4")) run = &run_v4;
-  else if (level >= 3 && __builtin_cpu_supports("x86-64-v3")) run = &run_v3;
+  if (level >= 4 && __builtin_cpu_supports("x86-64-v4")) run = &v4::run;
+  else if (level >= 3 && __builtin_cpu_supports("x86-64-v3")) run = &v3::run;
 #else
   (void)level;
 #endif
