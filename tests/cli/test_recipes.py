@@ -45,7 +45,6 @@ REPLACED = {
     "pairs.max_length": "90",
     "pairs.data": "pairs.jsonl",
     "pack.row_tokens": "96",
-    "pack.ranks": "2",
     "bins.row_tokens": "96",
     "train.ranks": "2",
     "train.cp": "2",
