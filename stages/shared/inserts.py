@@ -100,7 +100,8 @@ class Intervention(nn.Module):
         with torch.autocast(self.rotation.device.type, enabled=False):
             q_HR, upper_RR = torch.linalg.qr(self.rotation.float())
             # of the two signs of each direction that of what is trained, so that an orthonormal matrix is its own Q
-            return (q_HR * upper_RR.diagonal().sign()).to(self.rotation.dtype)
+            found: Tensor = (q_HR * upper_RR.diagonal().sign()).to(self.rotation.dtype)
+            return found
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Of the shape and dtype of `hidden`."""
@@ -112,6 +113,13 @@ class Intervention(nn.Module):
 
 class Beside(nn.Module):
     """What is put at one module: the networks, and the hooks that use them."""
+
+    narrow: Narrow
+    horizontal: Narrow
+    vertical: Narrow
+    first: Intervention
+    last: Intervention
+    is_last: bool
 
     def __init__(self, whole: "Inserts", **parts: nn.Module) -> None:
         super().__init__()
@@ -161,10 +169,11 @@ class Beside(nn.Module):
                 flat = flat.index_add(0, index, part(flat[index]))
         return self._with(found, flat.view(hidden.shape))
 
-    def _parts(self, places: tuple[Tensor, Tensor]) -> list[tuple[nn.Module, Tensor]]:
+    def _parts(self, places: tuple[Tensor, Tensor]) -> list[tuple[Intervention, Tensor]]:
         if hasattr(self, "first"):
             return list(zip((self.first, self.last), places, strict=True))
-        return [(self.last, torch.cat(places).unique())]
+        both: Tensor = torch.cat(places).unique()  # type: ignore[no-untyped-call]
+        return [(self.last, both)]
 
 
 class Inserts(nn.Module):
@@ -301,7 +310,8 @@ def read_config(folder: Path) -> Kind:
     """The config of an adapter of ours. Raises ArtifactError (65) for a damaged one."""
     path = folder / ADAPTER_CONFIG
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Kind)
+        config: Kind = msgspec.json.decode(path.read_bytes(), type=Kind)
+        return config
     except msgspec.MsgspecError as error:
         raise ArtifactError(f"{path}: {error}; expected what postmill train wrote", BAD_DATA) from None
 
