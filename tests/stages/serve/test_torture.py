@@ -252,7 +252,7 @@ def test_sigterm_lets_twenty_finish(folder):
 
 
 @pytest.mark.skipif(not SCHEMATHESIS.exists(), reason="make engines")
-def test_schemathesis_finds_no_fault(folder):
+def test_schemathesis_finds_no_fault(folder, tmp_path):
     """Requests made from the server's own description, right and wrong: no 5xx, no answer that it does not name."""
     with serving(folder, name="base", max_new_tokens=8) as server:
         checks = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
@@ -263,6 +263,7 @@ def test_schemathesis_finds_no_fault(folder):
             capture_output=True,
             text=True,
             check=False,
+            cwd=tmp_path,  # it leaves what it found
             env={"PATH": "/usr/bin:/bin", "HOME": "/nonexistent"},
         )
         print(done.stdout[-3000:])
