@@ -1,13 +1,17 @@
 """The rules of IFEval: what an instruction asks of the form of an answer, as its own checker reads it.
 
-Rules that need a sentence splitter, a tokenizer of
-English or a detector of languages are not judged. Source: <https://arxiv.org/abs/2311.07911> and the code beside it.
+Rules that need a sentence splitter or a tokenizer of English are not judged; those that look at an answer's language
+(`language_rules`) need the package langdetect. Source: <https://arxiv.org/abs/2311.07911> and the code beside it.
 """
 
+import functools
+import importlib.util
 import json
 import re
 from collections.abc import Callable
 from typing import Any
+
+Rule = Callable[[str, dict[str, Any]], bool]
 
 _RESPONSES = ("My answer is yes.", "My answer is no.", "My answer is maybe.")
 
@@ -93,7 +97,7 @@ def _quoted(text: str, of: dict[str, Any]) -> bool:
     return len(body) > 1 and body[0] == '"' == body[-1]
 
 
-RULES: dict[str, Callable[[str, dict[str, Any]], bool]] = {
+RULES: dict[str, Rule] = {
     "change_case:english_capital": lambda text, of: text.isupper(),
     "change_case:english_lowercase": lambda text, of: text.islower(),
     "combination:repeat_prompt": lambda text, of: (
@@ -126,3 +130,32 @@ RULES: dict[str, Callable[[str, dict[str, Any]], bool]] = {
     "startend:quotation": _quoted,
 }
 """Name in the dataset -> whether an answer follows it, given the rule's arguments."""
+
+
+def language_rules() -> dict[str, Rule]:
+    """The rules that name a language, as the official checker judges them; none where langdetect is not installed.
+
+    Capitals and small letters have to be English as well; an answer without letters has no language, and follows.
+    """
+    if importlib.util.find_spec("langdetect") is None:
+        return {}
+    import langdetect
+
+    langdetect.DetectorFactory.seed = 0  # it draws at random, and short texts come out one way or the other
+
+    @functools.lru_cache(maxsize=1024)  # it takes milliseconds, and the loose readings of an answer are alike
+    def language_of(text: str) -> str | None:
+        try:
+            found: str = langdetect.detect(text)
+        except langdetect.LangDetectException:
+            return None
+        return found
+
+    def is_in(text: str, language: str) -> bool:
+        return language_of(text) in {language, None}
+
+    return {
+        "change_case:english_capital": lambda text, of: text.isupper() and is_in(text, "en"),
+        "change_case:english_lowercase": lambda text, of: text.islower() and is_in(text, "en"),
+        "language:response_language": lambda text, of: is_in(text, of["language"]),
+    }

@@ -1,15 +1,26 @@
 """IFEval's four numbers: is an answer as the instructions ask, all of them or each, to the letter or loosely.
 
 Loosely: also without its first line, its last line, both, and its stars (Zhou et al.,
-<https://arxiv.org/abs/2311.07911>, section 3). 3 of the 25 rules are not judged here (`stages/shared/ifeval.py`): their
-instructions do not count, and a row that has one counts only in the numbers of instructions.
+<https://arxiv.org/abs/2311.07911>, section 3). 2 of the 25 rules are not judged here, and 5 without the package
+langdetect (`stages/shared/ifeval.py`): their instructions do not count, and a row that has one counts only in the
+numbers of instructions.
 """
 
+import functools
 from typing import Any
 
 from postmill.stages.eval.tasks.mark import Mark
 from postmill.stages.eval.tasks.prompts import Item
-from postmill.stages.shared.ifeval import RULES
+from postmill.stages.shared.ifeval import RULES, Rule, language_rules
+
+_NAMES_A_LANGUAGE = ("change_case:english_capital", "change_case:english_lowercase")
+"""Judged by their letters alone they would be right where the official checker says no."""
+
+
+@functools.cache
+def judged_rules() -> dict[str, Rule]:
+    """Name -> rule, of those that can be judged here as the official checker does."""
+    return {name: rule for name, rule in RULES.items() if name not in _NAMES_A_LANGUAGE} | language_rules()
 
 
 def mark_rules(item: Item, output: str) -> list[Mark]:
@@ -19,7 +30,7 @@ def mark_rules(item: Item, output: str) -> list[Mark]:
         raise ValueError("instruction_id_list and kwargs have to be lists of one length")
     # a column of the dataset has every argument of every rule, most of them null
     asked = [(name, {k: v for k, v in (of or {}).items() if v}) for name, of in zip(names, given, strict=True)]
-    judged = [(name, of) for name, of in asked if name in RULES]
+    judged = [(name, of) for name, of in asked if name in judged_rules()]
     marks: list[Mark] = []
     for how, texts in (("strict", [output]), ("loose", _variants(output))):
         followed = [any(_follows(name, of, text) for text in texts) for name, of in judged]
@@ -36,7 +47,7 @@ def mark_rules(item: Item, output: str) -> list[Mark]:
 
 def _follows(name: str, of: dict[str, Any], text: str) -> bool:
     try:
-        return bool(text.strip()) and RULES[name](text, of)
+        return bool(text.strip()) and judged_rules()[name](text, of)
     except KeyError as error:
         raise ValueError(f"{name}: its argument {error} is missing in kwargs") from None
 

@@ -1,5 +1,6 @@
 """Tasks that ask for a text: code that has to pass tests, instructions about form, answers in words."""
 
+import importlib.util
 import json
 import random
 import subprocess
@@ -10,7 +11,7 @@ import pytest
 
 from postmill.io.errors import ArtifactError, ConfigError
 from postmill.stages.eval.tasks.code import mark_programs, pass_at_k
-from postmill.stages.eval.tasks.ifeval import mark_rules
+from postmill.stages.eval.tasks.ifeval import judged_rules, mark_rules
 from postmill.stages.eval.tasks.metrics import summary
 from postmill.stages.eval.tasks.overlap import corpus, rouge, word_f1
 from postmill.stages.eval.tasks.prompts import make_items
@@ -108,10 +109,14 @@ def test_ifeval_has_four_numbers():
     assert [mark.value for mark in mark_rules(comma, "  ")] == [0.0] * 4
 
 
-def test_ifeval_leaves_out_what_it_cannot_judge():
+def test_ifeval_leaves_out_what_it_cannot_judge(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    judged_rules.cache_clear()
     marks = mark_rules(ifeval(["language:response_language", "punctuation:no_comma"], [{"language": "de"}, {}]), "Ja")
     assert [mark.metric for mark in marks] == ["inst_level_strict_acc", "inst_level_loose_acc"]
     assert mark_rules(ifeval(["language:response_language"], [{"language": "de"}]), "Ja") == []
+    assert mark_rules(ifeval(["change_case:english_capital"], [{}]), "JA") == [], "its language counts too"
+    judged_rules.cache_clear()
     with pytest.raises(ValueError, match="num_words"):
         mark_rules(ifeval(["length_constraints:number_words"], [{"relation": "at least"}]), "one")
 
@@ -205,7 +210,7 @@ def test_options_that_do_not_go_with_a_task_are_refused(tmp_path):
 
 
 _WORDS = ["alpha", "Beta", "gamma,", "delta.", "*star*", "<<title>>", "P.S.", "note", "[slot]", "-", "bullet", "42"]
-_WORDS += ["my answer is yes.", "{x}", "******", "part"]
+_WORDS += ["my answer is yes.", "{x}", "******", "part", "the house is on the hill", "das Haus steht auf dem Hügel"]
 RULES = [
     ("change_case:english_capital", {}),
     ("change_case:english_lowercase", {}),
@@ -229,13 +234,21 @@ RULES = [
     ("startend:end_checker", {"end_phrase": "yes."}),
     ("startend:quotation", {}),
     ("combination:repeat_prompt", {"prompt_to_repeat": "alpha beta"}),
+    ("language:response_language", {"language": "de"}),
 ]
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.skipif(not LM_EVAL.exists(), reason="make engines")
-def test_ifeval_is_that_of_lm_eval(tmp_path):
+def test_ifeval_is_that_of_lm_eval(tmp_path, monkeypatch):
     """Its own code on 541 rows of made instructions, two made answers each: every verdict equal, strict and loose."""
+    (packages,) = (LM_EVAL.parents[1] / "lib").glob("python3*/site-packages")
+    (tmp_path / "packages").mkdir()
+    for name in ("langdetect", "six.py"):
+        (tmp_path / "packages" / name).symlink_to(packages / name)
+    monkeypatch.syspath_prepend(tmp_path / "packages")
+    judged_rules.cache_clear()
     draw = random.Random(3)
     rows, answers = [], []
     for number in range(541):
@@ -255,6 +268,7 @@ def test_ifeval_is_that_of_lm_eval(tmp_path):
             found = {mark.metric: mark.parts or bool(mark.value) for mark in mark_rules(item, answer)}
             assert found == verdicts, (item.row, answer)
             yes += sum(verdicts["inst_level_strict_acc"])
+    judged_rules.cache_clear()
     assert 200 < yes < 2000
 
 
