@@ -37,6 +37,8 @@ GGML_TYPES = {
     "q4_k": (12, 256, 144),
     "q5_k": (13, 256, 176),
     "q6_k": (14, 256, 210),
+    "iq4_nl": (20, 32, 18),
+    "iq4_xs": (23, 256, 136),
 }
 """Types that are written here: name -> (number in the file, weights of a block, bytes of a block)."""
 _NAMES = {number: name for name, (number, _, _) in GGML_TYPES.items()}

@@ -1,6 +1,7 @@
 """Blocks of GGUF's types: 32 or 256 neighbouring weights of a row with their scales, as llama.cpp's files hold them.
 
-Bytes are those of ggml's own reference for F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0 and Q5_1; for the k-quants see `ggml_k`.
+Bytes are those of ggml's own reference for F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0 and Q5_1; for the k-quants see `ggml_k`,
+for IQ4_NL and IQ4_XS `ggml_iq`.
 Source: ggml-quants.c of llama.cpp, <https://github.com/ggml-org/llama.cpp/blob/master/ggml/src/ggml-quants.c>.
 Letters: B blocks.
 """
@@ -11,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from postmill.kernels.quantize import ggml_k
+from postmill.kernels.quantize import ggml_iq, ggml_k
 
 _CHUNK = 1 << 18
 """Weights encoded at once, so that what is in between stays in the cache."""
@@ -159,5 +160,7 @@ BLOCKS = {
     "q4_k": Block(256, 144, ggml_k.q4, ggml_k.q4_back),
     "q5_k": Block(256, 176, ggml_k.q5, ggml_k.q5_back),
     "q6_k": Block(256, 210, ggml_k.q6, ggml_k.q6_back),
+    "iq4_nl": Block(32, 18, ggml_iq.iq4_nl, ggml_iq.iq4_nl_back),
+    "iq4_xs": Block(256, 136, ggml_iq.iq4_xs, ggml_iq.iq4_xs_back),
 }
 """Types by name."""

@@ -2,8 +2,8 @@
 
 A group's scale is the best of some twenty that are tried, by weighted squares; the scales of a block then share one
 float16. The searches are ggml's (`make_qkx2_quants`, `make_qx_quants`, `make_q3_quants` of ggml-quants.c) for many
-groups at once. Sums run in another order than there, so that up to 3 blocks in a hundred choose a neighbouring scale;
-the arrangement of bits is exact.
+groups at once. Sums run over weights in the order of its loops, and products in that of its expressions: rounded
+otherwise, up to 3 blocks in a hundred would choose a neighbouring scale (xllamacpp 2026.10.11549, November 2026).
 Source: <https://github.com/ggml-org/llama.cpp/blob/master/ggml/src/ggml-quants.c>.
 Letters: B blocks, G groups of a block, n weights of a group.
 """
@@ -25,6 +25,15 @@ def _halves(raw: Tensor) -> Tensor:
     return raw.contiguous().view(torch.float16).float()
 
 
+def in_order(terms: Tensor) -> Tensor:
+    """Sum over the last axis, one term after another in float32, as a loop adds them: other orders round otherwise, and
+    then a neighbouring scale can be chosen."""
+    total = terms[..., 0].clone()
+    for at in range(1, terms.shape[-1]):
+        total += terms[..., at]
+    return total
+
+
 def _ratio(above: Tensor, below: Tensor) -> Tensor:
     return torch.where(below > 0, above / below, 0.0)
 
@@ -40,13 +49,13 @@ def _with_minimum(
 
     def error_of(scale: Tensor, low: Tensor, codes: Tensor) -> Tensor:
         off = scale.unsqueeze(-1) * codes + low.unsqueeze(-1) - x
-        return (weight * (off.abs() if absolute else off * off)).sum(-1)
+        return in_order(weight * (off.abs() if absolute else off * off))
 
     low, high = x.amin(-1).clamp(max=0), x.amax(-1)
     width = high - low
     flat = width == 0
     safe = torch.where(flat, 1.0, width)
-    sum_w, sum_x = weight.sum(-1), (weight * x).sum(-1)
+    sum_w, sum_x = in_order(weight), in_order(weight * x)
     codes = (top / safe.unsqueeze(-1) * (x - low.unsqueeze(-1))).round().clamp(0, top)
     scale = 1.0 / (top / safe)
     best = error_of(scale, low, codes)
@@ -55,7 +64,7 @@ def _with_minimum(
         fineness = (first + _TENTH * number + top) / torch.where(flat, 1.0, high - low)
         attempt_codes = (fineness.unsqueeze(-1) * (x - low.unsqueeze(-1))).round().clamp(0, top)
         weighted = weight * attempt_codes
-        sum_l, sum_l2, sum_xl = weighted.sum(-1), (weighted * attempt_codes).sum(-1), (weighted * x).sum(-1)
+        sum_l, sum_l2, sum_xl = in_order(weighted), in_order(weighted * attempt_codes), in_order(weighted * x)
         det = sum_w * sum_l2 - sum_l * sum_l
         this_scale = (sum_w * sum_xl - sum_x * sum_l) / det
         this_low = (sum_l2 * sum_x - sum_l * sum_xl) / det
@@ -81,8 +90,7 @@ def _symmetric(x: Tensor, half: int) -> tuple[Tensor, Tensor]:
 
     def attempt(fineness: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         codes = (fineness.unsqueeze(-1) * x).round().clamp(-half, half - 1)
-        weighted = weight * codes
-        return codes, (weighted * x).sum(-1), (weighted * codes).sum(-1)
+        return codes, in_order(weight * x * codes), in_order(weight * codes * codes)
 
     codes, sum_lx, sum_l2 = attempt(-half / safe)
     scale = torch.where(sum_l2 != 0, sum_lx / sum_l2, 0.0)
@@ -104,7 +112,7 @@ def _by_descent(x: Tensor) -> tuple[Tensor, Tensor]:
     nothing = size.amax(-1) < _NOTHING
     codes = ((-4 / torch.where(nothing, 1.0, largest)).unsqueeze(-1) * x).round().clamp(-4, 3)
     weight = x * x
-    sum_lx, sum_l2 = (weight * x * codes).sum(-1), (weight * codes * codes).sum(-1)
+    sum_lx, sum_l2 = in_order(weight * x * codes), in_order(weight * codes * codes)
     for _ in range(5):
         for at in range(x.shape[-1]):
             w, here, code = weight[..., at], x[..., at], codes[..., at]
@@ -218,7 +226,7 @@ def q3_back(raw: Tensor) -> Tensor:
 def _q45(x: Tensor, top: int, first: float, tries: int) -> tuple[Tensor, Tensor]:
     """Scales of Q4_K and Q5_K as stored, 16 bytes, and the codes [B, 256]."""
     groups = x.view(-1, 8, 32)
-    weight = groups.square().mean(-1, keepdim=True).sqrt() + groups.abs()
+    weight = (in_order(groups.square()) / 32).sqrt().unsqueeze(-1) + groups.abs()
     fitted, minima, kept = _with_minimum(groups, weight, top, first=first, tries=tries, absolute=False)
     (step, scales), (low_step, lows) = _share(fitted, 63), _share(minima, 63)
     scale, low = step.float() * scales, low_step.float() * lows

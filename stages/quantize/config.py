@@ -50,6 +50,7 @@ class Quantize(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         "w2a16", "w4a16", "w8a16", "w8a8", "fp8", "fp8_block", "nvfp4a16", "mxfp4a16",
         "f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1",
         "q2_k", "q3_k_s", "q3_k_m", "q3_k_l", "q4_k_s", "q4_k_m", "q5_k_s", "q5_k_m", "q6_k",
+        "iq4_nl", "iq4_xs",
     ] = "w4a16"  # fmt: skip
     """Bits of weights and of activations; w8a8, fp8 and fp8_block round those too when the model runs.
     From f32 on they are types and mixes of llama.cpp: the result is a GGUF file with a Modelfile for Ollama."""
@@ -75,7 +76,7 @@ def kind_made(config: Quantize) -> str:
 
 STAGE = Stage(
     name="quantize",
-    version=1,
+    version=2,
     config=Quantize,
     inputs={
         "model": Port(kinds=("model",), help="the model: a folder, or owner/name on Hugging Face"),

@@ -27,11 +27,14 @@ FILE_TYPES = {
     "q5_k_s": 16,
     "q5_k_m": 17,
     "q6_k": 18,
+    "iq4_nl": 25,
+    "iq4_xs": 30,
 }
 """Schemes that are GGUF's -> `general.file_type`."""
 BITS = {"f32": 32, "f16": 16, "bf16": 16, "q8_0": 8, "q6_k": 6, "q5_k": 5, "q5_0": 5, "q5_1": 5}
-BITS |= {"q4_k": 4, "q4_0": 4, "q4_1": 4, "q3_k": 3, "q2_k": 2}
+BITS |= {"q4_k": 4, "q4_0": 4, "q4_1": 4, "iq4_nl": 4, "iq4_xs": 4, "q3_k": 3, "q2_k": 2}
 _SMALLER = {"q2_k": "q4_0", "q3_k": "q4_0", "q4_k": "q5_0", "q5_k": "q5_1", "q6_k": "q8_0"}
+_SMALLER |= {"iq4_xs": "iq4_nl"}
 """What a row gets that 256 does not divide."""
 
 
@@ -86,6 +89,8 @@ def _value(scheme: str, layer: int, model: Shape) -> str:
         "q2_k": "q4_k" if shared else "q3_k",
         "q3_k_m": "q5_k" if layer < 2 else "q4_k",
         "q3_k_l": "q5_k",
+        "iq4_nl": "q5_k" if shared else "",
+        "iq4_xs": "q5_k" if shared else "",
         "q4_k_s": "q5_k" if layer < 4 else "",
         "q4_k_m": "q6_k" if _more(layer, model.num_layers) else "",
         "q5_k_m": "q6_k" if _more(layer, model.num_layers) else "",
@@ -97,6 +102,8 @@ def _down(scheme: str, layer: int, model: Shape) -> str:
         "q2_k": "q3_k",
         "q3_k_m": "q5_k" if layer < model.num_layers // 16 else "q4_k",
         "q3_k_l": "q5_k",
+        "iq4_nl": "q5_k" if layer < model.num_layers // 8 else "",
+        "iq4_xs": "q5_k" if layer < model.num_layers // 8 else "",
         "q4_k_s": "q5_k" if layer < model.num_layers // 8 else "",
         "q4_k_m": "q6_k" if _more(layer, model.num_layers) else "",
         "q5_k_m": "q6_k" if _more(layer, model.num_layers) else "",
@@ -105,5 +112,6 @@ def _down(scheme: str, layer: int, model: Shape) -> str:
 
 def _output(scheme: str, layer: int, model: Shape) -> str:
     if model.num_experts == 8:
-        return "q5_k" if scheme in ("q2_k", "q3_k_s", "q3_k_m", "q4_k_s", "q4_k_m") else ""
+        few = ("q2_k", "q3_k_s", "q3_k_m", "q4_k_s", "q4_k_m", "iq4_nl", "iq4_xs")
+        return "q5_k" if scheme in few else ""
     return {"q2_k": "q3_k", "q3_k_m": "q4_k", "q3_k_l": "q5_k"}.get(scheme, "")

@@ -172,10 +172,16 @@ def test_mixes_are_those_of_llama_quantize() -> None:
         ("q2_k", "blk.9.attn_v", "q4_k"),
         ("q4_k_s", "blk.3.ffn_down", "q5_k"),
         ("q4_k_s", "blk.4.ffn_down", "q4_k"),
+        ("iq4_xs", "output", "q6_k"),
+        ("iq4_xs", "blk.9.attn_v", "q5_k"),
+        ("iq4_nl", "blk.3.ffn_down", "q5_k"),
+        ("iq4_xs", "blk.4.ffn_down", "iq4_xs"),
+        ("iq4_nl", "blk.4.attn_output", "iq4_nl"),
     ]:
         assert type_of(scheme, f"{tensor}.weight", (64, 4096), model) == kind
     assert type_of("q4_k_m", "token_embd.weight", (64, 4096), model._replace(tied=True)) == "q6_k"
     assert {type_of("q4_k_m", "blk.5.attn_q.weight", (64, n), model) for n in (512, 96, 40)} == {"q4_k", "q5_0", "f16"}
+    assert type_of("iq4_xs", "blk.5.attn_q.weight", (64, 96), model) == "iq4_nl"
     assert set(FILE_TYPES.values()) <= {int(kind) for kind in gguf.LlamaFileType}
 
 
