@@ -12,14 +12,15 @@ from postmill.io.errors import BAD_DATA, ConfigError, StageError
 USAGE = """
 Talk with a model: a line of yours, then an answer, and so on until the end of input. Answers go to stdout.
 
-usage: postmill chat MODEL [-m BASE] [options]
-       postmill chat --url URL [--url-model NAME] [--key-file FILE] [options]
+usage: postmill chat MODEL [-m BASE] [--against MODEL|URL] [options]
+       postmill chat --url URL [--url-model NAME] [--key-file FILE] [--against MODEL|URL] [options]
 
   MODEL              a model or an adapter: a folder, or owner/name on Hugging Face
   -m                 the adapter's base; by default the one it came from
   --url              ask a server that speaks OpenAI's API, in place of MODEL
   --url-model        name of the model there (default: the first that it lists)
   --key-file         file whose first line is the key for the server
+  --against          a second model, folder or URL, that answers each line too; answers begin with their model's name
   --system           system prompt
   --max-new-tokens   longest answer, in tokens (default: 512)
   --temperature      0 takes the likeliest token each time (default: 0)
@@ -27,13 +28,14 @@ usage: postmill chat MODEL [-m BASE] [options]
   --seed             decides all samples (default: 0)
 
 A line `/new` begins another talk, `/undo` takes back the last question and its answer. An answer is printed when it is
-whole.
+whole. Of two models, each hears the same questions and its own answers.
 """
 _VALUED = (
     "-m",
     "--url",
     "--url-model",
     "--key-file",
+    "--against",
     "--system",
     "--max-new-tokens",
     "--temperature",
@@ -137,7 +139,7 @@ def _threads() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def _folders(args: Args) -> list[Any]:
+def _folders(name: str, base: list[str]) -> list[Any]:
     """The model, or the base and its adapter. Raises ArtifactError: 66, 77, 78."""
     from postmill.stages.runner import find_inputs
     from postmill.stages.spec import Port, Stage
@@ -148,11 +150,10 @@ def _folders(args: Args) -> list[Any]:
     }
     imply = "postmill.stages.shared.base_model:imply_base"
     stage = Stage(name="chat", version=1, config=Options, inputs=ports, output="", implied=imply)
-    base = [args.options["-m"]] if args.has("-m") else []
-    inputs = find_inputs(stage, {"tested": args.words, "model": base})
+    inputs = find_inputs(stage, {"tested": [name], "model": base})
     tested = inputs["tested"][0]
     if tested.kind == "model" and base:
-        raise ConfigError(f"-m: {args.words[0]} is a model, not an adapter, and has no base; leave -m out")
+        raise ConfigError(f"-m: {name} is a model, not an adapter, and has no base; leave -m out")
     return [item.path for item in (*inputs["model"], tested)]
 
 
@@ -170,11 +171,40 @@ def _engine(args: Args) -> tuple[Any, Any]:
         except ValueError as error:
             raise ConfigError(f"--url: {error}") from None
         return UrlEngine(endpoint, concurrency=1), None
+    return _loaded(args.words[0], [args.options["-m"]] if args.has("-m") else [])
+
+
+def _loaded(name: str, base: list[str]) -> tuple[Any, Any]:
+    """A model that is loaded here, and its tokenizer."""
     from postmill.stages.shared.engine.local import LocalEngine
     from postmill.stages.shared.engine.text import Speaker
 
-    folders = _folders(args)
+    folders = _folders(name, base)
     return LocalEngine(folders, threads=_threads()), Speaker(folders)
+
+
+def _talks(args: Args, options: Options) -> dict[str, Talk]:
+    """Those who answer, by name; the name is shown where there are two."""
+    first = args.options["--url"] if args.has("--url") else args.words[0]
+    talks = {_name(first): Talk(*_engine(args), options)}
+    if args.has("--against"):
+        second = args.options["--against"]
+        if second.startswith(("http://", "https://")):
+            from postmill.stages.shared.engine.endpoint import Endpoint
+            from postmill.stages.shared.engine.url import UrlEngine
+
+            endpoint = Endpoint(url=second, key_file=args.options.get("--key-file", "") if args.has("--url") else "")
+            opened: tuple[Any, Any] = (UrlEngine(endpoint, concurrency=1), None)
+        else:
+            opened = _loaded(second, [])
+        name = _name(second)
+        talks[name if name not in talks else f"{name} (2)"] = Talk(*opened, options)
+    return talks
+
+
+def _name(said: str) -> str:
+    """A folder by its last part, a server whole."""
+    return said if "://" in said else said.rstrip("/").rpartition("/")[2] or said
 
 
 def run(argv: list[str]) -> int:
@@ -184,15 +214,15 @@ def run(argv: list[str]) -> int:
         return 0
     need(args, *((0, 0) if args.has("--url") else (1, 1)), USAGE)
     options = read_options(args)
-    talk = Talk(*_engine(args), options)
+    talks = _talks(args, options)
     try:
-        return _converse(talk, is_terminal=sys.stdin.isatty())
+        return _converse(talks, is_terminal=sys.stdin.isatty())
     except KeyboardInterrupt:
         sys.stderr.write("\n")
         return 130
 
 
-def _converse(talk: Talk, *, is_terminal: bool) -> int:
+def _converse(talks: dict[str, Talk], *, is_terminal: bool) -> int:
     while True:
         if is_terminal:
             sys.stderr.write("> ")
@@ -201,17 +231,23 @@ def _converse(talk: Talk, *, is_terminal: bool) -> int:
         if not line:
             return 0
         question = line.strip()
-        if question == "/new":
-            talk.new()
-        elif question == "/undo":
-            talk.undo()
-        elif question:
-            try:
-                answer = talk.answer(question)
-            except StageError as error:
-                if not is_terminal:
-                    raise
-                sys.stderr.write(f"{error}\n")
-                continue
-            sys.stdout.write(answer + "\n")
-            sys.stdout.flush()
+        for name, talk in talks.items():
+            if question == "/new":
+                talk.new()
+            elif question == "/undo":
+                talk.undo()
+            elif question:
+                _answer(talk, question, f"{name}: " if len(talks) > 1 else "", is_terminal=is_terminal)
+
+
+def _answer(talk: Talk, question: str, begin: str, *, is_terminal: bool) -> None:
+    """Ask and print. Raises StageError (65) through a pipe; on a terminal the talk goes on."""
+    try:
+        answer = talk.answer(question)
+    except StageError as error:
+        if not is_terminal:
+            raise
+        sys.stderr.write(f"{begin}{error}\n")
+        return
+    sys.stdout.write(f"{begin}{answer}\n")
+    sys.stdout.flush()

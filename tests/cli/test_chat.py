@@ -57,6 +57,16 @@ def test_new_and_undo_take_back(folder: Path, capsys: pytest.CaptureFixture[str]
     assert said == "".join(f"{text}\n" for text in (hello, more, second, alone))
 
 
+def test_two_models_hear_the_same_questions_and_their_own_answers(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = write_chat_model(tmp_path / "other", num_hidden_layers=1)
+    ours, theirs = (expected(path, "hello", "again") for path in (folder, other))
+    assert ours != theirs
+    said = chat(folder, "hello\nagain\n", capsys, "--against", str(other))
+    assert said == "".join(f"base: {one}\nother: {two}\n" for one, two in zip(ours, theirs, strict=True))
+
+
 def test_a_seed_repeats_a_talk(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ("--temperature", "1.5", "--seed")
     assert chat(folder, "a\nb\n", capsys, *flags, "3") == chat(folder, "a\nb\n", capsys, *flags, "3")
