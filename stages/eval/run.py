@@ -14,6 +14,7 @@ from postmill.io.schemas import EVAL_ITEMS_V1, EVAL_SCORES_V1
 from postmill.io.table import TableReader, TableWriter
 from postmill.stages.eval.answers import Answer, seed_of
 from postmill.stages.eval.config import Eval
+from postmill.stages.eval.harness.run import run_harness
 from postmill.stages.eval.questions import Question, read_questions
 from postmill.stages.eval.report import Side, compare, markdown, summarize, terminal
 from postmill.stages.eval.scoring import score
@@ -33,6 +34,8 @@ ITEMS, SCORES, REPORT = "items.arrow", "scores.arrow", "report.md"
 
 def run(cfg: Eval, inputs: Inputs, out: Out) -> Result:
     """Raises ArtifactError (65) for bad questions; StageError (65) over --max-errors, (1) under --min-accuracy."""
+    if cfg.harness:
+        return run_harness(cfg, inputs, out)
     if cfg.task or inputs["task_file"]:
         return run_task(cfg, inputs, out)
     questions = read_questions(cfg, inputs["ask"][0].path if inputs["ask"] else None)

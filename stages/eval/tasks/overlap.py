@@ -5,6 +5,7 @@ BLEU and chrF are sacrebleu's, of the corpus; ROUGE is rouge-score's F, with ste
 Japanese are counted by characters: BLEU with sacrebleu's tokenizer `zh`, ROUGE and f1 character by character.
 """
 
+import importlib.metadata
 import importlib.util
 import re
 import string
@@ -49,14 +50,26 @@ def word_f1(output: str, target: str) -> float:
     return 2 * shared / (len(said) + len(right))
 
 
+_LIBRARIES = (
+    ("bleu", "sacrebleu", "sacrebleu"),
+    ("chrf", "sacrebleu", "sacrebleu"),
+    ("rouge", "rouge_score", "rouge-score"),
+    ("ifeval", "langdetect", "langdetect"),
+)
+"""Metric, what it imports, what pip installs."""
+
+
+def versions_of(metrics: Sequence[str]) -> dict[str, str]:
+    """Versions of the libraries that these metrics use, of those that are installed."""
+    used = {package for metric, module, package in _LIBRARIES if metric in metrics and importlib.util.find_spec(module)}
+    return {package: importlib.metadata.version(package) for package in sorted(used)}
+
+
 def check_libraries(metrics: Sequence[str]) -> None:
     """Raises ConfigError (2) if a metric's library is not installed."""
-    for metric, module, package in (
-        ("bleu", "sacrebleu", "sacrebleu"),
-        ("chrf", "sacrebleu", "sacrebleu"),
-        ("rouge", "rouge_score", "rouge-score"),
-    ):
-        if metric in metrics and importlib.util.find_spec(module) is None:
+    for metric, module, package in _LIBRARIES:
+        # ifeval can do with fewer rules
+        if metric in set(metrics) - {"ifeval"} and importlib.util.find_spec(module) is None:
             raise ConfigError(
                 f"--task: {metric} needs {package}, which is not installed; pip install 'postmill[eval]'", USAGE
             )

@@ -9,25 +9,21 @@ from postmill.io.digest import digest_bytes
 from postmill.io.errors import BAD_DATA, USAGE, ArtifactError, ConfigError, StageError
 from postmill.io.schemas import EVAL_CHOICES_V1, EVAL_ITEMS_V1, EVAL_SCORES_V1
 from postmill.io.table import TableWriter
-from postmill.stages.eval.answers import seed_of
 from postmill.stages.eval.config import Eval
+from postmill.stages.eval.tasks.asked import JOURNAL, Asked, encode_pair, open_asked
 from postmill.stages.eval.tasks.code import mark_programs
 from postmill.stages.eval.tasks.mark import Mark
 from postmill.stages.eval.tasks.metrics import Chosen, mark_choices, mark_text, summary
-from postmill.stages.eval.tasks.overlap import check_libraries, corpus
+from postmill.stages.eval.tasks.overlap import check_libraries, corpus, versions_of
 from postmill.stages.eval.tasks.prompts import Item, make_items
 from postmill.stages.eval.tasks.rows import read_rows
 from postmill.stages.eval.tasks.task import Task, load_task, read_task
 from postmill.stages.progress import Progress
 from postmill.stages.protocol import Inputs, Out, Result
-from postmill.stages.shared.engine.ask import ask_all
-from postmill.stages.shared.engine.local import LocalEngine
 from postmill.stages.shared.engine.protocol import Reply, Request, Sampling
-from postmill.stages.shared.engine.text import Speaker
 from postmill.stages.shared.sandbox.run import require
 
 ITEMS, SCORES, CHOICES = "items.arrow", "scores.arrow", "choices.arrow"
-_JOURNAL = "replies.jsonl"
 
 
 def run_task(cfg: Eval, inputs: Inputs, out: Out) -> Result:
@@ -38,8 +34,9 @@ def run_task(cfg: Eval, inputs: Inputs, out: Out) -> Result:
         raise ConfigError("--task and --task-file both name a task; give one", USAGE)
     path = inputs["task_file"][0].path if inputs["task_file"] else None
     task = load_task(cfg.task) if path is None else read_task(path)
-    if not inputs["tested"] or inputs["tested"][0].kind == "eval" or cfg.endpoint.url or inputs["before"]:
-        raise ConfigError("--task: give one model or adapter; compare two runs with `postmill evaldiff`", USAGE)
+    is_one = bool(inputs["tested"]) != bool(cfg.endpoint.url)
+    if not is_one or any(item.kind == "eval" for item in inputs["tested"]) or inputs["before"]:
+        raise ConfigError("--task: give one model, adapter or --url; compare two runs with `postmill evaldiff`", USAGE)
     _check(cfg, task)
     _ready(cfg, task)
     splits: dict[str, list[dict[str, Any]]] = {}
@@ -48,10 +45,7 @@ def run_task(cfg: Eval, inputs: Inputs, out: Out) -> Result:
         splits.setdefault(given.port.partition(".")[2], []).extend(read_rows(given.path))
     fewshot = task.fewshot.count if cfg.fewshot is None else cfg.fewshot
     items = make_items(task, splits, fewshot=fewshot, limit=cfg.limit)
-    folders = [item.path for port in ("model", "tested") for item in inputs[port] if item.path is not None]
-    engine = LocalEngine(folders, dtype=cfg.dtype, batch_size=cfg.batch_size, threads=out.threads)
-    speaker = Speaker(folders)
-    asked = _Asked(engine, speaker, out)
+    asked = open_asked(cfg, inputs, out)
     if task.kind == "choice":
         firsts, marks = _ask_choices(task, items, asked)
         replies = [[reply] for reply in firsts]
@@ -77,10 +71,12 @@ def run_task(cfg: Eval, inputs: Inputs, out: Out) -> Result:
             f" first is {first.key}: {first.error}",
             BAD_DATA,
         )
-    (out.checkpoints / _JOURNAL).unlink(missing_ok=True)
+    (out.checkpoints / JOURNAL).unlink(missing_ok=True)
     if out.checkpoints.is_dir() and not any(out.checkpoints.iterdir()):
         out.checkpoints.rmdir()
-    return Result(metrics=metrics, versions=engine.about.versions, digests={"weights": engine.loaded.digest})
+    engine = asked.engine
+    versions = engine.about.versions | versions_of(task.metrics)
+    return Result(metrics=metrics, versions=versions, digests={"weights": engine.loaded.digest})
 
 
 def _check(cfg: Eval, task: Task) -> None:
@@ -106,39 +102,13 @@ def _ok(replies: list[Reply]) -> bool:
     return all(reply.error is None for reply in replies)
 
 
-class _Asked(msgspec.Struct):
-    """Who is asked, and where answers are kept."""
-
-    engine: LocalEngine
-    speaker: Speaker
-    out: Out
-
-    def all(self, requests: list[Request], sampling: Sampling) -> dict[str, Reply]:
-        """Replies by key."""
-        return ask_all(self.engine, requests, sampling, out=self.out, name=_JOURNAL, what="answers")
-
-
-def encode_pair(speaker: Speaker, context: str, ending: str) -> tuple[list[int], int]:
-    """Tokens of both, and how many of them are the context's.
-
-    Spaces at the end of the context move to what follows, so that words keep their tokens.
-    """
-    bare = context.rstrip()
-    whole = speaker.ids(bare + context[len(bare) :] + ending)
-    size = len(speaker.ids(bare)) if bare else 0
-    if size == 0:  # something has to stand before the first token
-        first = speaker.first_id
-        return ([first, *whole], 1) if first is not None and whole[:1] != [first] else (whole, 1)
-    return whole, size
-
-
-def _ask_choices(task: Task, items: list[Item], asked: _Asked) -> tuple[list[Reply], list[list[Mark]]]:
+def _ask_choices(task: Task, items: list[Item], asked: Asked) -> tuple[list[Reply], list[list[Mark]]]:
     """What the model thinks of each choice; a reply stands for an item's first."""
     requests, sizes = [], {}
     for item in items:
         for number, (context, ending) in enumerate(item.pairs):
             key = f"{item.item_id}-{number}"
-            ids, sizes[key] = encode_pair(asked.speaker, context, ending)
+            ids, sizes[key] = encode_pair(asked, context, ending)
             requests.append(Request(key=key, prompt_ids=ids, seed=0, prompt_logprobs=1))
     replies = asked.all(requests, Sampling(max_new_tokens=0))
     firsts, marks, rows = [], [], []
@@ -172,52 +142,33 @@ def _chosen(reply: Reply, size: int) -> Chosen:
     )
 
 
-def _ask_texts(cfg: Eval, task: Task, items: list[Item], asked: _Asked) -> list[list[Reply]]:
+def _ask_texts(cfg: Eval, task: Task, items: list[Item], asked: Asked) -> list[list[Reply]]:
     """Answers to each item: one, greedily, or as many samples as are wanted."""
-    stop_ids = asked.engine.about.stop_ids or asked.speaker.eos_ids
     sampling = Sampling(
         max_new_tokens=task.max_tokens,
         temperature=cfg.temperature,
         top_k=cfg.top_k,
         top_p=cfg.top_p,
-        stop_ids=stop_ids,
+        stop_ids=asked.stop_ids,
         stop=tuple(task.stop),
     )
     unasked: dict[str, Reply] = {}
     requests = []
     for item in items:
-        prompt = _prompt(cfg, item, asked.speaker)
         for sample in range(cfg.samples):
             key = _key(item, sample, cfg.samples)
-            if isinstance(prompt, str):
-                unasked[key] = Reply(key=key, error=prompt)
+            request = asked.request(cfg, item.context, key)
+            if isinstance(request, str):
+                unasked[key] = Reply(key=key, error=request)
             else:
-                requests.append(Request(key=key, prompt_ids=prompt, seed=seed_of(cfg.seed, key)))
+                requests.append(request)
     replies = asked.all(requests, sampling) | unasked
     keys = [[_key(item, sample, cfg.samples) for sample in range(cfg.samples)] for item in items]
-    return [[_as_text(replies[key], task, asked.speaker, stop_ids) for key in each] for each in keys]
-
-
-def _prompt(cfg: Eval, item: Item, speaker: Speaker) -> list[int] | str:
-    """Ids of what is asked, or why they cannot be had."""
-    if cfg.prompt == "raw":
-        return speaker.ids(item.context)
-    return speaker.prompt_ids([{"role": "user", "content": item.context}])
+    return [[asked.as_text(replies[key], task.stop) for key in each] for each in keys]
 
 
 def _key(item: Item, sample: int, samples: int) -> str:
     return item.item_id if samples == 1 else f"{item.item_id}.{sample}"
-
-
-def _as_text(reply: Reply, task: Task, speaker: Speaker, stop_ids: frozenset[int]) -> Reply:
-    """The reply with its text, up to what ends answers to the task."""
-    if reply.error is not None:
-        return reply
-    ends = reply.finish == "stop" and reply.ids[-1] in stop_ids
-    text = speaker.text(reply.ids, is_stopped=ends)
-    for stop in task.stop:
-        text = text.split(stop)[0]
-    return msgspec.structs.replace(reply, text=text)
 
 
 def _mark_texts(cfg: Eval, task: Task, items: list[Item], replies: list[list[Reply]]) -> list[list[Mark]]:

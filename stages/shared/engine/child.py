@@ -120,16 +120,8 @@ def _rank(adapter: Path) -> int:
 
 @contextlib.contextmanager
 def _running(argv: list[str], port: int, more: dict[str, str], timeout_s: float) -> Iterator[None]:
-    env = {k: v for k, v in os.environ.items() if k in _PASSED_ON or k.startswith(_PASSED_ON_PREFIXES)}
     with tempfile.TemporaryFile() as said:
-        child = subprocess.Popen(
-            [sys.executable, "-c", _UNTIL_PARENT_ENDS, *argv],
-            stdin=subprocess.DEVNULL,
-            stdout=said,
-            stderr=said,
-            env=more | env,
-            start_new_session=True,
-        )
+        child = start_child(argv, said, more)
         try:
             _wait_ready(child, argv, port, said, timeout_s)
             yield
@@ -140,7 +132,7 @@ def _running(argv: list[str], port: int, more: dict[str, str], timeout_s: float)
                 raise _ended(child, argv, said) from error
             raise
         finally:
-            _end(child)
+            end_child(child)
 
 
 def _wait_ready(child: subprocess.Popen[bytes], argv: list[str], port: int, said: IO[bytes], timeout_s: float) -> None:
@@ -152,7 +144,7 @@ def _wait_ready(child: subprocess.Popen[bytes], argv: list[str], port: int, said
             return
         if time.monotonic() - started > timeout_s:
             raise StageError(
-                f"{argv[0]}: no answer on port {port} after {timeout_s:g} s; see --start-timeout-s{_tail(said)}",
+                f"{argv[0]}: no answer on port {port} after {timeout_s:g} s; see --start-timeout-s{tail_of(said)}",
                 UNAVAILABLE,
             )
         time.sleep(0.1)
@@ -162,17 +154,34 @@ def _wait_ready(child: subprocess.Popen[bytes], argv: list[str], port: int, said
 def _ended(child: subprocess.Popen[bytes], argv: list[str], said: IO[bytes]) -> StageError:
     code = child.wait()
     how = f"ended with {code}" if code >= 0 else f"was ended by {signal.Signals(-code).name}"
-    return StageError(f"engine {shlex.join(argv[:4])} ...: {how}; mend its command line{_tail(said)}", UNAVAILABLE)
+    return StageError(f"engine {shlex.join(argv[:4])} ...: {how}; mend its command line{tail_of(said)}", UNAVAILABLE)
 
 
-def _tail(said: IO[bytes]) -> str:
+def tail_of(said: IO[bytes]) -> str:
+    """The end of what a process said, for an error."""
     said.seek(0, os.SEEK_END)
     said.seek(max(0, said.tell() - _SHOWN_BYTES))
     text = said.read().decode(errors="replace").strip()
     return f". It said:\n{text}" if text else ", it said nothing"
 
 
-def _end(child: subprocess.Popen[Any]) -> None:
+def start_child(argv: list[str], said: IO[bytes], more: dict[str, str]) -> subprocess.Popen[bytes]:
+    """A process that ends with this one, in a group of its own.
+
+    `said` gets what it writes; `more` is added to the few variables that it is given.
+    """
+    env = {k: v for k, v in os.environ.items() if k in _PASSED_ON or k.startswith(_PASSED_ON_PREFIXES)}
+    return subprocess.Popen(
+        [sys.executable, "-c", _UNTIL_PARENT_ENDS, *argv],
+        stdin=subprocess.DEVNULL,
+        stdout=said,
+        stderr=said,
+        env=more | env,
+        start_new_session=True,
+    )
+
+
+def end_child(child: subprocess.Popen[Any]) -> None:
     """Everything that it started ends with it."""
     for number, wait_s in ((signal.SIGTERM, _GRACE_S), (signal.SIGKILL, None)):
         with contextlib.suppress(ProcessLookupError):

@@ -78,6 +78,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     """Name of an adapter that was added; None is the weights that were loaded."""
     messages: list[dict[str, Any]] | None = None
     """The conversation, for an engine that is reached by `text`, whose server writes the prompt; it has no ids then."""
+    text: str | None = None
+    """The prompt as text, for an engine that is reached by `text`, whose server makes tokens of it; without ids."""
     inputs: Callable[[], dict[str, Any]] | None = None
     """Makes what the model reads of the prompt's pictures, tensors by name, when it is their turn. Requests that share
     one prompt and one of these are answered together, others with pictures alone."""

@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from postmill.io.errors import NO_INPUT, UNAVAILABLE, ArtifactError, StageError
 from postmill.stages.shared.engine.endpoint import Endpoint
-from postmill.stages.shared.engine.protocol import About, Constraint, Loaded, Reply, Request, Sampling
+from postmill.stages.shared.engine.protocol import About, Constraint, Loaded, Reply, Request, Sampling, Token
 
 _AGAIN = frozenset({408, 409, 429, 500, 502, 503, 504})
 """Statuses after which the same request may be answered."""
@@ -41,21 +41,21 @@ class UrlEngine:
         Raises ArtifactError (66) for the key's file; StageError (69) where the server cannot be asked.
         """
         self._endpoint, self._concurrency, self._is_processed = endpoint, concurrency, is_processed
-        self._root = endpoint.url.rstrip("/").removesuffix("/v1")
-        self._key = _read_key(endpoint.key_file)
+        self.root = endpoint.url.rstrip("/").removesuffix("/v1")
+        self.key = _read_key(endpoint.key_file)
         self._lock = threading.Lock()
         self._next_start = 0.0
         self.usage = {"prompt_tokens": 0, "completion_tokens": 0, "requests": 0, "retries": 0}
         """What was paid for."""
         card = self._card()
-        self._name = str(card["id"])
+        self.name = str(card["id"])
         digest = card.get("digest")
-        self.loaded = loaded or Loaded(digest=str(digest or f"url:{self._root}#{self._name}"), proof="claimed")
+        self.loaded = loaded or Loaded(digest=str(digest or f"url:{self.root}#{self.name}"), proof="claimed")
         length = card.get("max_model_len")
         self.about = About(
             kind="url",
             versions={},
-            can=frozenset({"logp", "seed", "text"}),
+            can=frozenset({"logp", "prompt_logp", "seed", "text"}),
             max_tokens=length if isinstance(length, int) else None,
             stop_ids=frozenset(),
         )
@@ -64,18 +64,18 @@ class UrlEngine:
         try:
             cards = self._ask("/v1/models", None).get("data")
         except Refused as error:
-            raise StageError(f"{self._root}: {error}; check --url and --key-file", UNAVAILABLE) from None
+            raise StageError(f"{self.root}: {error}; check --url and --key-file", UNAVAILABLE) from None
         models = [card for card in cards if isinstance(card, dict) and "id" in card] if isinstance(cards, list) else []
         wanted = self._endpoint.url_model
         named = [card for card in models if not wanted or card["id"] == wanted]
         if not named:
             known = ", ".join(str(card["id"]) for card in models[:20]) or "none"
-            raise StageError(f"{self._root}: no model {wanted!r}; there are {known}; see --url-model", UNAVAILABLE)
+            raise StageError(f"{self.root}: no model {wanted!r}; there are {known}; see --url-model", UNAVAILABLE)
         return named[0]
 
     def load(self, folders: list[Path]) -> Loaded:
         """Weights of a server are its own. Raises StageError (69)."""
-        raise StageError(f"{self._root}: the server's weights cannot be replaced from here", UNAVAILABLE)
+        raise StageError(f"{self.root}: the server's weights cannot be replaced from here", UNAVAILABLE)
 
     def batches(self, requests: list[Request]) -> list[list[Request]]:
         """In order of keys; a few rounds of what is under way at a time, so that a stop is soon heard."""
@@ -89,7 +89,7 @@ class UrlEngine:
 
     def _reply(self, request: Request, sampling: Sampling) -> Reply:
         body: dict[str, Any] = {
-            "model": self._name,
+            "model": self.name,
             "max_tokens": sampling.max_new_tokens,
             "temperature": sampling.temperature,
             "seed": request.seed,
@@ -104,6 +104,13 @@ class UrlEngine:
             if request.messages is not None:
                 answer = self._ask("/v1/chat/completions", body | {"messages": request.messages})
                 return _text_reply(request.key, answer)
+            if request.text is not None:
+                choice = _choice(self._ask("/v1/completions", body | {"prompt": request.text}))
+                return Reply(key=request.key, text=str(choice.get("text")), finish=_finish(choice.get("finish_reason")))
+            if request.prompt_logprobs is not None and not sampling.max_new_tokens:
+                # some servers make at least one token
+                asked = {"prompt": request.prompt_ids, "echo": True, "logprobs": 1, "max_tokens": 1}
+                return _scored_reply(request, self._ask("/v1/completions", body | asked), self.root)
             exact = {
                 "prompt": request.prompt_ids,
                 "stop_token_ids": sorted(sampling.stop_ids),
@@ -112,19 +119,29 @@ class UrlEngine:
             }
             answer = self._ask("/v1/completions", body | exact)
             one_for_all = not sampling.is_truncated and (self._is_processed or sampling.temperature in (0, 1))
-            return _exact_reply(request.key, answer, self._root, one_for_all=one_for_all)
+            return _exact_reply(request.key, answer, self.root, one_for_all=one_for_all)
         except Refused as error:
             return Reply(key=request.key, error=str(error))
+
+    def tokens(self, text: str) -> list[int]:
+        """Tokens of a text by the server's tokenizer, by vLLM's route. Raises StageError (69) where it has none."""
+        try:
+            found = self._ask("/tokenize", {"model": self.name, "prompt": text}).get("tokens")
+        except Refused as error:
+            raise StageError(f"{self.root}/tokenize: {error}; the server tells no tokens", UNAVAILABLE) from None
+        if not isinstance(found, list):
+            raise StageError(f"{self.root}/tokenize: the answer has no tokens", UNAVAILABLE)
+        return [int(token) for token in found]
 
     def _ask(self, route: str, body: dict[str, Any] | None) -> dict[str, Any]:
         """The answer's JSON. Raises Refused; StageError (69) when the last try failed too."""
         data = None if body is None else json.dumps(body).encode()
-        headers = {"content-type": "application/json"} | ({"authorization": f"Bearer {self._key}"} if self._key else {})
+        headers = {"content-type": "application/json"} | ({"authorization": f"Bearer {self.key}"} if self.key else {})
         why = ""
         for number in range(self._endpoint.tries):
             self._wait_turn()
             pause = random.uniform(0.5, 1.0) * min(2.0**number, _LONGEST_PAUSE_S)  # noqa: S311  no secret
-            request = urllib.request.Request(self._root + route, data, headers)  # noqa: S310  http or https, checked
+            request = urllib.request.Request(self.root + route, data, headers)  # noqa: S310  http or https, checked
             try:
                 with urllib.request.urlopen(request, timeout=self._endpoint.timeout_s) as answer:  # noqa: S310
                     decoded = json.loads(answer.read())
@@ -141,7 +158,7 @@ class UrlEngine:
                 with self._lock:
                     self.usage["retries"] += 1
                 time.sleep(pause)
-        raise StageError(f"{self._root}{route}: {why}, {self._endpoint.tries} times; is the server up?", UNAVAILABLE)
+        raise StageError(f"{self.root}{route}: {why}, {self._endpoint.tries} times; is the server up?", UNAVAILABLE)
 
     def _wait_turn(self) -> None:
         """Keep to --rate."""
@@ -210,6 +227,19 @@ def _text_reply(key: str, found: dict[str, Any]) -> Reply:
     choice = _choice(found)
     text = choice.get("message", {}).get("content") or ""
     return Reply(key=key, text=str(text), finish=_finish(choice.get("finish_reason")))
+
+
+def _scored_reply(request: Request, answer: dict[str, Any], root: str) -> Reply:
+    """Log-probs of a prompt's tokens, in the columns of `/v1/completions`. Raises StageError (69) without them."""
+    told = _choice(answer).get("logprobs") or {}
+    logps, tops, count = told.get("token_logprobs"), told.get("top_logprobs"), len(request.prompt_ids)
+    if not isinstance(logps, list) or not isinstance(tops, list) or min(len(logps), len(tops)) < count:
+        raise StageError(f"{root}: the server tells no log-probs of prompts (echo with logprobs)", UNAVAILABLE)
+    prompt = [
+        Token(id=token, raw_logp=logp, top=[(-1, max([*top.values(), logp]))] if top and logp is not None else [])
+        for token, logp, top in zip(request.prompt_ids, logps, tops, strict=False)
+    ]
+    return Reply(key=request.key, prompt=prompt, finish="length")
 
 
 def _exact_reply(key: str, answer: dict[str, Any], root: str, *, one_for_all: bool) -> Reply:

@@ -179,6 +179,32 @@ def test_what_cannot_be_is_said_in_one_line(model, tmp_path):
     assert caught.value.code == 65
 
 
+def test_a_server_is_asked_a_task_as_a_folder_is(model, tmp_path):
+    """Choices by log-probs of ids from the server's tokenizer, texts by text: every number is that of the folder."""
+    pytest.importorskip("uvicorn")
+    from http_server import serving
+
+    given = {name: write_data(tmp_path / "data", name, count) for name, count in (("arc_easy", 3), ("gsm8k", 2))}
+    with serving(model, name="base", max_new_tokens=300) as server:
+        for name, data in given.items():
+            fewshot = {"fewshot": 1}
+            evaluate(model, tmp_path / name, data, task=name, **fewshot)
+            ask = {"tested": [], "data": data}
+            cfg = make(Eval, task=name, url=server.url, **fewshot)
+            run_stage(STAGE, cfg, ask, tmp_path / f"url-{name}", Options(threads=1))
+            metrics = [load_artifact(tmp_path / out).manifest.metrics for out in (name, f"url-{name}")]
+            assert metrics[0] == metrics[1]
+            tables = [("scores.arrow", EVAL_SCORES_V1)]
+            tables += [("choices.arrow", EVAL_CHOICES_V1)] if name == "arc_easy" else []
+            for table, schema in tables:
+                assert rows(tmp_path / name, table, schema) == rows(tmp_path / f"url-{name}", table, schema)
+        outputs = [[row["output"] for row in rows(tmp_path / out, "items.arrow", EVAL_ITEMS_V1)] for out in given]
+        asked = [
+            [row["output"] for row in rows(tmp_path / f"url-{out}", "items.arrow", EVAL_ITEMS_V1)] for out in given
+        ]
+        assert outputs == asked
+
+
 _INCLUDED = {
     "gsm8k": "gsm8k/gsm8k.yaml",
     "arc_easy": "arc/arc_easy.yaml",
