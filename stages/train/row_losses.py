@@ -56,9 +56,10 @@ class SpanSums:
     def whole(self, layout: Layout) -> Tensor:
         """float64 [spans, 5] of all ranks, in the order of rows: row, start, end, weight, sum of -log p."""
         mine = torch.cat([torch.zeros(0, len(_FIELDS), dtype=torch.float64), *self._parts])
-        found = layout.gather(mine.to(layout.device), pad=-1).cpu()
-        found = found[found[:, 0] >= 0].numpy()
-        return torch.from_numpy(found[np.lexsort((found[:, 1], found[:, 0]))])
+        spans = layout.gather(mine.to(layout.device), pad=-1).cpu()
+        spans = spans[spans[:, 0] >= 0]
+        order = np.lexsort((spans[:, 1].numpy(), spans[:, 0].numpy()))
+        return spans[torch.from_numpy(order)]
 
 
 class RowLosses:
