@@ -5,6 +5,8 @@ BIN    := $(VENV)/bin
 NATIVE := $(shell find ext -name '*.rs' -o -name '*.cpp' -o -name '*.h' -o -name Cargo.toml)
 # One thread a process: several processes compute at once in the tests, and results must not depend on the machine.
 RUN    := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
+# As the build of the wheel has it: with the same profile and interpreter, cargo finds what that has compiled.
+CARGO  := PYO3_PYTHON=$(CURDIR)/$(BIN)/python cargo
 # Where this is set, each of the hundreds of processes that tests start would compile its modules again.
 unexport PYTHONDONTWRITEBYTECODE
 
@@ -35,7 +37,8 @@ demo: setup ## the whole pipeline on a real small model, on the CPU
 	$(BIN)/python examples/demo/run.py
 
 test: assets ## everything that runs in minutes
-	$(RUN) cargo test --release --workspace -q
+	$(RUN) cargo test --release --workspace -q --lib --tests
+	$(RUN) cargo test --release --workspace -q --doc
 	$(RUN) $(BIN)/pytest -m "not slow and not gpu" -n 2 --dist loadfile
 
 test-slow: assets ## everything, hours of fuzzing aside
@@ -51,7 +54,7 @@ lint: setup ## style, types, Rust lints
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	cargo clippy -q --workspace --all-targets -- -D warnings
+	$(CARGO) clippy -q --release --workspace --all-targets -- -D warnings
 	cargo fmt --check
 
 bench-smoke: setup ## every benchmark at toy size: they run, and their results are exact
