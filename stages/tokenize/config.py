@@ -143,7 +143,7 @@ def kind_made(config: Tokenize) -> str:
 
 STAGE = Stage(
     name="tokenize",
-    version=1,
+    version=2,
     config=Tokenize,
     inputs={
         "data": Port(

@@ -111,3 +111,24 @@ def test_what_is_no_group_is_refused_with_its_place(tmp_path, model, row, messag
         made(tmp_path, model, [ROWS[0], row], for_="embed")
     assert caught.value.code == 65
     assert "rows.jsonl:2" in str(caught.value)
+
+
+def test_a_text_of_one_token_leaves_alone_or_says_why_its_group_goes(tmp_path, model):
+    bare = tokenizers.Tokenizer.from_file(str(model / "tokenizer.json"))
+    bare.post_processor = tokenizers.processors.Sequence([])
+    bare.save(str(model / "tokenizer.json"))
+    (model / "tokenizer_config.json").write_text("{}")
+    rows = [
+        {"query": "what is rust", "positive": "a language", "negatives": ["rust", "a film"]},
+        {"query": "rust", "positive": "a language"},
+        {"query": "a film", "positive": "metal"},
+        {"query": "the film", "positive": "a film"},
+    ]
+    made_rows = made(tmp_path, model, rows, for_="embed")
+    assert [row["side"] for row in made_rows] == [0, 2, 1, 0, 2]
+    ledger = pa.ipc.open_file(tmp_path / "out" / LEDGER).read_all().to_pylist()
+    assert [(line["line"], line["action"], line["reason"]) for line in ledger] == [
+        (1, "truncated", "one_token_text"),
+        (2, "dropped", "one_token_text"),
+        (3, "dropped", "one_token_text"),
+    ]

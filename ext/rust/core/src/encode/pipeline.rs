@@ -9,6 +9,7 @@ use crate::encode::truncate::{Kept, Outcome, Truncation};
 use crate::error::{Error, RowError};
 use crate::input::lines::{self, Endings, Lines, Record};
 use crate::json::to_canonical;
+use crate::rows::group::{RIGHT, WRONG};
 use crate::rows::{self, Purpose, RowOptions};
 use crate::types::{Body, Json, Role, Row};
 use crate::weigh::sequence::{WeighScratch, Weigher};
@@ -421,8 +422,9 @@ impl ChunkRun<'_> {
         self.counts.add("special_look_alikes", look_alikes);
         self.counts.add("rows_with_look_alikes", usize::from(look_alikes > 0));
         let (mut truncated, mut masked) = (false, 0);
+        let mut left_out: Vec<usize> = vec![];
         let longest = self.encoder.longest_answer(sides);
-        for side in sides.iter_mut() {
+        for (index, side) in sides.iter_mut().enumerate() {
             match self.encoder.fit(side, longest, &mut self.scratch)? {
                 Outcome::Whole => {}
                 Outcome::Cut { masked: turns } => {
@@ -430,6 +432,15 @@ impl ChunkRun<'_> {
                     masked += turns;
                 }
                 Outcome::Blocks(size) => return self.blocks(side, size, meta, line),
+                // a text of one token: a group can do without one that is wrong, not without its query or what fits it
+                Outcome::Dropped("nothing_to_train") if places.contains(&RIGHT) => {
+                    if places[index] != WRONG {
+                        self.drop_row(meta.id, line, "one_token_text", before);
+                        return Ok(());
+                    }
+                    left_out.push(index);
+                    side.ids.clear();
+                }
                 Outcome::Dropped(reason) => {
                     self.drop_row(meta.id, line, reason, before);
                     return Ok(());
@@ -441,6 +452,8 @@ impl ChunkRun<'_> {
             let is_proportional = self.encoder.truncation() == Truncation::Proportional;
             let reason = if is_proportional { "proportional" } else { "max_length" };
             self.note(meta.id, line, "truncated", reason, (before, after));
+        } else if !left_out.is_empty() {
+            self.note(meta.id, line, "truncated", "one_token_text", (before, after));
         } else {
             self.counts.add("kept", 1);
         }
@@ -448,7 +461,7 @@ impl ChunkRun<'_> {
             self.counts.add("masked_turns", masked);
             self.note(meta.id, line, "masked", "cut_turn", (before, after));
         }
-        for (index, side) in sides.iter().enumerate() {
+        for (index, side) in sides.iter().enumerate().filter(|(index, _)| !left_out.contains(index)) {
             let pair = places.get(index).map(|place| (meta.id, *place));
             let id = if index == 0 { meta.id } else { self.part_id(meta.id, index as u32) };
             self.counts.add("straddles", side.straddles);

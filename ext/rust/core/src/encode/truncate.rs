@@ -109,14 +109,14 @@ impl Encoder {
             outcome = Outcome::Cut { masked };
             if row.turns.is_empty() && row.form == Form::Chat {
                 // only framing is left; a stored row without turns would read as text
-                return Ok(Outcome::Dropped("nothing_left_to_train"));
+                return Ok(Outcome::Dropped("nothing_to_train"));
             }
         }
         if !weigh_first {
             self.weigh(row, scratch)?;
         }
         if row.form != Form::Prompt && totals(&row.spans).0 == 0 {
-            return Ok(Outcome::Dropped(if is_cut { "nothing_left_to_train" } else { "nothing_to_train" }));
+            return Ok(Outcome::Dropped("nothing_to_train"));
         }
         Ok(outcome)
     }

@@ -13,8 +13,8 @@ const NEGATIVE: [&str; 5] = ["negatives", "negative", "neg", "hard_negatives", "
 
 /// Places in a group, the numbers of the column `side`.
 const ANCHOR: i8 = 0;
-const WRONG: i8 = 1;
-const RIGHT: i8 = 2;
+pub(crate) const WRONG: i8 = 1;
+pub(crate) const RIGHT: i8 = 2;
 
 pub(super) fn read(mut columns: Columns, reader: &Reader, purpose: Purpose) -> Result<Row, RowError> {
     let root = Place::Root;

@@ -17,7 +17,7 @@ mod calls;
 mod columns;
 mod content;
 mod digest;
-mod group;
+pub(crate) mod group;
 mod marks;
 mod messages;
 mod place;
