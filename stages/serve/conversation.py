@@ -14,7 +14,8 @@ _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 def read_messages(messages: list[dict[str, Any]], *, pictures: bool = False) -> list[dict[str, Any]]:
     """Checked, with parts of text joined and arguments of calls as objects. Raises ApiError (400).
 
-    pictures: whether the model reads them. A content with a picture stays a list of parts, see `media.read_picture`.
+    pictures: whether the model reads them. A content with a picture or a sound stays a list of parts, see
+    `stages/serve/media.py`.
     """
     read: list[dict[str, Any]] = []
     calls: set[str] = set()
@@ -56,15 +57,16 @@ def _content(content: Any, place: str, *, optional: bool, pictures: bool) -> str
     for number, part in enumerate(content):
         kind = part.get("type") if isinstance(part, dict) else None
         if pictures and kind in media.KINDS:
-            parts.append(media.read_picture(part, f"{place}.{number}"))
+            read = media.read_sound if kind == "input_audio" else media.read_picture
+            parts.append(read(part, f"{place}.{number}"))
             continue
-        if kind in ("input_audio", "file", "video_url", *media.KINDS):
-            reads = "text, and pictures in messages of the user" if pictures else "text only"
+        if kind in ("file", "video_url", *media.KINDS):
+            reads = "text, and pictures or sounds in messages of the user" if pictures else "text only"
             raise unsupported(f"{place}.{number}", f"{place}.{number}: this model reads {reads}, not {kind}.")
         if kind != "text" or not isinstance(part.get("text"), str):
             raise _wrong(f"{place}.{number}", "expected a part of type text")
         parts.append({"type": "text", "text": part["text"]})
-    if any(part["type"] == "image" for part in parts):
+    if any(part["type"] != "text" for part in parts):
         return parts
     return "".join(part["text"] for part in parts)
 

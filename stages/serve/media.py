@@ -1,4 +1,4 @@
-"""Pictures in requests: their bytes, from data URIs alone, and their pixels.
+"""Pictures and sounds in requests: their bytes, from data URIs and base64 alone, their pixels and samples.
 
 Nothing is fetched and no file is read, whatever a request says: an address would make the server ask others, inside its
 network too, on behalf of whoever asks it.
@@ -6,15 +6,16 @@ network too, on behalf of whoever asks it.
 
 import base64
 import binascii
+from collections.abc import Callable
 from typing import Any
 
 from postmill.io.errors import ArtifactError
 from postmill.stages.serve.errors import ApiError, invalid, unsupported
 from postmill.stages.shared.media.decode import decode
 
-KINDS = ("image_url", "image")
-MOST_PICTURES = 64
-"""In one request."""
+KINDS = ("image_url", "image", "input_audio")
+MOST_MEDIA = 64
+"""Pictures and sounds in one request."""
 MOST_PIXELS = 1 << 26
 """Of one picture: 8,192 by 8,192, 200 MB once it is decoded."""
 
@@ -39,6 +40,15 @@ def read_picture(part: dict[str, Any], place: str) -> dict[str, Any]:
     return {"type": "image", "image": _bytes(body, place), "place": place}
 
 
+def read_sound(part: dict[str, Any], place: str) -> dict[str, Any]:
+    """OpenAI's `input_audio` as a part with its bytes. Raises ApiError (400)."""
+    found = part.get("input_audio")
+    data = found.get("data") if isinstance(found, dict) else None
+    if not isinstance(data, str):
+        raise invalid(place, f"{place}: expected input_audio with data in base64.")
+    return {"type": "audio", "audio": _bytes(data, f"{place}.input_audio.data"), "place": place}
+
+
 def _from_source(source: dict[str, Any], place: str) -> bytes:
     if source.get("type") != "base64":
         raise unsupported(place, f"{place}: {source.get('type')!r} is not read; send the picture as base64.")
@@ -56,16 +66,21 @@ def _bytes(text: str, place: str) -> bytes:
 
 
 def check_count(messages: list[dict[str, Any]]) -> None:
-    """Raises ApiError (400) for a conversation with too many pictures."""
+    """Raises ApiError (400) for a conversation with too many pictures and sounds."""
     parts = [part for message in messages if isinstance(message["content"], list) for part in message["content"]]
-    found = sum(part["type"] == "image" for part in parts)
-    if found > MOST_PICTURES:
-        raise invalid("messages", f"messages: {found} pictures; the most is {MOST_PICTURES}.")
+    found = sum(part["type"] != "text" for part in parts)
+    if found > MOST_MEDIA:
+        raise invalid("messages", f"messages: {found} pictures and sounds; the most is {MOST_MEDIA}.")
 
 
-def with_pixels(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The conversation as processors read it: parts everywhere, pictures decoded. Raises ApiError (400)."""
-    return [message | {"content": [_decoded(part) for part in _parts(message["content"])]} for message in messages]
+def decoded(messages: list[dict[str, Any]], hear: Callable[[bytes, str], Any]) -> list[dict[str, Any]]:
+    """The conversation as processors read it: parts everywhere, pictures and sounds decoded. Raises ApiError (400).
+
+    hear: from the bytes of a sound and its place to what the model hears.
+    """
+    return [
+        message | {"content": [_decoded(part, hear) for part in _parts(message["content"])]} for message in messages
+    ]
 
 
 def _parts(content: str | list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -74,10 +89,12 @@ def _parts(content: str | list[dict[str, Any]]) -> list[dict[str, Any]]:
     return content
 
 
-def _decoded(part: dict[str, Any]) -> dict[str, Any]:
-    if part["type"] != "image":
+def _decoded(part: dict[str, Any], hear: Callable[[bytes, str], Any]) -> dict[str, Any]:
+    if part["type"] == "text":
         return part
     try:
+        if part["type"] == "audio":
+            return {"type": "audio", "audio": hear(part["audio"], part["place"])}
         return {"type": "image", "image": decode(part["image"], part["place"], MOST_PIXELS)}
     except ArtifactError as error:
-        raise ApiError(400, "invalid_image", f"{error}.", part["place"]) from None
+        raise ApiError(400, f"invalid_{part['type']}", f"{error}.", part["place"]) from None

@@ -230,7 +230,7 @@ class Service:
         def work() -> Prompt | str:
             try:
                 if self.reads_pictures:
-                    made = self.speaker.picture_prompt(media.with_pixels(messages), **options)
+                    made = self.speaker.picture_prompt(media.decoded(messages, self.speaker.hear), **options)
                     if isinstance(made, str):
                         return made
                     return Prompt(made[0], functools.partial(dict, made[1]) if made[1] else None)

@@ -1,6 +1,7 @@
 """The micro-batches of a step: loaded, seeded by what they hold, and guarded against memory that runs out."""
 
 import hashlib
+import itertools
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,15 +25,22 @@ _CPU_OOM = "DefaultCPUAllocator"
 class Blocks:
     """This rank's micro-batches of a step."""
 
-    def __init__(self, cfg: Train, source: BatchSource, step: Step, layout: Layout) -> None:
+    def __init__(
+        self, cfg: Train, source: BatchSource, step: Step, layout: Layout, upcoming: Step | None = None
+    ) -> None:
+        """upcoming: the step after this one, whose pictures are made ahead."""
         self._cfg, self._source, self._step, self._device = cfg, source, step, layout.device
         self.bins, self.norms = step.micro_batches(layout.data_rank, cfg.batch.micro_bins), step.norms
         self.data_seconds = 0.0
+        after = [] if upcoming is None else upcoming.micro_batches(layout.data_rank, cfg.batch.micro_bins)[:1]
+        self._next = {id(block): following for block, following in itertools.pairwise([*self.bins, *after])}
 
     def load(self, block: NDArray[np.int64], *, first_pass: bool = False) -> Batch:
         """The batch of `block`; dropout and noise start from its own seed, in whichever pass."""
         started = time.perf_counter()
         batch = (self._source.load_partners(block) if first_pass else self._source.load(block)).to(self._device)
+        if id(block) in self._next:
+            self._source.expect(self._next[id(block)])
         self.data_seconds += time.perf_counter() - started
         torch.manual_seed(seed_of(self._cfg.seed, self._step.number, int(block[0])))
         return batch

@@ -49,6 +49,12 @@ class BatchSource:
             return as_padding(self._collate([self.reader.bin(0)]))
         return self._collate([self.reader.bin(index) for index in real])
 
+    def expect(self, bins: NDArray[np.int64]) -> None:
+        """Begin to make the pictures of bins that are asked for next."""
+        rows = [self.reader.rows(int(index)) for index in bins if index >= 0]
+        if self.data.pixels is not None and rows:
+            self.data.pixels.expect(self.reader.token_rows.pictures(np.concatenate(rows)))
+
     def load_partners(self, bins: NDArray[np.int64]) -> Batch:
         """What the first pass of a step sees: the batch of `bins`, or its prompts with other rows' answers.
 

@@ -170,6 +170,7 @@ def _train(
             raise run.stopped(step=number)
         step, lr = steps[number], cfg.lr_at(number, steps.total)
         _begin(run, number)
+        upcoming = steps[number + 1] if data.pixels and number + 1 < steps.total else None
         gradient = accumulate(
             cfg,
             wrapped,
@@ -180,6 +181,7 @@ def _train(
             channels=channels,
             row_losses=run.rows is not None,
             past=record.lines,
+            upcoming=upcoming,
         )
         tuner.before_update(net)
         norm = layout.clip(parameters.values(), cfg.clip or math.inf)

@@ -61,12 +61,14 @@ def accumulate(
     channels: Channels | None = None,
     row_losses: bool = False,
     past: Past = (),
+    upcoming: Step | None = None,
 ) -> Gradient:
     """Add the gradient of `step` to the parameters of `forward`: a `Forward`, which may be wrapped for several ranks.
 
+    upcoming: the step after it, whose pictures are made meanwhile.
     Raises StageError (1) when memory runs out.
     """
-    blocks = Blocks(cfg, source, step, layout)
+    blocks = Blocks(cfg, source, step, layout, upcoming)
     constants, cached = _look_first(objective, forward, blocks, layout, past)
     losses: list[Tensor] = []
     held: dict[int, tuple[Tensor | None, contextlib.ExitStack]] = {}

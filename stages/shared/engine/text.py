@@ -98,6 +98,8 @@ class Speaker:
         from jinja2.exceptions import TemplateError
 
         processor = self._processor
+        if type(processor).__name__ == "WhisperProcessor":
+            return _to_transcribe(processor, messages)
         if not getattr(processor, "chat_template", None):
             return "the model has no chat template for pictures"
         has_pictures = any(part["type"] in KINDS for message in messages for part in message["content"])
@@ -116,16 +118,16 @@ class Speaker:
         return made["input_ids"][0].tolist(), inputs if has_pictures else {}
 
     def hear(self, data: bytes, place: str) -> Any:
-        """Samples of a WAV file as the model hears them. `place` is what the message calls it.
+        """Samples of a sound as the model hears them. `place` is what the message calls it.
 
         Raises ArtifactError (65) for one that is damaged, or longer than the model hears; for a model that is deaf.
         """
-        from postmill.stages.shared.media.sound import decode_wav, resample  # which load torch
+        from postmill.stages.shared.media.sound import decode_sound, resample  # which load torch
 
         extractor = getattr(self._processor, "feature_extractor", None) if self.reads_pictures else None
         if extractor is None:
             raise ArtifactError(f"{place}: the model hears no sounds; ask one that does", BAD_DATA)
-        samples, rate = decode_wav(data, place)
+        samples, rate = decode_sound(data, place)
         heard = resample(samples, rate, extractor.sampling_rate)
         if len(heard) > extractor.n_samples:
             length, most = len(heard) / extractor.sampling_rate, extractor.n_samples / extractor.sampling_rate
@@ -248,3 +250,13 @@ def _overlap(text: str, stop: str) -> int:
     """How many characters at the end of `text` may be the beginning of `stop`."""
     most = min(len(text), len(stop) - 1)
     return next((size for size in range(most, 0, -1) if text.endswith(stop[:size])), 0)
+
+
+def _to_transcribe(processor: Any, messages: list[dict[str, Any]]) -> tuple[list[int], dict[str, Any]] | str:
+    """What Whisper's decoder begins with, and what its encoder hears; or why not."""
+    parts = [part for message in messages for part in message["content"]]
+    if [part["type"] for part in parts] != ["audio"]:
+        return "Whisper writes down one sound and reads no text: a question is <audio> alone"
+    hears = processor.feature_extractor
+    made = hears(parts[0]["audio"], sampling_rate=hears.sampling_rate, return_tensors="pt")
+    return list(processor.tokenizer.prefix_tokens), {"input_features": made["input_features"]}

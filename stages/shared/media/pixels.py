@@ -6,6 +6,7 @@ lately is kept by its digest. Tensors are those that transformers makes of the s
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,9 +23,13 @@ from postmill.stages.shared import hf
 from postmill.stages.shared.attention import Blocks
 from postmill.stages.shared.media.decode import decode
 from postmill.stages.shared.media.layout import RowsLayout
-from postmill.stages.shared.media.sound import decode_wav, resample
+from postmill.stages.shared.media.sound import decode_sound, resample
 
 CACHE_BYTES = 1 << 30
+WORKERS = 2
+"""Threads that make pictures ahead of the step that needs them."""
+MOST_AHEAD = 256
+"""Pictures that are made ahead and wait."""
 
 
 class Seen(NamedTuple):
@@ -76,6 +81,22 @@ class Pixels:
         self.layout = RowsLayout.of(folder)
         self._made: OrderedDict[bytes, dict[str, Tensor]] = OrderedDict()
         self._bytes, self._most = 0, cache_bytes
+        self._ahead: dict[bytes, Future[dict[str, Tensor]]] = {}
+        self._workers: ThreadPoolExecutor | None = None
+
+    def expect(self, pictures: Sequence[Sequence[Medium]]) -> None:
+        """Begin to make what rows need that come next, in threads beside the step at work.
+
+        Tensors are the same wherever they are made. A fault is raised where its row's batch is asked for.
+        """
+        for picture in (picture for row in pictures for picture in row):
+            if len(self._ahead) >= MOST_AHEAD:
+                return
+            if picture.digest not in self._made and picture.digest not in self._ahead:
+                self._processor(picture.kind)  # loaded once, by this thread
+                if self._workers is None:
+                    self._workers = ThreadPoolExecutor(WORKERS, thread_name_prefix="pixels")
+                self._ahead[picture.digest] = self._workers.submit(self._make, picture)
 
     def of_rows(self, tokens: TokenRows, rows: NDArray[np.int64], batch: Any) -> Media | None:
         """Of the `rows` of token tables that `batch` lays end to end, see `media`."""
@@ -148,15 +169,18 @@ class Pixels:
         """What the processor makes of a picture."""
         made = self._made.pop(picture.digest, None)
         if made is None:
-            found = self._processed(picture)
-            made = {name: value for name, value in found.items() if isinstance(value, Tensor)}
-            made = self.layout.tower_inputs(made)
+            ahead = self._ahead.pop(picture.digest, None)
+            made = self._make(picture) if ahead is None else ahead.result()
             self._bytes += _bytes_of(made)
         self._made[picture.digest] = made
         while self._bytes > self._most and len(self._made) > 1:
             _, old = self._made.popitem(last=False)
             self._bytes -= _bytes_of(old)
         return made
+
+    def _make(self, picture: Medium) -> dict[str, Tensor]:
+        found = self._processed(picture)
+        return self.layout.tower_inputs({name: value for name, value in found.items() if isinstance(value, Tensor)})
 
     def _processed(self, item: Medium) -> dict[str, Any]:
         """What the folder's processor of its kind makes of an item."""
@@ -166,7 +190,7 @@ class Pixels:
         if item.kind == "video":
             frames = [decode(data, place) for data, place in item.frames()]
             return dict(processor(videos=[frames], return_tensors="pt", do_sample_frames=False))
-        samples, rate = decode_wav(item.load(), item.place)
+        samples, rate = decode_sound(item.load(), item.place)
         return self._heard(resample(samples, rate, processor.sampling_rate))
 
     def _processor(self, kind: str) -> Any:

@@ -1,6 +1,11 @@
-"""From the bytes of a WAV file to samples of one channel at the rate that a model hears, without another library."""
+"""From the bytes of a sound to samples of one channel at the rate that a model hears.
+
+WAV is read here; FLAC, Ogg and MP3 by libsndfile, through the package soundfile. Rates are changed here, so that no
+library decides what is learned.
+"""
 
 import functools
+import io
 import math
 
 import numpy as np
@@ -8,12 +13,43 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from postmill.io.errors import BAD_DATA, ArtifactError
+from postmill.io.errors import BAD_DATA, USAGE, ArtifactError, ConfigError
 
+_PACKED = (b"fLaC", b"OggS", b"ID3", *(bytes([0xFF, second]) for second in (0xFB, 0xFA, 0xF3, 0xF2, 0xE3, 0xE2)))
+"""How FLAC, Ogg and MP3 begin."""
+MOST_SAMPLES = 1 << 27
+"""Of all channels of a packed sound, 512 MiB: silence packs a thousand times smaller than it is."""
 _ZEROS = 6
 """Zero crossings of the filter on each side."""
 _ROLLOFF = 0.99
 """Where the filter begins, as a share of the lower of both rates' halves."""
+
+
+def decode_sound(data: bytes, place: str) -> tuple[NDArray[np.float32], int]:
+    """Samples from -1 to 1, the mean of all channels, and how many of them a second has.
+
+    `place` is what the message calls it. Raises ArtifactError (65) for one that is damaged or of another form, and
+    ConfigError (2) where its form needs the package soundfile and that is missing.
+    """
+    if not data.startswith(_PACKED):
+        return decode_wav(data, place)
+    try:
+        import soundfile
+    except (ImportError, OSError) as error:
+        message = f"{place}: FLAC, Ogg and MP3 need the package soundfile; pip install 'postmill[audio]'"
+        raise ConfigError(message, USAGE) from error
+    try:
+        with soundfile.SoundFile(io.BytesIO(data)) as file:
+            if file.frames * file.channels > MOST_SAMPLES:
+                message = f"{place}: has {file.frames} samples of {file.channels} channels, the most is {MOST_SAMPLES}"
+                raise ArtifactError(f"{message}; cut it into several", BAD_DATA)
+            samples_SC, rate = file.read(dtype="float32", always_2d=True), file.samplerate
+    except soundfile.SoundFileError as error:
+        what = " ".join(str(error).split()).rpartition(": ")[2]
+        message = f"{place}: cannot be decoded ({what}); get it again or leave its rows out"
+        raise ArtifactError(message, BAD_DATA) from error
+    found: NDArray[np.float32] = samples_SC.mean(axis=1, dtype=np.float64).astype(np.float32)
+    return found, int(rate)
 
 
 def decode_wav(data: bytes, place: str) -> tuple[NDArray[np.float32], int]:
@@ -45,7 +81,9 @@ def _chunks(data: bytes, place: str) -> tuple[bytes, bytes]:
         if name == b"data" and len(form) >= 16:
             return form, data[at + 8 : at + 8 + length]
         at += 8 + length + length % 2
-    raise ArtifactError(f"{place}: no WAV; get it again or leave its rows out", BAD_DATA)
+    raise ArtifactError(
+        f"{place}: no sound in WAV, FLAC, Ogg or MP3 form; get it again or leave its rows out", BAD_DATA
+    )
 
 
 def _values(samples: bytes, tag: int, bits: int) -> NDArray[np.float64]:

@@ -68,7 +68,7 @@ def test_sounds_that_cannot_be_heard_are_errors_of_their_question(tmp_path: Path
     rows = [{"question": "<audio>?", "audios": [name]} for name in ("long.wav", "text.wav")]
     found = ask(tmp_path / "model", media_models.write_lines(tmp_path / "ask.jsonl", rows), tmp_path / "out")
     assert "has 2.0 s, the model hears 2 s" in found[0]["error"]
-    assert "no WAV" in found[1]["error"]
+    assert "no sound in WAV" in found[1]["error"]
     (tmp_path / "ask.jsonl").write_text('{"question": "?", "audios": ["long.wav"]}')
     with pytest.raises(ArtifactError, match="has 1 audios and 0 places"):
         read_questions(Eval(), tmp_path / "ask.jsonl")

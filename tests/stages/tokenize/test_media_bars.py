@@ -16,7 +16,7 @@ from postmill.stages.tokenize.config import STAGE, Tokenize
 
 pytest.importorskip("torchvision")
 pytest.importorskip("num2words")
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]  # SmolVLM cuts each picture into 17 tiles of 512
 CHATS = 500
 SIZES = 2000
 TEXTS = ["What is this?", "he saw\n\n", " in.\n", "\n", "Ünïcode: 图", "a.\n\n\nhe", "  ", "7", "the\tend: \n"]
