@@ -168,9 +168,8 @@ def _train(
             break
         if _stop_requested(out, accelerator):
             raise run.stopped(step=number)
-        step, lr = steps[number], cfg.lr_at(number, steps.total)
+        step, lr, last = steps[number], cfg.lr_at(number, steps.total), number + 1 == steps.total
         _begin(run, number)
-        upcoming = steps[number + 1] if data.pixels and number + 1 < steps.total else None
         gradient = accumulate(
             cfg,
             wrapped,
@@ -181,7 +180,7 @@ def _train(
             channels=channels,
             row_losses=run.rows is not None,
             past=record.lines,
-            upcoming=upcoming,
+            upcoming=steps[number + 1] if data.pixels and not last else None,
         )
         tuner.before_update(net)
         norm = layout.clip(parameters.values(), cfg.clip or math.inf)
@@ -189,7 +188,6 @@ def _train(
         check_mismatch(cfg, data, start or base, step, gradient)
         _update(learner, tuner, number, lr)
 
-        last = number + 1 == steps.total
         run.watch(number, gradient, last=last)
         line = _line(step, loss, lr, grad_norm) | _measured(gradient, channels)
         if valid_source is not None and (last or is_due(number, cfg.measure.valid_every)):
