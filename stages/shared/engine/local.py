@@ -58,7 +58,7 @@ class LocalEngine:
             can -= {"prompt_logp", "shared_prefix"}
         if can_constrain():
             can.add("constrain")
-        if reads_pictures(self._model):
+        if reads_pictures(self._model) or self._model.main_input_name == "input_features":  # Whisper's encoder hears
             can.add("pictures")
         if self._is_paged:
             can |= {"adapters"} | ({"batch_invariant"} if self._is_invariant else set())

@@ -22,7 +22,7 @@ pytest.importorskip("torchvision")
 def case(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("ahead")
     tiny_vlm.write_model(folder / "model", "qwen2_5_vl")
-    data = tiny_vlm.write_rows(folder / "data", number=10)
+    data = tiny_vlm.write_rows(folder / "data", number=40)
     return folder / "model", tiny_vlm.write_packed(folder / "packed", folder / "model", data, 256)
 
 
