@@ -23,8 +23,10 @@ from postmill.stages.train.parallel.mesh import grid  # noqa: E402
 from postmill.stages.train.parallel.options import Parallel  # noqa: E402
 from postmill.stages.train.tuners.lora import Lora  # noqa: E402
 
-# eps: AdamW divides a gradient by its own size, so rounding of what is nearly 0 would be as large as a step
-STEPS = make(Train, tuner="full", lr=1e-2, bins_per_step=8, steps=4, save_every=0, normalize="weights", eps=1e-5)
+# eps: AdamW divides a gradient by its own size, so rounding of what is nearly 0 would be as large as a step. With 1e-5,
+# --tp 2 of qwen3-tied is 1.014e-5 away after four steps: the same in every run on one machine, whatever its load, and
+# another number where another processor's kernels round otherwise.
+STEPS = make(Train, tuner="full", lr=1e-2, bins_per_step=8, steps=4, save_every=0, normalize="weights", eps=1e-4)
 ONE = make(Train, tuner="full", optimizer="sgd", momentum=0.0, lr=1.0, clip=0.0, warmup=0.0, bins_per_step=8, steps=1)
 """Its weights after are those before less the gradient."""
 
@@ -78,9 +80,7 @@ def check(world, tmp_path, family, ranks, form):
             moved = float((want - base[tensor]).abs().max())
             assert moved > 0, tensor
             off = float((b[tensor] - want).abs().max())
-            # the optimizer divides by small second moments, so rounding of the last bits grows over steps
-            limit = 1e-5 if name == "gradient" else 2e-5
-            assert off <= limit * max(1.0, moved), (name, tensor, off, moved)
+            assert off <= 1e-5 * max(1.0, moved), (name, tensor, off, moved)
 
 
 QUICK = [("qwen3-tied", 2, {"tp": 2}), ("qwen3", 2, {"cp": 2}), ("qwen3-tied", 2, {"pp": 2})]
