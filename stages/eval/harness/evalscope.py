@@ -33,9 +33,8 @@ def read(job: Job) -> list[Sample]:
 
 def _sample(task: str, row: dict[str, Any]) -> Sample:
     score = row["sample_score"]["score"]
-    asked, answers = [], []
-    for message in row["messages"]:
-        (answers if message.get("role") == "assistant" else asked).append(message)
+    answers = [message for message in row["messages"] if message.get("role") == "assistant"]
+    asked = [message for message in row["messages"] if message.get("role") != "assistant"]
     values = {name: number(value) for name, value in score["value"].items()}
     status = score.get("status", "success")
     return Sample(

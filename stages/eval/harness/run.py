@@ -150,7 +150,7 @@ def _summaries(samples: list[Sample]) -> dict[str, Any]:
 
 def _write(out: Out, samples: list[Sample]) -> None:
     several = len({each.task for each in samples}) > 1
-    items = [
+    items: list[dict[str, Any]] = [
         {
             "item_id": each.item_id,
             "group": each.task if several else "",
