@@ -84,6 +84,7 @@ class _Watch:
         for child in self._children.values():
             if child.poll() is None:
                 child.terminate()
+                child.send_signal(signal.SIGCONT)  # one that was halted hears nothing before
         deadline = time.monotonic() + _PATIENCE_S
         for child in self._children.values():
             try:

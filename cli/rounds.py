@@ -22,11 +22,12 @@ import numpy as np
 
 from postmill.cli.chain import Step
 from postmill.cli.follow import PARENT
-from postmill.cli.loop import PARTS, Plan
+from postmill.cli.loop import Plan
+from postmill.cli.others import STATUSES, Others
 from postmill.io.commit import remove_artifact
 from postmill.io.digest import digest_bytes
-from postmill.io.errors import MISMATCH, STOPPED, UNAVAILABLE, StageError
-from postmill.io.json_file import load_json, write_json
+from postmill.io.errors import MISMATCH, STOPPED, StageError
+from postmill.io.json_file import write_json
 from postmill.io.manifest import MANIFEST, Artifact, load_artifact
 from postmill.io.rewards import RewardsReader
 from postmill.stages.options import changed
@@ -34,7 +35,7 @@ from postmill.stages.progress import Progress
 from postmill.stages.runner import Options, run_stage
 from postmill.stages.shared.child_limits import end_with_parent
 
-METRICS, TIMING, STATUS, STATUSES = "metrics.jsonl", "timing.jsonl", "status.json", "status"
+METRICS, TIMING, STATUS = "metrics.jsonl", "timing.jsonl", "status.json"
 _LONGEST_PAUSE_S = 0.5
 _OF_TRAIN = ("loss", "grad_norm", "lr", "nats", "entropy", "ratio", "clipped", "mismatch", "mismatch_dropped", "kl")
 
@@ -45,8 +46,8 @@ class Rounds:
     def __init__(self, plan: Plan, *, threads: int, part: str = "") -> None:
         """part: of `loop.PARTS`, the process that this is; empty for all in one."""
         self._plan, self._options, self._part = plan, Options(threads=threads), part
-        self._began = time.time()
         self._folder, self._round = plan.folder, 0
+        self._others = Others(plan.folder, part)
         self._seconds: dict[str, float] = {}
         self._held: dict[str, str] = {}
         """What rounds were sampled with: digests of what the engine held, and of the weights' files it was given."""
@@ -79,7 +80,7 @@ class Rounds:
     def follow(self) -> Path:
         """One process's share of all rounds. What the others make is waited for: an artifact is whole or not there.
 
-        Raises StageError: (75) when told to stop while waiting, (69) if another process of the loop failed.
+        Raises StageError: (75) when told to stop while waiting, (69) if another process of the loop failed or is lost.
         """
         rollout, reward = self._plan.rollout, self._plan.reward
         if PARENT in os.environ:
@@ -103,21 +104,14 @@ class Rounds:
         return self._place(self._plan.loop.rounds - 1) / (rollout if self._part == "rollout" else reward).name
 
     def _wait(self, path: Path) -> None:
-        """Until `path` is there. Raises StageError (69) if another process of the loop failed since this one began."""
+        """Until `path` is there. Raises StageError (69) where it can no longer come: see `Others`."""
         pause = 0.02
         while not path.exists():
             if pause >= _LONGEST_PAUSE_S:
                 self._say_status("", "waiting", waiting_for=path)
-                self._check_others(path)
+                self._others.check(path)
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE_S)
-
-    def _check_others(self, path: Path) -> None:
-        for other in PARTS:
-            found = self._folder / STATUSES / f"{other}.json"
-            said = load_json(found) if other != self._part and found.is_file() else {}
-            if said.get("state") == "failed" and said["since"] > self._began:
-                raise StageError(f"{path}: does not come: {other} failed; see what it said", UNAVAILABLE)
 
     def _sample(self, number: int) -> Artifact:
         """The rollouts of a round, by the weights of `lag` rounds before."""

@@ -4,6 +4,7 @@ import platform
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -75,13 +76,18 @@ def look(folder: Path) -> Status:
     return _look(folder, path)
 
 
+def state_of(said: dict[str, Any]) -> str:
+    """What the process is at that wrote this: what it says, or what became of it since."""
+    state = str(said["state"])
+    if state not in ("running", "waiting"):
+        return state
+    found = _alive(int(said["pid"]), str(said["host"]), float(said["since"]))
+    return state if found == "running" else found
+
+
 def _look(folder: Path, path: Path) -> Status:
     said = load_json(path)
-    state = str(said["state"])
-    if state in ("running", "waiting"):
-        waits = state == "waiting"
-        state = _alive(int(said["pid"]), str(said["host"]), float(said["since"]))
-        state = "waiting" if waits and state == "running" else state
+    state = state_of(said)
     record = folder / "metrics.jsonl"
     lines = record.read_bytes().splitlines() if record.is_file() else []
     last = msgspec.json.decode(lines[-1]) if lines else {}

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ pytest.importorskip("postmill._native", reason="native module not built")
 import pyarrow as pa  # noqa: E402
 from tiny_loop import write_world  # noqa: E402
 
-from postmill.cli import loop, rounds, status  # noqa: E402
+from postmill.cli import loop, others, rounds, status  # noqa: E402
 from postmill.cli.loop import PARTS, read_plan  # noqa: E402
 from postmill.io.errors import StageError  # noqa: E402
 from postmill.io.manifest import load_artifact  # noqa: E402
@@ -114,6 +115,53 @@ def test_a_part_that_fails_ends_those_that_wait_for_it(world, monkeypatch):
     with pytest.raises(StageError, match=r"does not come: rollout failed") as caught, waiting._status():
         waiting._wait(world / "fails" / "rounds" / "00000" / "rollout" / "manifest.json")
     assert caught.value.code == 69
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        (signal.SIGSTOP, r"rollout has been halted for \d+ s; continue it with SIGCONT"),
+        (signal.SIGKILL, "rollout is gone; run the same command again"),
+    ],
+)
+def test_a_part_that_waits_for_one_that_is_halted_or_gone_leaves(world, monkeypatch, number, said):
+    monkeypatch.setattr(others, "PATIENCE_S", {"halted": 0.7, "died": 0.7})
+    name = f"lost-{number.name}"
+    plan = read_plan(world / "loop.toml", settings(world), world / name)
+    waiting = rounds.Rounds(plan, threads=1, part="reward")
+    pid = os.fork()
+    if not pid:
+        rounds.Rounds(plan, threads=1, part="rollout")._say_status("rollout")
+        signal.pause()
+    try:
+        place = world / name / "status" / "rollout.json"
+        while not place.is_file():
+            time.sleep(0.01)
+        os.kill(pid, number)
+        if number == signal.SIGKILL:
+            os.waitpid(pid, 0)
+        with pytest.raises(StageError, match=f"rollout/manifest.json: does not come: {said}") as caught:
+            waiting._wait(world / name / "rounds" / "00000" / "rollout" / "manifest.json")
+        assert caught.value.code == 69
+    finally:
+        if number == signal.SIGSTOP:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+
+
+def test_a_part_that_has_yet_to_be_started_is_waited_for(world, monkeypatch):
+    """What a loop left that was killed before says nothing of the one that is started now."""
+    monkeypatch.setattr(others, "PATIENCE_S", {"halted": 0.0, "died": 0.0})
+    folder = world / "again"
+    (folder / "status").mkdir(parents=True)
+    gone = {"state": "running", "pid": 2**22 - 1, "host": platform.node(), "since": time.time() - 9}
+    (folder / "status" / "rollout.json").write_text(json.dumps(gone))
+    watch = others.Others(folder, "reward")
+    for _ in range(2):
+        watch.check(folder / "rounds")
+    (folder / "status" / "rollout.json").write_text(json.dumps(gone | {"since": time.time() + 1}))
+    with pytest.raises(StageError, match="rollout is gone"):
+        watch.check(folder / "rounds")
 
 
 def test_status_says_who_waits_for_what(world, capsys):
