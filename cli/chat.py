@@ -160,18 +160,23 @@ def _folders(name: str, base: list[str]) -> list[Any]:
 def _engine(args: Args) -> tuple[Any, Any]:
     """What answers, and the tokenizer if it is needed here. Raises ConfigError (2), StageError (69) for a server."""
     if args.has("--url"):
-        from postmill.stages.shared.engine.endpoint import Endpoint
-        from postmill.stages.shared.engine.url import UrlEngine
-
         if args.has("-m"):
             raise ConfigError("-m: a server has its own base; leave -m or --url out")
         url, model, key_file = (args.options.get(flag, "") for flag in ("--url", "--url-model", "--key-file"))
-        try:
-            endpoint = Endpoint(url=url, url_model=model, key_file=key_file)
-        except ValueError as error:
-            raise ConfigError(f"--url: {error}") from None
-        return UrlEngine(endpoint, concurrency=1), None
+        return _served("--url", url, model=model, key_file=key_file), None
     return _loaded(args.words[0], [args.options["-m"]] if args.has("-m") else [])
+
+
+def _served(flag: str, url: str, *, model: str, key_file: str) -> Any:
+    """The server at `url`, which `flag` names."""
+    from postmill.stages.shared.engine.endpoint import Endpoint
+    from postmill.stages.shared.engine.url import UrlEngine
+
+    try:
+        endpoint = Endpoint(url=url, url_model=model, key_file=key_file)
+    except ValueError as error:
+        raise ConfigError(f"{flag}: {error}") from None
+    return UrlEngine(endpoint, concurrency=1)
 
 
 def _loaded(name: str, base: list[str]) -> tuple[Any, Any]:
@@ -190,11 +195,8 @@ def _talks(args: Args, options: Options) -> dict[str, Talk]:
     if args.has("--against"):
         second = args.options["--against"]
         if second.startswith(("http://", "https://")):
-            from postmill.stages.shared.engine.endpoint import Endpoint
-            from postmill.stages.shared.engine.url import UrlEngine
-
-            endpoint = Endpoint(url=second, key_file=args.options.get("--key-file", "") if args.has("--url") else "")
-            opened: tuple[Any, Any] = (UrlEngine(endpoint, concurrency=1), None)
+            key_file = args.options.get("--key-file", "") if args.has("--url") else ""
+            opened: tuple[Any, Any] = (_served("--against", second, model="", key_file=key_file), None)
         else:
             opened = _loaded(second, [])
         name = _name(second)

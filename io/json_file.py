@@ -1,5 +1,6 @@
 """Small JSON files, read and written."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,3 +28,10 @@ def write_json(path: Path, value: Any) -> None:
     """One JSON document with sorted keys."""
     text = msgspec.json.encode(msgspec.to_builtins(value), order="sorted")
     path.write_bytes(msgspec.json.format(text, indent=2) + b"\n")
+
+
+def numbered_lines(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Lines of a jsonl file that are not blank, each with its number from 1; a byte order mark is no part of any."""
+    for number, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").splitlines(), 1):
+        if line.strip():
+            yield number, line

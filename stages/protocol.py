@@ -4,6 +4,7 @@ A stage is a folder: `config.py` holds its config struct and its `STAGE`, costs 
 heavy library; `run.py` holds `run(cfg, inputs, out) -> Result`. The runner joins the two.
 """
 
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -102,6 +103,18 @@ class Out:
         """`OUTPUT.checkpoints`: what must survive a stop, checkpoints and journals. Not made until used."""
         assert self.target is not None, f"{self.stage.name} writes a stream"
         return self.target.parent / f"{self.target.name}.checkpoints"
+
+    def forget(self, *names: str) -> None:
+        """Remove these files and folders of `checkpoints`, which the artifact makes needless, and that when it is
+        empty."""
+        for name in names:
+            path = self.checkpoints / name
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+        if self.checkpoints.is_dir() and not any(self.checkpoints.iterdir()):
+            self.checkpoints.rmdir()
 
     def table(self, name: str, schema: pa.Schema) -> TableWriter:
         """A table of the artifact, or the stream itself when the output is one."""

@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 
 from postmill.io.errors import BAD_DATA, USAGE, ArtifactError, ConfigError
+from postmill.io.json_file import numbered_lines
 from postmill.stages.eval.config import Eval, Rule
 from postmill.stages.eval.measures import read_box
 
@@ -93,8 +94,7 @@ def _rows(path: Path) -> list[tuple[bytes, str, str]]:
                 f"{path}: begins as a JSON list, but is none ({error}); write one JSON object a line", BAD_DATA
             ) from error
         return [(bytes(item), f"{path}: item {number}", f"item-{number}") for number, item in enumerate(items, 1)]
-    lines = enumerate(data.splitlines(), 1)
-    return [(line, f"{path}:{number}", f"line-{number}") for number, line in lines if line.strip()]
+    return [(line, f"{path}:{number}", f"line-{number}") for number, line in numbered_lines(data)]
 
 
 def _parse(cfg: Eval, folder: Path, line: bytes, place: str, default_id: str) -> Question:

@@ -8,7 +8,6 @@ from typing import Any
 
 import pyarrow as pa
 
-from postmill.io.digest import digest_bytes
 from postmill.io.errors import BAD_DATA, FAILED, MISMATCH, USAGE, ArtifactError, ConfigError, StageError
 from postmill.io.schemas import EVAL_ITEMS_V1, EVAL_SCORES_V1
 from postmill.io.table import TableReader, TableWriter
@@ -61,10 +60,7 @@ def run(cfg: Eval, inputs: Inputs, out: Out) -> Result:
     (out.dir / REPORT).write_text(markdown(questions, after, before), encoding="utf-8")
     Progress.show(terminal(questions, after, before))
     _gate(cfg, metrics, after)
-    for name in ("", "before_"):
-        _journal_path(out, name).unlink(missing_ok=True)
-    if out.checkpoints.is_dir() and not any(out.checkpoints.iterdir()):
-        out.checkpoints.rmdir()
+    out.forget(*(_journal(name) for name in ("", "before_")))
     return Result(metrics=metrics, versions=versions, digests=digests)
 
 
@@ -94,13 +90,7 @@ def _side(  # noqa: PLR0917  every one of them is needed, and named at the one c
     else:
         assert tested.path is not None
         asked = [base, tested] if tested.kind == "adapter" and base else [tested]
-        wanted = Wanted(
-            folders=[item.path for item in asked if item.path is not None],
-            digest=digest_bytes("\n".join(item.digest for item in asked).encode()),
-            dtype=cfg.dtype,
-            batch_size=cfg.batch_size,
-            threads=out.threads,
-        )
+        wanted = Wanted.of(asked, dtype=cfg.dtype, batch_size=cfg.batch_size, threads=out.threads)
         with open_engine(cfg.engine, cfg.endpoint, wanted) as engine:
             replies = _ask(cfg, questions, engine, wanted.folders, out, prefix)
             versions = engine.about.versions
@@ -123,7 +113,7 @@ def _ask_url(cfg: Eval, questions: list[Question], out: Out) -> tuple[Side, str]
         )
         for question in questions
     ]
-    replies = ask_all(engine, requests, sampling, out=out, name=_journal_path(out, "").name, what="answers")
+    replies = ask_all(engine, requests, sampling, out=out, name=_journal(""), what="answers")
     answers = {
         key: Answer(item_id=key, error=reply.error)
         if reply.error is not None
@@ -136,8 +126,8 @@ def _ask_url(cfg: Eval, questions: list[Question], out: Out) -> tuple[Side, str]
     return side, engine.loaded.digest
 
 
-def _journal_path(out: Out, prefix: str) -> Path:
-    return out.checkpoints / f"{prefix}replies.jsonl"
+def _journal(prefix: str) -> str:
+    return f"{prefix}replies.jsonl"
 
 
 def _ask(  # noqa: PLR0917  every one of them is needed
@@ -163,7 +153,7 @@ def _ask(  # noqa: PLR0917  every one of them is needed
         top_p=cfg.top_p,
         stop_ids=stop_ids,
     )
-    name = _journal_path(out, prefix).name
+    name = _journal(prefix)
 
     what = f"answers {prefix.rstrip('_')}".strip()
     replies = ask_all(engine, requests, sampling, out=out, name=name, what=what)

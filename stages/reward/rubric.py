@@ -93,8 +93,5 @@ def _journal(rubric: Input, number: int) -> str:
 
 def forget_replies(rubrics: list[Input], cfg: Judge, out: Out) -> None:
     """Remove the journals, once their grades are in the artifact."""
-    for rubric in rubrics:
-        for number in range(cfg.grade_tries):
-            (out.checkpoints / _journal(rubric, number)).unlink(missing_ok=True)
-    if rubrics and out.checkpoints.is_dir() and not any(out.checkpoints.iterdir()):
-        out.checkpoints.rmdir()
+    if rubrics:
+        out.forget(*(_journal(rubric, number) for rubric in rubrics for number in range(cfg.grade_tries)))

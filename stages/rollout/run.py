@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 import msgspec
 
-from postmill.io.digest import digest_bytes
 from postmill.io.errors import BAD_DATA, MISMATCH, USAGE, ArtifactError, ConfigError, StageError
 from postmill.io.manifest import Artifact
 from postmill.io.media import MEDIA, has_media, medium_of
@@ -55,12 +54,8 @@ def run(cfg: Rollout, inputs: Inputs, out: Out) -> Result:
     _check_tokenizer(artifact, folders)
     prompts = _read_prompts(cfg, artifact)
 
-    wanted = Wanted(
-        folders=folders,
-        digest=digest_bytes("\n".join(item.digest for port in ("model", "policy") for item in inputs[port]).encode()),
-        dtype=cfg.dtype,
-        batch_size=cfg.batch_size,
-        threads=out.threads,
+    wanted = Wanted.of(
+        [*inputs["model"], *inputs["policy"]], dtype=cfg.dtype, batch_size=cfg.batch_size, threads=out.threads
     )
     with open_engine(cfg.engine, cfg.endpoint, wanted) as engine:
         return _rollouts(cfg, inputs, prompts, folders, engine, out)
@@ -95,9 +90,7 @@ def _rollouts(  # noqa: PLR0917  every one of them is needed
         samples = _answer(cfg, prompts, _read_pictures(prompts, folders[0]), model, out)
     _check_errors(cfg, samples)
     num_rows = write_samples(samples, out)
-    (out.checkpoints / _JOURNAL).unlink(missing_ok=True)
-    if out.checkpoints.is_dir() and not any(out.checkpoints.iterdir()):
-        out.checkpoints.rmdir()
+    out.forget(_JOURNAL)
     return Result(
         metrics=_metrics(cfg, artifact, engine) | metrics_of(samples) | {"rows": num_rows} | more,
         digests={name: digest for name, digest in artifact.manifest.digests.items() if name in _KEPT}

@@ -98,8 +98,15 @@ class Measure(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     chrome://tracing."""
 
     def __post_init__(self) -> None:
-        if self.profile_steps and not re.fullmatch(r"[1-9]\d*(-[1-9]\d*)?", self.profile_steps):
+        if self.profile_steps and self.profiled is None:
             raise ValueError(f"profile_steps {self.profile_steps}: expected a step like 3, or some like 3-5")
+
+    @property
+    def profiled(self) -> tuple[int, int] | None:
+        """First and last step of --profile-steps, counted from 1."""
+        found = re.fullmatch(r"(\d+)(?:-(\d+))?", self.profile_steps)
+        span = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
+        return span if 1 <= span[0] <= span[1] else None
 
 
 class Train(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -6,8 +6,6 @@ so the state of a run is its weights, AdamW's moments and a step number.
 """
 
 import math
-import os
-import platform
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,20 +14,19 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from postmill.io.errors import MISMATCH, USAGE, ArtifactError, ConfigError
+from postmill.io.errors import USAGE, ConfigError
 from postmill.io.json_file import load_json
 from postmill.io.manifest import Artifact
 from postmill.io.packed import PackedReader
-from postmill.stages.options import changes
-from postmill.stages.progress import Meter, Progress
+from postmill.stages.progress import Meter
 from postmill.stages.protocol import Input, Out, Result
 from postmill.stages.shared import attention
 from postmill.stages.shared.forward import Forward
 from postmill.stages.shared.hf import quiet_libraries
 from postmill.stages.shared.media.pixels import Pixels
 from postmill.stages.shared.router import router_coefficient
-from postmill.stages.spec import LAST_BITS
 from postmill.stages.train import checkpoint, liger, model, save, verdict
+from postmill.stages.train.begin import fix_numerics, launched, resume
 from postmill.stages.train.checkpoint import METRICS, SAMPLES, Position
 from postmill.stages.train.columns import BatchSource
 from postmill.stages.train.config import Train
@@ -51,16 +48,16 @@ from postmill.stages.train.optimizer import (
 from postmill.stages.train.origin import check_loaded
 from postmill.stages.train.own_scores import start_scores
 from postmill.stages.train.parallel.layout import Layout
-from postmill.stages.train.plan import Data, Step, Steps
+from postmill.stages.train.plan import Data, Steps
 from postmill.stages.train.probe import check
 from postmill.stages.train.profiling import Profiler
-from postmill.stages.train.record import Record
+from postmill.stages.train.record import Record, line_of, measured, say
 from postmill.stages.train.row_losses import KEPT as ROW_LOSSES
 from postmill.stages.train.row_losses import RowLosses
 from postmill.stages.train.run_state import RunState, is_due
 from postmill.stages.train.samples import Samples
-from postmill.stages.train.step import Gradient, accumulate, validate
-from postmill.stages.train.survey import Channels, read_channels
+from postmill.stages.train.step import accumulate, validate
+from postmill.stages.train.survey import read_channels
 from postmill.stages.train.tied import share_gradient
 from postmill.stages.train.tuners.interface import Start, Tuner
 
@@ -78,7 +75,7 @@ def train(
 ) -> Result:
     """Take all steps, from the newest checkpoint on, and save. `start` is what the first one starts with. See `run`."""
     objective = build_objective(cfg.objective, own_loss)
-    accelerator, layout = _launched(cfg)
+    accelerator, layout = launched(cfg)
     try:
         data, valid = _with_pixels(cfg, base, data, valid, num_ranks=accelerator.num_processes)
         return _train(
@@ -113,23 +110,15 @@ def _train(
     device, is_main = accelerator.device, accelerator.is_main_process
     reader = data.reader
     steps = Steps(cfg, reader, layout.num_data, data.rewards)
-    resumed = _resume(out, accelerator)
-    conditions = _fix_numerics(cfg, out, accelerator, layout, resumed)
+    resumed = resume(out, accelerator)
+    conditions = fix_numerics(cfg, out, accelerator, layout, resumed)
 
     dtype = model.compute_dtype(cfg, device)
     tuner = cfg.tuner.build()
     begun = resumed[0].path if resumed else start.path if start else None
     look = Look(cfg, objective, data, steps, device)
     net = _load(cfg, tuner, base, accelerator, dtype=dtype, begun=begun, look=look)
-    forward = Forward(
-        model.causal_lm(net),
-        compute_dtype=dtype,
-        backend=cfg.compute.loss_kernel,
-        head=objective.needs.head,
-        neftune_alpha=cfg.neftune_alpha,
-        router_aux=router_coefficient(net.config, cfg.router_aux),
-        prompt=model.soft_prompt(net),
-    ).train()
+    forward = _forward(cfg, net, objective, dtype)
     sizes = {name: parameter.numel() for name, parameter in net.named_parameters()}
     wrapped = _wrapped(cfg, forward, layout, reader)
     parameters = model.trainable(net)
@@ -145,7 +134,7 @@ def _train(
         BatchSource(valid.reader, objective.needs, valid.scores, pixels=valid.pixels) if valid is not None else None
     )
     channels = read_channels(reader) if cfg.measure.channel_loss else None
-    record = Record(out.checkpoints if is_main else None, resumed[0].file(METRICS).read_bytes() if resumed else b"")
+    record = Record(out.checkpoints if is_main else None, _kept(resumed, METRICS) or b"")
     run = RunState(
         cfg=cfg,
         tuner=tuner,
@@ -158,7 +147,7 @@ def _train(
         own=own,
         rows=RowLosses(_kept(resumed, ROW_LOSSES)) if cfg.measure.row_losses else None,
         samples=_samples(cfg, prompts, base, out, resumed),
-        profiler=Profiler(cfg.measure.profile_steps if is_main else "", out.checkpoints),
+        profiler=Profiler(cfg.measure.profiled if is_main else None, out.checkpoints),
         saved=resumed[1].step if resumed else 0,
     )
 
@@ -189,10 +178,10 @@ def _train(
         _update(learner, tuner, number, lr)
 
         run.watch(number, gradient, last=last)
-        line = _line(step, loss, lr, grad_norm) | _measured(gradient, channels)
+        line = line_of(step, loss, lr, grad_norm) | measured(gradient, channels)
         if valid_source is not None and (last or is_due(number, cfg.measure.valid_every)):
             line |= _validated(cfg, wrapped, objective, valid_source, learner)
-        _say(line, meter, record.add(line, gradient.data_seconds), always=last)
+        say(line, meter, record.add(line, gradient.data_seconds), always=last)
         run.keep(step=number + 1)
 
     state = state_tensors(learner, keep=is_main) if cfg.checkpoints.keep_state else {}
@@ -252,72 +241,6 @@ def _with_pixels(
     return data._replace(pixels=pixels), valid._replace(pixels=pixels) if valid else None
 
 
-def _launched(cfg: Train) -> tuple[Accelerator, Layout]:
-    """This process among its ranks. Raises ConfigError (2) for a form of parallelism that cannot be had."""
-    accelerator = Accelerator(cpu=not torch.cuda.is_available())
-    check_launcher(accelerator.distributed_type.value)
-    return accelerator, cfg.parallel.layout.build(cfg.parallel, accelerator)
-
-
-def check_launcher(kind: str) -> None:
-    """Raise ConfigError (2) if accelerate's own config wraps the model: the loop would save its shards as the model."""
-    if kind in ("DEEPSPEED", "FSDP", "MEGATRON_LM"):
-        raise ConfigError(
-            f"accelerate was told to use {kind}; leave that out of its config and pass --shard fsdp", USAGE
-        )
-
-
-def _resume(out: Out, accelerator: Accelerator) -> tuple[Artifact, Position] | None:
-    """The checkpoint to go on from. Raises ArtifactError (78) if it, or what another rank was given, does not fit."""
-    if accelerator.is_main_process:
-        checkpoint.clean(out)
-    newest = checkpoint.newest(out)
-    if accelerator.num_processes > 1:
-        mine = torch.tensor([int(out.key[-14:], 16), newest[1].step if newest else 0], device=accelerator.device)
-        seen = accelerator.gather(mine[None])
-        if not bool((seen == seen[0]).all()):
-            rank = int((seen != seen[0]).any(1).nonzero()[0, 0])
-            raise ArtifactError(f"rank {rank} was given other data, options or checkpoints than rank 0", MISMATCH)
-    if newest is None and accelerator.is_main_process:
-        checkpoint.discard(out)
-    if newest:
-        Progress.say("train", f"going on after step {newest[1].step} ({newest[0].path.name})", always=True)
-    return newest
-
-
-def _fix_numerics(
-    cfg: Train, out: Out, accelerator: Accelerator, layout: Layout, resumed: tuple[Artifact, Position] | None
-) -> dict[str, Any]:
-    """Settle what decides the last bits, as the checkpoint has it if it can be had. Returns `Position`'s fields."""
-    device = accelerator.device
-    # libraries may have been told to use fewer threads than there are cores
-    threads = resumed[1].threads if resumed else min(out.threads, torch.get_num_threads())
-    torch.set_num_threads(threads)
-    if cfg.compute.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        # a module that answers as an object: its one setting has no declaration
-        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu {platform.machine()}"
-    conditions = {
-        "ranks": accelerator.num_processes,
-        "threads": threads,
-        "torch": str(torch.__version__),
-        "device": name,
-        "shard": layout.name,
-    }
-    if resumed:
-        changed = [
-            f"{k} was {getattr(resumed[1], k)}, is {v}" for k, v in conditions.items() if getattr(resumed[1], k) != v
-        ]
-        options = changes(Train, resumed[0].manifest.config, out.config, LAST_BITS)
-        # what lies on which rank is in `shard`
-        changed += [option for option in options if not option.startswith("parallel.")]
-        if changed and accelerator.is_main_process:
-            Progress.warn("train", f"resumed under other conditions ({'; '.join(changed)}): the last bits may differ")
-    return conditions
-
-
 def _load(
     cfg: Train,
     tuner: Tuner,
@@ -359,6 +282,19 @@ def _load(
     if accelerator.num_processes == 1:
         share_gradient(model.causal_lm(net))
     return net if cfg.parallel.cuts_model else net.to(device)
+
+
+def _forward(cfg: Train, net: Any, objective: Objective, dtype: torch.dtype) -> Forward:
+    """The model as what `objective` reads of it, ready to train."""
+    return Forward(
+        model.causal_lm(net),
+        compute_dtype=dtype,
+        backend=cfg.compute.loss_kernel,
+        head=objective.needs.head,
+        neftune_alpha=cfg.neftune_alpha,
+        router_aux=router_coefficient(net.config, cfg.router_aux),
+        prompt=model.soft_prompt(net),
+    ).train()
 
 
 def _wrapped(cfg: Train, forward: Forward, layout: Layout, reader: PackedReader) -> Any:
@@ -413,29 +349,6 @@ def _stop_requested(out: Out, accelerator: Accelerator) -> bool:
     return bool(accelerator.reduce(flag, "sum") > 0)
 
 
-def _line(step: Step, loss: float, lr: float, grad_norm: float) -> dict[str, Any]:
-    """A step as `metrics.jsonl` has it."""
-    return {
-        "step": step.number + 1,
-        "epoch": step.epoch,
-        "loss": loss,
-        "lr": lr,
-        "grad_norm": grad_norm,
-        "tokens": step.tokens,
-        "trained_tokens": step.trained_tokens,
-        "normaliser": step.normaliser,
-    }
-
-
-def _measured(gradient: Gradient, channels: Channels | None) -> dict[str, Any]:
-    """What else a step's line holds: what the objective measured, and the loss of each channel."""
-    line: dict[str, Any] = {name: float(value) for name, value in gradient.metrics.items()}
-    if channels is not None and gradient.channels is not None:
-        sums, counts = gradient.channels.tolist()
-        line["channels"] = {n: s / c for n, s, c in zip(channels.names, sums, counts, strict=True) if c}
-    return line
-
-
 def _validated(
     cfg: Train, forward: Any, objective: Objective, source: BatchSource, learner: Learner
 ) -> dict[str, float]:
@@ -443,14 +356,3 @@ def _validated(
     with averaged(learner):
         found = validate(cfg, forward, objective, source, learner.layout)
     return {f"valid_{name}": value for name, value in found.items()}
-
-
-def _say(line: dict[str, Any], meter: Meter, seconds: float, *, always: bool) -> None:
-    left = f", {text}" if (text := meter.left(line["step"])) else ""
-    valid = f", validation {line['valid_loss']:.4f}" if "valid_loss" in line else ""
-    Progress.say(
-        "train",
-        f"step {line['step']}/{int(meter.total)}, loss {line['loss']:.4f}{valid}, lr {line['lr']:.2e}, gradient"
-        f" {line['grad_norm']:.3f}, {line['tokens'] / max(seconds, 1e-9):,.0f} tokens/s{left}",
-        always=always,
-    )

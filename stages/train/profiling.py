@@ -1,6 +1,5 @@
 """`--profile-steps`: where the time of some steps goes, as a trace that Perfetto and chrome://tracing show."""
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -8,23 +7,12 @@ import torch
 
 from postmill.stages.progress import Progress
 
-SPAN = re.compile(r"(\d+)(?:-(\d+))?")
-
-
-def span_of(text: str) -> tuple[int, int] | None:
-    """First and last step of `3` or `3-5`, counted from 1; None of anything else."""
-    found = SPAN.fullmatch(text)
-    if found is None:
-        return None
-    first, last = int(found[1]), int(found[2] or found[1])
-    return (first, last) if 1 <= first <= last else None
-
 
 class Profiler:
-    """Torch's profiler around the steps of a span; does nothing without one."""
+    """Torch's profiler around the steps of a span, counted from 1; does nothing without one."""
 
-    def __init__(self, span: str, folder: Path) -> None:
-        self._span, self._folder = span_of(span), folder
+    def __init__(self, span: tuple[int, int] | None, folder: Path) -> None:
+        self._span, self._folder = span, folder
         self._profile: Any = None
 
     def before(self, number: int) -> None:

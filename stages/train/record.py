@@ -6,7 +6,11 @@ from typing import Any
 
 import msgspec
 
+from postmill.stages.progress import Meter, Progress
 from postmill.stages.train.checkpoint import METRICS, TIMING
+from postmill.stages.train.plan import Step
+from postmill.stages.train.step import Gradient
+from postmill.stages.train.survey import Channels
 
 
 class Record:
@@ -48,3 +52,37 @@ class Record:
         assert self._folder is not None
         with (self._folder / name).open("ab") as file:
             file.write(text)
+
+
+def line_of(step: Step, loss: float, lr: float, grad_norm: float) -> dict[str, Any]:
+    """A step as `metrics.jsonl` has it."""
+    return {
+        "step": step.number + 1,
+        "epoch": step.epoch,
+        "loss": loss,
+        "lr": lr,
+        "grad_norm": grad_norm,
+        "tokens": step.tokens,
+        "trained_tokens": step.trained_tokens,
+        "normaliser": step.normaliser,
+    }
+
+
+def measured(gradient: Gradient, channels: Channels | None) -> dict[str, Any]:
+    """What else a step's line holds: what the objective measured, and the loss of each channel."""
+    line: dict[str, Any] = {name: float(value) for name, value in gradient.metrics.items()}
+    if channels is not None and gradient.channels is not None:
+        sums, counts = gradient.channels.tolist()
+        line["channels"] = {n: s / c for n, s, c in zip(channels.names, sums, counts, strict=True) if c}
+    return line
+
+
+def say(line: dict[str, Any], meter: Meter, seconds: float, *, always: bool) -> None:
+    left = f", {text}" if (text := meter.left(line["step"])) else ""
+    valid = f", validation {line['valid_loss']:.4f}" if "valid_loss" in line else ""
+    Progress.say(
+        "train",
+        f"step {line['step']}/{int(meter.total)}, loss {line['loss']:.4f}{valid}, lr {line['lr']:.2e}, gradient"
+        f" {line['grad_norm']:.3f}, {line['tokens'] / max(seconds, 1e-9):,.0f} tokens/s{left}",
+        always=always,
+    )

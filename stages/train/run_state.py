@@ -74,8 +74,7 @@ class RunState(msgspec.Struct, kw_only=True):
         """
         lines, kept = self.record.lines, self.cfg.checkpoints
         watch(lines, self.cfg.measure, self.saved)
-        is_due = kept.save_every > 0 and step % kept.save_every == 0
-        if is_due or is_among_best(lines, self.cfg.measure.best, kept.keep_best):
+        if is_due(step - 1, kept.save_every) or is_among_best(lines, self.cfg.measure.best, kept.keep_best):
             self.checkpoint(step=step)
 
     def checkpoint(self, *, step: int) -> None:

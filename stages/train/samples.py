@@ -11,6 +11,7 @@ import msgspec
 import torch
 
 from postmill.io.errors import BAD_DATA, ArtifactError
+from postmill.io.json_file import numbered_lines
 from postmill.stages.progress import Progress
 from postmill.stages.shared.engine.choose import choose
 from postmill.stages.shared.engine.live import Live
@@ -89,9 +90,7 @@ class Samples:
 def _read(path: Path, speaker: Speaker) -> list[tuple[Any, list[int]]]:
     """What is asked, and its ids."""
     found: list[tuple[Any, list[int]]] = []
-    for number, line in enumerate(path.read_bytes().removeprefix(b"\xef\xbb\xbf").splitlines(), 1):
-        if not line.strip():
-            continue
+    for number, line in numbered_lines(path.read_bytes()):
         place = f"{path}:{number}"
         try:
             row = msgspec.json.decode(line, type=_Line)

@@ -64,7 +64,7 @@ def run_harness(cfg: Eval, inputs: Inputs, out: Out) -> Result:
     _write(out, samples)
     out.ledger.keep(len(samples))
     Progress.show(_shown(cfg.harness, metrics))
-    _clear(folder)
+    out.forget(folder.name)
     return Result(metrics=metrics, versions={cfg.harness: version}, digests={"weights": weights})
 
 
@@ -85,18 +85,13 @@ def _version(harness: Harness, python: str) -> str:
 @contextlib.contextmanager
 def _server(cfg: Eval, inputs: Inputs, out: Out) -> Iterator[UrlEngine]:
     """A server with the model: the one at the URL, the engine that was asked for, or `postmill serve`."""
-    folders = [item.path for port in ("model", "tested") for item in inputs[port] if item.path is not None]
-    wanted = Wanted(
-        folders=folders,
-        digest=digest_bytes("\n".join(item.digest for port in ("model", "tested") for item in inputs[port]).encode()),
-        dtype=cfg.dtype,
-        batch_size=cfg.batch_size,
-        threads=out.threads,
+    wanted = Wanted.of(
+        [*inputs["model"], *inputs["tested"]], dtype=cfg.dtype, batch_size=cfg.batch_size, threads=out.threads
     )
     engine = cfg.engine
     if isinstance(engine, Transformers):
         words = [sys.executable, "-m", "postmill.cli.main", "serve", "{model}", "--port", "{port}", "--log", "none"]
-        words += ["--dtype", cfg.dtype, *(["--adapter", "policy={adapter}"] if len(folders) > 1 else [])]
+        words += ["--dtype", cfg.dtype, *(["--adapter", "policy={adapter}"] if len(wanted.folders) > 1 else [])]
         engine = Command(engine_command=shlex.join(words))
     with open_engine(engine, cfg.endpoint, wanted) as opened:
         yield opened
@@ -184,12 +179,3 @@ def _write(out: Out, samples: list[Sample]) -> None:
 def _shown(name: str, metrics: dict[str, Any]) -> str:
     numbers = [f"{metric} {found['value']:.4f}" for metric, found in metrics["metrics"].items()]
     return f"{name}: {metrics['task']}, {metrics['num_items']} samples: {', '.join(numbers) or 'no numbers'}"
-
-
-def _clear(folder: Path) -> None:
-    """What the artifact has now needs no second copy."""
-    import shutil
-
-    shutil.rmtree(folder, ignore_errors=True)
-    if not any(folder.parent.iterdir()):
-        folder.parent.rmdir()

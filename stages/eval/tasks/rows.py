@@ -8,6 +8,7 @@ import msgspec
 import pyarrow as pa
 
 from postmill.io.errors import BAD_DATA, ArtifactError
+from postmill.io.json_file import numbered_lines
 
 Row = dict[str, Any]
 _SPLITS = ("_train", "_dev", "_val", "_validation", "_test")
@@ -31,11 +32,10 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def _json_lines(path: Path) -> list[Row]:
-    lines = path.read_bytes().removeprefix(b"\xef\xbb\xbf").splitlines()
     rows = []
-    for number, line in enumerate(lines, 1):
+    for number, line in numbered_lines(path.read_bytes()):
         try:
-            rows += [msgspec.json.decode(line)] if line.strip() else []
+            rows.append(msgspec.json.decode(line))
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise ArtifactError(f"{path}:{number}: {error}", BAD_DATA) from None
     return rows

@@ -71,9 +71,7 @@ def run_task(cfg: Eval, inputs: Inputs, out: Out) -> Result:
             f" first is {first.key}: {first.error}",
             BAD_DATA,
         )
-    (out.checkpoints / JOURNAL).unlink(missing_ok=True)
-    if out.checkpoints.is_dir() and not any(out.checkpoints.iterdir()):
-        out.checkpoints.rmdir()
+    out.forget(JOURNAL)
     engine = asked.engine
     versions = engine.about.versions | versions_of(task.metrics)
     return Result(metrics=metrics, versions=versions, digests={"weights": engine.loaded.digest})

@@ -2,13 +2,17 @@
 
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import msgspec
 from msgspec import Meta
 
+from postmill.io.digest import digest_bytes
 from postmill.stages.shared.engine.endpoint import Endpoint
 from postmill.stages.spec import SAME_BYTES, Choice
+
+if TYPE_CHECKING:
+    from postmill.stages.protocol import Input
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -33,6 +37,17 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
     batch_size: int
     """Requests under way at a time."""
     threads: int
+
+    @classmethod
+    def of(cls, items: "list[Input]", *, dtype: Dtype, batch_size: int, threads: int) -> Self:
+        """A model, or a base and adapters, as a stage was given them."""
+        return cls(
+            folders=[item.path for item in items if item.path is not None],
+            digest=digest_bytes("\n".join(item.digest for item in items).encode()),
+            dtype=dtype,
+            batch_size=batch_size,
+            threads=threads,
+        )
 
 
 class Transformers(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="transformers"):

@@ -165,7 +165,7 @@ def test_one_rank_has_nobody_to_share_with(world, tmp_path):
 def test_a_launcher_that_wraps_the_model_itself_is_refused(kind):
     from accelerate.utils import DistributedType
 
-    from postmill.stages.train.loop import check_launcher
+    from postmill.stages.train.begin import check_launcher
 
     with pytest.raises(ConfigError, match=f"accelerate was told to use {kind}; .* pass --shard fsdp"):
         check_launcher(DistributedType[kind].value)

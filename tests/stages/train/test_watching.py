@@ -138,7 +138,7 @@ def test_a_profile_is_written_beside_the_checkpoints(world, tmp_path):
     assert any("mm" in event.get("name", "") for event in events)
     plain = weights_of(train(config("lora", rank=2), given(world), tmp_path / "plain"))
     assert all(torch.equal(tensor, plain[name]) for name, tensor in weights_of(tmp_path / "run").items())
-    for text in ("0", "3-", "x"):
+    for text in ("0", "3-", "5-3", "x"):
         with pytest.raises(ValueError, match="expected a step like 3"):
             Measure(profile_steps=text)
 
