@@ -82,8 +82,8 @@ def compare(
     or scores of other rollouts."""
     import torch
 
+    from postmill.stages.shared.asked import Outputs
     from postmill.stages.shared.batch import collate
-    from postmill.stages.shared.forward import Outputs
     from postmill.stages.train.objectives.rl import RlLoss, live_tokens
     from postmill.stages.train.objectives.rl_options import PRESETS, Rl
 

@@ -21,7 +21,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from postmill.io.packed import PackedReader
 from postmill.stages.shared import attention, hf
-from postmill.stages.shared.forward import Ask, Forward
+from postmill.stages.shared.asked import Ask
+from postmill.stages.shared.forward import Forward
 from postmill.stages.shared.media.pixels import Pixels
 from postmill.stages.train.columns import BatchSource
 from postmill.stages.train.objectives.needs import Needs

@@ -72,8 +72,8 @@ class ModelGuide:
         import torch
 
         from postmill.io.packed import Bin
+        from postmill.stages.shared.asked import Ask
         from postmill.stages.shared.batch import collate
-        from postmill.stages.shared.forward import Ask
 
         ids = np.concatenate([np.array(row, np.int32) for row in rows])
         positions = np.concatenate([np.arange(len(row), dtype=np.int32) for row in rows])

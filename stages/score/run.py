@@ -29,8 +29,9 @@ from postmill.stages.protocol import Input, Inputs, Out, Result
 from postmill.stages.score.config import Score
 from postmill.stages.shared import attention, hf
 from postmill.stages.shared.apart import settle
+from postmill.stages.shared.asked import Ask
 from postmill.stages.shared.batch import collate
-from postmill.stages.shared.forward import Ask, Forward
+from postmill.stages.shared.forward import Forward
 from postmill.stages.shared.heads import Head
 from postmill.stages.shared.media.pixels import Pixels
 from postmill.stages.shared.saved_head import find_head

@@ -6,27 +6,26 @@ V vocabulary, R rows.
 """
 
 import functools
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from postmill.io.errors import USAGE, ConfigError
-from postmill.kernels.loss_scale_ce.api import Backend, loss_scale_ce
+from postmill.kernels.loss_scale_ce.api import Backend
 from postmill.kernels.loss_scale_ce.probe import Deviation, probe
-from postmill.kernels.loss_scale_ce.terms import LossOutput
-from postmill.kernels.loss_scale_ce.vocab_parallel import loss_scale_ce_vocab_parallel
-from postmill.stages.shared import attention, classifier, top
+from postmill.stages.shared import attention, classifier
+from postmill.stages.shared.asked import Ask, Outputs, joined, part_of
 from postmill.stages.shared.batch import Batch
 from postmill.stages.shared.context import Context
 from postmill.stages.shared.decode import decode, decode_answers, own_answer_logits
 from postmill.stages.shared.heads import LM, Head
 from postmill.stages.shared.inserts import Inserts, prompt_ends
+from postmill.stages.shared.lm_head import LmHead
 from postmill.stages.shared.media.tower import read_media
 from postmill.stages.shared.router import router_balance
 from postmill.stages.shared.soft_prompt import SoftPrompt
-from postmill.stages.shared.stats import Stat
-from postmill.stages.shared.vocab import is_slice, sliced_head, whole_head
+from postmill.stages.shared.vocab import whole_head
 
 _POSITIONS_AFTER_PAD = {"roberta", "xlm-roberta", "camembert"}
 """Families that count positions from the one after `pad_token_id`."""
@@ -45,78 +44,6 @@ class Stage(Protocol):
     def keep(self, received: Tensor | None, hidden_1TH: Tensor) -> None:
         """What went in and what came out: for the next stage, and for the backward pass."""
         ...
-
-
-class Linear(NamedTuple):
-    """A loss whose weights are known before the forward pass: sum of weights_T * -log-prob / normaliser."""
-
-    weights_T: Tensor
-    normaliser: float
-    label_smoothing: float = 0.0
-    """Used in training only."""
-
-
-class Ask(NamedTuple):
-    """What is wanted of a batch."""
-
-    stats: frozenset[Stat] = frozenset()
-    """Numbers of the lm head, at the tokens of `Batch.mask_T`."""
-    linear: Linear | None = None
-    """The fused loss. Alone, without `stats`, it is the cheap path."""
-    temperature: float = 1.0
-    """What the logits are divided by, after the soft cap."""
-    top_ids_TK: Tensor | None = None
-    """int64 [T, K]: entries of the vocabulary whose log-probs are wanted; `stats` has lse then."""
-    num_top: int = 0
-    """How many of each token's likeliest successors are wanted, without gradients."""
-    points_N: Tensor | None = None
-    """int64: tokens that a token head reads."""
-    router_share: float = 0.0
-    """The batch's share of the step's tokens: the weight of its routers' balancing loss."""
-
-
-class Outputs(NamedTuple):
-    """The answers; None where nothing was asked. Differentiable but for `correct_T` and `collision_T`.
-
-    Those of tokens are [T], 0 where `Batch.mask_T` is not set.
-    """
-
-    loss: Tensor | None = None
-    """The linear loss."""
-    logp_T: Tensor | None = None
-    entropy_T: Tensor | None = None
-    correct_T: Tensor | None = None
-    lse_T: Tensor | None = None
-    collision_T: Tensor | None = None
-    """log sum_v p_v^2."""
-    top_logp_TK: Tensor | None = None
-    """float32: of the entries that were asked for, or of the likeliest ones."""
-    top_ids_TK: Tensor | None = None
-    """int64: which the likeliest ones are."""
-    values_NC: Tensor | None = None
-    """float32: what a classifier says of each row, or of each token that was asked for."""
-    pooled_RH: Tensor | None = None
-    """float32: the vector of each row, not normalised."""
-    router: Tensor | None = None
-    """The routers' balancing loss times its coefficient and share; to be added to the loss."""
-
-
-class HeadScale(NamedTuple):
-    """What lies between the head's matrix product and the softmax."""
-
-    logit_scale: float = 1.0
-    softcap: float | None = None
-
-
-def head_scale(config: Any) -> HeadScale:
-    """From a model's config: the softcap of Gemma, RecurrentGemma and xLSTM, factors of Cohere, Granite, T5."""
-    text = config.get_text_config()
-    scale = float(getattr(text, "logit_scale", None) or 1.0) / float(getattr(text, "logits_scaling", None) or 1.0)
-    if getattr(config, "scale_decoder_outputs", False):
-        scale *= float(config.d_model) ** -0.5
-    caps = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
-    softcap = next((cap for name in caps if (cap := getattr(text, name, None))), None)
-    return HeadScale(scale, float(softcap) if softcap else None)
 
 
 def token_types(ids_1T: Tensor, row_starts: tuple[int, ...]) -> Tensor:
@@ -149,8 +76,7 @@ class Forward(nn.Module):
         self.head = head
         self.model: Any = model
         self.compute_dtype = compute_dtype
-        self._backend, self._neftune_alpha = backend, neftune_alpha
-        self._scale = head_scale(self.model.config)
+        self.lm_head, self._neftune_alpha = LmHead(model, compute_dtype, backend), neftune_alpha
         self._router_aux = router_aux
         config: Any = self.model.config
         self._first_position = config.pad_token_id + 1 if config.model_type in _POSITIONS_AFTER_PAD else 0
@@ -228,10 +154,13 @@ class Forward(nn.Module):
         if self.head.kind != "lm":
             return self._of_rows(hidden_TH, batch, ask)._replace(router=balance)
         if context is None:
-            found = self._lm_head(hidden_TH, batch, ask)
+            found = self.lm_head.numbers(hidden_TH, batch, ask, is_training=self.training)
         else:
-            found = _joined(context, self._lm_head(hidden_TH, context.part(batch), _part_of(ask, context)), num_tokens)
-        top_logp_TK, top_ids_TK = self._top(hidden_TH, batch, ask, found.lse_T)
+            mine, part = context.part(batch), part_of(ask, context)
+            found = joined(context, self.lm_head.numbers(hidden_TH, mine, part, is_training=self.training), num_tokens)
+        if context is not None and (ask.top_ids_TK is not None or ask.num_top):
+            hidden_TH = context.gather(hidden_TH, num_tokens)
+        top_logp_TK, top_ids_TK = self.lm_head.top(hidden_TH, batch.mask_T, ask, found.lse_T)
         return Outputs(
             found.loss if ask.linear else None,
             found.logp_T,
@@ -281,9 +210,9 @@ class Forward(nn.Module):
         mine = self._part(batch)
         with torch.no_grad():
             hidden_TH, _ = self._hidden(batch)
-            head = whole_head(self._head_of(hidden_TH))
+            head = whole_head(self.lm_head.of(hidden_TH))
         return probe(
-            self._backend,
+            self.lm_head.backend,
             **head,
             targets_T=mine.targets_T,
             token_weights_T=mine.weights_T,
@@ -295,62 +224,7 @@ class Forward(nn.Module):
 
     def use_reference(self) -> None:
         """Compute the head's numbers in plain torch from now on."""
-        self._backend = "reference"
-
-    def _lm_head(self, hidden_TH: Tensor, batch: Batch, ask: Ask) -> LossOutput:
-        linear, stats = ask.linear, ask.stats
-        if linear is None:
-            linear = Linear(torch.zeros_like(batch.weights_T), 1.0)
-        options: dict[str, Any] = {
-            "targets_T": batch.targets_T,
-            "token_weights_T": linear.weights_T,
-            "normaliser": linear.normaliser,
-            "label_smoothing": linear.label_smoothing if self.training else 0.0,
-            "temperature": ask.temperature,
-            "active_T": batch.mask_T if stats else None,
-            "backend": self._backend,
-            "return_logp": "logp" in stats,
-            "return_entropy": "entropy" in stats,
-            "return_correct": "correct" in stats,
-            "return_lse": "lse" in stats,
-        }
-        head = self._head_of(hidden_TH)
-        if is_slice(head["weight_VH"]) and "collision" not in stats:
-            return loss_scale_ce_vocab_parallel(**sliced_head(head), **options)
-        return loss_scale_ce(**whole_head(head), **options, return_collision="collision" in stats)
-
-    def _top(
-        self, hidden_TH: Tensor, batch: Batch, ask: Ask, lse_T: Tensor | None
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """Log-probs of some entries of the vocabulary at scored tokens, and which the likeliest are."""
-        if ask.top_ids_TK is None and not ask.num_top:
-            return None, None
-        if self._context is not None:
-            hidden_TH = self._context.gather(hidden_TH, len(batch.mask_T))
-        at_N = batch.mask_T.nonzero().squeeze(-1)
-        head = top.HeadOf(**self._head_of(hidden_TH[at_N]))
-        if ask.top_ids_TK is not None:
-            assert lse_T is not None
-            logp_NK = top.of_entries(head, ask.top_ids_TK[at_N], lse_T[at_N], ask.temperature)
-            return logp_NK.new_zeros(ask.top_ids_TK.shape).index_copy(0, at_N, logp_NK), None
-        logp_NK, ids_NK = top.likeliest(head, ask.num_top, ask.temperature)
-        empty_TK = logp_NK.new_zeros(len(hidden_TH), ask.num_top)
-        return empty_TK.index_copy(0, at_N, logp_NK), empty_TK.long().index_copy(0, at_N, ids_NK)
-
-    def _head_of(self, hidden_TH: Tensor) -> dict[str, Any]:
-        """What the loss kernel is given of the head."""
-        head, dtype = self.model.get_output_embeddings(), self.compute_dtype
-        bias = getattr(head, "bias", None)
-        # peft's layer of trained tokens, on a head that is tied: its own weight is the base's
-        trained = getattr(head, "get_merged_weights", None)
-        weight_VH = trained(head.active_adapters) if trained else head.weight
-        return {
-            "hidden_TH": hidden_TH.to(dtype),
-            "weight_VH": weight_VH.to(dtype),
-            "bias_V": None if bias is None else bias.to(dtype),
-            "logit_scale": self._scale.logit_scale,
-            "softcap": self._scale.softcap,
-        }
+        self.lm_head.backend = "reference"
 
     def _read(self, batch: Batch, mine: Batch) -> tuple[dict[str, Any], Tensor | None]:
         """What the layers read of the slice `mine`: ids, embeddings, or what the stage before sends, which is also
@@ -427,19 +301,3 @@ class Forward(nn.Module):
         # the noise of all tokens, so that it is the same however they are dealt
         noise_1TH = embeddings.new_empty(1, len(length_T), embeddings.shape[-1]).uniform_(-1, 1) * width_T1
         return embeddings + (noise_1TH if self._context is None else self._context.slice(noise_1TH, 1))
-
-
-def _part_of(ask: Ask, context: Context) -> Ask:
-    """What is asked of this rank's slice."""
-    linear = ask.linear
-    return ask if linear is None else ask._replace(linear=linear._replace(weights_T=context.slice(linear.weights_T)))
-
-
-def _joined(context: Context, found: LossOutput, num_tokens: int) -> LossOutput:
-    """What the ranks found for their slices, as one rank would have found it."""
-    of_tokens = {
-        name: context.gather(value, num_tokens)
-        for name in ("logp_T", "entropy_T", "correct_T", "lse_T", "collision_T")
-        if (value := getattr(found, name)) is not None
-    }
-    return found._replace(loss=context.total(found.loss), **of_tokens)

@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 
 from postmill.io.errors import FAILED, StageError
+from postmill.stages.shared.asked import Ask
 from postmill.stages.shared.batch import Batch
-from postmill.stages.shared.forward import Ask
 from postmill.stages.train.columns import BatchSource
 from postmill.stages.train.config import Train
 from postmill.stages.train.objectives.interface import Objective

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from postmill.stages.shared.asked import Outputs
 from postmill.stages.shared.batch import Batch
-from postmill.stages.shared.forward import Outputs
 from postmill.stages.train.blocks import Blocks
 from postmill.stages.train.objectives.interface import ConstantsObjective, GradientsObjective, Loss, Past, StepRows
 from postmill.stages.train.parallel.layout import Layout

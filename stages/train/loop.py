@@ -8,7 +8,7 @@ so the state of a run is its weights, AdamW's moments and a step number.
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -57,9 +57,24 @@ from postmill.stages.train.row_losses import RowLosses
 from postmill.stages.train.run_state import RunState, is_due
 from postmill.stages.train.samples import Samples
 from postmill.stages.train.step import accumulate, validate
-from postmill.stages.train.survey import read_channels
+from postmill.stages.train.survey import Channels, read_channels
 from postmill.stages.train.tied import share_gradient
 from postmill.stages.train.tuners.interface import Start, Tuner
+
+
+class Ready(NamedTuple):
+    """What steps are taken with. `forward` is the model as its layout wants it called."""
+
+    run: RunState
+    steps: Steps
+    data: Data
+    objective: Objective
+    forward: Any
+    source: BatchSource
+    valid: BatchSource | None
+    channels: Channels | None
+    given: Input
+    """What the first step started from."""
 
 
 def train(
@@ -78,130 +93,124 @@ def train(
     accelerator, layout = launched(cfg)
     try:
         data, valid = _with_pixels(cfg, base, data, valid, num_ranks=accelerator.num_processes)
-        return _train(
-            cfg,
-            data,
-            valid,
-            base,
-            out,
-            start=start,
-            objective=objective,
-            accelerator=accelerator,
-            layout=layout,
-            prompts=prompts,
+        steps = Steps(cfg, data.reader, layout.num_data, data.rewards)
+        resumed = resume(out, accelerator)
+        conditions = fix_numerics(cfg, out, accelerator, layout, resumed)
+        tuner, dtype = cfg.tuner.build(), model.compute_dtype(cfg, accelerator.device)
+        begun = resumed[0].path if resumed else start.path if start else None
+        look = Look(cfg, objective, data, steps, accelerator.device)
+        net = _load(cfg, tuner, base, accelerator, dtype=dtype, begun=begun, look=look)
+        forward = _forward(cfg, net, objective, dtype)
+        sizes = {name: parameter.numel() for name, parameter in net.named_parameters()}
+        wrapped = _wrapped(cfg, forward, layout, data.reader)
+        learner = _learner(cfg, tuner, net, model.trainable(net), layout)
+        checkpoint.restore_optimizer(begun, learner)
+        joins = objective.needs.sampled or objective.needs.group == "pair"
+        shares = joins and cfg.compute.shared_prefixes and forward.share_prefixes()
+        own = start_scores(
+            data, objective.needs, wrapped, layout, resumed=resumed and resumed[0], num_steps=steps.total, shares=shares
         )
+        is_main = accelerator.is_main_process
+        run = RunState(
+            cfg=cfg,
+            tuner=tuner,
+            out=out,
+            learner=learner,
+            record=Record(out.checkpoints if is_main else None, _kept(resumed, METRICS) or b""),
+            conditions=conditions,
+            base=base.name,
+            accelerator=accelerator,
+            own=own,
+            rows=RowLosses(_kept(resumed, ROW_LOSSES)) if cfg.measure.row_losses else None,
+            samples=_samples(cfg, prompts, base, out, resumed),
+            profiler=Profiler(cfg.measure.profiled if is_main else None, out.checkpoints),
+            saved=resumed[1].step if resumed else 0,
+        )
+        ready = Ready(
+            run=run,
+            steps=steps,
+            data=data,
+            objective=objective,
+            forward=wrapped,
+            source=BatchSource(
+                data.reader, objective.needs, {**data.scores, **own}, data.rewards, data.pixels, shares=shares
+            ),
+            valid=valid and BatchSource(valid.reader, objective.needs, valid.scores, pixels=valid.pixels),
+            channels=read_channels(data.reader) if cfg.measure.channel_loss else None,
+            given=start or base,
+        )
+        _take_steps(ready)
+        return _finished(ready, base, start, sizes)
     finally:
         layout.close()
 
 
-def _train(
-    cfg: Train,
-    data: Data,
-    valid: Data | None,
-    base: Input,
-    out: Out,
-    *,
-    start: Input | None,
-    objective: Objective,
-    accelerator: Accelerator,
-    layout: Layout,
-    prompts: Input | None,
-) -> Result:
-    device, is_main = accelerator.device, accelerator.is_main_process
-    reader = data.reader
-    steps = Steps(cfg, reader, layout.num_data, data.rewards)
-    resumed = resume(out, accelerator)
-    conditions = fix_numerics(cfg, out, accelerator, layout, resumed)
-
-    dtype = model.compute_dtype(cfg, device)
-    tuner = cfg.tuner.build()
-    begun = resumed[0].path if resumed else start.path if start else None
-    look = Look(cfg, objective, data, steps, device)
-    net = _load(cfg, tuner, base, accelerator, dtype=dtype, begun=begun, look=look)
-    forward = _forward(cfg, net, objective, dtype)
-    sizes = {name: parameter.numel() for name, parameter in net.named_parameters()}
-    wrapped = _wrapped(cfg, forward, layout, reader)
-    parameters = model.trainable(net)
-    learner = _learner(cfg, tuner, net, parameters, layout)
-    checkpoint.restore_optimizer(begun, learner)
-    joins = objective.needs.sampled or objective.needs.group == "pair"
-    shares = joins and cfg.compute.shared_prefixes and forward.share_prefixes()
-    own = start_scores(
-        data, objective.needs, wrapped, layout, resumed=resumed and resumed[0], num_steps=steps.total, shares=shares
-    )
-    source = BatchSource(reader, objective.needs, {**data.scores, **own}, data.rewards, data.pixels, shares=shares)
-    valid_source = (
-        BatchSource(valid.reader, objective.needs, valid.scores, pixels=valid.pixels) if valid is not None else None
-    )
-    channels = read_channels(reader) if cfg.measure.channel_loss else None
-    record = Record(out.checkpoints if is_main else None, _kept(resumed, METRICS) or b"")
-    run = RunState(
-        cfg=cfg,
-        tuner=tuner,
-        out=out,
-        learner=learner,
-        record=record,
-        conditions=conditions,
-        base=base.name,
-        accelerator=accelerator,
-        own=own,
-        rows=RowLosses(_kept(resumed, ROW_LOSSES)) if cfg.measure.row_losses else None,
-        samples=_samples(cfg, prompts, base, out, resumed),
-        profiler=Profiler(cfg.measure.profiled if is_main else None, out.checkpoints),
-        saved=resumed[1].step if resumed else 0,
-    )
-
-    meter = Meter(steps.total, run.saved)
-    for number in range(run.saved, steps.total):
-        if verdict.is_over(record.lines, cfg.measure):
+def _take_steps(ready: Ready) -> None:
+    """Until all are taken or the run is over before that. Raises StageError (75) when stopped, (79) if it diverges."""
+    run, total = ready.run, ready.steps.total
+    meter = Meter(total, run.saved)
+    for number in range(run.saved, total):
+        if verdict.is_over(run.record.lines, run.cfg.measure):
             break
-        if _stop_requested(out, accelerator):
+        if _stop_requested(run.out, run.accelerator):
             raise run.stopped(step=number)
-        step, lr, last = steps[number], cfg.lr_at(number, steps.total), number + 1 == steps.total
-        _begin(run, number)
-        gradient = accumulate(
-            cfg,
-            wrapped,
-            objective,
-            source,
-            step,
-            layout=layout,
-            channels=channels,
-            row_losses=run.rows is not None,
-            past=record.lines,
-            upcoming=steps[number + 1] if data.pixels and not last else None,
-        )
-        tuner.before_update(net)
-        norm = layout.clip(parameters.values(), cfg.clip or math.inf)
-        loss, grad_norm = run.finite(reader, step, gradient, norm)
-        check_mismatch(cfg, data, start or base, step, gradient)
-        _update(learner, tuner, number, lr)
-
-        run.watch(number, gradient, last=last)
-        line = line_of(step, loss, lr, grad_norm) | measured(gradient, channels)
-        if valid_source is not None and (last or is_due(number, cfg.measure.valid_every)):
-            line |= _validated(cfg, wrapped, objective, valid_source, learner)
-        say(line, meter, record.add(line, gradient.data_seconds), always=last)
+        _take_step(ready, number, meter)
         run.keep(step=number + 1)
 
-    state = state_tensors(learner, keep=is_main) if cfg.checkpoints.keep_state else {}
-    release(learner)
+
+def _take_step(ready: Ready, number: int, meter: Meter) -> None:
+    """Step `number`, counted from 0: its gradient, the update, and what is said of it."""
+    run, steps = ready.run, ready.steps
+    cfg, layout = run.cfg, run.learner.layout
+    step, lr, last = steps[number], cfg.lr_at(number, steps.total), number + 1 == steps.total
+    _begin(run, number)
+    gradient = accumulate(
+        cfg,
+        ready.forward,
+        ready.objective,
+        ready.source,
+        step,
+        layout=layout,
+        channels=ready.channels,
+        row_losses=run.rows is not None,
+        past=run.record.lines,
+        upcoming=steps[number + 1] if ready.data.pixels and not last else None,
+    )
+    run.tuner.before_update(run.learner.net)
+    norm = layout.clip(run.learner.parameters.values(), cfg.clip or math.inf)
+    loss, grad_norm = run.finite(ready.data.reader, step, gradient, norm)
+    check_mismatch(cfg, ready.data, ready.given, step, gradient)
+    _update(run.learner, run.tuner, number, lr)
+
+    run.watch(number, gradient, last=last)
+    line = line_of(step, loss, lr, grad_norm) | measured(gradient, ready.channels)
+    if ready.valid is not None and (last or is_due(number, cfg.measure.valid_every)):
+        line |= _validated(cfg, ready.forward, ready.objective, ready.valid, run.learner)
+    say(line, meter, run.record.add(line, gradient.data_seconds), always=last)
+
+
+def _finished(ready: Ready, base: Input, start: Input | None, sizes: dict[str, int]) -> Result:
+    """Save what was learned. sizes: of all parameters, before a layout cut them."""
+    run = ready.run
+    cfg, layout, is_main = run.cfg, run.learner.layout, run.accelerator.is_main_process
+    state = state_tensors(run.learner, keep=is_main) if cfg.checkpoints.keep_state else {}
+    release(run.learner)
     kept = model.stored_dtype(cfg, base.path) if cfg.tuner.makes == "model" and base.path else None
-    weights = save.whole_weights(tuner.tensors(net), layout, keep=is_main, dtype=kept)
+    weights = save.whole_weights(run.tuner.tensors(run.learner.net), layout, keep=is_main, dtype=kept)
     layout.close()
     if not is_main:
         return Result()
     return finish(
         cfg,
-        reader,
+        ready.data.reader,
         base,
-        out,
-        tuner=tuner,
-        net=net,
+        run.out,
+        tuner=run.tuner,
+        net=run.learner.net,
         sizes=sizes,
         weights=weights,
         run=run,
-        steps=steps,
+        steps=ready.steps,
         state=state,
         start=start,
     )

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from postmill.io.manifest import Artifact
 from postmill.io.packed import PackedReader
-from postmill.stages.shared.forward import Ask
+from postmill.stages.shared.asked import Ask
 from postmill.stages.train.checkpoint import OWN
 from postmill.stages.train.columns import BatchSource
 from postmill.stages.train.objectives.needs import Needs

@@ -15,8 +15,9 @@ from postmill.io.errors import FAILED, USAGE, ConfigError, StageError
 from postmill.io.packed import Bin, PackedReader
 from postmill.stages.progress import Progress
 from postmill.stages.shared.apart import settle
+from postmill.stages.shared.asked import Ask, Outputs
 from postmill.stages.shared.batch import Batch, collate
-from postmill.stages.shared.forward import Ask, Forward, Outputs
+from postmill.stages.shared.forward import Forward
 
 _LONGEST = 48
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1}

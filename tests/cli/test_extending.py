@@ -166,7 +166,7 @@ def run(cfg, inputs, out):
     return Result()
 """
 BRIER = """
-from postmill.stages.shared.forward import Ask
+from postmill.stages.shared.asked import Ask
 from postmill.stages.train.objectives.interface import Loss
 
 

@@ -18,10 +18,11 @@ from postmill.io.json_file import load_json
 from postmill.io.packed import Bin
 from postmill.stages.shared import attention, hf
 from postmill.stages.shared.apart import settle
+from postmill.stages.shared.asked import Ask
 from postmill.stages.shared.batch import collate
 from postmill.stages.shared.engine.protocol import About, Constraint, Event, Loaded, Reply, Request, Sampling
 from postmill.stages.shared.engine.weights import tensors_digest
-from postmill.stages.shared.forward import Ask, Forward
+from postmill.stages.shared.forward import Forward
 from postmill.stages.shared.heads import Head
 
 _STEP_TOKENS = 4096

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 import torch
 from torch.nn.functional import logsigmoid
 
+from postmill.stages.shared.asked import Ask, Outputs
 from postmill.stages.shared.batch import Batch
-from postmill.stages.shared.forward import Ask, Outputs
 from postmill.stages.train.objectives.cpo_options import Cpo
 from postmill.stages.train.objectives.interface import Loss
 from postmill.stages.train.objectives.pairs import Answers, loss_of_pairs

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 
 import torch
 
+from postmill.stages.shared.asked import Ask, Outputs
 from postmill.stages.shared.batch import Batch
-from postmill.stages.shared.forward import Ask, Outputs
 from postmill.stages.train.objectives.dft_options import Dft
 from postmill.stages.train.objectives.interface import Loss
 

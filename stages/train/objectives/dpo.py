@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from postmill.stages.shared.asked import Ask, Outputs
 from postmill.stages.shared.batch import Batch
-from postmill.stages.shared.forward import Ask, Outputs
 from postmill.stages.train.objectives.dpo_options import Dpo
 from postmill.stages.train.objectives.interface import Loss, StepRows
 from postmill.stages.train.objectives.pairs import Pairs, row_length, row_sum, tail_factors

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
+from postmill.stages.shared.asked import Ask, Outputs
 from postmill.stages.shared.batch import Batch
-from postmill.stages.shared.forward import Ask, Outputs
 from postmill.stages.train.objectives.needs import Needs
 
 Past = Sequence[Mapping[str, Any]]

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from postmill.stages.shared.asked import Ask, Outputs
 from postmill.stages.shared.batch import Batch
-from postmill.stages.shared.forward import Ask, Outputs
 from postmill.stages.train.objectives.interface import Loss, Past
 from postmill.stages.train.objectives.kto_options import Kto
 from postmill.stages.train.objectives.pairs import row_sum

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from postmill.io.errors import FAILED, USAGE, ConfigError, StageError
 from postmill.stages.protocol import Input
+from postmill.stages.shared.asked import Ask, Outputs
 from postmill.stages.shared.batch import Batch
-from postmill.stages.shared.forward import Ask, Outputs
 from postmill.stages.shared.python_file import load_file
 from postmill.stages.train.objectives.interface import Loss, Objective
 from postmill.stages.train.objectives.own_options import Own

@@ -6,8 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from postmill.stages.shared.asked import Outputs
 from postmill.stages.shared.batch import Batch
-from postmill.stages.shared.forward import Outputs
 from postmill.stages.train.objectives.interface import Loss
 
 

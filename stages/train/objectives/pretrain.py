@@ -7,8 +7,8 @@ from collections.abc import Mapping
 
 import torch
 
+from postmill.stages.shared.asked import Ask, Linear, Outputs
 from postmill.stages.shared.batch import Batch
-from postmill.stages.shared.forward import Ask, Linear, Outputs
 from postmill.stages.train.objectives.interface import Loss
 from postmill.stages.train.objectives.pretrain_options import Pretrain
 

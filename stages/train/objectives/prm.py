@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from torch import Tensor
 from torch.nn import functional as F
 
+from postmill.stages.shared.asked import Ask, Outputs
 from postmill.stages.shared.batch import Batch
-from postmill.stages.shared.forward import Ask, Outputs
 from postmill.stages.train.objectives.interface import Loss
 from postmill.stages.train.objectives.prm_options import Prm
 

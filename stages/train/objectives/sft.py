@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping
 
+from postmill.stages.shared.asked import Ask, Linear, Outputs
 from postmill.stages.shared.batch import Batch
-from postmill.stages.shared.forward import Ask, Linear, Outputs
 from postmill.stages.train.objectives.interface import Loss
 from postmill.stages.train.objectives.options import Sft
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from postmill.stages.shared.asked import Ask, Outputs
 from postmill.stages.shared.batch import Batch
-from postmill.stages.shared.forward import Ask, Outputs
 from postmill.stages.train.objectives.interface import Loss
 from postmill.stages.train.objectives.pairs import Answers, loss_of_pairs
 from postmill.stages.train.objectives.simpo_options import Simpo

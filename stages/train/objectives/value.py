@@ -10,8 +10,8 @@ from collections.abc import Mapping
 
 import torch
 
+from postmill.stages.shared.asked import Ask, Outputs
 from postmill.stages.shared.batch import Batch
-from postmill.stages.shared.forward import Ask, Outputs
 from postmill.stages.train.objectives.interface import Loss
 from postmill.stages.train.objectives.rl import live_tokens
 from postmill.stages.train.objectives.value_options import Value

@@ -21,7 +21,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from postmill.io.errors import USAGE, ConfigError
-from postmill.stages.shared.forward import Ask, Forward, Outputs
+from postmill.stages.shared.asked import Ask, Outputs
+from postmill.stages.shared.forward import Forward
 from postmill.stages.train.parallel.layout import T, one_by_one
 from postmill.stages.train.parallel.options import Parallel
 

@@ -18,8 +18,9 @@ from triton.runtime import interpreter
 
 from postmill.io.packed import Bin
 from postmill.stages.shared import attention
+from postmill.stages.shared.asked import Ask, Linear
 from postmill.stages.shared.batch import collate
-from postmill.stages.shared.forward import Ask, Forward, Linear
+from postmill.stages.shared.forward import Forward
 from postmill.stages.train.liger import use_liger
 from postmill.stages.train.model import causal_lm
 

@@ -17,8 +17,8 @@ from varlen import varlen_attention  # noqa: E402
 from postmill.io.packed import PackedReader  # noqa: E402
 from postmill.stages.options import make  # noqa: E402
 from postmill.stages.shared import attention  # noqa: E402
+from postmill.stages.shared.asked import Ask, Linear  # noqa: E402
 from postmill.stages.shared.batch import collate  # noqa: E402
-from postmill.stages.shared.forward import Ask, Linear  # noqa: E402
 from postmill.stages.shared.router import router_coefficient  # noqa: E402
 from postmill.stages.train.columns import BatchSource  # noqa: E402
 from postmill.stages.train.config import Train  # noqa: E402
@@ -439,6 +439,6 @@ def test_probe_passes_what_fits_and_catches_a_leak(reader):
 
     scaled = build("cohere", dtype=torch.float32, implementation=attention.ROWS)
     scaled_ = forward_of(scaled, torch.float32)
-    scaled_._scale = scaled_._scale._replace(logit_scale=1.0)
+    scaled_.lm_head.scale = scaled_.lm_head.scale._replace(logit_scale=1.0)
     with pytest.raises(StageError, match="other log-probabilities than alone"):
         check_forward(scaled_, reader, torch.float32, cpu)

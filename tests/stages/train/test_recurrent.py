@@ -19,8 +19,9 @@ from postmill.stages.score.config import STAGE as SCORE  # noqa: E402
 from postmill.stages.score.config import Score  # noqa: E402
 from postmill.stages.shared import attention  # noqa: E402
 from postmill.stages.shared.apart import keeps_apart, settle  # noqa: E402
+from postmill.stages.shared.asked import Ask, Linear  # noqa: E402
 from postmill.stages.shared.batch import collate  # noqa: E402
-from postmill.stages.shared.forward import Ask, Forward, Linear  # noqa: E402
+from postmill.stages.shared.forward import Forward  # noqa: E402
 from postmill.stages.train import probe  # noqa: E402
 from postmill.stages.train.tuners.lora import Lora  # noqa: E402
 

@@ -13,8 +13,8 @@ from tiny_families import FAMILIES, LEAKY, build, forward_of  # noqa: E402
 
 from postmill.io.packed import Bin  # noqa: E402
 from postmill.stages.shared import attention  # noqa: E402
+from postmill.stages.shared.asked import Ask  # noqa: E402
 from postmill.stages.shared.batch import collate  # noqa: E402
-from postmill.stages.shared.forward import Ask  # noqa: E402
 from postmill.stages.shared.prefixes import share  # noqa: E402
 from postmill.stages.train.objectives.rl_options import PRESETS  # noqa: E402
 

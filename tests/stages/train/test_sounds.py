@@ -12,8 +12,9 @@ import torch
 from postmill.io.errors import ArtifactError
 from postmill.io.packed import PackedReader
 from postmill.stages.shared import attention, hf
+from postmill.stages.shared.asked import Ask
 from postmill.stages.shared.batch import Batch, collate
-from postmill.stages.shared.forward import Ask, Forward
+from postmill.stages.shared.forward import Forward
 from postmill.stages.shared.media.pixels import Pixels
 from postmill.stages.shared.media.sound import decode_wav, resample
 

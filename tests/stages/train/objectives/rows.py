@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from postmill.io.packed import Bin
+from postmill.stages.shared.asked import Outputs
 from postmill.stages.shared.batch import Batch, Groups, collate
-from postmill.stages.shared.forward import Outputs
 
 
 class Rows(NamedTuple):

@@ -6,7 +6,7 @@ torch = pytest.importorskip("torch")
 
 from agreement import against  # noqa: E402
 
-from postmill.stages.shared.forward import Outputs  # noqa: E402
+from postmill.stages.shared.asked import Outputs  # noqa: E402
 from postmill.stages.train.objectives.dft_options import Dft  # noqa: E402
 
 from .rows import random_rows  # noqa: E402

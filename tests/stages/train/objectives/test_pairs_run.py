@@ -23,7 +23,8 @@ from postmill.stages.score import run as score_stage  # noqa: E402
 from postmill.stages.score.config import STAGE as SCORE  # noqa: E402
 from postmill.stages.score.config import Score  # noqa: E402
 from postmill.stages.shared import attention, hf  # noqa: E402
-from postmill.stages.shared.forward import Ask, Forward  # noqa: E402
+from postmill.stages.shared.asked import Ask  # noqa: E402
+from postmill.stages.shared.forward import Forward  # noqa: E402
 from postmill.stages.train.columns import BatchSource  # noqa: E402
 from postmill.stages.train.config import STAGE, Train  # noqa: E402
 from postmill.stages.train.objectives.cpo_options import Cpo  # noqa: E402

@@ -13,8 +13,8 @@ trl = pytest.importorskip("trl")
 from agreement import against  # noqa: E402
 from trl_grpo import OneProcess, grpo_loss  # noqa: E402
 
+from postmill.stages.shared.asked import Outputs  # noqa: E402
 from postmill.stages.shared.batch import Batch  # noqa: E402
-from postmill.stages.shared.forward import Outputs  # noqa: E402
 from postmill.stages.train.objectives.policy_loss import (  # noqa: E402
     Sampled,
     kl_to_reference,

@@ -20,7 +20,7 @@ from postmill.stages.options import make  # noqa: E402
 from postmill.stages.runner import Options, run_stage  # noqa: E402
 from postmill.stages.score.config import STAGE as SCORE  # noqa: E402
 from postmill.stages.score.config import Score  # noqa: E402
-from postmill.stages.shared.forward import Outputs  # noqa: E402
+from postmill.stages.shared.asked import Outputs  # noqa: E402
 from postmill.stages.train.config import STAGE, Train  # noqa: E402
 from postmill.stages.train.objectives.rm_options import Rm  # noqa: E402
 from postmill.stages.train.tuners.lora import Lora  # noqa: E402

@@ -31,8 +31,8 @@ from postmill.stages.rollout.config import Rollout  # noqa: E402
 from postmill.stages.runner import Options, run_stage  # noqa: E402
 from postmill.stages.score.config import STAGE as SCORE  # noqa: E402
 from postmill.stages.score.config import Score  # noqa: E402
+from postmill.stages.shared.asked import Outputs  # noqa: E402
 from postmill.stages.shared.batch import collate  # noqa: E402
-from postmill.stages.shared.forward import Outputs  # noqa: E402
 from postmill.stages.tokenize.config import STAGE as TOKENIZE  # noqa: E402
 from postmill.stages.tokenize.config import Tokenize  # noqa: E402
 from postmill.stages.train.columns import BatchSource  # noqa: E402
