@@ -75,7 +75,7 @@ programs: setup ## Snakemake, DVC, Airflow, Ray, DeepSpeed, axe-core and tracker
 	$(BIN)/uv pip install -q --python .cache/kubernetes/bin/python kubernetes-validate
 	$(BIN)/uv pip install -q --python $(BIN)/python --no-deps --target .cache/deepspeed deepspeed==0.19.8 hjson py-cpuinfo einops msgpack
 	npm install --silent --prefix .cache/axe axe-core
-	for p in tensorboard trackio mlflow-skinny; do $(BIN)/uv pip install -q --python $(BIN)/python --target .cache/trackers/$$p $$p; done
+	for p in tensorboard trackio mlflow-skinny wandb swanlab; do $(BIN)/uv pip install -q --python $(BIN)/python --target .cache/trackers/$$p $$p; done
 
 rivals: setup ## environments of the tools that tests and bench/stages/bench_train.py compare with (4 GB)
 	$(BIN)/uv venv -q --allow-existing .cache/rivals/trl

@@ -109,7 +109,10 @@ def _mlflow(target: Target) -> Sink:
 
 def _swanlab(target: Target) -> Sink:
     swanlab = _package("swanlab")
-    swanlab.init(project=target.project, experiment_name=target.name, logdir=str(target.folder))
+    target.folder.mkdir(parents=True, exist_ok=True)
+    swanlab.init(
+        project=target.project, name=target.name, id=target.identity, resume="allow", log_dir=str(target.folder)
+    )
     return _Calls(lambda step, numbers: swanlab.log(dict(numbers), step=step), swanlab.finish)
 
 
