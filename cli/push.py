@@ -1,4 +1,4 @@
-"""`postmill push ARTIFACT OWNER/NAME`: a model or an adapter to Hugging Face, with a card that its manifest writes."""
+"""`postmill push ARTIFACT OWNER/NAME`: a model or an adapter to a hub, with a card that its manifest writes."""
 
 import sys
 from pathlib import Path
@@ -9,16 +9,17 @@ from postmill.io.errors import BAD_DATA, ArtifactError, ConfigError
 from postmill.io.manifest import MANIFEST, load_artifact, verify_files
 
 USAGE = """
-Send a model or an adapter to Hugging Face, with a card made from its manifest.
+Send a model or an adapter to Hugging Face or ModelScope, with a card made from its manifest.
 
-usage: postmill push ARTIFACT OWNER/NAME [--revision BRANCH] [--private]
+usage: postmill push ARTIFACT [ms:]OWNER/NAME [--revision BRANCH] [--private]
 
   postmill push run/ mill/tiny-adapter                one commit: weights, configs, tokenizer, metrics, README.md
   postmill push tuned/ mill/tiny --private            a repository that only its owner sees, if it is not there yet
+  postmill push tuned/ ms:mill/tiny                   to ModelScope
   postmill push run/ mill/tiny-adapter --dry-run      print the card and the names of the files; send nothing
 
-Every file is checked against the manifest first. Log in once with `hf auth login`, or set HF_TOKEN. A README.md of the
-artifact itself is sent instead of a card. What only says where the run was made (paths, host) stays here.
+Every file is checked against the manifest first. Log in once with `hf auth login` or
+`modelscope login`, or set HF_TOKEN or MODELSCOPE_API_TOKEN. A README.md of the artifact itself is sent instead of a card. What only says where the run was made (paths, host) stays here.
 
   --revision BRANCH   commit to this branch, which must be there
   --private           make the repository private if it is new
@@ -34,9 +35,10 @@ def run(argv: list[str]) -> int:
     if args is None:
         return 0
     need(args, 2, 2, USAGE)
-    folder, name = Path(args.words[0]), args.words[1].removeprefix("hf:")
-    if name.startswith("ms:") or name.count("/") != 1:
-        raise ConfigError(f"{args.words[1]}: expected OWNER/NAME of Hugging Face, like mill/tiny-adapter")
+    folder, to = Path(args.words[0]), args.words[1]
+    name = to.removeprefix("hf:").removeprefix("ms:")
+    if name.count("/") != 1 or ":" in name:
+        raise ConfigError(f"{to}: expected OWNER/NAME of Hugging Face, or ms:OWNER/NAME, like mill/tiny-adapter")
     artifact = load_artifact(folder, ("model", "adapter"))
     faults = verify_files(artifact)
     if faults:
@@ -49,11 +51,12 @@ def run(argv: list[str]) -> int:
         sys.stdout.write(readme.decode() if isinstance(readme, bytes) else readme.read_text("utf-8"))
         sys.stdout.write("".join(f"{file}\n" for file in sorted(files)))
         return 0
-    from postmill.io.hub_push import push
+    from postmill.io.hub_push import push_hf, push_ms
     from postmill.stages.progress import Progress
 
     with Progress.install(quiet=args.has("--quiet")):
-        Progress.show(f"push: {len(files)} files to {name}")
+        Progress.show(f"push: {len(files)} files to {to}")
+        push = push_ms if to.startswith("ms:") else push_hf
         address = push(name, files, revision=args.options.get("--revision"), private=args.has("--private"))
     sys.stdout.write(f"{address}\n")
     return 0

@@ -95,6 +95,13 @@ class _Handler(BaseHTTPRequestHandler):
             (self.hub.root / name).mkdir(parents=True, exist_ok=True)
             self.hub.made.append(said)
             self._json({"url": f"{self.hub.url}/{name}", "name": name})
+        elif path == "/api/v1/models":
+            said = json.loads(body)
+            (self.hub.root / said["Path"] / said["Name"]).mkdir(parents=True, exist_ok=True)
+            self.hub.made.append(said)
+            self._json({"Code": 200, "Success": True, "Data": {"Path": said["Path"], "Name": said["Name"]}})
+        elif path.startswith("/api/v1/repos/") and "/commit/" in path:
+            self._commit_ms(path.removeprefix("/api/v1/repos/models/").partition("/commit/")[0], json.loads(body))
         elif path == "/api/validate-yaml":
             self._json({"errors": [], "warnings": []})
         elif "/preupload/" in path:
@@ -125,6 +132,16 @@ class _Handler(BaseHTTPRequestHandler):
             elif entry["key"] == "lfsFile":
                 target.write_bytes(self.hub.sent[entry["value"]["oid"]])
         self._json({"commitUrl": f"{self.hub.url}/{name}/commit/{COMMIT}", "commitOid": COMMIT, "success": True})
+
+    def _commit_ms(self, name: str, said: dict[str, list[dict[str, str]]]) -> None:
+        for action in said["actions"]:
+            target = self.hub.root / name / action["path"]
+            target.parent.mkdir(parents=True, exist_ok=True)
+            is_large = action["type"] == "lfs"
+            target.write_bytes(
+                self.hub.sent[action["sha256"]] if is_large else base64.b64decode(action["content"], validate=True)
+            )
+        self._json({"Code": 200, "Success": True, "Data": {"CommitId": COMMIT}})
 
     def log_message(self, *_: object) -> None:
         pass
@@ -230,6 +247,10 @@ class _Handler(BaseHTTPRequestHandler):
             self._fail(401, "")
         elif not files or revision not in self.hub.revisions:
             self._fail(404, "")
+        elif not route:
+            self._json(
+                {"Code": 200, "Success": True, "Data": {"Path": name.partition("/")[0], "Name": Path(name).name}}
+            )
         elif route in ("/tree", "/files"):
             first = query.get("PageNumber", ["1"])[0] == "1"
             listed = [

@@ -38,7 +38,7 @@ def hub(tmp_path):
 
 
 def push(hub, tmp_path, *argv):
-    environment = hub.environment(tmp_path) | {"HF_TOKEN": "hf_test"}
+    environment = hub.environment(tmp_path) | {"HF_TOKEN": "hf_test", "MODELSCOPE_API_TOKEN": "ms-test"}
     return commands.postmill("push", *argv, env=environment)
 
 
@@ -60,6 +60,22 @@ def test_the_artifact_arrives_whole_with_a_card(run, hub, tmp_path):
     assert "| `tuner.rank` | 2 |" in body
     assert "| `loss` |" in body
     assert arrived.manifest.key in body
+
+
+def test_the_artifact_arrives_at_modelscope(run, hub, tmp_path):
+    done = push(hub, tmp_path, run, "ms:mill/tiny", "--private")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{hub.url}/models/mill/tiny\n"
+    made = hub.made[0]
+    assert (made["Path"], made["Name"]) == ("mill", "tiny")
+    assert made["Visibility"] == 1  # private
+    arrived = load_artifact(tmp_path / "hub" / "mill" / "tiny")
+    assert arrived.digest == load_artifact(run).digest
+    assert [fault.rpartition("/")[2] for fault in verify_files(arrived)] == ["README.md: not in the manifest"]
+    assert len(hub.asked("POST", "/commit/master")) == 1
+    again = push(hub, tmp_path, run, "ms:mill/tiny", "-q")  # into what is there now
+    assert again.returncode == 0, again.stderr
+    assert len(hub.asked("POST", "/commit/master")) == 2
 
 
 def test_a_card_names_a_base_of_the_hub(run):
@@ -92,7 +108,12 @@ def test_a_dry_run_sends_nothing(run, hub, tmp_path):
     ("name", "code", "words"),
     [
         ("tiny", 2, "tiny: expected OWNER/NAME of Hugging Face"),
-        ("ms:mill/tiny", 2, "expected OWNER/NAME of Hugging Face"),
+        ("mill/tiny/more", 2, "expected OWNER/NAME of Hugging Face, or ms:OWNER/NAME"),
+        (
+            "ms:mill/tiny",
+            66,
+            "ms:mill/tiny: not written (.*); check the name and the branch, and log in with modelscope",
+        ),
         ("mill/tiny", 66, "not written (.*); check the name, and log in with hf auth login"),
     ],
 )
