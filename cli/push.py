@@ -18,8 +18,9 @@ usage: postmill push ARTIFACT [ms:]OWNER/NAME [--revision BRANCH] [--private]
   postmill push tuned/ ms:mill/tiny                   to ModelScope
   postmill push run/ mill/tiny-adapter --dry-run      print the card and the names of the files; send nothing
 
-Every file is checked against the manifest first. Log in once with `hf auth login` or
-`modelscope login`, or set HF_TOKEN or MODELSCOPE_API_TOKEN. A README.md of the artifact itself is sent instead of a card. What only says where the run was made (paths, host) stays here.
+Every file is checked against the manifest first. Log in once with `hf auth login` or `modelscope login`, or set
+HF_TOKEN or MODELSCOPE_API_TOKEN. A README.md of the artifact itself is sent instead of a card. What only says where the
+run was made (paths, host) stays here.
 
   --revision BRANCH   commit to this branch, which must be there
   --private           make the repository private if it is new

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from postmill.io.errors import NO_INPUT, UNAVAILABLE, ArtifactError, ConfigError, StageError
 
-
 _MESSAGE = "Postmill: weights and card"
 
 

@@ -112,7 +112,7 @@ def test_a_dry_run_sends_nothing(run, hub, tmp_path):
         (
             "ms:mill/tiny",
             66,
-            "ms:mill/tiny: not written (.*); check the name and the branch, and log in with modelscope",
+            "ms:mill/tiny: not written (.*); check the name and the branch, and log in with",
         ),
         ("mill/tiny", 66, "not written (.*); check the name, and log in with hf auth login"),
     ],
