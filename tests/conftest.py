@@ -1,6 +1,8 @@
 """Property tests are the same on every run, and slow machines do not fail them. `--oracles FILE`: see `agreement`."""
 
+import gc
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,15 @@ settings.load_profile("postmill")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--oracles", type=Path, help="write the largest differences to oracles of losses to this file")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def loaded_modules_are_no_garbage() -> Iterator[None]:
+    """What lives between two files, mostly modules, is left out of collections: with torch and all tests loaded, each
+    takes half a second otherwise, and children forked here would copy all of it."""
+    gc.collect()
+    gc.freeze()
+    yield
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

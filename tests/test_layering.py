@@ -26,6 +26,7 @@ def parsed(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
 
 
+@functools.cache
 def imported(path: Path) -> set[str]:
     """Full names of everything a module imports, anywhere in it."""
     names: set[str] = set()
@@ -65,6 +66,7 @@ def test_references_in_strings_are_held_to_the_same_rules() -> None:
             assert owner[1] in (parts[1], "shared"), f"{path}: a stage refers to another, {module}"
 
 
+@functools.cache
 def top_level(path: Path) -> set[str]:
     """Names that a module defines or imports at its top level."""
     names: set[str] = set()

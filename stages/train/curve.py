@@ -34,9 +34,10 @@ def write_curve(folder: Path, lines: list[dict[str, Any]]) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7.2, 3.6), layout="tight")
+    figure = Figure(figsize=(7.2, 3.6))
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+    # room for labels of any size, where a layout that measures them would draw everything twice
+    axes = figure.add_axes((0.11, 0.14, 0.86, 0.82))
     for name, curve in curves(lines).items():
         axes.plot([p[0] for p in curve], [p[1] for p in curve], "." if name == "validation" else "-", label=name)
     axes.set_xlabel("step")

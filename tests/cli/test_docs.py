@@ -1,5 +1,6 @@
 """Documents and programs say the same: every flag in a document exists, every flag has help, every exit code a row."""
 
+import functools
 import importlib
 import importlib.util
 import re
@@ -26,8 +27,9 @@ FOREIGN = {"--requeue", "--signal", "--wrap", "--nnodes", "--nproc-per-node", "-
 """Flags of other programs: Slurm, torchrun, ms-swift."""
 
 
+@functools.cache
 def flags_of(command: str) -> set[str]:
-    """Every flag of a stage, or those that a tool's usage names."""
+    """Every flag of a stage, or those that a tool's usage names. Thousands of words are looked up in it."""
     if command in TOOLS:
         module = importlib.import_module(f"postmill.cli.{command}")
         return set(re.findall(r"(?<![\w-])--?[a-z][\w-]*", getattr(module, "USAGE", "")))

@@ -6,10 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import commands
 import pyarrow as pa
 import pytest
 import tiny_model
+import warm
 from tiny_chat import write_chat_model
 
 from postmill.io.rollouts import REWARDS
@@ -285,7 +285,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def postmill(site: Path, *argv: object) -> subprocess.CompletedProcess[str]:
     path = os.pathsep.join([str(site), os.environ.get("PYTHONPATH", "")])
-    return commands.postmill(*argv, env={"PYTHONPATH": path})
+    return warm.postmill(*argv, env={"PYTHONPATH": path})
 
 
 def test_a_stage_and_a_kind(site: Path, tmp_path: Path) -> None:

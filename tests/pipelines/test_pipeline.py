@@ -1,16 +1,17 @@
-"""Stages chained as real processes, on a model of a few thousand parameters."""
+"""Stages chained as real processes, on a model of a few thousand parameters; pipes are started as people start them."""
 
 import json
 import os
 import shutil
 import signal
 import subprocess
+import time
 from pathlib import Path
 
-import commands
 import pytest
 import tiny_model
 import tiny_tokenizer
+import warm
 from commands import MAIN
 
 from postmill.io.manifest import load_artifact, verify_files
@@ -20,7 +21,7 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 def postmill(*argv: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     """Run one command to its end."""
-    return commands.postmill(*argv, cwd=cwd, env=ENVIRONMENT)
+    return warm.postmill(*argv, cwd=cwd, env=ENVIRONMENT)
 
 
 def done(*argv: str, cwd: Path) -> str:
@@ -154,16 +155,14 @@ def test_one_changed_byte_of_data_is_another_key(here: Path) -> None:
 def test_sigterm_in_training_says_75_and_the_same_command_goes_on(here: Path) -> None:
     done("tokenize", "chats.jsonl", "-m", "base", "-o", "tokens", "-q", cwd=here)
     done("pack", "tokens", "-o", "packed", "--row-tokens", "128", "-q", cwd=here)
-    argv = ["train", "packed", "-m", "base", "--steps", "400", "--bins-per-step", "2", "--tuner", "full"]
+    argv = ["train", "packed", "-m", "base", "--steps", "60", "--bins-per-step", "2", "--tuner", "full"]
     done(*argv, "-o", "whole", "-q", cwd=here)
-    running = subprocess.Popen(
-        [*MAIN, *argv, "-o", "run", "--save-every", "1"], cwd=here, env=ENVIRONMENT, stderr=subprocess.PIPE
-    )
+    running = warm.start(*argv, "-o", "run", "--save-every", "1", cwd=here, env=ENVIRONMENT)
     while running.poll() is None and not list((here / "run.checkpoints").glob("step-*/manifest.json")):
-        pass
+        time.sleep(warm.POLL_S)
     running.send_signal(signal.SIGTERM)
-    _, errors = running.communicate()
-    assert running.returncode == 75, errors
+    ended = running.end()
+    assert ended.returncode == 75, ended.stderr
     done(*argv, "-o", "run", "--save-every", "1", "-q", cwd=here)
     whole, resumed = (here / name / "model.safetensors" for name in ("whole", "run"))
     assert whole.read_bytes() == resumed.read_bytes()

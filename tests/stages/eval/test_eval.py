@@ -1,15 +1,13 @@
 """The eval stage on tiny random models: what it records, that it repeats itself, and that it goes on after a kill."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+import warm
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -174,38 +172,37 @@ def test_min_accuracy_is_a_gate(model: Path, tmp_path: Path) -> None:
 
 
 def test_goes_on_after_a_kill(model: Path, tmp_path: Path) -> None:
-    lines = [{"id": f"q{n}", "question": f"word {n}", "answer": "e"} for n in range(60)]
-    argv = [sys.executable, "-m", "postmill.cli.main", "eval", str(model), "--ask", str(ask(tmp_path, lines))]
+    lines = [{"id": f"q{n}", "question": f"word {n}", "answer": "e"} for n in range(30)]
+    argv = ["eval", model, "--ask", ask(tmp_path, lines)]
     argv += ["--batch-size", "1", "--max-new-tokens", "40", "--threads", "1"]
-    done = subprocess.run([*argv, "-o", str(tmp_path / "whole")], check=True, capture_output=True)
-    assert done.returncode == 0
+    assert warm.postmill(*argv, "-o", tmp_path / "whole").returncode == 0
     out = tmp_path / "out"
     journal = tmp_path / "out.checkpoints" / "replies.jsonl"
-    child = subprocess.Popen([*argv, "-o", str(out)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    child = warm.start(*argv, "-o", out)
     while child.poll() is None and not (journal.exists() and journal.read_bytes().count(b"\n") > 10):
-        time.sleep(0.01)
-    os.kill(child.pid, signal.SIGKILL)
-    child.wait()
+        time.sleep(warm.POLL_S)
+    child.send_signal(signal.SIGKILL)
+    assert child.end().returncode == -signal.SIGKILL
     assert not out.exists()
     answered = journal.read_bytes().count(b"\n") - 1
     with journal.open("ab") as file:
         file.write(b'[{"item_id": "q1", "outp')  # as if the kill had torn a line
-    subprocess.run([*argv, "-o", str(out)], check=True, capture_output=True)
+    assert warm.postmill(*argv, "-o", out).returncode == 0
     assert answered >= 10
     assert (out / "manifest.json").read_bytes() == (tmp_path / "whole" / "manifest.json").read_bytes()
     assert not journal.exists()
 
 
 def test_stopped_by_a_signal_says_so_and_goes_on(model: Path, tmp_path: Path) -> None:
-    lines = [{"id": f"q{n}", "question": f"word {n}", "answer": "e"} for n in range(60)]
-    argv = [sys.executable, "-m", "postmill.cli.main", "eval", str(model), "--ask", str(ask(tmp_path, lines))]
-    argv += ["--batch-size", "1", "--max-new-tokens", "40", "--threads", "1", "-o", str(tmp_path / "out")]
+    lines = [{"id": f"q{n}", "question": f"word {n}", "answer": "e"} for n in range(30)]
+    argv = ["eval", model, "--ask", ask(tmp_path, lines)]
+    argv += ["--batch-size", "1", "--max-new-tokens", "40", "--threads", "1", "-o", tmp_path / "out"]
     journal = tmp_path / "out.checkpoints" / "replies.jsonl"
-    child = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    child = warm.start(*argv)
     while child.poll() is None and not (journal.exists() and journal.read_bytes().count(b"\n") > 5):
-        time.sleep(0.01)
-    child.terminate()
-    _, said = child.communicate()
-    assert child.returncode == 75
-    assert "of 60 answers are saved; run the same command again" in said
-    assert subprocess.run(argv, check=False, capture_output=True).returncode == 0
+        time.sleep(warm.POLL_S)
+    child.send_signal(signal.SIGTERM)
+    ended = child.end()
+    assert ended.returncode == 75
+    assert "of 30 answers are saved; run the same command again" in ended.stderr
+    assert warm.postmill(*argv).returncode == 0
