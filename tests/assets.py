@@ -183,6 +183,18 @@ def minilm() -> Path | None:
     return fetch("minilm", make)
 
 
+def trl_with_ppo() -> Path | None:
+    """A folder for a Python path with the last TRL that had a trainer for PPO (experimental, until 1.12)."""
+
+    def make(folder: Path) -> None:
+        archive = pip_archive("trl==1.12.0", folder)
+        with zipfile.ZipFile(archive) as wheel:
+            wheel.extractall(folder)
+        archive.unlink()
+
+    return fetch("trl-1.12", make)
+
+
 def _run(*argv: str) -> None:
     subprocess.run(argv, check=True)
 
@@ -193,6 +205,7 @@ ALL = {
     "llamafactory": llamafactory_data,
     "smollm2": smollm2,
     "minilm": minilm,
+    "trl-with-ppo": trl_with_ppo,
 }
 
 if __name__ == "__main__":

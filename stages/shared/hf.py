@@ -109,7 +109,17 @@ def load_model(path: Path, dtype: Any, *, attention: str | None = None, head: He
             # after one pass without gradients bitsandbytes would go over to a kernel for inference, for good: it has no
             # backward pass, and rounds to bfloat16
             module.support_avx512bf16_for_cpu = False
+    _drop_as_said(model, head)
     return model.eval()
+
+
+def _drop_as_said(model: Any, head: Head) -> None:
+    """Let a head of tokens drop nothing while it is trained where the config does not say what share: transformers
+    would drop a tenth."""
+    names = ("classifier_dropout", "hidden_dropout", "hidden_dropout_prob", "dropout")
+    is_said = any(getattr(model.config, name, None) is not None for name in names)
+    if head.kind == "token" and hasattr(model, "dropout") and not is_said:
+        model.dropout.p = 0.0
 
 
 def is_encoder_decoder(path: Path) -> bool:

@@ -23,7 +23,7 @@ def samples(seed=0, **names):
 
 
 def trl_ppo(found, reward, *, gamma, lam, kl_coef, kind):
-    """TRL's PPOTrainer (experimental, until 1.15), written out a token at a time in float64: advantages before and
+    """TRL's PPOTrainer (experimental, until 1.12), written out a token at a time in float64: advantages before and
     after whitening, and returns. Its reward stands at the last token."""
     advantages, returns = [], []
     for sample, score in zip(found, reward, strict=True):
