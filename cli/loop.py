@@ -65,6 +65,9 @@ class Loop(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """Rounds by which the weights that sample are behind those that are trained. 0 is strictly on-policy."""
     keep: Annotated[int, Meta(ge=2)] = 2
     """Newest weights to keep, with their optimizer's state; samples and rewards of all rounds stay."""
+    reload: bool = False
+    """With --follow, load models anew in each round. By default the process that samples and the one that trains hold
+    theirs between rounds, where only an adapter changes."""
     seed: Annotated[int, Meta(ge=0, lt=2**62)] = 0
     """Decides the seeds of every round."""
 

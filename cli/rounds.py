@@ -30,6 +30,7 @@ from postmill.io.errors import MISMATCH, STOPPED, StageError
 from postmill.io.json_file import write_json
 from postmill.io.manifest import MANIFEST, Artifact, load_artifact
 from postmill.io.rewards import RewardsReader
+from postmill.stages.kept import Kept
 from postmill.stages.options import changed
 from postmill.stages.progress import Progress
 from postmill.stages.runner import Options, run_stage
@@ -46,6 +47,8 @@ class Rounds:
     def __init__(self, plan: Plan, *, threads: int, part: str = "") -> None:
         """part: of `loop.PARTS`, the process that this is; empty for all in one."""
         self._plan, self._options, self._part = plan, Options(threads=threads), part
+        keeps = part and not plan.loop.reload
+        self._holding = msgspec.structs.replace(self._options, kept=Kept()) if keeps else self._options
         self._folder, self._round = plan.folder, 0
         self._others = Others(plan.folder, part)
         self._seconds: dict[str, float] = {}
@@ -241,8 +244,11 @@ class Rounds:
         self._say_status(step.name)
         started = time.monotonic()
         step.output.parent.mkdir(parents=True, exist_ok=True)
+        # what is measured now and then leaves the memory to the part's own work
+        is_own = step.name in (self._plan.rollout.name, self._plan.train.name)
+        options = self._holding if is_own else self._options
         try:
-            run_stage(step.stage, step.config, step.inputs, step.output, self._options)
+            run_stage(step.stage, step.config, step.inputs, step.output, options)
         except Exception as error:
             error.args = (f"{step.name}: {error}", *error.args[1:])
             raise

@@ -17,6 +17,7 @@ from postmill.io.errors import STOPPED, StageError
 from postmill.io.ledger import Ledger
 from postmill.io.manifest import Artifact, InputEntry, Manifest
 from postmill.io.table import StreamHeader, StreamReader, TableWriter
+from postmill.stages.kept import Kept
 from postmill.stages.options import changes
 from postmill.stages.spec import Stage
 
@@ -81,6 +82,8 @@ class Out:
         self.sink, self._dir = sink, folder
         self.ledger = Ledger(folder / "ledger.arrow" if folder else None)
         self.threads = 1
+        self.kept: Kept | None = None
+        """What this process holds between runs of stages; None where nothing is kept."""
         self.force = False
         self.stop = Stop()
         self.inputs: list[InputEntry] = []

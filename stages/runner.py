@@ -37,6 +37,7 @@ from postmill.io.media import changed_media
 from postmill.io.model_folder import ADAPTER_CONFIG, model_digest, tokenizer_digest
 from postmill.io.nearby import nearby
 from postmill.io.table import stdin_stream, stdout_sink
+from postmill.stages.kept import Kept
 from postmill.stages.options import keyed, to_plain
 from postmill.stages.protocol import Input, Inputs, Out, Result, differences
 from postmill.stages.spec import Port, Stage
@@ -56,6 +57,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     """Fail if more than this fraction of rows was dropped."""
     shard: tuple[int, int] | None = None
     """Make only part I of N, beside the output."""
+    kept: Kept | None = None
+    """What this process holds between runs; None keeps nothing."""
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
@@ -194,7 +197,7 @@ def run_stage(stage: Stage, config: Any, given: dict[str, list[str]], output: Pa
         out = Out(stage, job.key, output, sink, staging.path if staging else None)
         out.rank, out.threads = rank, options.threads or len(os.sched_getaffinity(0))
         out.force, out.inputs, out.config = options.force or options.replace, job.inputs, job.config
-        out.kind, out.shard = stage.kind(config), options.shard
+        out.kind, out.shard, out.kept = stage.kind(config), options.shard, options.kept
         stack.enter_context(_signals(out))
         run = importlib.import_module(f"{stage.package or f'postmill.stages.{stage.name}'}.run").run
         try:

@@ -57,7 +57,7 @@ def run(cfg: Rollout, inputs: Inputs, out: Out) -> Result:
     wanted = Wanted.of(
         [*inputs["model"], *inputs["policy"]], dtype=cfg.dtype, batch_size=cfg.batch_size, threads=out.threads
     )
-    with open_engine(cfg.engine, cfg.endpoint, wanted) as engine:
+    with open_engine(cfg.engine, cfg.endpoint, wanted, out.kept) as engine:
         return _rollouts(cfg, inputs, prompts, folders, engine, out)
 
 

@@ -31,6 +31,7 @@ from postmill.stages.train.checkpoint import METRICS, SAMPLES, Position
 from postmill.stages.train.columns import BatchSource
 from postmill.stages.train.config import Train
 from postmill.stages.train.finish import finish
+from postmill.stages.train.held import Held, keep, take
 from postmill.stages.train.look import Look
 from postmill.stages.train.mismatch import check_mismatch
 from postmill.stages.train.objectives.interface import Objective
@@ -99,10 +100,15 @@ def train(
         tuner, dtype = cfg.tuner.build(), model.compute_dtype(cfg, accelerator.device)
         begun = resumed[0].path if resumed else start.path if start else None
         look = Look(cfg, objective, data, steps, accelerator.device)
-        net = _load(cfg, tuner, base, accelerator, dtype=dtype, begun=begun, look=look)
-        forward = _forward(cfg, net, objective, dtype)
+        held = take(out.kept, cfg, tuner, base, begun)
+        if held:
+            net, forward = held
+            wrapped = layout.wrap(forward)
+        else:
+            net = _load(cfg, tuner, base, accelerator, dtype=dtype, begun=begun, look=look)
+            forward = _forward(cfg, net, objective, dtype)
+            wrapped = _wrapped(cfg, forward, layout, data.reader)
         sizes = {name: parameter.numel() for name, parameter in net.named_parameters()}
-        wrapped = _wrapped(cfg, forward, layout, data.reader)
         learner = _learner(cfg, tuner, net, model.trainable(net), layout)
         checkpoint.restore_optimizer(begun, learner)
         joins = objective.needs.sampled or objective.needs.group == "pair"
@@ -140,7 +146,9 @@ def train(
             given=start or base,
         )
         _take_steps(ready)
-        return _finished(ready, base, start, sizes)
+        result = _finished(ready, base, start, sizes)
+        keep(out.kept, cfg, tuner, base, Held(net, forward), num_ranks=accelerator.num_processes)
+        return result
     finally:
         layout.close()
 

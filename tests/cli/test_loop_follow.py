@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 
+import msgspec
 import pytest
 
 torch = pytest.importorskip("torch", reason="training needs torch")
@@ -25,6 +26,9 @@ from postmill.io.manifest import load_artifact  # noqa: E402
 from postmill.io.rollouts import ROLLOUTS  # noqa: E402
 from postmill.io.schemas import ROLLOUTS_V1  # noqa: E402
 from postmill.io.table import TableReader  # noqa: E402
+from postmill.stages.kept import Kept  # noqa: E402
+from postmill.stages.shared.engine import local  # noqa: E402
+from postmill.stages.train import model  # noqa: E402
 
 PATIENCE_S = 300
 
@@ -89,6 +93,29 @@ def test_three_processes_make_the_bytes_of_one_whatever_is_killed(world, lag):
     assert (apart / "metrics.jsonl").read_bytes() == (whole(world, lag) / "metrics.jsonl").read_bytes()
     assert status.run([str(apart)]) == 0
     assert set(status.look(apart).parts) == set(PARTS)
+
+
+def test_what_is_held_between_rounds_is_loaded_once_and_changes_no_byte(world, monkeypatch):
+    expected, loads = digests(whole(world, 0)), {"train": 0, "engine": 0}
+
+    def counted(module, name):
+        real = module.load_model
+
+        def load(*args, **options):
+            loads[name] += 1
+            return real(*args, **options)
+
+        monkeypatch.setattr(module, "load_model", load)
+
+    counted(model, "train")
+    counted(local, "engine")
+    plan = read_plan(world / "loop.toml", settings(world), world / "held")
+    held = rounds.Rounds(plan, threads=1)
+    held._holding = msgspec.structs.replace(held._options, kept=Kept())
+    held.run()
+    assert digests(world / "held") == expected
+    # the first round samples with the model alone, the second is the first with an adapter
+    assert loads == {"train": 1, "engine": 2}
 
 
 def test_a_lag_samples_with_older_weights_and_loses_no_prompt(world):

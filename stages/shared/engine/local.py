@@ -11,6 +11,8 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from postmill.io.errors import MISMATCH, ArtifactError
 from postmill.stages.shared.base_model import all_stop_ids
 from postmill.stages.shared.engine.protocol import About, Constraint, Delta, Event, Loaded, Reply, Request, Sampling
@@ -90,13 +92,30 @@ class LocalEngine:
         self._model = model.to(self._device)
         self._vocab = int(self._model.get_input_embeddings().num_embeddings)
         self._language: Any = Language(folders, self._vocab)
-        digest = self._digest()
+        digest = self._base_digest = self._digest()
         self._prepare()
         for folder in adapters:
             self._own = _OWN
             digest = _joined(digest, self._attach(self._own, folder))
         self.loaded = Loaded(digest=digest, proof="memory")
         return self.loaded
+
+    def swap(self, folders: list[Path]) -> bool:
+        """Answer with another adapter on the same base (base, adapter) from now on. Whether it can be done without
+        loading the base again; if not, all is as it was."""
+        from postmill.stages.shared.engine.language import Language
+        from postmill.stages.shared.engine.linear import AdapterNotPlain
+
+        if len(folders) != 2 or self._own is None:
+            return False
+        try:
+            digest = self._attach(self._own, folders[1])
+        except AdapterNotPlain:
+            return False
+        self.loaded = Loaded(digest=_joined(self._base_digest, digest), proof="memory")
+        self._language = Language(folders, self._vocab)
+        self.about = msgspec.structs.replace(self.about, stop_ids=frozenset(all_stop_ids(folders)))
+        return True
 
     def _takes_plainly(self, model: Any, adapters: list[Path]) -> bool:
         """Whether the adapters are one LoRA of linear layers, and steps can add it to packed layers."""
@@ -298,8 +317,6 @@ class LocalEngine:
 
 
 def _with_adapter(request: Request, adapter: str) -> Request:
-    import msgspec
-
     return msgspec.structs.replace(request, adapter=adapter)
 
 

@@ -1,6 +1,7 @@
 """What can answer, by name: the options of each engine, and how it is opened. Nothing heavy is loaded before that."""
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
@@ -8,6 +9,7 @@ import msgspec
 from msgspec import Meta
 
 from postmill.io.digest import digest_bytes
+from postmill.stages.kept import Kept
 from postmill.stages.shared.engine.endpoint import Endpoint
 from postmill.stages.spec import SAME_BYTES, Choice
 
@@ -33,6 +35,8 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
     """A model's folder, or a base and adapters."""
     digest: str
     """Of the files in these folders."""
+    base_digest: str = ""
+    """Of those in the first folder."""
     dtype: Dtype
     batch_size: int
     """Requests under way at a time."""
@@ -44,6 +48,7 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
         return cls(
             folders=[item.path for item in items if item.path is not None],
             digest=digest_bytes("\n".join(item.digest for item in items).encode()),
+            base_digest=items[0].digest,
             dtype=dtype,
             batch_size=batch_size,
             threads=threads,
@@ -105,11 +110,31 @@ def check_engine(engine: Any, endpoint: Endpoint) -> None:
         raise ValueError("url is a server that runs already, engine one to start; give one of them")
 
 
-def open_engine(engine: Any, endpoint: Endpoint, wanted: Wanted) -> AbstractContextManager[Any]:
-    """The engine, until the block ends: the server at `endpoint` if that has a URL. Raises what opening it raises."""
+def open_engine(
+    engine: Any, endpoint: Endpoint, wanted: Wanted, kept: Kept | None = None
+) -> AbstractContextManager[Any]:
+    """The engine, until the block ends: the server at `endpoint` if that has a URL. Raises what opening it raises.
+
+    kept: where our own engine is held between runs, so that an adapter of the same base needs no other one.
+    """
     if endpoint.url:
         from postmill.stages.shared.engine.url import UrlEngine
 
         return nullcontext(UrlEngine(endpoint, concurrency=wanted.batch_size))
+    if kept is not None and isinstance(engine, Transformers):
+        return _held(engine, wanted, kept)
     opened: AbstractContextManager[Any] = engine.open(wanted)
     return opened
+
+
+@contextmanager
+def _held(engine: Transformers, wanted: Wanted, kept: Kept) -> Iterator[Any]:
+    """The engine of the run before, with the adapter that is wanted now; or a new one."""
+    made_from = (wanted.base_digest, wanted.dtype, wanted.batch_size, wanted.threads)
+    found = kept.take("engine", made_from)
+    if found is None or not found.swap(wanted.folders):
+        found = None  # its memory goes before another is loaded
+        with engine.open(wanted) as found:
+            pass
+    yield found
+    kept.keep("engine", made_from, found)

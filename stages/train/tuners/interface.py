@@ -56,6 +56,9 @@ class Tuner(NamedTuple):
     save: Callable[[Any, Mapping[str, Tensor], Path, str], None]
     """Write such tensors, by now whole and on the CPU, into a folder with the configs that other tools need to load
     them. The last argument is the name of the base."""
+    put: Callable[[Any, Path], None] | None = None
+    """Put the weights of a checkpoint's folder into a model that `start` made, in place of those it has. None where the
+    model has to be made anew for that."""
     packages: tuple[str, ...] = ()
     """Libraries, besides torch and transformers, whose versions decide the result."""
     lr_factor: Callable[[str], float] = lambda _: 1.0

@@ -95,7 +95,12 @@ def lora_tuner(options: Lora, make_config: MakeConfig) -> Tuner:
         is_second = ".lora_B." in name or ".lora_embedding_B." in name
         return options.lr_ratio if is_second else 1.0
 
-    return Tuner(start, tensors, save, packages=("peft",), lr_factor=lr_factor)
+    def put(model: Any, folder: Path) -> None:
+        load_adapter(model, load_file(folder / ADAPTER_WEIGHTS))
+
+    # a base that was changed belongs to its first factors
+    again = None if options.init in BASE_CHANGING else put
+    return Tuner(start, tensors, save, put=again, packages=("peft",), lr_factor=lr_factor)
 
 
 def _shift(base: Any, group: int) -> None:
