@@ -5,6 +5,7 @@ a process that has loaded everything already makes a run cost milliseconds inste
 """
 
 import ctypes
+import gc
 import importlib
 import json
 import os
@@ -37,6 +38,8 @@ def main() -> None:
     """Load the modules named on the command line, then serve."""
     for name in sys.argv[1:]:
         importlib.import_module(name)
+    gc.collect()
+    gc.freeze()
     with tempfile.TemporaryDirectory() as scratch:
         errors, counted = Path(scratch, "stderr"), Path(scratch, "count")
         sys.stdout.write("ready\n")

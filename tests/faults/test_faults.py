@@ -12,6 +12,7 @@ import pytest
 import tiny_model
 import tiny_tokenizer
 import token_tables
+import warm
 from faults.lab import Lab, open_lab
 from faults.laws import clear, digest, survives_full_disk, survives_kills
 
@@ -111,7 +112,7 @@ def train_argv(packed: Path, base: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def train_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    with open_lab(tmp_path_factory.mktemp("lab"), *DATA, "torch", "transformers", "postmill.stages.train.run") as lab:
+    with open_lab(tmp_path_factory.mktemp("lab"), *warm.IMPORTS) as lab:
         yield lab
 
 

@@ -1,21 +1,20 @@
 """Rollout as a command on a tiny model: what it writes, what decides it, and what a stop leaves."""
 
 import json
-import os
 import re
 import signal
-import subprocess
 import time
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from commands import MAIN, postmill
+from commands import postmill
 
 torch = pytest.importorskip("torch", reason="generation needs torch")
 transformers = pytest.importorskip("transformers")
 
 import tiny_model  # noqa: E402
+import warm  # noqa: E402
 from tiny_tokenizer import write_tokenizer  # noqa: E402
 
 from postmill.io.errors import ConfigError, StageError  # noqa: E402
@@ -115,17 +114,17 @@ def test_rewards_and_packing_take_rollouts_as_they_are(work, first):
 
 
 def test_a_stopped_run_goes_on_to_the_same_bytes(work, first):
-    command = [*MAIN, "rollout", str(work / "prompts"), "-m", str(work / "base")]
-    command += ["--samples", "3", "--max-new-tokens", "5", "--batch-size", "1", "-o", str(work / "stopped")]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    command = ["rollout", work / "prompts", "-m", work / "base", "--samples", "3", "--max-new-tokens", "5"]
+    process = warm.start(*command, "--batch-size", "1", "-o", work / "stopped")
     journal = work / "stopped.checkpoints" / "replies.jsonl"
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not (journal.exists() and journal.read_bytes().count(b"\n") > 2):
         time.sleep(0.002)
-    os.kill(process.pid, signal.SIGTERM)
-    _, said = process.communicate(timeout=60)
-    if process.returncode == 75:
-        assert "answers are saved; run the same command again to go on" in said
+    if process.poll() is None:
+        process.send_signal(signal.SIGTERM)
+    ended = process.end()
+    if ended.returncode == 75:
+        assert "answers are saved; run the same command again to go on" in ended.stderr
         assert not (work / "stopped").exists()
     rollout(work, "stopped", batch_size=1)
     assert [row["input_ids"] for row in rows(work / "stopped")] == [row["input_ids"] for row in rows(first)]

@@ -2,11 +2,8 @@
 
 import json
 import math
-import os
 import re
 import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -18,6 +15,7 @@ pytest.importorskip("postmill._native", reason="native module not built")
 
 import tiny_model  # noqa: E402
 import token_tables  # noqa: E402
+import warm  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 
 from postmill.io.errors import ArtifactError, ConfigError, StageError  # noqa: E402
@@ -236,21 +234,19 @@ def test_stop_ids_are_special_tokens_that_are_trained(world):
 
 def test_the_command_stops_safely(world, tmp_path):
     """A real process: SIGTERM gives 75 and a checkpoint of the step that was under way, and prints no path."""
-    argv = [sys.executable, "-m", "postmill.cli.main", "train", str(world / "packed"), "-m", str(world / "base")]
-    argv += ["-o", str(tmp_path / "run"), "--tuner", "full", "--steps", "4000", "--threads", "1", "--save-every", "0"]
-    env = os.environ | {"OMP_NUM_THREADS": "1"}
-    child = subprocess.Popen(argv, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    argv = ["train", world / "packed", "-m", world / "base", "-o", tmp_path / "run", "--tuner", "full"]
+    child = warm.start(*argv, "--steps", "4000", "--threads", "1", "--save-every", "0")
     work = tmp_path / "run.checkpoints"
     end = time.monotonic() + 200
     while time.monotonic() < end and child.poll() is None:
         if (work / "metrics.jsonl").exists() and (work / "metrics.jsonl").stat().st_size:
             break
-        time.sleep(0.05)
+        time.sleep(warm.POLL_S)
     child.send_signal(signal.SIGTERM)
-    stdout, stderr = child.communicate(timeout=100)
-    assert child.returncode == 75, stderr
-    assert "stopped by SIGTERM; checkpoint at step" in stderr
-    assert stdout == ""
+    ended = child.end()
+    assert ended.returncode == 75, ended.stderr
+    assert "stopped by SIGTERM; checkpoint at step" in ended.stderr
+    assert ended.stdout == ""
     steps = [p.name for p in work.glob("step-*")]
     assert len(steps) == 1
     load_artifact(work / steps[0], ("checkpoint",))
