@@ -247,7 +247,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._fail(401, "")
         elif not files or revision not in self.hub.revisions:
             self._fail(404, "")
-        elif not route:
+        elif not route and "FilePath" not in query:
             self._json(
                 {"Code": 200, "Success": True, "Data": {"Path": name.partition("/")[0], "Name": Path(name).name}}
             )

@@ -110,6 +110,7 @@ def test_no_stage_imports_another(path: Path) -> None:
                 "options",
                 "tables",
                 "protocol",
+                "kept",
                 "runner",
                 "progress",
                 "shared",

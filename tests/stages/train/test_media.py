@@ -1,5 +1,6 @@
 """Rows with pictures in training: packed they are what they are alone, and the whole model is what transformers has."""
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -62,12 +63,19 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return Case(tmp_path_factory.mktemp(request.param), request.param)
 
 
+@functools.lru_cache(maxsize=1)
+def plain_model(folder: Path) -> Any:
+    """The model as transformers loads it; each row of a case asks for it."""
+    from transformers import AutoModelForMultimodalLM
+
+    return AutoModelForMultimodalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
 def own_logp(case: Case, row: int, **more: Any) -> torch.Tensor:
     """A row as transformers computes it: ids and pixels by the processor, attention by torch."""
     from PIL import Image
-    from transformers import AutoModelForMultimodalLM
 
-    net = AutoModelForMultimodalLM.from_pretrained(case.folder, dtype=torch.float32).eval()
+    net = plain_model(case.folder)
     rows = np.array([row])
     ids = torch.from_numpy(case.reader.token_rows.lay(rows).input_ids.astype(np.int64))[None]
     pictures = case.reader.token_rows.pictures(rows)[0]
