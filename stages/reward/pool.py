@@ -1,17 +1,16 @@
 """Worker processes for reward functions: a row that hangs, crashes or leaks costs itself and nothing else.
 
 Each worker holds one task of some rows and answers row by row; the deadline starts anew with each answer. A worker past
-it, or dead, is killed with everything it started, reaped and replaced; the row in hand gets no score and the reason,
-and the rows behind it go to another worker. One thread and `poll` serve all of them.
+it, or dead, is killed with everything it started, reaped and replaced by one that is forked (`nursery.py`); the row in
+hand gets no score and the reason, and the rows behind it go to another worker. One thread and `poll` serve all of them.
 """
 
 import contextlib
 import os
+import select
 import selectors
 import signal
 import struct
-import subprocess
-import sys
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -20,31 +19,23 @@ from typing import Any
 import msgspec
 
 from postmill.io.errors import FAILED, USAGE, ConfigError, StageError
+from postmill.stages.reward.nursery import Nursery, read_number
 from postmill.stages.reward.row import NOT_LOADED, READY, Answer, Row, Task
 
 _ROWS_A_TASK = 32
 _LOAD_S = 60.0
 """Longest time to start Python and to load a function, which counts against no row."""
-_ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "PYTHONPATH", "VIRTUAL_ENV", "LD_LIBRARY_PATH")
-"""What of the environment workers see: no keys and tokens of other services."""
+_END_S = 1.0
+"""How long a worker that closed its pipe may take to end by itself."""
 
 
 class _Worker:
     """A process, the rows it holds, and its deadline."""
 
-    def __init__(self, memory_mb: int) -> None:
+    def __init__(self, nursery: Nursery) -> None:
         task_out, self.tasks = os.pipe()
         self.answers, answer_in = os.pipe()
-        environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
-        argv = [sys.executable, "-P", "-m", "postmill.stages.reward.worker"]
-        self.process = subprocess.Popen(
-            [*argv, str(task_out), str(answer_in), str(memory_mb), str(os.getpid())],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            pass_fds=(task_out, answer_in),
-            env=environment | {"OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"},
-        )
+        self._told = nursery.start(task_out, answer_in)
         os.close(task_out)
         os.close(answer_in)
         os.set_blocking(self.answers, False)
@@ -81,19 +72,27 @@ class _Worker:
         return found, not data
 
     def end(self, *, is_gone: bool = False) -> str:
-        """Kill it with all that it started, and reap it. Returns the name of the signal that had ended it, or ""."""
-        before = None
-        if is_gone:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                before = self.process.wait(1.0)
-        try:
-            os.killpg(self.process.pid, signal.SIGKILL)
-        except (ProcessLookupError, PermissionError):  # it had not made a session of its own yet, or nothing is left
-            self.process.kill()
-        self.process.wait()
-        os.close(self.tasks)
-        os.close(self.answers)
-        return signal.Signals(-before).name if before is not None and before < 0 else ""
+        """Kill it with all that it started, and have it reaped. Returns the signal that had ended it, or ""."""
+        pid, code = read_number(self._told), None
+        if is_gone and select.select([self._told], [], [], _END_S)[0]:
+            code = read_number(self._told)
+        if pid is not None:
+            _kill(pid, has_ended=code is not None)
+            if code is None:
+                read_number(self._told)
+        for descriptor in (self.tasks, self.answers, self._told):
+            os.close(descriptor)
+        return signal.Signals(-code).name if code is not None and code < 0 else ""
+
+
+def _kill(pid: int, *, has_ended: bool) -> None:
+    """A worker and all of its session; the number of one that has ended may be another's by now."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, signal.SIGKILL)
+        return
+    if not has_ended:  # it had no session of its own yet
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 class Pool:
@@ -103,6 +102,7 @@ class Pool:
         self._limit_s, self._memory_mb = time_limit_s, memory_mb
         self._selector = selectors.DefaultSelector()
         self._num_failed_starts = 0
+        self._nursery = Nursery(memory_mb)
         self._workers = [self._start() for _ in range(num_workers)]
 
     def __enter__(self) -> "Pool":
@@ -113,6 +113,7 @@ class Pool:
             self._selector.unregister(worker.answers)
             worker.end()
         self._selector.close()
+        self._nursery.close()
 
     def run(self, function: str, options: dict[str, Any], rows: list[Row]) -> Iterator[tuple[int, Answer]]:
         """(number of the row, answer) for every row, as answers come.
@@ -178,6 +179,9 @@ class Pool:
         return news
 
     def _start(self) -> _Worker:
-        worker = _Worker(self._memory_mb)
+        if not self._nursery.is_alive:
+            self._nursery.close()
+            self._nursery = Nursery(self._memory_mb)
+        worker = _Worker(self._nursery)
         self._selector.register(worker.answers, selectors.EVENT_READ, worker)
         return worker

@@ -1,15 +1,13 @@
-"""The process that runs reward functions: one row after the other, answers as they come. The pool starts and ends it.
+"""The process that runs reward functions: one row after the other, answers as they come. The pool ends it.
 
 It has a session of its own, so that everything it starts can be killed with it, and limits on memory, file size and
 open files. Messages are msgpack with their length before them, on two pipes; what functions print goes nowhere.
 """
 
-import asyncio
 import inspect
 import math
 import os
 import struct
-import sys
 from collections.abc import Callable
 from typing import Any, BinaryIO
 
@@ -51,6 +49,8 @@ def judge(function: Callable[[Row], Any], row: Row) -> Answer:
     try:
         value = function(row)
         if inspect.isawaitable(value):
+            import asyncio  # a third of the time that a worker takes to start
+
             value = asyncio.run(_finish(value))
     except MemoryError:
         return Answer(reason="memory", detail="MemoryError")
@@ -80,9 +80,8 @@ def write_message(sink: BinaryIO, data: bytes) -> None:
     sink.flush()
 
 
-def main() -> None:
-    """Answer tasks until the pipe ends. Arguments: descriptors to read and to write, memory limit, parent's id."""
-    read_from, write_to, memory_mb, parent = map(int, sys.argv[1:5])
+def serve(read_from: int, write_to: int, memory_mb: int, parent: int) -> None:
+    """Answer tasks until the pipe ends: descriptors to read and to write, limit of memory, the parent's id."""
     limit_self(memory_mb)
     if os.getppid() != parent:  # the parent died before it could be watched
         return
@@ -99,7 +98,3 @@ def main() -> None:
         write_message(answers, msgspec.msgpack.encode(ready))
         for row in task.rows if ready.reason == READY else []:
             write_message(answers, msgspec.msgpack.encode(judge(functions[task.function], row)))
-
-
-if __name__ == "__main__":
-    main()

@@ -29,6 +29,9 @@ def torture(row):
         os.kill(os.getpid(), signal.SIGSEGV)
     if what == "exit":
         os._exit(0)
+    if what == "parent":
+        os.kill(os.getppid(), signal.SIGKILL)
+        time.sleep(60)
     if what == "raise":
         raise KeyError("no such thing")
     if what == "nan":
@@ -96,7 +99,7 @@ def test_scores_rewards_and_advantages(sums, tmp_path):
 def test_a_function_that_misbehaves_costs_its_row_alone(tmp_path):
     file = tmp_path / "mine.py"
     file.write_text(TORTURE.format(calls=str(tmp_path / "calls")))
-    faults = ["sleep", "segv", "exit", "raise", "nan", "text", "memory", "fork"]
+    faults = ["sleep", "segv", "exit", "raise", "nan", "text", "memory", "fork", "parent"]
     rows = [row_of(n, 0, "7", what=faults[n // 5] if n % 5 == 0 else "") for n in range(5 * len(faults))]
     path = write_rollouts(tmp_path / "rollouts", rows)
     argv = (path, "--func", f"{file}:torture", "--time-limit-s", "1", "--max-failed", "0.5", "-o", tmp_path / "r")
@@ -113,6 +116,7 @@ def test_a_function_that_misbehaves_costs_its_row_alone(tmp_path):
         "wrong_type",
         "memory",
         "timeout",
+        "crashed:exit",
     ]
     assert [line["reward"] for n, line in enumerate(found) if n % 5] == [1.0] * (4 * len(faults))
     assert all(line["reward"] is None for line in found[::5])
@@ -121,7 +125,7 @@ def test_a_function_that_misbehaves_costs_its_row_alone(tmp_path):
     assert ours == []
     strict = postmill(path, "--func", f"{file}:torture", "--time-limit-s", "1", "-o", tmp_path / "s")
     assert strict.returncode == 65
-    assert "failed on 8 of 40 rows" in strict.stderr
+    assert "failed on 9 of 45 rows" in strict.stderr
     assert not (tmp_path / "s").exists()
 
 
