@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
@@ -16,6 +16,8 @@ from postmill.io.manifest import MANIFEST, Artifact
 
 if TYPE_CHECKING:
     from postmill._native import ChatEncoder
+    from postmill.cli.show_media import BoxReader, Shares
+    from postmill.io.media import Medium
     from postmill.io.packed import PackedReader
     from postmill.stages.tokenize.config import Tokenize
 
@@ -50,12 +52,13 @@ _PLACE = ("row_id", "source", "line", "length")
 
 
 class Piece(msgspec.Struct, frozen=True):
-    """A run of tokens of one weight inside one turn."""
+    """A run of tokens of one weight inside one turn, or those of a picture, a sound or a video."""
 
     text: str
     ids: list[int]
     weight: float
     role: str
+    medium: "Medium | None" = None
 
 
 class Shown(msgspec.Struct, frozen=True):
@@ -64,10 +67,14 @@ class Shown(msgspec.Struct, frozen=True):
     title: str
     pieces: list[Piece]
     raw: str = ""
+    boxes: "list[list[Shares]]" = []
+    """Of each medium, in the order of the pieces."""
 
 
 def pieces_of(row: dict[str, Any], encoder: "ChatEncoder") -> list[Piece]:
-    """The row cut wherever its weight or its turn changes."""
+    """The row cut wherever its weight or its turn changes, and around its pictures, sounds and videos."""
+    from postmill.cli.show_media import describe, media_of_row  # which loads what reads tables
+
     ids: list[int] = row["input_ids"]
     turns, spans = row["turns"] or [], row["spans"] or []
     cuts = {0, len(ids)}
@@ -75,13 +82,26 @@ def pieces_of(row: dict[str, Any], encoder: "ChatEncoder") -> list[Piece]:
         cuts |= {turn["start"], turn["end"], turn["generated_start"], turn["generated_end"]}
     for span in spans:
         cuts |= {span["start"], span["end"]}
+    media = media_of_row(row)
+    for medium in media:
+        # nothing cuts the tokens of a picture
+        cuts = {cut for cut in cuts if not medium.start < cut < medium.end} | {medium.start, medium.end}
+    whole = {medium.start: medium for medium in media}
     edges = sorted(cut for cut in cuts if 0 <= cut <= len(ids))
     pieces = []
     for start, end in itertools.pairwise(edges):
         weight = next((s["weight"] for s in spans if s["start"] <= start < s["end"]), 0.0)
         role = next((_ROLES[t["role"]] for t in turns if t["start"] <= start < t["end"]), "")
-        pieces.append(Piece(encoder.read(ids[start:end]), ids[start:end], weight, role))
+        medium = whole.get(start)
+        text = f"<{describe(medium)}>" if medium else encoder.read(ids[start:end])
+        pieces.append(Piece(text, ids[start:end], weight, role, medium))
     return pieces
+
+
+def _shown(title: str, row: dict[str, Any], reader: "Reader", raw: str = "") -> Shown:
+    """A row that is ready to print."""
+    pieces = pieces_of(row, reader.encoder)
+    return Shown(title, pieces, raw, reader.boxes.read([piece.medium or piece.text for piece in pieces]))
 
 
 def _title(row: dict[str, Any], names: list[str]) -> str:
@@ -92,15 +112,25 @@ def _title(row: dict[str, Any], names: list[str]) -> str:
     return "  ".join(parts)
 
 
+class Reader(NamedTuple):
+    """What reads ids and boxes of a model's rows."""
+
+    encoder: "ChatEncoder"
+    boxes: "BoxReader"
+    has_media: bool
+    """Whether the model reads pictures, sounds or videos."""
+
+
 class Viewer:
     """Makes rows of an artifact ready to print, with the tokenizer that its tokens were made with."""
 
     def __init__(self, artifact: Artifact, tokens: Artifact, model: str | None) -> None:
         self.names = source_names(artifact)
-        self.encoder = _encoder(_model_folder(tokens, model))
+        self.reader = _reader(_model_folder(tokens, model))
+        self.encoder = self.reader.encoder
 
     def show(self, row: dict[str, Any], prefix: str = "") -> Shown:
-        return Shown(prefix + _title(row, self.names), pieces_of(row, self.encoder))
+        return _shown(prefix + _title(row, self.names), row, self.reader)
 
 
 def _model_folder(tokens: Artifact, given: str | None) -> Path:
@@ -135,9 +165,10 @@ def _raw_config(args: Args) -> "Tokenize":
     return config
 
 
-def _encoder(folder: Path, config: "Tokenize | None" = None, template: Path | None = None) -> "ChatEncoder":
+def _reader(folder: Path, config: "Tokenize | None" = None, template: Path | None = None) -> Reader:
     from datetime import UTC, datetime
 
+    from postmill.cli.show_media import BoxReader
     from postmill.stages.tokenize.config import Tokenize
     from postmill.stages.tokenize.run import make_encoder, read_family
     from postmill.stages.tokenize.tokenizer import choose_templates, load_tokenizer
@@ -147,7 +178,7 @@ def _encoder(folder: Path, config: "Tokenize | None" = None, template: Path | No
     dated = msgspec.structs.replace(config, date=config.date or datetime.now(UTC).strftime("%Y-%m-%d"))
     family = read_family(folder, model)
     chosen = choose_templates(model, config.template_name, template, family.template if family else None)
-    return make_encoder(dated, model, chosen, [], family)
+    return Reader(make_encoder(dated, model, chosen, [], family), BoxReader(family), family is not None)
 
 
 def raw_rows(reference: str, args: Args, wanted: RowName | None, count: int) -> "tuple[Iterator[Shown], ChatEncoder]":
@@ -165,11 +196,11 @@ def raw_rows(reference: str, args: Args, wanted: RowName | None, count: int) -> 
     if template is not None and not template.is_file():
         raise ArtifactError(f"{template}: no such file", NO_INPUT)
     with refusals():
-        encoder = _encoder(find_model(model, tokenizer_only=True).path, config, template)
-    return itertools.islice(_encoded(reference, config, encoder, wanted), count), encoder
+        reader = _reader(find_model(model, tokenizer_only=True).path, config, template)
+    return itertools.islice(_encoded(reference, config, reader, wanted), count), reader.encoder
 
 
-def _encoded(reference: str, config: "Tokenize", encoder: "ChatEncoder", wanted: RowName | None) -> Iterator[Shown]:
+def _encoded(reference: str, config: "Tokenize", reader: Reader, wanted: RowName | None) -> Iterator[Shown]:
     import pyarrow as pa
 
     from postmill.stages.tokenize.core import refusals
@@ -178,15 +209,17 @@ def _encoded(reference: str, config: "Tokenize", encoder: "ChatEncoder", wanted:
 
     sources = open_sources([reference], reading=Reading(columns=config.columns, drop=frozenset(config.drop)))
     names = [source.name for source in sources.sources]
+    folders = [str(source.path.parent) if source.path.is_file() else None for source in sources.sources]
     for chunk in sources.chunks():
         with refusals():
-            start = (chunk.source, chunk.first_line, chunk.first_record)
-            rows, *_ = encoder.encode_chunk(chunk.data, names[chunk.source], *start)
+            start = (chunk.source, chunk.first_line, chunk.first_record, chunk.copy, chunk.selection, [])
+            folder = folders[chunk.source] if reader.has_media else None
+            rows, *_ = reader.encoder.encode_chunk(chunk.data, names[chunk.source], *start, folder)
         lines = chunk.data.split(b"\n")
         for row in pa.record_batch(rows).to_pylist():
             if wanted is None or wanted.fits(row, names):
                 raw = lines[row["line"] - chunk.first_line].decode(errors="replace")
-                yield Shown(_title(row, names), pieces_of(row, encoder), raw[:_SHOWN_RAW])
+                yield _shown(_title(row, names), row, reader, raw[:_SHOWN_RAW])
 
 
 def _bins(reader: "PackedReader", bins: Sequence[int], viewer: Viewer, wanted: RowName | None) -> Iterator[Shown]:

@@ -1,8 +1,9 @@
 """Rows with weights as text for a terminal, and as an HTML page that needs nothing else."""
 
 import html
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
+from postmill.cli import show_media
 from postmill.cli.show import Piece, Shown
 
 _RESET, _DIM, _BOLD = "\x1b[0m", "\x1b[2m", "\x1b[1m"
@@ -44,18 +45,22 @@ def to_terminal(row: Shown, *, colour: bool, ids: bool) -> str:
 
 
 _PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
+<html lang="en"><head><meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
+<title>{title}</title><style>
 body {{ font: 14px/1.5 ui-monospace, monospace; margin: 2em auto; max-width: 100ch; color: #222; background: #fff; }}
 h2 {{ font-size: 14px; margin: 2em 0 .5em; }}
 pre {{ white-space: pre-wrap; overflow-wrap: anywhere; padding: .8em; border: 1px solid #ddd; border-radius: 4px; }}
 .raw {{ color: #666; background: #fafafa; }}
 .w0 {{ color: #888; }} .w {{ border-radius: 2px; }} .w sup {{ font-size: 9px; color: #555; }}
+.medium {{ display: inline-block; color: #666; }} .medium svg {{ max-width: 100%; image-rendering: pixelated; }}
+.box {{ fill: none; stroke: #e0218a; stroke-width: 2; }}
 @media (prefers-color-scheme: dark) {{ body {{ color: #ddd; background: #181818; }} pre {{ border-color: #444; }}
  .raw {{ background: #202020; }} .w {{ color: #111; }} }}
 </style></head><body>
 <h1>{title}</h1>
 <p>Grey text is context. Coloured text is trained on: the deeper the colour, the higher the weight; red pushes away.
-Hover for role, weight and ids.</p>
+Hover for role, weight and ids. Frames on pictures are the boxes that texts name.</p>
 {rows}
 </body></html>
 """
@@ -67,7 +72,9 @@ def _style(weight: float) -> str:
     return f"background:hsl({hue} 60% {light:.0f}%)"
 
 
-def _span(piece: Piece) -> str:
+def _span(piece: Piece, copies: show_media.Copies, boxes: Iterator[list[show_media.Shares]]) -> str:
+    if piece.medium is not None:
+        return show_media.to_html(copies.show(piece.medium), next(boxes))
     text = html.escape(_visible(piece.text))
     about = html.escape(f"{piece.role or 'nobody'}, weight {piece.weight:g}, {len(piece.ids)} tokens: {piece.ids}")
     if piece.weight == 0:
@@ -77,10 +84,11 @@ def _span(piece: Piece) -> str:
 
 
 def to_html(title: str, rows: Iterable[Shown]) -> str:
-    """A whole page."""
-    parts = []
+    """A whole page. Pictures are small copies, of no more than a few megabytes together."""
+    parts, copies = [], show_media.Copies()
     for row in rows:
         raw = f'<pre class="raw">{html.escape(_visible(row.raw))}</pre>' if row.raw else ""
-        body = "".join(_span(piece) for piece in row.pieces)
+        boxes = iter(row.boxes)
+        body = "".join(_span(piece, copies, boxes) for piece in row.pieces)
         parts.append(f"<h2>{html.escape(row.title)}</h2>{raw}<pre>{body}</pre>")
     return _PAGE.format(title=html.escape(title), rows="\n".join(parts))

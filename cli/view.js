@@ -1,6 +1,18 @@
 // The page of `postmill view`: everything is drawn from one block of data, with what draw.js has.
 const ROW = 26;
 
+// A small copy of a picture, with its boxes: shares of its sides.
+function picture({ picture: [href, width, height, boxes], title }) {
+  const image = draw("svg", { viewBox: `0 0 ${width} ${height}`, width, height, role: "img", "aria-label": title, class: "picture" });
+  image.append(draw("image", { href, width, height }));
+  for (const [x1, y1, x2, y2] of boxes) {
+    const at = { class: "frame" };
+    if (x2 === undefined) image.append(draw("circle", { ...at, cx: x1 * width, cy: y1 * height, r: 3 }));
+    else image.append(draw("rect", { ...at, x: x1 * width, y: y1 * height, width: Math.max(x2 - x1, 0) * width, height: Math.max(y2 - y1, 0) * height }));
+  }
+  return image;
+}
+
 function table(data) {
   const { columns, details } = data;
   const count = columns.length ? columns[0].data.length : 0;
@@ -26,7 +38,8 @@ function table(data) {
     }
     for (const block of found) {
       if (block.title) detail.append(make("h2", {}, block.title));
-      if (block.pieces) detail.append(tokens(block, about));
+      if (block.picture) detail.append(picture(block));
+      else if (block.pieces) detail.append(tokens(block, about));
       else if (block.segments) detail.append(bar(block));
       else if (block.lines) detail.append(summary(block.lines));
       else detail.append(make("pre", {}, block.text));

@@ -18,6 +18,7 @@ from postmill.io.manifest import MANIFEST, Artifact, load_artifact
 
 if TYPE_CHECKING:
     from postmill._native import ChatEncoder
+    from postmill.cli.show_media import Copies
 
 USAGE = """
 Write one HTML file that shows an artifact: tokens with their weights, bins and their fill, rollouts and rewards,
@@ -186,6 +187,27 @@ def _pieces(row: dict[str, Any], encoder: "ChatEncoder | None", where: str, titl
     return {"title": title, "place": where, "pieces": pieces}
 
 
+_MOST_COPIES = 1_500_000
+"""Bytes of the small pictures of a page."""
+
+
+def _seen(row: dict[str, Any], viewer: "Viewer | None", copies: "Copies") -> list[dict[str, Any]]:
+    """The pictures, sounds and videos of a row, each with the boxes that its text names."""
+    if not row.get("media") or viewer is None:
+        return []
+    pieces = pieces_of(row, viewer.encoder)
+    media = [piece.medium for piece in pieces if piece.medium]
+    boxes = viewer.reader.boxes.read([piece.medium or piece.text for piece in pieces])
+    blocks = []
+    for medium, found in zip(media, boxes, strict=True):
+        shown = copies.show(medium)
+        block: dict[str, Any] = {"title": shown.about, "text": shown.fault}
+        if shown.picture:
+            block["picture"] = [shown.picture, shown.width, shown.height, found]
+        blocks.append(block)
+    return blocks
+
+
 def words_of(whole: str, ids: list[int], encoder: "ChatEncoder") -> list[tuple[str, list[int]]]:
     """What each token of a text says, or the whole, where they do not make it up one by one."""
     words = _words(ids, encoder)
@@ -217,18 +239,19 @@ def _blind(row: dict[str, Any]) -> list[tuple[str, list[int], float, str]]:
 
 
 def _of_tokens(artifact: Artifact, model: str | None, shown: int) -> list[Table]:
+    from postmill.cli.show_media import Copies
     from postmill.io.packed import TOKENS, TokenRows, token_tables
 
     names = source_names(artifact)
     total = len(TokenRows(token_tables(artifact)))
-    viewer = _viewer(artifact, artifact, model)
+    viewer, copies = _viewer(artifact, artifact, model), Copies(_MOST_COPIES)
     rows = list(_rows(artifact.file(TOKENS), list(_TOKENS)))
     details = {}
-    columns = [*_TOKENS, "input_ids", "spans", "turns", "side", "label", "channel"]
+    columns = [*_TOKENS, "input_ids", "spans", "turns", "side", "label", "channel", "media"]
     for number, row in enumerate(_rows(artifact.file(TOKENS), columns, shown)):
         about = [(name, row[name]) for name in ("side", "label", "channel") if row.get(name) is not None]
         block = _pieces(row, viewer.encoder if viewer else None, place(row, names), row["row_id"].hex())
-        details[str(number)] = [block, *([{"lines": about}] if about else [])]
+        details[str(number)] = [block, *([{"lines": about}] if about else []), *_seen(row, viewer, copies)]
     note, beyond = _beyond(total, shown, f"postmill show {artifact.path} --row ID")
     return [Table(artifact.path.name, _row_columns(rows, names), details, total, note, beyond)]
 
@@ -245,10 +268,11 @@ def _row_columns(rows: list[dict[str, Any]], names: list[str]) -> list[Column]:
 
 
 def _of_bins(artifact: Artifact, model: str | None, shown: int) -> list[Table]:
+    from postmill.cli.show_media import Copies
     from postmill.io.packed import PackedReader
 
     reader = PackedReader(artifact.path)
-    viewer = _viewer(artifact, reader.tokens[0], model)
+    viewer, copies = _viewer(artifact, reader.tokens[0], model), Copies(_MOST_COPIES)
     names, capacity = source_names(artifact), int(artifact.manifest.config["row_tokens"])
     plan, most = reader.plan, min(len(reader), MOST_ROWS)
     details = {}
@@ -261,7 +285,8 @@ def _of_bins(artifact: Artifact, model: str | None, shown: int) -> list[Table]:
         segments = [(row["length"], f"{place(row, names)}, {row['length']} tokens") for row in rows]
         blocks: list[dict[str, Any]] = [{"title": f"bin {index}", "total": capacity, "segments": segments}]
         encoder = viewer.encoder if viewer else None
-        blocks += [_pieces(row, encoder, place(row, names), place(row, names)) for row in rows]
+        for row in rows:
+            blocks += [_pieces(row, encoder, place(row, names), place(row, names)), *_seen(row, viewer, copies)]
         details[str(index)] = blocks
     columns = [
         Column("bin", list(range(most))),

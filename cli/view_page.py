@@ -71,8 +71,8 @@ def _to_html(page: Page, title: str, about: str) -> bytes:
     script, style = read_text("draw.js", "view.js"), read_text("view.css")
     data = base64.b64encode(gzip.compress(msgspec.json.encode(page), 6, mtime=0)).decode()
     policy = (
-        f"default-src 'none'; script-src {digest_source(script)}; style-src {digest_source(style)}; base-uri 'none';"
-        " form-action 'none'"
+        f"default-src 'none'; script-src {digest_source(script)}; style-src {digest_source(style)}; img-src data:;"
+        " base-uri 'none'; form-action 'none'"
     )
     texts = {"title": html.escape(title), "about": html.escape(about), "policy": policy}
     return _PAGE.format(style=style, script=script, data=data, **texts).encode()

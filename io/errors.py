@@ -20,6 +20,21 @@ MISMATCH: Final = 78
 DIVERGED: Final = 79
 
 
+LONGEST_LINE: Final = 500
+"""Characters of a message that quotes what somebody else wrote."""
+
+
+def one_line(text: str, most: int = LONGEST_LINE) -> str:
+    """`text` for a terminal: what would move the cursor or end the line as escapes, the middle of a long one left out.
+
+    For names and values of others' files, which may say anything.
+    """
+    if len(text) > most:
+        half = (most - 5) // 2
+        text = f"{text[:half]} ... {text[-half:]}"
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 class ConfigError(ValueError):
     """Something the caller asked for cannot be: a flag, a key of a recipe, a combination."""
 

@@ -2,6 +2,8 @@
 
 import calendar
 import json
+import os
+import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +15,7 @@ from blake3 import blake3
 from numpy.typing import NDArray
 
 from postmill.io.arrays import to_numpy
-from postmill.io.errors import BAD_DATA, NO_INPUT, ArtifactError
+from postmill.io.errors import BAD_DATA, NO_INPUT, ArtifactError, one_line
 from postmill.io.manifest import SIDE_FILE, Artifact
 
 MEDIA = "media"
@@ -35,28 +37,33 @@ class Medium(NamedTuple):
     reference: str | None
     folder: str | None
     content: bytes | None
+    width: int = 0
+    """Of the upright picture; samples of a sound."""
+    height: int = 0
 
     @property
     def place(self) -> str:
         """What messages call it."""
         if self.reference is None:
             return f"the {_NOUNS[self.kind]} {self.digest.hex()[:12]} of the rows"
-        return str(Path(self.folder or "") / self.reference)
+        return one_line(str(self._path(self.reference)))
+
+    def _path(self, name: str) -> Path:
+        return Path(self.folder or "") / name
 
     def frames(self) -> list[tuple[bytes, str]]:
         """The bytes and places of a video's frames. Raises ArtifactError as `load`."""
-        names = json.loads(self.reference or "[]")
-        places = [str(Path(self.folder or "") / name) for name in names]
-        found = [(_read(place, "video"), place) for place in places]
+        paths = [self._path(name) for name in json.loads(self.reference or "[]")]
+        found = [(_read(path, "video"), one_line(str(path))) for path in paths]
         if blake3(b"".join(blake3(data).digest() for data, _ in found)).digest() != self.digest:
-            raise _changed(places[0], "video")
+            raise _changed(found[0][1], "video")
         return found
 
     def load(self) -> bytes:
         """Its bytes. Raises ArtifactError: (66) the file is gone, (65) it is not the one that was counted."""
         data = self.content
         if data is None:
-            data = _read(self.place, self.kind)
+            data = _read(self._path(self.reference or ""), self.kind)
         if blake3(data).digest() != self.digest:
             raise _changed(self.place, self.kind)
         return data
@@ -65,13 +72,32 @@ class Medium(NamedTuple):
 _NOUNS = {"image": "picture", "audio": "sound", "video": "video"}
 
 
-def _read(place: str, kind: str) -> bytes:
+MOST_BYTES = 256 << 20
+"""Of a file: what `tokenize` reads, too."""
+
+
+def read_media(path: Path) -> bytes:
+    """A file's bytes. Devices are not read, a pipe that nobody writes to is not waited for.
+
+    Raises OSError (what is no file has the reason in `strerror`), and ArtifactError (65) over MOST_BYTES.
+    """
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        about = os.fstat(file.fileno())
+        if not stat.S_ISREG(about.st_mode):
+            raise OSError(0, "not a file", str(path))
+        if about.st_size > MOST_BYTES:
+            message = f"has {about.st_size} bytes, the most is {MOST_BYTES}; shrink it first"
+            raise ArtifactError(f"{one_line(str(path))}: {message}", BAD_DATA)
+        return file.read(MOST_BYTES)
+
+
+def _read(path: Path, kind: str) -> bytes:
     try:
-        return Path(place).read_bytes()
+        return read_media(path)
     except OSError as error:
         raise ArtifactError(
-            f"{place}: a {_NOUNS[kind]} of the rows cannot be read ({error.strerror}); put it back, or tokenize again"
-            " with --force",
+            f"{one_line(str(path))}: a {_NOUNS[kind]} of the rows cannot be read ({error.strerror}); put it back, or"
+            " tokenize again with --force",
             NO_INPUT,
         ) from None
 
@@ -120,7 +146,9 @@ def changed_media(artifact: Artifact) -> str | None:
     since the rows were made is not read again.
     """
     since, seen = _began(artifact), set[tuple[str | None, str]]()
-    for picture in _referenced(artifact):
+    for picture in media_in(artifact):
+        if picture.reference is None:
+            continue
         name = (picture.folder, picture.reference or "")
         if name in seen:
             continue
@@ -134,8 +162,8 @@ def changed_media(artifact: Artifact) -> str | None:
     return None
 
 
-def _referenced(artifact: Artifact) -> Iterator[Medium]:
-    """Pictures that are files, of all tables of an artifact. Only their column is read."""
+def media_in(artifact: Artifact) -> Iterator[Medium]:
+    """Those of all rows of an artifact's tables, in their order. Only their column is read."""
     for entry in artifact.manifest.files:
         if not entry.path.endswith(".arrow"):
             continue
@@ -146,8 +174,7 @@ def _referenced(artifact: Artifact) -> Iterator[Medium]:
             table = pa.ipc.open_file(data, options=pa.ipc.IpcReadOptions(included_fields=[names.index(MEDIA)]))
             for number in range(table.num_record_batches):
                 column = table.get_batch(number).column(0)
-                found = (medium_of(item) for item in column.flatten().to_pylist())
-                yield from (picture for picture in found if picture.reference is not None)
+                yield from (medium_of(item) for item in column.flatten().to_pylist())
 
 
 def _began(artifact: Artifact) -> float:

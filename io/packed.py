@@ -257,11 +257,15 @@ class PackedReader:
         """Another column of TOKENS_V1 for `rows`, as Python values."""
         return [batch.table.column(column)[index].as_py() for batch, index in self._tokens.locate(rows)]
 
-    def records(self, rows: NDArray[np.int64], columns: Sequence[str] = TOKENS_V1.names) -> list[dict[str, Any]]:
-        """`rows` as Python values, for looking at them. `source` counts the sources of all tokens artifacts as one."""
+    def records(self, rows: NDArray[np.int64], columns: Sequence[str] = ()) -> list[dict[str, Any]]:
+        """`rows` as Python values, for looking at them: these columns, or all and the media of rows that can have any.
+
+        `source` counts the sources of all tokens artifacts as one.
+        """
         in_order = []
         for (batch, index), row in zip(self._tokens.locate(rows), rows.tolist(), strict=True):
-            [record] = batch.table.select(columns).slice(index, 1).to_pylist()
+            wanted = columns or [name for name in (*TOKENS_V1.names, MEDIA) if name in batch.table.schema.names]
+            [record] = batch.table.select(wanted).slice(index, 1).to_pylist()
             table = int(np.searchsorted(self._tables, row, side="right")) - 1
             in_order.append(record | {"source": record["source"] + self._first_sources[table]})
         return in_order

@@ -14,10 +14,11 @@ from typing import Any
 
 import msgspec
 
-from postmill.io.errors import BAD_DATA, USAGE, ArtifactError, ConfigError
+from postmill.io.errors import BAD_DATA, USAGE, ArtifactError, ConfigError, one_line
 from postmill.io.json_file import numbered_lines
+from postmill.io.media import MOST_BYTES
 from postmill.stages.eval.config import Eval, Rule
-from postmill.stages.eval.measures import read_box
+from postmill.stages.shared.measures import read_box
 
 Message = dict[str, str]
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -179,12 +180,18 @@ def _tool_name(tool: str | dict[str, Any], fail: Any) -> str:
 
 def _file(folder: Path, kind: str, name: str, fail: Any) -> Path:
     """A file below the folder of the questions."""
-    root = folder.resolve()
-    path = (root / name).resolve()
+    root, shown = folder.resolve(), one_line(name, 200)
+    try:
+        path = (root / name).resolve()
+        is_file = path.is_file()
+    except (OSError, RuntimeError, ValueError):  # too long, a circle of links, a zero in it
+        path, is_file = root, False
     if not path.is_relative_to(root):
-        raise fail(f"{kind} {name!r} is not below the folder of the questions; put it there")
-    if not path.is_file():
-        raise fail(f"{kind} {name!r}: no such file")
+        raise fail(f"{kind} '{shown}' is not below the folder of the questions; put it there")
+    if not is_file:
+        raise fail(f"{kind} '{shown}': no such file below the folder of the questions")
+    if path.stat().st_size > MOST_BYTES:
+        raise fail(f"{kind} '{shown}': has {path.stat().st_size} bytes, the most is {MOST_BYTES}; shrink it first")
     return path
 
 

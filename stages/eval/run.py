@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from postmill.io.errors import BAD_DATA, FAILED, MISMATCH, USAGE, ArtifactError, ConfigError, StageError
+from postmill.io.media import read_media
 from postmill.io.schemas import EVAL_ITEMS_V1, EVAL_SCORES_V1
 from postmill.io.table import TableReader, TableWriter
 from postmill.stages.eval.answers import Answer, seed_of
@@ -178,8 +179,8 @@ def _prompt(speaker: Speaker, question: Question) -> tuple[list[int] | str, dict
     if not question.pictures and not question.sounds and not speaker.reads_pictures:
         return speaker.prompt_ids(question.messages), {}
     try:
-        pictures = [decode(path.read_bytes(), str(path)) for path in question.pictures]
-        sounds = [speaker.hear(path.read_bytes(), str(path)) for path in question.sounds]
+        pictures = [decode(read_media(path), str(path)) for path in question.pictures]
+        sounds = [speaker.hear(read_media(path), str(path)) for path in question.sounds]
     except ArtifactError as error:
         return str(error), {}
     prompt = speaker.picture_prompt(to_parts(question.messages, pictures, sounds))

@@ -9,8 +9,8 @@ import msgspec
 
 from postmill.stages.eval.agent import read_step
 from postmill.stages.eval.config import Rule
-from postmill.stages.eval.measures import likeness, overlap, read_box, words_right
 from postmill.stages.eval.questions import LETTERS, Question
+from postmill.stages.shared.measures import likeness, overlap, read_box, words_right
 
 
 class Score(msgspec.Struct, frozen=True):

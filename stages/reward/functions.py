@@ -14,6 +14,7 @@ from postmill.stages.reward.code import judge_code
 from postmill.stages.reward.ifeval import ifeval
 from postmill.stages.reward.row import Row
 from postmill.stages.shared.agent_formats.read import read_calls
+from postmill.stages.shared.measures import likeness, overlap, read_box
 
 _NUMBER = re.compile(r"(?<![\w.,/])[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?![\w/]|[.,]\d)")
 _THINK_ANSWER = re.compile(r"\s*<think>.*?</think>\s*<answer>.*?</answer>\s*", re.DOTALL)
@@ -63,6 +64,22 @@ def number(row: Row, options: dict[str, Any]) -> float | None:
     if not right:
         return None
     return float(bool(said) and math.isclose(said[-1], right[-1], rel_tol=1e-9, abs_tol=1e-9))
+
+
+def iou(row: Row, options: dict[str, Any]) -> float | None:
+    """What the answer's box shares with the solution's, over the area of both; 0 for an answer without a box."""
+    solution = solution_of(row, options)
+    right = read_box(solution or "")
+    if right is None:
+        return None
+    said = read_box(answer_of(row.output))
+    return overlap(said, right) if said else 0.0
+
+
+def anls(row: Row, options: dict[str, Any]) -> float | None:
+    """How alike the letters of answer and solution are, case aside; 0 where less than half is."""
+    solution = solution_of(row, options)
+    return None if solution is None else likeness(answer_of(row.output).casefold(), solution.strip().casefold())
 
 
 def math_equal(row: Row, options: dict[str, Any]) -> float | None:
@@ -212,6 +229,8 @@ BUILT_IN: dict[str, tuple[Function, int]] = {
     "exact": (exact, 1),
     "contains": (contains, 1),
     "number": (number, 1),
+    "iou": (iou, 1),
+    "anls": (anls, 1),
     "math": (math_equal, 1),
     "format": (form, 1),
     "repetition": (repetition, 1),

@@ -9,7 +9,7 @@ import binascii
 from collections.abc import Callable
 from typing import Any
 
-from postmill.io.errors import ArtifactError
+from postmill.io.errors import ArtifactError, ConfigError
 from postmill.stages.serve.errors import ApiError, invalid, unsupported
 from postmill.stages.shared.media.decode import decode
 
@@ -96,5 +96,5 @@ def _decoded(part: dict[str, Any], hear: Callable[[bytes, str], Any]) -> dict[st
         if part["type"] == "audio":
             return {"type": "audio", "audio": hear(part["audio"], part["place"])}
         return {"type": "image", "image": decode(part["image"], part["place"], MOST_PIXELS)}
-    except ArtifactError as error:
+    except (ArtifactError, ConfigError) as error:
         raise ApiError(400, f"invalid_{part['type']}", f"{error}.", part["place"]) from None

@@ -16,8 +16,9 @@ from postmill.io.table import StreamReader, TableReader
 from postmill.io.upstream import inside, keep_trailer
 from postmill.stages.progress import Progress
 from postmill.stages.protocol import Input, Out
+from postmill.stages.shared.in_order import in_order
 from postmill.stages.tokenize.config import Tokenize
-from postmill.stages.tokenize.core import in_order, refusals
+from postmill.stages.tokenize.core import refusals
 from postmill.stages.tokenize.totals import NOTHING, TOKENS, Totals, check_trained, close
 
 _REWEIGHABLE = frozenset({"loss_scale", "loss_rules", "train_closing", "engine"})

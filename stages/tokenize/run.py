@@ -22,10 +22,11 @@ from postmill.io.schemas import PROMPTS_V1, TOKENS_V1, with_media
 from postmill.stages.progress import Meter, Progress
 from postmill.stages.protocol import Inputs, Out, Result
 from postmill.stages.shared.agent_formats.table import format_json
+from postmill.stages.shared.in_order import in_order
 from postmill.stages.shared.media.families.table import Family, find_family
 from postmill.stages.tables import closest
 from postmill.stages.tokenize.config import Tokenize
-from postmill.stages.tokenize.core import in_order, refusals
+from postmill.stages.tokenize.core import refusals
 from postmill.stages.tokenize.notes import Notes, check_columns
 from postmill.stages.tokenize.parts import Encoded, Parts, PartWriter, part_path
 from postmill.stages.tokenize.reading import Reading

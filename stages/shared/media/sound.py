@@ -7,6 +7,7 @@ library decides what is learned.
 import functools
 import io
 import math
+import struct
 
 import numpy as np
 import torch
@@ -19,6 +20,8 @@ _PACKED = (b"fLaC", b"OggS", b"ID3", *(bytes([0xFF, second]) for second in (0xFB
 """How FLAC, Ogg and MP3 begin."""
 MOST_SAMPLES = 1 << 27
 """Of all channels of a packed sound, 512 MiB: silence packs a thousand times smaller than it is."""
+RATES = range(1_000, 768_001)
+"""Samples a second that are believed: resampling takes memory by the ratio of both rates."""
 _ZEROS = 6
 """Zero crossings of the filter on each side."""
 _ROLLOFF = 0.99
@@ -43,6 +46,8 @@ def decode_sound(data: bytes, place: str) -> tuple[NDArray[np.float32], int]:
             if file.frames * file.channels > MOST_SAMPLES:
                 message = f"{place}: has {file.frames} samples of {file.channels} channels, the most is {MOST_SAMPLES}"
                 raise ArtifactError(f"{message}; cut it into several", BAD_DATA)
+            if file.samplerate not in RATES:
+                raise ArtifactError(f"{place}: says {file.samplerate} samples a second; get it again", BAD_DATA)
             samples_SC, rate = file.read(dtype="float32", always_2d=True), file.samplerate
     except soundfile.SoundFileError as error:
         what = " ".join(str(error).split()).rpartition(": ")[2]
@@ -58,14 +63,17 @@ def decode_wav(data: bytes, place: str) -> tuple[NDArray[np.float32], int]:
     `place` is what the message calls it. Raises ArtifactError (65) for one that is damaged or of another form.
     """
     form, samples = _chunks(data, place)
-    tag, channels, rate, bits = (
-        int.from_bytes(form[start:end], "little") for start, end in ((0, 2), (2, 4), (4, 8), (14, 16))
-    )
+    tag, channels, rate, _, block, bits = struct.unpack_from("<HHIIHH", form)
     if tag == 0xFFFE:
         tag = int.from_bytes(form[24:26], "little")
-    if (tag, bits) not in ((1, 8), (1, 16), (1, 24), (1, 32), (3, 32), (3, 64)) or channels == 0:
+    if (tag, bits) not in ((1, 8), (1, 16), (1, 24), (1, 32), (3, 32), (3, 64)):
         raise ArtifactError(f"{place}: samples of form {tag} with {bits} bits are not read; convert it", BAD_DATA)
-    samples = samples[: len(samples) // (channels * bits // 8) * (channels * bits // 8)]
+    if channels == 0 or block != channels * bits // 8 or rate not in RATES:
+        said = f"{channels} channels, {rate} samples a second, {block} bytes each"
+        raise ArtifactError(f"{place}: the WAV says {said}; get it again or leave its rows out", BAD_DATA)
+    if len(samples) < block:
+        raise ArtifactError(f"{place}: the WAV has no samples; leave its rows out", BAD_DATA)
+    samples = samples[: len(samples) // block * block]
     values = _values(samples, tag, bits)
     found: NDArray[np.float32] = values.reshape(-1, channels).mean(axis=1).astype(np.float32)
     return found, rate
@@ -76,6 +84,8 @@ def _chunks(data: bytes, place: str) -> tuple[bytes, bytes]:
     form, at = b"", 12
     while len(data) >= at + 8 and data[:4] == b"RIFF":
         name, length = data[at : at + 4], int.from_bytes(data[at + 4 : at + 8], "little")
+        if at + 8 + length > len(data):
+            raise ArtifactError(f"{place}: the WAV ends too early, or does not say where; get it again", BAD_DATA)
         if name == b"fmt ":
             form = data[at + 8 : at + 8 + length]
         if name == b"data" and len(form) >= 16:

@@ -69,7 +69,7 @@ def test_distances_are_those_of_all_ways_to_edit() -> None:
     from functools import cache
     from itertools import product
 
-    from postmill.stages.eval.measures import distance
+    from postmill.stages.shared.measures import distance
 
     @cache
     def slow(one: str, other: str) -> int:

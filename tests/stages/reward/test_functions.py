@@ -42,7 +42,28 @@ def test_number_reads_the_last_whole_number(output, solution, expected):
 
 
 def test_without_a_solution_there_is_no_score():
-    assert [score(name, "7") for name in ("exact", "contains", "number", "cosine")] == [None] * 4
+    assert [score(name, "7") for name in ("exact", "contains", "number", "cosine", "iou", "anls")] == [None] * 6
+
+
+@pytest.mark.parametrize(
+    ("output", "solution", "expected"),
+    [
+        ("[0, 0, 10, 10]", "[0, 0, 10, 10]", 1.0),
+        ("[0, 0, 10, 10]", "[5, 0, 15, 10]", 1 / 3),
+        ("<think>[0, 0, 1, 1]</think>[0, 0, 10, 5]", "[0, 0, 10, 10]", 0.5),
+        ("[10, 0, 0, 10]", "[0, 0, 10, 10]", 0.0),
+        ("[0, 0, 10", "[0, 0, 10, 10]", 0.0),
+        ("[20, 20, 30, 30]", "[0, 0, 10, 10]", 0.0),
+        ("[0, 0, 10, 10]", "nowhere", None),
+    ],
+)
+def test_iou_is_what_boxes_share(output, solution, expected):
+    assert score("iou", output, solution=solution) == pytest.approx(expected)
+
+
+def test_anls_is_the_likeness_of_letters():
+    assert score("anls", "Total: 42.50", solution="total: 42.58") == pytest.approx(11 / 12)
+    assert score("anls", "nothing", solution="total: 42.58") == 0.0
 
 
 def test_exact_and_contains():
