@@ -4,7 +4,8 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 NATIVE := $(shell find ext -name '*.rs' -o -name '*.cpp' -o -name '*.h' -o -name Cargo.toml)
 # One thread a process: several processes compute at once in the tests, and results must not depend on the machine.
-RUN    := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
+# Stages that are tested with several threads let them sleep while they wait, where others would use the core.
+RUN    := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE HF_HUB_OFFLINE=1
 # As the build of the wheel has it: with the same profile and interpreter, cargo finds what that has compiled.
 CARGO  := PYO3_PYTHON=$(CURDIR)/$(BIN)/python cargo
 # Where this is set, each of the hundreds of processes that tests start would compile its modules again.

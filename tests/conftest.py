@@ -2,6 +2,7 @@
 
 import gc
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,9 @@ import pytest
 from agreement import FOUND
 from hypothesis import HealthCheck, settings
 
+# Read when torch is loaded: threads that wait for others turn round and round otherwise, on cores that others need. The
+# tests of merge took four times as much processor time where two cores were busy.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 settings.register_profile(
     "postmill", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow], database=None
 )
