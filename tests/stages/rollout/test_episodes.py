@@ -309,6 +309,13 @@ def test_ids_only_grow_in_hostile_conversations(tmp_path, template, num=60):
     assert bool(work.forks) == (template != TEMPLATE) or set(work.forks) == {"template"}
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("template", [TEMPLATE, THINKING, TRIMMING], ids=["plain", "thinking", "trimming"])
+def test_ids_only_grow_in_five_thousand_hostile_conversations(tmp_path, template):
+    test_ids_only_grow_in_hostile_conversations(tmp_path, template, num=1700)
+
+
 def test_formats_whose_answers_stand_inside_a_turn_are_refused(world):
     world.prompts.manifest.config["agent_format"] = "react_en"
     with pytest.raises(ConfigError, match="inside the assistant's turn"):
