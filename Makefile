@@ -6,12 +6,15 @@ NATIVE := $(shell find ext -name '*.rs' -o -name '*.cpp' -o -name '*.h' -o -name
 # One thread a process: several processes compute at once in the tests, and results must not depend on the machine.
 # Stages that are tested with several threads let them sleep while they wait, where others would use the core.
 RUN    := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE HF_HUB_OFFLINE=1
+# How long `make fuzz` runs, and what its numbers begin with.
+FUZZ_S ?= 3600
+FUZZ_SEED ?= 0
 # As the build of the wheel has it: with the same profile and interpreter, cargo finds what that has compiled.
 CARGO  := PYO3_PYTHON=$(CURDIR)/$(BIN)/python cargo
 # Where this is set, each of the hundreds of processes that tests start would compile its modules again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo test test-slow test-gpu test-engines lint bench bench-smoke instructions assets programs rivals engines site man sbom dist lock clean help
+.PHONY: setup demo test test-slow test-gpu test-engines lint bench bench-smoke instructions fuzz assets programs rivals engines site man sbom dist lock clean help
 .DELETE_ON_ERROR:
 
 help:
@@ -63,6 +66,10 @@ bench-smoke: setup ## every benchmark at toy size: they run, and their results a
 
 instructions: ## count the instructions of fixed work; 5% more than recorded fails
 	$(PYTHON) bench/instructions.py
+
+fuzz: setup ## random chat templates for FUZZ_S seconds (3600): none may panic, run away or end the process
+	$(CARGO) build -q --release --workspace --example fuzz_template
+	target/release/examples/fuzz_template $(FUZZ_S) $(FUZZ_SEED) $(wildcard $(VENV)/lib/python3*/site-packages/trl/chat_templates)
 
 bench: assets ## every benchmark; appends to bench/results/
 	$(BIN)/python bench/run.py

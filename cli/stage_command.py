@@ -1,5 +1,6 @@
 """`postmill STAGE ...`: argv in, exit code out, for any stage."""
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -168,6 +169,7 @@ def run(stage: Stage, argv: list[str]) -> int:
     target = None if output == "-" else Path(output)
     from postmill.stages.runner import Options, run_stage
 
+    _modules_are_loaded()
     options = Options(
         force="--force" in call.common,
         replace="--replace" in call.common,
@@ -206,6 +208,12 @@ def run(stage: Stage, argv: list[str]) -> int:
     return 0
 
 
+def _modules_are_loaded() -> None:
+    """Let Python look for garbage again, which `main` stopped, but not among what stays to the end."""
+    gc.freeze()
+    gc.enable()
+
+
 def _serve(stage: Stage, config: Any, call: Call) -> int:
     """Run a stage that makes no artifact, until it ends."""
     if "--dry-run" in call.common:
@@ -213,6 +221,7 @@ def _serve(stage: Stage, config: Any, call: Call) -> int:
     from postmill.stages.progress import Progress
     from postmill.stages.runner import run_service
 
+    _modules_are_loaded()
     with Progress.install(quiet="--quiet" in call.common):
         run_service(stage, config, call.inputs, threads=_number("--threads", call.common.get("--threads", "0")))
     return 0

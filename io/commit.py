@@ -9,7 +9,6 @@ import ctypes
 import errno
 import fcntl
 import os
-import secrets
 import shutil
 import stat
 from pathlib import Path
@@ -31,7 +30,7 @@ class Staging:
 
     def __init__(self, target: Path) -> None:
         self.target = target
-        self.path = target.parent / f".{target.name}.tmp-{secrets.token_hex(6)}"
+        self.path = target.parent / f".{target.name}.tmp-{os.urandom(6).hex()}"
         self._lock = -1
 
     def __enter__(self) -> Self:
@@ -111,7 +110,7 @@ def unlock_beside(target: Path, lock: int) -> None:
 
 def remove_artifact(path: Path) -> None:
     """Remove a whole artifact. Killed halfway, what is left has the name of a dead temporary, not the artifact's."""
-    dead = path.parent / f".{path.name}.tmp-{secrets.token_hex(6)}"
+    dead = path.parent / f".{path.name}.tmp-{os.urandom(6).hex()}"
     path.rename(dead)
     shutil.rmtree(dead)
 

@@ -10,7 +10,6 @@ from postmill.io.json_file import load_json
 from postmill.io.llama_tokenizer import is_rebuilt
 from postmill.io.manifest import MANIFEST, SIDE_FILES, load_artifact
 from postmill.io.nearby import nearby
-from postmill.io.safetensors_file import SafetensorsFile
 from postmill.io.tekken import TEKKEN
 
 PICKLES = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".mdl"})
@@ -87,6 +86,8 @@ def model_digest(path: Path) -> str:
     if (path / MANIFEST).is_file():
         return load_artifact(path, ("model", "adapter", "checkpoint")).digest
     files = model_files(path)
+    from postmill.io.safetensors_file import SafetensorsFile  # what only tokenizes needs no weights
+
     for file in files.values():
         if file.suffix == ".safetensors":
             SafetensorsFile(file).close()  # its header is checked here, with our words, before any library sees it

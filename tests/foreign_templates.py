@@ -8,8 +8,9 @@ out. A row may be refused for a part that leaves no trace: with any other words 
 (a tool's name may still be there, written by a call). It may not be refused where transformers' own rendering has them
 all. Everything else a template may raise is its own business, as long as transformers raises as well.
 
-2026-11-30: TRL's 72 templates and 62 of axolotl (36), mistral.rs (7), chujiezheng/chat_templates (18) and minja (1),
-2,546 rows: 0 lost, 6 refused though written, all of one template whose prompt disagrees with its own rendering.
+2026-11-30: TRL's 72 templates and 63 of axolotl (37), mistral.rs (7), chujiezheng/chat_templates (18) and minja (1),
+2,565 rows: 1,642 written, 252 with their thinking left out and named, 671 refused. None lost, none refused though
+written.
 """
 
 import json

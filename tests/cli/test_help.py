@@ -32,6 +32,18 @@ def test_help_loads_less_than_parsing_does() -> None:
         assert {"msgspec", "numpy", "pyarrow", "torch", "inspect", "pathlib"}.isdisjoint(done.stderr.split())
 
 
+@pytest.mark.parametrize("argv", ["tokenize {} -m {} -o {}/out", "pack {} -o {}/out --row-tokens 64"])
+def test_a_start_looks_for_no_garbage_and_the_work_does(argv: str, tmp_path: Path) -> None:
+    """Collections while modules load were an eighth of a start; whoever works must have them again."""
+    said = "print(gc.isenabled(), gc.get_stats()[0]['collections'], file=sys.stderr)"
+    code = f"import gc, sys; from postmill.cli.main import main\ntry: main()\nfinally: {said}"
+    words = argv.replace("{}", str(tmp_path)).split()
+    done = subprocess.run([sys.executable, "-P", "-c", code, *words], check=False, capture_output=True, text=True)
+    assert done.returncode in (65, 66), done.stderr
+    is_enabled, collections = done.stderr.split()[-2:]
+    assert is_enabled == "True" and int(collections) < 50  # 74 where it looked all the time
+
+
 @pytest.mark.parametrize("name", STAGES)
 def test_help_reads_from_the_source_what_the_stage_declares(name: str) -> None:
     declared, stage = read_declaration(name), importlib.import_module(f"postmill.stages.{name}.config").STAGE

@@ -9,6 +9,9 @@ use super::row::{REASONING, Row};
 use super::{Error, Template};
 use crate::types::{Json, Message, Part, Unwritten};
 
+/// A word that no template prints of itself.
+const WORD: &str = "vqzwordzqv";
+
 /// A part of a row that is looked for, and in how many ways it can be changed.
 struct Wanted {
     unwritten: Unwritten,
@@ -51,6 +54,22 @@ impl Template {
             }
         }
         Ok(missing)
+    }
+
+    /// Where the words of a message (its thinking, its content) begin in `text`, the rendering of its row: a word put
+    /// before them appears there, behind the same bytes. None if that does not show.
+    pub(super) fn words_start(&self, row: &Row<'_>, message: usize, text: &str) -> Result<Option<usize>, Error> {
+        let parts = [Part::Thinking, Part::Content].map(|part| Wanted {
+            unwritten: Unwritten { message, part },
+            is_arguments: false,
+            piece: (part == Part::Content && row.messages[message].pieces.len() > 1).then_some(0),
+        });
+        let changed = self.changed(row, false, &parts.each_ref().map(|part| (part, WORD)), Spot::Start)?;
+        let found = changed.and_then(|changed| {
+            let at = changed.find(WORD)?;
+            (text.as_bytes().get(..at) == Some(&changed.as_bytes()[..at])).then_some(at)
+        });
+        Ok(found)
     }
 
     /// The rendering of a row with words added to some of its parts; none if the template refuses it.

@@ -1,6 +1,8 @@
 //! Jinja source to tokens, as Jinja2's lexer cuts it with `trim_blocks` and `lstrip_blocks`.
 //!
 //! A port of the rules, not of the code: where a tag begins, what whitespace it swallows, how strings are unescaped.
+use std::fmt;
+
 use super::text::{is_space, rstrip};
 use crate::error::Error;
 
@@ -19,6 +21,25 @@ pub(super) enum Token {
     Float(f64),
     Op(&'static str),
     End,
+}
+
+/// As it stands in the source, so that an error shows what its reader wrote.
+impl fmt::Display for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Data(_) => f.write_str("text outside of tags"),
+            Self::VariableBegin => f.write_str("'{{'"),
+            Self::VariableEnd => f.write_str("'}}'"),
+            Self::BlockBegin => f.write_str("'{%'"),
+            Self::BlockEnd => f.write_str("'%}'"),
+            Self::Name(name) => write!(f, "'{name}'"),
+            Self::Str(text) => write!(f, "the string {text:?}"),
+            Self::Int(digits) => write!(f, "the number {digits}"),
+            Self::Float(number) => write!(f, "the number {number:?}"),
+            Self::Op(op) => write!(f, "'{op}'"),
+            Self::End => f.write_str("the end of the template"),
+        }
+    }
 }
 
 /// A token and the line (from 1) on which it starts.

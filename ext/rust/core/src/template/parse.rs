@@ -80,7 +80,7 @@ impl Parser {
     }
 
     pub(super) fn expect_op(&mut self, op: &str) -> Result<(), Error> {
-        if self.skip_op(op) { Ok(()) } else { self.fail(format!("expected '{op}', got {:?}", self.token())) }
+        if self.skip_op(op) { Ok(()) } else { self.fail(format!("expected '{op}', got {}", self.token())) }
     }
 
     pub(super) fn expect_name(&mut self) -> Result<Box<str>, Error> {
@@ -89,7 +89,7 @@ impl Parser {
                 Token::Name(name) => Ok(name),
                 _ => self.fail("expected a name"),
             },
-            other => self.fail(format!("expected a name, got {other:?}")),
+            other => self.fail(format!("expected a name, got {other}")),
         }
     }
 
@@ -140,7 +140,7 @@ impl Parser {
                 Token::VariableBegin => {
                     let value = self.tuple(true, false)?;
                     if !matches!(self.token(), Token::VariableEnd) {
-                        return self.fail(format!("expected '}}}}', got {:?}", self.token()));
+                        return self.fail(format!("expected '}}}}', got {}", self.token()));
                     }
                     self.next();
                     body.push(Stmt { kind: StmtKind::Output(value), line });
@@ -159,7 +159,7 @@ impl Parser {
                 }
                 Token::End if ends.is_empty() => return Ok((body, "".into())),
                 Token::End => return self.fail(format!("the template ends before '{}'", ends.join("' or '"))),
-                other => return self.fail(format!("unexpected {other:?}")),
+                other => return self.fail(format!("unexpected {other}")),
             }
         }
     }
@@ -169,7 +169,7 @@ impl Parser {
             self.next();
             return Ok(());
         }
-        self.fail(format!("expected '%}}', got {:?}", self.token()))
+        self.fail(format!("expected '%}}', got {}", self.token()))
     }
 
     /// A body that runs to `end`.

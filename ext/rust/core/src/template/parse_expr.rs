@@ -44,7 +44,7 @@ impl Parser {
                 return Ok(only);
             }
             if !parentheses {
-                return self.fail(format!("expected an expression, got {:?}", self.token()));
+                return self.fail(format!("expected an expression, got {}", self.token()));
             }
         }
         Ok(Expr::Tuple(items))
@@ -197,7 +197,7 @@ impl Parser {
             }
             Token::Op("[") => self.nested(Self::list),
             Token::Op("{") => self.nested(Self::dict),
-            other => self.fail(format!("unexpected {other:?}")),
+            other => self.fail(format!("unexpected {other}")),
         }
     }
 
@@ -245,7 +245,7 @@ impl Parser {
                         let index = digits.parse().or_else(|_| self.fail("index out of range"))?;
                         Expr::Item(Box::new(node), Box::new(Expr::Int(index)))
                     }
-                    other => return self.fail(format!("expected a name or number after '.', got {other:?}")),
+                    other => return self.fail(format!("expected a name or number after '.', got {other}")),
                 };
             } else if self.skip_op("[") {
                 node = self.nested(|parser| parser.subscript(node))?;

@@ -196,33 +196,48 @@ impl Template {
             let others = self.other_prompts(row.messages, row.tools, row.kwargs, index, &own);
             Prompts { own, others }.start_in(&text[turn.clone()])
         });
-        Ok(match start {
-            Some(start) => Some(turn.start + start),
-            None => start_after_spaces(row, index, &shown, text, turn),
-        })
+        Ok(start.map(|start| turn.start + start))
+    }
+
+    /// Where the model's own bytes start in a turn that no prompt stands before: its words stand at its very start, or
+    /// behind what the model is shown but for white space, as lines of a source that were indented without care give.
+    pub(super) fn start_of_words(
+        &self,
+        row: &Row<'_>,
+        index: usize,
+        text: &str,
+        turn: &Range<usize>,
+    ) -> Result<Option<usize>, Error> {
+        let shown = match self.write(row, index, true) {
+            Ok(written) => Some(written.text),
+            Err(error @ Error::Internal { .. }) => return Err(error),
+            Err(_) => None,
+        };
+        let behind = shown.and_then(|shown| same_but_spaces(text, &shown));
+        if let Some(at) = self.words_start(row, index, text)?.filter(|at| turn.contains(at)) {
+            let is_blank = |from| text.get(from..at).is_some_and(|between| between.trim().is_empty());
+            return Ok((is_blank(turn.start) || behind.is_some_and(is_blank)).then_some(at));
+        }
+        // it says nothing itself, as one with calls alone, or its words go through a function
+        let Some(from) = behind.map(|behind| behind.max(turn.start)).filter(|from| turn.contains(from)) else {
+            return Ok(None);
+        };
+        let rest = text[from..turn.end].trim_start();
+        let content = match row.members(index).iter().find(|(name, _)| &**name == "content") {
+            Some((_, Json::String(content))) => content.trim(),
+            _ => "",
+        };
+        Ok(rest.starts_with(content).then_some(turn.end - rest.len()))
     }
 }
 
-/// Where the model's own bytes start in a template whose rendering and prompt differ in white space alone, since lines
-/// of its source were indented without care. White space that the message itself starts with is the model's.
-fn start_after_spaces(row: &Row<'_>, index: usize, shown: &str, text: &str, turn: &Range<usize>) -> Option<usize> {
-    let shown = shown.trim_end();
-    let is_before = text[..turn.start].trim_end() == shown;
-    let is_inside = text.starts_with(shown) && turn.contains(&shown.len());
-    if !is_before && !is_inside {
-        return None;
+/// The end of the beginning of `text` that is `shown` but for white space.
+fn same_but_spaces(text: &str, shown: &str) -> Option<usize> {
+    let mut rest = text;
+    for word in shown.split_whitespace() {
+        for c in word.chars() {
+            rest = rest.trim_start().strip_prefix(c)?;
+        }
     }
-    let from = shown.len().max(turn.start);
-    let rest = &text[from..turn.end];
-    let words = rest.trim_start();
-    let content = match row.members(index).iter().find(|(name, _)| &**name == "content") {
-        Some((_, Json::String(content))) => &**content,
-        _ => "",
-    };
-    if !words.starts_with(content.trim()) {
-        return None;
-    }
-    let spaces = &rest[..rest.len() - words.len()];
-    let own = &content[..content.len() - content.trim_start().len()];
-    Some(from + spaces.strip_suffix(own).unwrap_or(spaces).len())
+    Some(text.len() - rest.len())
 }

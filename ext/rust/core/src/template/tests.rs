@@ -276,6 +276,55 @@ fn turns_that_cannot_be_located_are_refused() {
     }
 }
 
+/// As mistral.rs's template for `DeepSeek`: a question holds the header, and what is printed between turns is not in the prompt.
+#[test]
+fn a_turn_without_a_header_starts_with_its_words() {
+    let source = "{% for m in messages %}{% if m.role == 'user' %}[U]{{ m.content }}[A]{% elif m.role == 'tool' %}\n {{ '[T]' + m.content }}\
+        {% else %}\n  {% if loop.index0 and messages[loop.index0 - 1].role == 'tool' %}{{ '[/T]' + m.content + '</s>' }}\
+        {% else %}{{ m.content + '</s>' }}{% endif %}{% endif %}{% endfor %}\
+        {% if messages and messages[-1].role == 'tool' %} \n[/T]{% elif add_generation_prompt and messages and messages[-1].role != 'user' %}[A]{% endif %}";
+    let [question, result] = [message(Role::User, "q"), message(Role::Tool, "r")];
+    let own = |words: &str| message(Role::Assistant, words);
+    let cases = [
+        vec![own("first"), question.clone(), own("then")],
+        vec![question.clone(), own("first"), own("then")],
+        vec![question, own("first"), result, own("then")],
+    ];
+    for messages in cases {
+        let generated = generated(source, &messages);
+        let trimmed: Vec<&str> = generated.iter().map(|text| text.trim()).collect();
+        assert_eq!(trimmed, ["first</s>", "then</s>"]);
+    }
+}
+
+#[test]
+fn words_that_begin_as_the_header_does_are_not_taken_for_it() {
+    let source = "{% for m in messages %}{{ 'A: ' if m.role == 'assistant' else 'Q: ' }}{{ m.content }}\n{% endfor %}\
+        {% if add_generation_prompt and messages[-1].role == 'user' %}A: {% endif %}";
+    let messages = [message(Role::User, "q"), message(Role::Assistant, "A"), message(Role::Assistant, "A")];
+    assert_eq!(generated(source, &messages), ["A", "A"]);
+}
+
+#[test]
+fn syntax_errors_show_what_was_written() {
+    let cases = [
+        ("{{ x y }}", "expected '}}', got 'y'"),
+        ("{{ x 'a' }}", "expected '}}', got the string \"a\""),
+        ("{{ (x 1.5) }}", "expected ')', got the number 1.5"),
+        ("{{ f(x", "a tag is not closed; end it with '}}'"),
+        ("{% for 1 in x %}", "expected a name, got the number 1"),
+        ("{% if x }}{% endif %}", "unexpected '}': brackets are not balanced"),
+        ("{{ }}", "expected an expression, got '}}'"),
+        ("{{ x. }}", "expected a name or number after '.', got '}}'"),
+        ("{{ % }}", "unexpected '%'"),
+        ("{% if x 5 %}", "expected '%}', got the number 5"),
+    ];
+    for (source, expected) in cases {
+        let error = refuses(source);
+        assert!(error.ends_with(expected), "{source}: {error}");
+    }
+}
+
 #[test]
 fn templates_cross_threads() {
     fn shared<T: Send + Sync>(_: &T) {}

@@ -256,10 +256,8 @@ impl Locator<'_> {
                 let earlier = stretches[..i].iter().rposition(|other| other.message == stretch.message);
                 let start = match earlier {
                     Some(earlier) => self.resumed(&stretches[earlier..=i])?,
-                    None => match stretches[..i].last().filter(|before| self.goes_on(before, stretch)) {
-                        Some(_) => stretch.bytes.start,
-                        None => self.start(stretch)?,
-                    },
+                    None if self.goes_on(&stretches[..i], stretch)? => stretch.bytes.start,
+                    None => self.start(stretch)?,
                 };
                 let literal_from = stretch.literal_from.max(start).min(stretch.bytes.end);
                 let (end, closing) = self.close(literal_from..stretch.bytes.end);
@@ -287,18 +285,22 @@ impl Locator<'_> {
 
     /// The template merges messages of one model turn: this one has no header and starts with its own words, right
     /// where another of the model's messages or a tool's result ends.
-    fn goes_on(&self, before: &Stretch, stretch: &Stretch) -> bool {
-        if self.template.prompt != PromptRule::OfConversation {
-            return false;
-        }
+    fn goes_on(&self, before: &[Stretch], stretch: &Stretch) -> Result<bool, Error> {
+        let Some(before) = before.last().filter(|_| self.template.prompt == PromptRule::OfConversation) else {
+            return Ok(false);
+        };
         let follows = matches!(self.role(before.message), Role::Assistant | Role::Tool);
         let content = self.row.members(stretch.message).iter().find(|(name, _)| &**name == "content");
-        let Some((_, Json::String(content))) = content else { return false };
-        let words = content.trim();
-        follows
-            && before.bytes.end == stretch.bytes.start
-            && !words.is_empty()
-            && self.written.text[stretch.bytes.clone()].starts_with(words)
+        let Some((_, Json::String(content))) = content else { return Ok(false) };
+        let Some(words) = Some(content.trim()).filter(|words| !words.is_empty()) else { return Ok(false) };
+        let turn = &self.written.text[stretch.bytes.clone()];
+        if !follows || before.bytes.end != stretch.bytes.start || !turn.starts_with(words) {
+            return Ok(false);
+        }
+        // short words may be the start of a header, as "A" is of "Assistant:"
+        let is_certain = turn.rfind(words) == Some(0);
+        let start = || self.template.words_start(self.row, stretch.message, &self.written.text);
+        Ok(is_certain || start()? == Some(stretch.bytes.start))
     }
 
     /// As [`Closers::close`], of the literal end of a turn. Mostly it is the same again, so the first is remembered.
@@ -336,6 +338,11 @@ impl Locator<'_> {
         {
             // a conversation that the template takes no prompt after, such as none at all
             return Ok(turn.start + start);
+        }
+        if !matches!(found, Ok(Some(_)) | Err(Error::Internal { .. }))
+            && let Some(start) = self.template.start_of_words(self.row, stretch.message, text, turn)?
+        {
+            return Ok(start);
         }
         match found {
             Ok(Some(start)) => Ok(start),
