@@ -20,12 +20,8 @@ MISMATCH: Final = 78
 DIVERGED: Final = 79
 
 
-LONGEST_LINE: Final = 500
-"""Characters of a message that quotes what somebody else wrote."""
-
-
-def one_line(text: str, most: int = LONGEST_LINE) -> str:
-    """`text` for a terminal: what would move the cursor or end the line as escapes, the middle of a long one left out.
+def one_line(text: str, most: int = 500) -> str:
+    """`text` for a terminal: what would move the cursor or end the line as escapes, the middle left out above `most`.
 
     For names and values of others' files, which may say anything.
     """
