@@ -108,6 +108,38 @@ PROMPTS_V1: Final = pa.schema([*TOKENS_V1, pa.field("messages", pa.utf8()), pa.f
 `messages` and `tools` are canonical JSON, for environments and judges; `messages` is null where the prompt is text
 without a chat. `extra` holds the row's other columns, its answers among them."""
 
+PIXELS_V1: Final = pa.schema(
+    [
+        pa.field("digest", pa.binary(32), nullable=False),
+        pa.field("kind", pa.utf8(), nullable=False),
+        pa.field(
+            "tensors",
+            pa.list_(
+                pa.field(
+                    "item",
+                    pa.struct(
+                        [
+                            pa.field("name", pa.utf8(), nullable=False),
+                            pa.field("dtype", pa.utf8(), nullable=False),
+                            pa.field("shape", pa.list_(pa.field("item", pa.int32(), nullable=False)), nullable=False),
+                            pa.field("frames", pa.int32(), nullable=False),
+                            pa.field("table", pa.large_binary()),
+                            pa.field("data", pa.large_binary(), nullable=False),
+                        ]
+                    ),
+                    nullable=False,
+                )
+            ),
+            nullable=False,
+        ),
+    ]
+)
+"""A picture, by the digest that rows have of it, with the tensors that the model's processor makes of it.
+
+`data` is the tensor's bytes if `frames` is 0, or one number that all of it is. Otherwise it is shades, one byte each,
+[N, C, R] for N patches or tiles, C channels and R places; `table` [C, 256] says which float32 each becomes, and each
+stands `frames` times: [N, C, frames, R] has the tensor's numbers in their order."""
+
 BINS_V1: Final = pa.schema(
     [
         pa.field("rows", pa.list_(pa.field("item", pa.int64(), nullable=False)), nullable=False),

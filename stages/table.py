@@ -2,6 +2,7 @@
 
 STAGES = {
     "tokenize": "chats and texts to token rows with weights",
+    "pixels": "pictures of token rows to what a model reads of them",
     "pack": "token rows to bins",
     "train": "bins and a model to an adapter or a model",
     "rollout": "prompts and a model to sampled answers",

@@ -193,6 +193,13 @@ STAGE = Stage(
         "valid": Port(
             kinds=("packed",), flag="--valid", help="a packed artifact to measure the loss on", required=False
         ),
+        "pixels": Port(
+            kinds=("pixels",),
+            flag="--pixels",
+            many=True,
+            required=False,
+            help="what pixels made of the rows' pictures, also of those of --valid; without it they are made again",
+        ),
         "sample_prompts": Port(
             kinds=("file",),
             flag="--sample-prompts",

@@ -18,6 +18,7 @@ from postmill.io.errors import USAGE, ConfigError
 from postmill.io.json_file import load_json
 from postmill.io.manifest import Artifact
 from postmill.io.packed import PackedReader
+from postmill.io.pixels import PixelsReader
 from postmill.stages.progress import Meter
 from postmill.stages.protocol import Input, Out, Result
 from postmill.stages.shared import attention
@@ -88,12 +89,16 @@ def train(
     start: Input | None = None,
     own_loss: Sequence[Input] = (),
     prompts: Input | None = None,
+    stored: Sequence[Input] = (),
 ) -> Result:
-    """Take all steps, from the newest checkpoint on, and save. `start` is what the first one starts with. See `run`."""
+    """Take all steps, from the newest checkpoint on, and save. See `run`.
+
+    start: what the first one starts with. stored: pixels that were made before.
+    """
     objective = build_objective(cfg.objective, own_loss)
     accelerator, layout = launched(cfg)
     try:
-        data, valid = _with_pixels(cfg, base, data, valid, num_ranks=accelerator.num_processes)
+        data, valid = _with_pixels(cfg, base, data, valid, stored, num_ranks=accelerator.num_processes)
         steps = Steps(cfg, data.reader, layout.num_data, data.rewards)
         resumed = resume(out, accelerator)
         conditions = fix_numerics(cfg, out, accelerator, layout, resumed)
@@ -241,11 +246,13 @@ def _samples(
 
 
 def _with_pixels(
-    cfg: Train, base: Input, data: Data, valid: Data | None, *, num_ranks: int
+    cfg: Train, base: Input, data: Data, valid: Data | None, stored: Sequence[Input], *, num_ranks: int
 ) -> tuple[Data, Data | None]:
     """The data with what makes pixels of their pictures, if rows can have any. Raises ConfigError (2)."""
     readers = [given.reader for given in (data, valid) if given]
     if not any(reader.token_rows.have_pictures for reader in readers):
+        if stored:
+            raise ConfigError("--pixels: the rows have no pictures; leave it out", USAGE)
         return data, valid
     if cfg.neftune_alpha:
         raise ConfigError("--neftune-alpha: noise on rows with pictures is not supported; leave it out", USAGE)
@@ -254,7 +261,8 @@ def _with_pixels(
     if cfg.objective.needs.partner_columns or cfg.objective.needs.head.kind != "lm":
         raise ConfigError("--objective: it cannot see pictures yet; pack rows without them", USAGE)
     assert base.path is not None
-    pixels = Pixels(base.path, num_ranks=num_ranks)
+    kept = PixelsReader([given.path for given in stored if given.path]) if stored else None
+    pixels = Pixels(base.path, num_ranks=num_ranks, stored=kept)
     return data._replace(pixels=pixels), valid._replace(pixels=pixels) if valid else None
 
 

@@ -50,7 +50,17 @@ def run(cfg: Train, inputs: Inputs, out: Out) -> Result:
 
     from postmill.stages.train.loop import train
 
-    return train(cfg, data, valid, model, out, start=start, own_loss=inputs["own_loss"], prompts=prompts)
+    return train(
+        cfg,
+        data,
+        valid,
+        model,
+        out,
+        start=start,
+        own_loss=inputs["own_loss"],
+        prompts=prompts,
+        stored=inputs["pixels"],
+    )
 
 
 def _open(

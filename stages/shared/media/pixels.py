@@ -16,13 +16,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from postmill.io.errors import USAGE, ConfigError
+from postmill.io.errors import MISMATCH, USAGE, ArtifactError, ConfigError
 from postmill.io.media import Medium
 from postmill.io.packed import TokenRows
+from postmill.io.pixels import PixelsReader
 from postmill.stages.shared import hf
 from postmill.stages.shared.attention import Blocks
 from postmill.stages.shared.media.decode import decode
 from postmill.stages.shared.media.layout import RowsLayout
+from postmill.stages.shared.media.processor import processor_digest
 from postmill.stages.shared.media.sound import decode_sound, resample
 
 CACHE_BYTES = 1 << 30
@@ -71,12 +73,20 @@ class Media(NamedTuple):
 class Pixels:
     """Makes `Media` of rows' pictures."""
 
-    def __init__(self, folder: Path, cache_bytes: int = CACHE_BYTES, *, num_ranks: int = 0) -> None:
+    def __init__(
+        self, folder: Path, cache_bytes: int = CACHE_BYTES, *, num_ranks: int = 0, stored: PixelsReader | None = None
+    ) -> None:
         """folder: the model whose processor and config decide. num_ranks: how many train together. Where some do, each
         batch has something for each tower, a blank picture where its rows have none: all ranks compute the same layers,
-        and a step without pictures moves a tower as it does however many ranks there are.
+        and a step without pictures moves a tower as it does however many ranks there are. stored: where tensors are
+        read instead of made; files are not opened then.
+
+        Raises ArtifactError (78) for `stored` of another processor.
         """
-        self._folder, self._num_ranks = folder, num_ranks
+        if stored is not None and stored.processors != {processor_digest(folder)}:
+            message = f"{folder}: its processor is another than that of --pixels; make them with -m {folder}"
+            raise ArtifactError(message, MISMATCH)
+        self._folder, self._num_ranks, self._stored = folder, num_ranks, stored
         self._processors: dict[str, Any] = {}
         self.layout = RowsLayout.of(folder)
         self._made: OrderedDict[bytes, dict[str, Tensor]] = OrderedDict()
@@ -93,7 +103,8 @@ class Pixels:
             if len(self._ahead) >= MOST_AHEAD:
                 return
             if picture.digest not in self._made and picture.digest not in self._ahead:
-                self._processor(picture.kind)  # loaded once, by this thread
+                if self._stored is None:
+                    self.processor(picture.kind)  # loaded once, by this thread
                 if self._workers is None:
                     self._workers = ThreadPoolExecutor(WORKERS, thread_name_prefix="pixels")
                 self._ahead[picture.digest] = self._workers.submit(self._make, picture)
@@ -148,9 +159,9 @@ class Pixels:
         if kind == "image":
             from PIL import Image
 
-            made = self._processor(kind)(images=[Image.new("RGB", (32, 32))], return_tensors="pt")
+            made = self.processor(kind)(images=[Image.new("RGB", (32, 32))], return_tensors="pt")
         else:
-            made = self._heard(np.zeros(self._processor(kind).sampling_rate // 10, np.float32))
+            made = self._heard(np.zeros(self.processor(kind).sampling_rate // 10, np.float32))
         tensors = {name: value for name, value in made.items() if isinstance(value, Tensor)}
         more = {"batch_num_images": torch.ones(1, dtype=torch.long)} if self.layout.counts_rows else {}
         return Seen(self.layout.tower_inputs(tensors) | more, (), (), ())
@@ -179,12 +190,17 @@ class Pixels:
         return made
 
     def _make(self, picture: Medium) -> dict[str, Tensor]:
-        found = self._processed(picture)
-        return self.layout.tower_inputs({name: value for name, value in found.items() if isinstance(value, Tensor)})
+        if self._stored is None:
+            return self.layout.tower_inputs(self.processed(picture))
+        stored = self._stored.tensors(picture)
+        return self.layout.tower_inputs({name: torch.from_numpy(value) for name, value in stored.items()})
+
+    def processed(self, item: Medium) -> dict[str, Tensor]:
+        """What the folder's processor of its kind makes of an item. Raises ArtifactError (65, 66) as `media`."""
+        return {name: value for name, value in self._processed(item).items() if isinstance(value, Tensor)}
 
     def _processed(self, item: Medium) -> dict[str, Any]:
-        """What the folder's processor of its kind makes of an item."""
-        processor = self._processor(item.kind)
+        processor = self.processor(item.kind)
         if item.kind == "image":
             return dict(processor(images=[decode(item.load(), item.place)], return_tensors="pt"))
         if item.kind == "video":
@@ -193,13 +209,14 @@ class Pixels:
         samples, rate = decode_sound(item.load(), item.place)
         return self._heard(resample(samples, rate, processor.sampling_rate))
 
-    def _processor(self, kind: str) -> Any:
+    def processor(self, kind: str) -> Any:
+        """What makes tensors of items of a kind."""
         if kind not in self._processors:
             self._processors[kind] = LOADERS[kind](self._folder)
         return self._processors[kind]
 
     def _heard(self, samples: NDArray[np.float32]) -> dict[str, Any]:
-        processor = self._processor("audio")
+        processor = self.processor("audio")
         found = processor(
             samples,
             sampling_rate=processor.sampling_rate,
