@@ -88,7 +88,7 @@ def test_what_is_no_sound_is_a_400_that_names_its_part(world: World) -> None:
     bad: list[tuple[Any, str]] = [
         (part(b"hello"), "no sound in WAV"),
         (part(b""), "no sound in WAV"),
-        (part(good[:30]), "no sound in WAV"),
+        (part(good[:30]), "the WAV ends too early"),
         (part(long), "the model hears 2 s"),
         ({"type": "input_audio", "input_audio": {"data": "***", "format": "wav"}}, "not base64"),
         ({"type": "input_audio", "input_audio": {"data": 7}}, "expected input_audio with data"),
