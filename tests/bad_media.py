@@ -214,7 +214,7 @@ def sounds() -> dict[str, Bad]:
 
 
 def make_traps(folder: Path, outside: Path) -> None:
-    """Links, a folder, a socket and a large file below `folder`."""
+    """Links, a folder, a pipe, a socket and a large file below `folder`."""
     (folder / "to-outside.png").symlink_to(outside)
     (folder / "to-zero.png").symlink_to("/dev/zero")
     (folder / "loop-a.png").symlink_to(folder / "loop-b.png")
@@ -222,6 +222,7 @@ def make_traps(folder: Path, outside: Path) -> None:
     (folder / "to-nothing.png").symlink_to(folder / "nothing.png")
     (folder / "up").symlink_to(outside.parent, target_is_directory=True)
     (folder / "a-folder.png").mkdir()
+    os.mkfifo(folder / "pipe.png")
     with socket.socket(socket.AF_UNIX) as listener:
         here = Path.cwd()
         os.chdir(folder)  # the path of a socket has 107 bytes at most
@@ -274,6 +275,7 @@ def references(outside: Path, port: int) -> dict[str, tuple[Any, str]]:
         "a link to nothing": "to-nothing.png",
         "a folder": "a-folder.png",
         "a socket": "socket.png",
+        "a pipe that nobody writes to": "pipe.png",
         "a name of 300 letters": "a" * 300 + ".png",
         "a name of 100,000 letters": "a/" * 50_000,
         "a name with a zero": "a\0.png",

@@ -90,8 +90,8 @@ impl Roots {
                 format!("{shown} is not below the data file's folder; pass --media-root DIR to allow that folder");
             return Err(RowError::new("media_refused", message));
         }
-        let file = fs::File::open(&found).map_err(missing)?;
-        let about = file.metadata().map_err(missing)?;
+        // looked at first: to open a pipe is to wait for somebody who writes to it
+        let about = fs::metadata(&found).map_err(missing)?;
         if !about.is_file() {
             return Err(RowError::new("media_missing", format!("{shown}: not a file")));
         }
@@ -99,6 +99,7 @@ impl Roots {
             let message = format!("{shown}: has {} bytes, the most is {MOST_BYTES}; shrink it first", about.len());
             return Err(RowError::new("media_too_large", message));
         }
+        let file = fs::File::open(&found).map_err(missing)?;
         let mut bytes = Vec::with_capacity(about.len() as usize);
         file.take(MOST_BYTES).read_to_end(&mut bytes).map_err(missing)?;
         Ok((base.map(|base| base.to_string_lossy().into()), bytes))
