@@ -92,9 +92,9 @@ def pieces_of(row: dict[str, Any], encoder: "ChatEncoder") -> list[Piece]:
     for start, end in itertools.pairwise(edges):
         weight = next((s["weight"] for s in spans if s["start"] <= start < s["end"]), 0.0)
         role = next((_ROLES[t["role"]] for t in turns if t["start"] <= start < t["end"]), "")
-        medium = whole.get(start)
-        text = f"<{describe(medium)}>" if medium else encoder.read(ids[start:end])
-        pieces.append(Piece(text, ids[start:end], weight, role, medium))
+        shown = whole.get(start)
+        text = f"<{describe(shown)}>" if shown else encoder.read(ids[start:end])
+        pieces.append(Piece(text, ids[start:end], weight, role, shown))
     return pieces
 
 
@@ -212,9 +212,18 @@ def _encoded(reference: str, config: "Tokenize", reader: Reader, wanted: RowName
     folders = [str(source.path.parent) if source.path.is_file() else None for source in sources.sources]
     for chunk in sources.chunks():
         with refusals():
-            start = (chunk.source, chunk.first_line, chunk.first_record, chunk.copy, chunk.selection, [])
             folder = folders[chunk.source] if reader.has_media else None
-            rows, *_ = reader.encoder.encode_chunk(chunk.data, names[chunk.source], *start, folder)
+            rows, *_ = reader.encoder.encode_chunk(
+                chunk.data,
+                names[chunk.source],
+                chunk.source,
+                chunk.first_line,
+                chunk.first_record,
+                chunk.copy,
+                chunk.selection,
+                [],
+                folder,
+            )
         lines = chunk.data.split(b"\n")
         for row in pa.record_batch(rows).to_pylist():
             if wanted is None or wanted.fits(row, names):

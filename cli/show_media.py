@@ -70,7 +70,7 @@ class BoxReader:
         members = family.members if family else {}
         marks = members.get("boxes")
         self._forms = [_pattern(marks[name]) for name in ("bbox", "point")] if marks else []
-        self._is_resized = bool(marks) and marks["space"] == "resized"
+        self._is_resized = bool(marks and marks["space"] == "resized")
         self._patch = int(members.get("image", {}).get("rule", {}).get("patch", 1))
 
     def read(self, parts: Sequence[str | Medium]) -> list[list[Shares]]:

@@ -32,7 +32,9 @@ def run(cfg: Pixels, inputs: Inputs, out: Out) -> Result:
     assert folder is not None
     torch.set_num_threads(1)  # of each of our own threads
     maker = pixels.Pixels(folder)
-    table, pending, num_bytes, kinds = out.table(PIXELS, PIXELS_V1), [], 0, dict[str, int]()
+    table, num_bytes = out.table(PIXELS, PIXELS_V1), 0
+    pending: list[tuple[Medium, Tensors]] = []
+    kinds: dict[str, int] = {}
     shading: dict[str, Shading | None] = {}
 
     def make(medium: Medium) -> tuple[Medium, Tensors]:
