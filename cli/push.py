@@ -6,6 +6,7 @@ from pathlib import Path
 from postmill.cli.card import card
 from postmill.cli.tool import need, parse
 from postmill.io.errors import BAD_DATA, ArtifactError, ConfigError
+from postmill.io.hub import PREFIXES
 from postmill.io.manifest import MANIFEST, load_artifact, verify_files
 
 USAGE = """
@@ -37,7 +38,8 @@ def run(argv: list[str]) -> int:
         return 0
     need(args, 2, 2, USAGE)
     folder, to = Path(args.words[0]), args.words[1]
-    name = to.removeprefix("hf:").removeprefix("ms:")
+    prefix = next((prefix for prefix in PREFIXES if to.startswith(prefix)), "")
+    name = to.removeprefix(prefix)
     if name.count("/") != 1 or ":" in name:
         raise ConfigError(f"{to}: expected OWNER/NAME of Hugging Face, or ms:OWNER/NAME, like mill/tiny-adapter")
     artifact = load_artifact(folder, ("model", "adapter"))
@@ -57,7 +59,7 @@ def run(argv: list[str]) -> int:
 
     with Progress.install(quiet=args.has("--quiet")):
         Progress.show(f"push: {len(files)} files to {to}")
-        push = push_ms if to.startswith("ms:") else push_hf
+        push = push_ms if PREFIXES.get(prefix) == "ms" else push_hf
         address = push(name, files, revision=args.options.get("--revision"), private=args.has("--private"))
     sys.stdout.write(f"{address}\n")
     return 0

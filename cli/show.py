@@ -213,17 +213,7 @@ def _encoded(reference: str, config: "Tokenize", reader: Reader, wanted: RowName
     for chunk in sources.chunks():
         with refusals():
             folder = folders[chunk.source] if reader.has_media else None
-            rows, *_ = reader.encoder.encode_chunk(
-                chunk.data,
-                names[chunk.source],
-                chunk.source,
-                chunk.first_line,
-                chunk.first_record,
-                chunk.copy,
-                chunk.selection,
-                [],
-                folder,
-            )
+            rows, *_ = reader.encoder.encode_chunk(chunk.data, names[chunk.source], *chunk.place, [], folder)
         lines = chunk.data.split(b"\n")
         for row in pa.record_batch(rows).to_pylist():
             if wanted is None or wanted.fits(row, names):

@@ -149,7 +149,7 @@ def changed_media(artifact: Artifact) -> str | None:
     for picture in media_in(artifact):
         if picture.reference is None:
             continue
-        name = (picture.folder, picture.reference or "")
+        name = (picture.folder, picture.reference)
         if name in seen:
             continue
         seen.add(name)

@@ -130,9 +130,6 @@ class PixelsReader:
         """How many pictures there are."""
         return len(self._places)
 
-    def __contains__(self, digest: bytes) -> bool:
-        return digest in self._places
-
     def tensors(self, medium: Medium) -> Tensors:
         """What the processor made of a picture. Raises ArtifactError (78) for one that is not there."""
         place = self._places.get(medium.digest)

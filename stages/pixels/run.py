@@ -32,7 +32,7 @@ def run(cfg: Pixels, inputs: Inputs, out: Out) -> Result:
     assert folder is not None
     torch.set_num_threads(1)  # of each of our own threads
     maker = pixels.Pixels(folder)
-    table, num_bytes = out.table(PIXELS, PIXELS_V1), 0
+    table, num_bytes, num_written = out.table(PIXELS, PIXELS_V1), 0, 0
     pending: list[tuple[Medium, Tensors]] = []
     kinds: dict[str, int] = {}
     shading: dict[str, Shading | None] = {}
@@ -51,8 +51,9 @@ def run(cfg: Pixels, inputs: Inputs, out: Out) -> Result:
         kinds[medium.kind] = kinds.get(medium.kind, 0) + 1
         num_bytes += sum(tensor.nbytes for tensor in made.values())
         out.ledger.keep(1)
-        if sum(tensor.nbytes for _, one in pending for tensor in one.values()) >= _BATCH_BYTES:
+        if num_bytes - num_written >= _BATCH_BYTES:
             write()
+            num_written = num_bytes
         Progress.say("pixels", f"{out.ledger.counts.kept:,} files")
     if not kinds:
         raise ArtifactError("the rows name no pictures, sounds or videos; there is nothing to make", BAD_DATA)

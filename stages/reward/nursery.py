@@ -15,10 +15,8 @@ import subprocess
 import sys
 
 from postmill.stages.reward import worker
-from postmill.stages.shared.child_limits import end_with_parent
+from postmill.stages.shared.child_limits import bare_environment, end_with_parent
 
-ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "PYTHONPATH", "VIRTUAL_ENV", "LD_LIBRARY_PATH")
-"""What of the environment workers see: no keys and tokens of other services."""
 _MESSAGE = 64
 _NUMBER = struct.Struct("<i")
 
@@ -30,14 +28,13 @@ class Nursery:
         self._memory_mb = memory_mb
         self._socket, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         argv = [sys.executable, "-P", "-m", "postmill.stages.reward.nursery", str(other.fileno()), str(os.getpid())]
-        environment = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
         self._process = subprocess.Popen(
             argv,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             pass_fds=(other.fileno(),),
-            env=environment | {"OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"},
+            env=bare_environment(),
         )
         other.close()
 

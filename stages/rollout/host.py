@@ -20,11 +20,11 @@ from typing import Any
 import msgspec
 
 from postmill.io.json_file import NOT_JSON
+from postmill.stages.shared.child_limits import bare_environment
 
 _START_S = 60.0
 """Longest time to start a process, on top of the time of its first call."""
 _LONGEST_LINE = 16 << 20
-_ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "PYTHONPATH", "VIRTUAL_ENV", "LD_LIBRARY_PATH")
 
 
 class EnvironmentAnswer(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,13 +55,12 @@ class _Failed(Exception):
 
 class _Process:
     def __init__(self, argv: Sequence[str]) -> None:
-        environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
         self._process = subprocess.Popen(
             argv,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            env=environment | {"OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"},
+            env=bare_environment(),
             start_new_session=True,
             bufsize=0,
         )

@@ -1,4 +1,4 @@
-"""Limits that a child process puts on itself before it runs code of other people."""
+"""What a child process that runs code of other people is given to see, and the limits that it puts on itself."""
 
 import ctypes
 import os
@@ -8,6 +8,13 @@ import signal
 _PR_SET_PDEATHSIG = 1
 _MOST_FILE_BYTES = 64 << 20
 _MOST_FILES = 256
+_ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "PYTHONPATH", "VIRTUAL_ENV", "LD_LIBRARY_PATH")
+
+
+def bare_environment() -> dict[str, str]:
+    """What of our environment it sees: no keys and tokens of other services. One thread, and hashes that repeat."""
+    seen = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
+    return seen | {"OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
 
 
 def end_with_parent() -> None:

@@ -196,19 +196,14 @@ def _encode(
         rows, ledger, counts = encoder.encode_chunk(
             chunk.data,
             names[chunk.source],
-            chunk.source,
-            chunk.first_line,
-            chunk.first_record,
-            chunk.copy,
-            chunk.selection,
+            *chunk.place,
             duplicates,
             folders[chunk.source] if has_media else None,
         )
         return adopt(rows), adopt(ledger), counts | {"source": chunk.source}
 
     def hash_rows(chunk: Chunk) -> tuple[Chunk, list[tuple[int, bytes]]]:
-        place = (chunk.source, chunk.first_line, chunk.first_record, chunk.copy, chunk.selection)
-        return chunk, encoder.content_hashes(chunk.data, *place)
+        return chunk, encoder.content_hashes(chunk.data, *chunk.place)
 
     def without_duplicates() -> Iterator[tuple[Chunk, list[int]]]:
         seen: set[bytes] = set()

@@ -79,6 +79,11 @@ class Chunk(NamedTuple):
     selection: list[int] | None
     """Ascending record numbers of the source, or all."""
 
+    @property
+    def place(self) -> tuple[int, int, int, int, list[int] | None]:
+        """Where it lies, as the core is told."""
+        return self.source, self.first_line, self.first_record, self.copy, self.selection
+
 
 @functools.cache  # the runner resolves inputs for their digests, and the stage again to read them
 def resolve(text: str) -> Dataset:

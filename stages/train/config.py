@@ -104,9 +104,11 @@ class Measure(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     @property
     def profiled(self) -> tuple[int, int] | None:
         """First and last step of --profile-steps, counted from 1."""
-        found = re.fullmatch(r"(\d+)(?:-(\d+))?", self.profile_steps)
-        span = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
-        return span if 1 <= span[0] <= span[1] else None
+        found = re.fullmatch(r"([1-9]\d*)(?:-([1-9]\d*))?", self.profile_steps)
+        if found is None:
+            return None
+        first, last = int(found[1]), int(found[2] or found[1])
+        return (first, last) if first <= last else None
 
 
 class Train(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

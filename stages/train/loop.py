@@ -108,12 +108,11 @@ def train(
         held = take(out.kept, cfg, tuner, base, begun)
         if held:
             net, forward = held
-            wrapped = layout.wrap(forward)
         else:
             net = _load(cfg, tuner, base, accelerator, dtype=dtype, begun=begun, look=look)
             forward = _forward(cfg, net, objective, dtype)
-            wrapped = _wrapped(cfg, forward, layout, data.reader)
         sizes = {name: parameter.numel() for name, parameter in net.named_parameters()}
+        wrapped = layout.wrap(forward) if held else _wrapped(cfg, forward, layout, data.reader)
         learner = _learner(cfg, tuner, net, model.trainable(net), layout)
         checkpoint.restore_optimizer(begun, learner)
         joins = objective.needs.sampled or objective.needs.group == "pair"
