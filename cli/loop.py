@@ -57,6 +57,8 @@ class Loop(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """Updates from the samples of a round, for each of train's epochs (1 unless the recipe says more)."""
     warmup: Annotated[int, Meta(ge=0)] = 0
     """Rounds over which the learning rate rises to that of train."""
+    cooldown: Annotated[int, Meta(ge=0)] = 0
+    """Rounds at the end over which the learning rate falls towards 0."""
     measure: list[str] = []
     """Sections to run on the newest weights before the first round, every `measure_every` rounds, and at the end."""
     measure_every: Annotated[int, Meta(ge=1)] = 25
@@ -70,6 +72,10 @@ class Loop(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     theirs between rounds, where only an adapter changes."""
     seed: Annotated[int, Meta(ge=0, lt=2**62)] = 0
     """Decides the seeds of every round."""
+
+    def rate(self, number: int) -> float:
+        """The learning rate of round `number`, from 0, as a share of train's."""
+        return min(1.0, (number + 1) / max(self.warmup, 1), (self.rounds - number) / max(self.cooldown, 1))
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -208,7 +214,7 @@ def _said_of_loop(path: Path, settings: dict[str, list[str]]) -> dict[str, list[
 def _check_train(path: Path, step: Step) -> None:
     """Raises ConfigError (2) for options of train that the rounds decide."""
     for flag, why in {
-        "--schedule": "a round is a few steps; the rate is constant, and [loop] warmup lets it rise",
+        "--schedule": "a round is a few steps; [loop] warmup and cooldown say how the rate goes",
         "--steps": "say it as [loop] rounds and updates",
         "--bins-per-step": "say it as [loop] updates",
         "--batch.bins-per-step": "say it as [loop] updates",

@@ -8,7 +8,6 @@ was. Strictly on-policy: a round samples with the weights of the round before, a
 import contextlib
 import gc
 import os
-import platform
 import shutil
 import signal
 import time
@@ -23,7 +22,8 @@ import numpy as np
 from postmill.cli.chain import Step
 from postmill.cli.follow import PARENT
 from postmill.cli.loop import Plan
-from postmill.cli.others import STATUSES, Others
+from postmill.cli.loop_record import OwnStatus, Record, of_rewards, of_samples, of_training, text_of
+from postmill.cli.others import Others
 from postmill.io.commit import remove_artifact
 from postmill.io.digest import digest_bytes
 from postmill.io.errors import MISMATCH, STOPPED, StageError
@@ -36,9 +36,7 @@ from postmill.stages.progress import Progress
 from postmill.stages.runner import Options, run_stage
 from postmill.stages.shared.child_limits import end_with_parent
 
-METRICS, TIMING, STATUS = "metrics.jsonl", "timing.jsonl", "status.json"
 _LONGEST_PAUSE_S = 0.5
-_OF_TRAIN = ("loss", "grad_norm", "lr", "nats", "entropy", "ratio", "clipped", "mismatch", "mismatch_dropped", "kl")
 
 
 class Rounds:
@@ -47,17 +45,18 @@ class Rounds:
     def __init__(self, plan: Plan, *, threads: int, part: str = "") -> None:
         """part: of `loop.PARTS`, the process that this is; empty for all in one."""
         self._plan, self._options, self._part = plan, Options(threads=threads), part
-        keeps = part and not plan.loop.reload
-        self._holding = msgspec.structs.replace(self._options, kept=Kept()) if keeps else self._options
-        self._folder, self._round = plan.folder, 0
+        self._kept = Kept() if part and not plan.loop.reload else None
+        self._holding = msgspec.structs.replace(self._options, kept=self._kept)
+        self._folder = plan.folder
         self._others = Others(plan.folder, part)
-        self._seconds: dict[str, float] = {}
+        self._own = OwnStatus(plan.folder, part, plan.loop.rounds)
+        self._record = Record(plan.folder)
         self._held: dict[str, str] = {}
         """What rounds were sampled with: digests of what the engine held, and of the weights' files it was given."""
 
     def run(self) -> Path:
         """All rounds that are not done. Returns the folder of what was made last."""
-        with self._status():
+        with self._own, self._models():
             return self._run_train()
 
     def _run_train(self) -> Path:
@@ -65,15 +64,15 @@ class Rounds:
         for step in plan.before:
             self._stage(step)
         start = self._next_round()
-        lines = self._lines(start)
+        lines, self._record.seconds = self._record.read(start), {}
         for number in range(start, plan.loop.rounds):
-            self._round, self._seconds = number, {}
+            self._own.round = number
             measured = self._measure(number) if number % plan.loop.measure_every == 0 else {}
             lines.append(self._one(number) | measured)
-            self._write(lines)
+            self._record.write(lines)
             self._prune(number)
         lines[-1] |= self._measure(plan.loop.rounds)
-        self._write(lines)
+        self._record.write(lines)
         last = self._weights(plan.loop.rounds) or Path()
         for step in plan.after:
             self._stage(self._placed(step, {str(plan.train.output): str(last)}, step.output))
@@ -90,13 +89,13 @@ class Rounds:
             end_with_parent()
             if os.getppid() != int(os.environ[PARENT]):
                 raise StageError("the process that started this part of the loop is gone", STOPPED)
-        with self._status(), _heard():
+        with self._own, self._models(), _heard():
             if self._part == "train":
                 return self._run_train()
             for step in self._plan.before:
                 self._wait(step.output / MANIFEST)
             for number in range(self._next_round(), self._plan.loop.rounds):
-                self._round = number
+                self._own.round = number
                 if self._part == "rollout":
                     version = max(0, number - self._plan.loop.lag)
                     self._wait(self._place(version - 1) / "done" if version else self._folder)
@@ -111,7 +110,7 @@ class Rounds:
         pause = 0.02
         while not path.exists():
             if pause >= _LONGEST_PAUSE_S:
-                self._say_status("", "waiting", waiting_for=path)
+                self._own.say("", "waiting", waiting_for=path)
                 self._others.check(path)
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE_S)
@@ -165,7 +164,7 @@ class Rounds:
         else:
             sampled = self._sample(number)
             rewarded = self._reward(number)
-        line = {"step": number + 1} | _of_samples(sampled) | _of_rewards(rewarded)
+        line = {"step": number + 1} | of_samples(sampled) | of_rewards(rewarded)
         live = ~np.isnan(RewardsReader([rewarded.path], [sampled]).advantage)
         if not live.any():
             Progress.say("loop", f"round {number + 1}: no sample has an advantage, so there is no update", always=True)
@@ -184,12 +183,12 @@ class Rounds:
                 schedule="constant",
                 epochs=train.config.epochs if "--epochs" in train.options else 1,
                 bins_per_step=-(-int(packed.manifest.metrics["bins"]) // loop.updates),
-                lr=train.config.peak_lr * min(1.0, (number + 1) / max(loop.warmup, 1)),
+                lr=train.config.peak_lr * loop.rate(number),
             )
         )
-        line |= _of_training(trained) | self._learn_values(number)
-        seconds = sum(self._seconds.values())
-        Progress.say("loop", f"round {number + 1}/{loop.rounds}: {_text(line)}, {seconds:.1f} s", always=True)
+        line |= of_training(trained) | self._learn_values(number)
+        seconds = sum(self._record.seconds.values())
+        Progress.say("loop", f"round {number + 1}/{loop.rounds}: {text_of(line)}, {seconds:.1f} s", always=True)
         return line
 
     def _learn_values(self, number: int) -> dict[str, Any]:
@@ -207,7 +206,7 @@ class Rounds:
             save_every=0,
         )
         trained = self._stage(step if before is None else _with_critic(step, before))
-        return {f"{critic.name}.loss": _of_training(trained)["loss"]}
+        return {f"{critic.name}.loss": of_training(trained)["loss"]}
 
     def _measure(self, number: int) -> dict[str, Any]:
         """Run the sections of `measure` on the weights before round `number`."""
@@ -241,7 +240,7 @@ class Rounds:
 
     def _stage(self, step: Step) -> Artifact:
         """Make what the step makes, unless it is there."""
-        self._say_status(step.name)
+        self._own.say(step.name)
         started = time.monotonic()
         step.output.parent.mkdir(parents=True, exist_ok=True)
         # what is measured now and then leaves the memory to the part's own work
@@ -254,9 +253,15 @@ class Rounds:
             raise
         finally:
             if step.stage.name in ("rollout", "score", "train"):
-                gc.collect()  # a model that is no longer used goes before the next one is loaded
-        self._seconds[step.name] = round(time.monotonic() - started, 2)
+                self._free_models()
+        self._record.seconds[step.name] = round(time.monotonic() - started, 2)
         return load_artifact(step.output)
+
+    def _free_models(self) -> None:
+        """A model that is no longer used goes before the next one is loaded."""
+        gc.collect()
+        if not gc.get_freeze_count():
+            gc.freeze()  # modules are loaded by now and stay: looking through them took 0.2 s each time
 
     def _check_engine(self, sampled: Artifact, weights: Path | None) -> None:
         """Raise StageError (78) if other weights left the same tensors in the engine: it did not load them."""
@@ -299,17 +304,6 @@ class Rounds:
         last = self._plan.rounds[-1]
         return (place / "done").is_file() or (place / last.name / MANIFEST).is_file()
 
-    def _lines(self, start: int) -> list[dict[str, Any]]:
-        """What the record has of the rounds before `start`."""
-        path = self._folder / METRICS
-        lines = [msgspec.json.decode(line) for line in path.read_bytes().splitlines()] if path.is_file() else []
-        return [line for line in lines if line["step"] <= start]
-
-    def _write(self, lines: list[dict[str, Any]]) -> None:
-        _replace(self._folder / METRICS, b"".join(msgspec.json.encode(line) + b"\n" for line in lines))
-        with (self._folder / TIMING).open("ab") as file:
-            file.write(msgspec.json.encode({"step": self._round + 1, "seconds": self._seconds}) + b"\n")
-
     def _prune(self, number: int) -> None:
         """Mark the round as done, and remove weights that no round needs."""
         (self._place(number) / "done").touch()
@@ -322,36 +316,13 @@ class Rounds:
                 shutil.rmtree(path.parent / f"{path.name}.checkpoints", ignore_errors=True)
 
     @contextlib.contextmanager
-    def _status(self) -> Iterator[None]:
-        self._folder.mkdir(parents=True, exist_ok=True)
-        if not self._part:
-            shutil.rmtree(self._folder / STATUSES, ignore_errors=True)
-        state = "failed"
+    def _models(self) -> Iterator[None]:
+        """What is held between rounds goes at their end: a server ends before its loop does."""
         try:
             yield
-            state = "done"
-        except StageError as error:
-            state = "stopped" if error.code == 75 else "failed"
-            raise
         finally:
-            self._say_status("", state)
-
-    def _say_status(self, stage: str, state: str = "running", *, waiting_for: Path | None = None) -> None:
-        status = {
-            "version": 1,
-            "state": state,
-            "pid": os.getpid(),
-            "host": platform.node(),
-            "round": self._round,
-            "rounds": self._plan.loop.rounds,
-            "stage": stage,
-            "since": time.time(),
-        }
-        if waiting_for is not None:
-            status["waiting_for"] = str(waiting_for.relative_to(self._folder))
-        place = self._folder / STATUSES / f"{self._part}.json" if self._part else self._folder / STATUS
-        place.parent.mkdir(parents=True, exist_ok=True)
-        _replace(place, msgspec.json.encode(status) + b"\n")
+            if self._kept is not None:
+                self._kept.close()
 
 
 @contextlib.contextmanager
@@ -381,39 +352,5 @@ def _moved(text: str, folders: dict[str, str]) -> str:
     return f"{label}{equals}{folders.get(path, path)}"
 
 
-def _replace(path: Path, content: bytes) -> None:
-    beside = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    beside.write_bytes(content)
-    beside.replace(path)
-
-
 def _seed(seed: int, number: int) -> int:
     return int(digest_bytes(f"loop:{seed}:{number}".encode())[7:22], 16)
-
-
-def _of_samples(made: Artifact) -> dict[str, Any]:
-    metrics = made.manifest.metrics
-    finish = metrics["finish"]
-    return {
-        "length": metrics["mean_length"],
-        "sampled_tokens": metrics["sampled_tokens"],
-        "cut": finish.get("length", 0) / max(metrics["samples"], 1),
-        "weights": metrics["weights"],
-    }
-
-
-def _of_rewards(made: Artifact) -> dict[str, Any]:
-    metrics = made.manifest.metrics
-    mixed = metrics["groups"].get("mixed", 0) / max(metrics["prompts"], 1)
-    passed = {f"pass_at_{k}": value for k, value in metrics["pass_at"].items()}
-    return {"reward": metrics["reward_mean"], "mixed": mixed} | passed
-
-
-def _of_training(made: Artifact) -> dict[str, Any]:
-    lines = [msgspec.json.decode(line) for line in made.file(METRICS).read_bytes().splitlines()]
-    return {name: lines[-1][name] for name in _OF_TRAIN if name in lines[-1]}
-
-
-def _text(line: dict[str, Any]) -> str:
-    shown = ("reward", "mixed", "nats", "length", "mismatch", "grad_norm")
-    return ", ".join(f"{name} {line[name]:.4g}" for name in shown if line.get(name) is not None)

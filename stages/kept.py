@@ -16,8 +16,24 @@ class Kept:
         """What was kept as `name` if it was made from the same, otherwise None. It is given up until it is kept again,
         so that what a failed run left is never used."""
         before, value = self._held.pop(name, (None, None))
-        return value if before == made_from else None
+        if before == made_from:
+            return value
+        _close(value)
+        return None
 
     def keep(self, name: str, made_from: object, value: Any) -> None:
         """For the next run."""
         self._held[name] = made_from, value
+
+    def close(self) -> None:
+        """Give up everything."""
+        for _, value in self._held.values():
+            _close(value)
+        self._held.clear()
+
+
+def _close(value: Any) -> None:
+    """End what does not end by being forgotten: a server."""
+    close = getattr(value, "close", None)
+    if close is not None:
+        close()

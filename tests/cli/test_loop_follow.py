@@ -138,8 +138,8 @@ def test_a_part_that_fails_ends_those_that_wait_for_it(world, monkeypatch):
     plan = read_plan(world / "loop.toml", settings(world), world / "fails")
     waiting = rounds.Rounds(plan, threads=1, part="reward")
     failed = rounds.Rounds(plan, threads=1, part="rollout")
-    failed._say_status("rollout", "failed")
-    with pytest.raises(StageError, match=r"does not come: rollout failed") as caught, waiting._status():
+    failed._own.say("rollout", "failed")
+    with pytest.raises(StageError, match=r"does not come: rollout failed") as caught, waiting._own:
         waiting._wait(world / "fails" / "rounds" / "00000" / "rollout" / "manifest.json")
     assert caught.value.code == 69
 
@@ -158,7 +158,7 @@ def test_a_part_that_waits_for_one_that_is_halted_or_gone_leaves(world, monkeypa
     waiting = rounds.Rounds(plan, threads=1, part="reward")
     pid = os.fork()
     if not pid:
-        rounds.Rounds(plan, threads=1, part="rollout")._say_status("rollout")
+        rounds.Rounds(plan, threads=1, part="rollout")._own.say("rollout")
         signal.pause()
     try:
         place = world / name / "status" / "rollout.json"
@@ -194,7 +194,7 @@ def test_a_part_that_has_yet_to_be_started_is_waited_for(world, monkeypatch):
 def test_status_says_who_waits_for_what(world, capsys):
     plan = read_plan(world / "loop.toml", settings(world), world / "waits")
     part = rounds.Rounds(plan, threads=1, part="train")
-    part._say_status("", "waiting", waiting_for=world / "waits" / "rounds" / "00001" / "reward" / "manifest.json")
+    part._own.say("", "waiting", waiting_for=world / "waits" / "rounds" / "00001" / "reward" / "manifest.json")
     assert status.run([str(world / "waits")]) == 0
     assert "  train waiting: round 1 of 3, for rounds/00001/reward/manifest.json" in capsys.readouterr().out
 

@@ -6,6 +6,7 @@ goes to a file of its own, whose end is shown if it fails.
 
 import contextlib
 import os
+import secrets
 import shlex
 import signal
 import subprocess
@@ -17,6 +18,8 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
+
+import msgspec
 
 from postmill.io.errors import UNAVAILABLE, USAGE, ConfigError, StageError
 from postmill.io.model_folder import ADAPTER_CONFIG
@@ -50,8 +53,111 @@ _PASSED_ON_PREFIXES = (
 )
 
 
+class Child:
+    """A server that runs, and `engine`, which asks it. It is ended by `close`, or with this process."""
+
+    def __init__(
+        self,
+        argv: list[str],
+        port: int,
+        wanted: Wanted,
+        *,
+        timeout_s: float,
+        key: IO[str] | None = None,
+        more: dict[str, str] | None = None,
+        is_processed: bool = False,
+    ) -> None:
+        """Wait until it answers. Raises StageError (69) if it does not.
+
+        key: a file with the key that it asks for, closed with it; more: variables it is given; is_processed:
+        log-probs of vLLM's form are of what was drawn from.
+        """
+        self._argv, self._port, self._is_processed, self._key = argv, port, is_processed, key
+        self._endpoint = Endpoint(url=f"http://127.0.0.1:{port}", key_file=key.name if key else "")
+        self._said = tempfile.TemporaryFile()  # noqa: SIM115  it is open as long as the server
+        self._number = 0
+        self._process = start_child(argv, self._said, more or {})
+        try:
+            self._wait_ready(timeout_s)
+            self.engine = self._engine(wanted, _NAME if _adapter(wanted) else "")
+        except BaseException:
+            self.close()
+            raise
+
+    def swap(self, wanted: Wanted) -> bool:
+        """Put the adapter that is wanted in the place of the one before, by vLLM's routes; False where it cannot."""
+        adapter, name = _adapter(wanted), f"{_NAME}.{self._number + 1}"
+        before = self.engine
+        if adapter is None or not before.name.startswith(_NAME) or self._process.poll() is not None:
+            return False
+        if not before.tell("/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(adapter.resolve())}):
+            return False
+        self._number += 1
+        self.engine = self._engine(wanted, name)
+        before.tell("/v1/unload_lora_adapter", {"lora_name": before.name})
+        return True
+
+    def check(self) -> None:
+        """Raise StageError (69), with its last words, if the server has ended."""
+        if self._process.poll() is not None:
+            raise self._ended()
+
+    def close(self) -> None:
+        """End the server and all it started."""
+        end_child(self._process)
+        self._said.close()
+        if self._key is not None:
+            self._key.close()
+
+    def _engine(self, wanted: Wanted, name: str) -> UrlEngine:
+        return UrlEngine(
+            msgspec.structs.replace(self._endpoint, url_model=name),
+            concurrency=wanted.batch_size,
+            is_processed=self._is_processed,
+            loaded=Loaded(digest=wanted.digest, proof="claimed"),
+        )
+
+    def _wait_ready(self, timeout_s: float) -> None:
+        started = time.monotonic()
+        Progress.show(f"engine: {shlex.join(self._argv)}")
+        while self._process.poll() is None:
+            with contextlib.suppress(urllib.error.URLError, OSError):
+                urllib.request.urlopen(f"http://127.0.0.1:{self._port}/v1/models", timeout=10).close()
+                return
+            if time.monotonic() - started > timeout_s:
+                raise StageError(
+                    f"{self._argv[0]}: no answer on port {self._port} after {timeout_s:g} s; see --start-timeout-s"
+                    f"{tail_of(self._said)}",
+                    UNAVAILABLE,
+                )
+            time.sleep(0.1)
+        raise self._ended()
+
+    def _ended(self) -> StageError:
+        code = self._process.wait()
+        how = f"ended with {code}" if code >= 0 else f"was ended by {signal.Signals(-code).name}"
+        return StageError(
+            f"engine {shlex.join(self._argv[:4])} ...: {how}; mend its command line{tail_of(self._said)}", UNAVAILABLE
+        )
+
+
 @contextlib.contextmanager
-def start_vllm(options: Vllm, wanted: Wanted) -> Iterator[UrlEngine]:
+def running(child: Child) -> Iterator[UrlEngine]:
+    """Its engine; the server ends with the block. Raises StageError (69), with its last words, if it ended before."""
+    try:
+        yield child.engine
+        child.check()
+    except StageError as error:
+        try:
+            child.check()
+        except StageError as ended:
+            raise ended from error
+        raise
+    finally:
+        child.close()
+
+
+def start_vllm(options: Vllm, wanted: Wanted) -> Child:
     """vLLM with a model, or with a base and one LoRA adapter. Raises StageError (69), ConfigError (2)."""
     import torch
 
@@ -69,36 +175,44 @@ def start_vllm(options: Vllm, wanted: Wanted) -> Iterator[UrlEngine]:
     if not on_gpu:
         argv += ["--enforce-eager"]
     argv += options.engine_arguments
-    quiet = {"VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
+    more = {"VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1", "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"}
     if not on_gpu:
         # compiling for the first log-prob takes half a minute; by default the cache takes most of the memory
-        quiet |= {"TORCHDYNAMO_DISABLE": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "OMP_NUM_THREADS": str(wanted.threads)}
-        quiet |= {"VLLM_CPU_OMP_THREADS_BIND": f"0-{wanted.threads - 1}" if wanted.threads > 1 else "0"}
-    with _running(argv, port, quiet, options.start_timeout_s):
-        yield _engine(wanted, port, name=_NAME if adapter else "", is_processed=True)
+        more |= {"TORCHDYNAMO_DISABLE": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "OMP_NUM_THREADS": str(wanted.threads)}
+        more |= {"VLLM_CPU_OMP_THREADS_BIND": f"0-{wanted.threads - 1}" if wanted.threads > 1 else "0"}
+    return Child(argv, port, wanted, timeout_s=options.start_timeout_s, more=more, is_processed=True)
 
 
-@contextlib.contextmanager
-def start_command(options: Command, wanted: Wanted) -> Iterator[UrlEngine]:
+def start_command(options: Command, wanted: Wanted) -> Child:
     """Whatever the command line starts. Raises StageError (69), ConfigError (2)."""
     port, adapter = free_port(), _adapter(wanted)
     if adapter is not None and "{adapter}" not in options.engine_command:
         raise ConfigError("--engine-command: there is an adapter, and no {adapter} to put it; merge it first", USAGE)
-    values = {"{port}": str(port), "{model}": str(wanted.folders[0]), "{adapter}": str(adapter)}
-    argv = shlex.split(options.engine_command)
-    for place, value in values.items():
-        argv = [word.replace(place, value) for word in argv]
-    with _running(argv, port, {}, options.start_timeout_s):
-        yield _engine(wanted, port, name=_NAME if adapter else "", is_processed=False)
+    values = {"{port}": str(port), "{model}": str(wanted.folders[0])}
+    values |= {"{adapter}": str(adapter)} if adapter is not None else {}
+    key = None
+    if "{key_file}" in options.engine_command:
+        key = tempfile.NamedTemporaryFile("w", prefix="postmill-key-")  # noqa: SIM115  it is there as long as the server
+        key.write(secrets.token_urlsafe(32))
+        key.flush()
+        values["{key_file}"] = key.name
+    argv = words_of(options.engine_command, values)
+    return Child(argv, port, wanted, timeout_s=options.start_timeout_s, key=key)
 
 
-def _engine(wanted: Wanted, port: int, *, name: str, is_processed: bool) -> UrlEngine:
-    return UrlEngine(
-        Endpoint(url=f"http://127.0.0.1:{port}", url_model=name),
-        concurrency=wanted.batch_size,
-        is_processed=is_processed,
-        loaded=Loaded(digest=wanted.digest, proof="claimed"),
-    )
+def words_of(command: str, values: dict[str, str]) -> list[str]:
+    """A command line with values in their places. Where there is no adapter, its word and the option before it go."""
+    words: list[str] = []
+    for given in shlex.split(command):
+        if "{adapter}" in given and "{adapter}" not in values:
+            if words and words[-1].startswith("-"):
+                words.pop()
+            continue
+        word = given
+        for place, value in values.items():
+            word = word.replace(place, value)
+        words.append(word)
+    return words
 
 
 def _adapter(wanted: Wanted) -> Path | None:
@@ -116,45 +230,6 @@ def _rank(adapter: Path) -> int:
         raise ConfigError(f"--engine vllm: {adapter} is {config.get('peft_type')}, not LoRA; merge it first", USAGE)
     rank = max([int(config.get("r") or 1), *map(int, (config.get("rank_pattern") or {}).values())])
     return next((size for size in (8, 16, 32, 64, 128, 256, 320, 512) if size >= rank), rank)
-
-
-@contextlib.contextmanager
-def _running(argv: list[str], port: int, more: dict[str, str], timeout_s: float) -> Iterator[None]:
-    with tempfile.TemporaryFile() as said:
-        child = start_child(argv, said, more)
-        try:
-            _wait_ready(child, argv, port, said, timeout_s)
-            yield
-            if child.poll() is not None:
-                raise _ended(child, argv, said)
-        except StageError as error:
-            if child.poll() is not None:
-                raise _ended(child, argv, said) from error
-            raise
-        finally:
-            end_child(child)
-
-
-def _wait_ready(child: subprocess.Popen[bytes], argv: list[str], port: int, said: IO[bytes], timeout_s: float) -> None:
-    started = time.monotonic()
-    Progress.show(f"engine: {shlex.join(argv)}")
-    while child.poll() is None:
-        with contextlib.suppress(urllib.error.URLError, OSError):
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/models", timeout=10).close()
-            return
-        if time.monotonic() - started > timeout_s:
-            raise StageError(
-                f"{argv[0]}: no answer on port {port} after {timeout_s:g} s; see --start-timeout-s{tail_of(said)}",
-                UNAVAILABLE,
-            )
-        time.sleep(0.1)
-    raise _ended(child, argv, said)
-
-
-def _ended(child: subprocess.Popen[bytes], argv: list[str], said: IO[bytes]) -> StageError:
-    code = child.wait()
-    how = f"ended with {code}" if code >= 0 else f"was ended by {signal.Signals(-code).name}"
-    return StageError(f"engine {shlex.join(argv[:4])} ...: {how}; mend its command line{tail_of(said)}", UNAVAILABLE)
 
 
 def tail_of(said: IO[bytes]) -> str:

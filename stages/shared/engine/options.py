@@ -15,6 +15,7 @@ from postmill.stages.spec import SAME_BYTES, Choice
 
 if TYPE_CHECKING:
     from postmill.stages.protocol import Input
+    from postmill.stages.shared.engine.child import Child
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -79,6 +80,12 @@ class Vllm(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     def open(self, wanted: Wanted) -> AbstractContextManager[Any]:
         """Raises StageError (69) where it does not start, ConfigError (2) for several adapters."""
+        from postmill.stages.shared.engine.child import running
+
+        return running(self.start(wanted))
+
+    def start(self, wanted: Wanted) -> "Child":
+        """The server, which outlives the run. Raises what `open` raises."""
         from postmill.stages.shared.engine.child import start_vllm
 
         return start_vllm(self, wanted)
@@ -89,7 +96,8 @@ class Command(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     engine_command: str
     """Its command line, with {port} and {model}; split as a shell would, though no shell runs it. With an adapter it
-    has {adapter} too, served by the name policy: postmill serve {model} --adapter policy={adapter} --port {port}."""
+    has {adapter} too, served by the name policy: postmill serve {model} --adapter policy={adapter} --port {port}.
+    With --adapter-dir . --admin-key-file {key_file} as well, a loop puts new adapters into the server that it has."""
     start_timeout_s: Annotated[float, Meta(gt=0), SAME_BYTES] = 600.0
     """Longest wait until it answers, in seconds."""
 
@@ -99,6 +107,12 @@ class Command(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     def open(self, wanted: Wanted) -> AbstractContextManager[Any]:
         """Raises StageError (69) where it does not start, ConfigError (2) where it has no place for the adapter."""
+        from postmill.stages.shared.engine.child import running
+
+        return running(self.start(wanted))
+
+    def start(self, wanted: Wanted) -> "Child":
+        """The server, which outlives the run. Raises what `open` raises."""
         from postmill.stages.shared.engine.child import start_command
 
         return start_command(self, wanted)
@@ -115,7 +129,7 @@ def open_engine(
 ) -> AbstractContextManager[Any]:
     """The engine, until the block ends: the server at `endpoint` if that has a URL. Raises what opening it raises.
 
-    kept: where our own engine is held between runs, so that an adapter of the same base needs no other one.
+    kept: where an engine is held between runs, so that an adapter of the same base needs no other one.
     """
     if endpoint.url:
         from postmill.stages.shared.engine.url import UrlEngine
@@ -123,6 +137,8 @@ def open_engine(
         return nullcontext(UrlEngine(endpoint, concurrency=wanted.batch_size))
     if kept is not None and isinstance(engine, Transformers):
         return _held(engine, wanted, kept)
+    if kept is not None and isinstance(engine, (Vllm, Command)):
+        return _held_server(engine, wanted, kept)
     opened: AbstractContextManager[Any] = engine.open(wanted)
     return opened
 
@@ -138,3 +154,21 @@ def _held(engine: Transformers, wanted: Wanted, kept: Kept) -> Iterator[Any]:
             pass
     yield found
     kept.keep("engine", made_from, found)
+
+
+@contextmanager
+def _held_server(options: Vllm | Command, wanted: Wanted, kept: Kept) -> Iterator[Any]:
+    """The same of a server: it goes on where it takes the adapter that is wanted now, and else another is started."""
+    made_from = (options, wanted.base_digest, wanted.dtype, wanted.batch_size, wanted.threads)
+    child: Child | None = kept.take("engine", made_from)
+    if child is not None and not child.swap(wanted):
+        child.close()
+        child = None
+    child = child or options.start(wanted)
+    try:
+        yield child.engine
+        child.check()
+    except BaseException:
+        child.close()
+        raise
+    kept.keep("engine", made_from, child)

@@ -133,17 +133,27 @@ class UrlEngine:
             raise StageError(f"{self.root}/tokenize: the answer has no tokens", UNAVAILABLE)
         return [int(token) for token in found]
 
-    def _ask(self, route: str, body: dict[str, Any] | None) -> dict[str, Any]:
-        """The answer's JSON. Raises Refused; StageError (69) when the last try failed too."""
+    def tell(self, route: str, body: dict[str, Any]) -> bool:
+        """Whether the server does what it is told, once; what it says of that is not read."""
+        try:
+            with urllib.request.urlopen(self._request(route, body), timeout=self._endpoint.timeout_s):  # noqa: S310
+                return True
+        except OSError:
+            return False
+
+    def _request(self, route: str, body: dict[str, Any] | None) -> urllib.request.Request:
         data = None if body is None else json.dumps(body).encode()
         headers = {"content-type": "application/json"} | ({"authorization": f"Bearer {self.key}"} if self.key else {})
+        return urllib.request.Request(self.root + route, data, headers)  # noqa: S310  http or https, checked
+
+    def _ask(self, route: str, body: dict[str, Any] | None) -> dict[str, Any]:
+        """The answer's JSON. Raises Refused; StageError (69) when the last try failed too."""
         why = ""
         for number in range(self._endpoint.tries):
             self._wait_turn()
             pause = random.uniform(0.5, 1.0) * min(2.0**number, _LONGEST_PAUSE_S)  # noqa: S311  no secret
-            request = urllib.request.Request(self.root + route, data, headers)  # noqa: S310  http or https, checked
             try:
-                with urllib.request.urlopen(request, timeout=self._endpoint.timeout_s) as answer:  # noqa: S310
+                with urllib.request.urlopen(self._request(route, body), timeout=self._endpoint.timeout_s) as answer:  # noqa: S310
                     decoded = json.loads(answer.read())
                     self._count(decoded)
                     return decoded if isinstance(decoded, dict) else {}

@@ -25,10 +25,14 @@ from postmill.io.rollouts import ROLLOUTS
 from postmill.io.schemas import EVAL_ITEMS_V1, ROLLOUTS_V1
 from postmill.io.table import TableReader
 from postmill.stages.eval import config as evals
+from postmill.stages.kept import Kept
 from postmill.stages.options import make
 from postmill.stages.rollout import config as rollouts
-from postmill.stages.runner import Options, run_stage
+from postmill.stages.runner import Options, find_inputs, run_stage
+from postmill.stages.shared.engine import child
+from postmill.stages.shared.engine.endpoint import Endpoint
 from postmill.stages.shared.engine.local import LocalEngine
+from postmill.stages.shared.engine.options import Command, Wanted, open_engine
 from postmill.stages.shared.engine.protocol import Request, Sampling
 from postmill.stages.tokenize.config import STAGE as TOKENIZE
 from postmill.stages.tokenize.config import Tokenize
@@ -101,6 +105,37 @@ def test_eval_of_an_adapter_by_a_command(world, tmp_path):
         run_stage(evals.STAGE, cfg, given, tmp_path / name, Options(threads=1))
         outputs += [row["output_ids"] for row in rows(tmp_path / name / "items.arrow", EVAL_ITEMS_V1)]
     assert outputs[0] == outputs[1]
+
+
+def test_a_held_server_takes_the_adapter_that_is_wanted(world, monkeypatch):
+    """One server for two adapters: each answers as our own engine does with it, and the server ends when it is told."""
+    save_adapter(world / "other", world / "base", peft.LoraConfig(r=4, lora_alpha=64, target_modules=["down_proj"]))
+    command = f"{MAIN} serve {{model}} --adapter policy={{adapter}} --port {{port}} --log none"
+    command += f" --adapter-dir {world} --admin-key-file {{key_file}}"
+    started, start = [], child.start_command
+    monkeypatch.setattr(child, "start_command", lambda *given: started.append(given) or start(*given))
+    requests, kept = [Request(key=str(n), prompt_ids=[5 + n, 9], seed=n) for n in range(3)], Kept()
+    for name in ("lora", "other", "lora"):
+        given = {"prompts": [world / "prompts"], "model": [world / "base"], "policy": [world / name]}
+        inputs = find_inputs(rollouts.STAGE, {port: list(map(str, paths)) for port, paths in given.items()})
+        wanted = Wanted.of([*inputs["model"], *inputs["policy"]], dtype="float32", batch_size=3, threads=1)
+        with open_engine(Command(engine_command=command), Endpoint(), wanted, kept) as engine:
+            replies = engine.answer(requests, Sampling(max_new_tokens=8))
+        mine = LocalEngine(wanted.folders, dtype="float32", batch_size=3, threads=1)
+        expected = mine.answer(requests, Sampling(max_new_tokens=8))
+        assert [(reply.ids, reply.logp) for reply in replies] == [(reply.ids, reply.logp) for reply in expected]
+        assert engine.loaded.digest == wanted.digest
+    assert len(started) == 1
+    kept.close()
+    assert not children_of(f"serve {world / 'base'}")
+
+
+def test_without_an_adapter_its_words_are_left_out(world):
+    """The first round of a loop may sample with the model alone."""
+    words = "serve {model} --adapter policy={adapter} --port {port} --name {adapter}"
+    assert child.words_of(words, {"{model}": "m", "{port}": "1"}) == ["serve", "m", "--port", "1"]
+    filled = child.words_of(words, {"{model}": "m", "{port}": "1", "{adapter}": "a"})
+    assert filled == ["serve", "m", "--adapter", "policy=a", "--port", "1", "--name", "a"]
 
 
 @pytest.mark.parametrize(
