@@ -118,7 +118,10 @@ def compare(
     logp_T = torch.from_numpy(np.append(new_T[1:], 0.0).astype(np.float32))
     for name in names or losses:
         leaf_T = logp_T.clone().requires_grad_()
-        total = RlLoss(losses[name]).loss(Outputs(logp_T=leaf_T), batch, norms, {}).total
+        loss, outputs = RlLoss(losses[name]), Outputs(logp_T=leaf_T)
+        is_coupled = loss.needs.coupling == "step_constants"
+        constants = loss.constants(loss.summary(outputs, batch).detach(), norms) if is_coupled else {}
+        total = loss.loss(outputs, batch, norms, constants).total
         [gradient_T] = torch.autograd.grad(total, [leaf_T])
         computed.append(ObjectiveLoss(name, float(total.detach()), gradient_T[at_N].double().numpy()))
     row_N = batch.row_T[at_N]

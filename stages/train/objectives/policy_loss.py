@@ -10,7 +10,8 @@ Letters: T sampled tokens of all rows, R rows. Everything is over sampled tokens
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -39,6 +40,10 @@ class Sampled(NamedTuple):
     engine_T: Tensor | None = None
     """As the engine said when it sampled; NaN where it said nothing."""
     entropy_T: Tensor | None = None
+    draw_T: Tensor | None = None
+    """A number of [0, 1) that belongs to the token in every cut of the step."""
+    limits: Mapping[str, float] = MappingProxyType({})
+    """Of the step, by which tokens are chosen: see `token_choice.py`."""
 
     def row_sum(self, values_T: Tensor) -> Tensor:
         """Sum over each row, [R]."""
@@ -153,6 +158,32 @@ def _fipo(cfg: Rl, s: Sampled, log_T: Tensor) -> Tensor:
     return _ppo(cfg, s, log_T) * influence_T
 
 
+def covariance(advantage_T: Tensor, logp_T: Tensor, limits: Mapping[str, float]) -> Tensor:
+    """What a token adds to the covariance of advantages and log-probs over the step, float64 [T]."""
+    far_T = advantage_T.double() - limits["mean_advantage"]
+    return far_T * (logp_T.detach().double() - limits["mean_logp"])
+
+
+def _clip_cov(cfg: Rl, s: Sampled, log_T: Tensor) -> Tensor:
+    """Clipped surrogate without a drawn part of the tokens whose covariance lies in a band, as in verl 0.8."""
+    assert s.draw_T is not None
+    covariance_T = covariance(s.advantage_T, s.logp_T, s.limits)
+    is_free_T = (covariance_T > cfg.cov_low) & (covariance_T < cfg.cov_high) & ~clipped(cfg, s, log_T).bool()
+    is_dropped_T = is_free_T & (s.draw_T.to(s.logp_T.dtype) <= s.limits["draw"])
+    return _ppo(cfg, s, log_T).masked_fill(is_dropped_T, 0.0)
+
+
+def _kl_cov(cfg: Rl, s: Sampled, log_T: Tensor) -> Tensor:
+    """Ratio times advantage, not clipped; tokens of the highest covariance pay for their way, as in verl 0.8."""
+    is_high_T = covariance(s.advantage_T, s.logp_T, s.limits) >= s.limits["covariance"]
+    return -log_T.exp() * s.advantage_T + cfg.cov_kl * log_T.abs() * is_high_T.to(log_T.dtype)
+
+
+def _dro(cfg: Rl, s: Sampled, log_T: Tensor) -> Tensor:
+    """Plain policy gradient that pays for the square of how far the log-prob moved, <https://arxiv.org/abs/2405.19107>."""
+    return -s.advantage_T * s.logp_T + 0.5 * cfg.dro_beta * log_T**2
+
+
 def _reinforce(cfg: Rl, s: Sampled, log_T: Tensor) -> Tensor:
     """Plain policy gradient, no ratio."""
     return -s.advantage_T * s.logp_T
@@ -167,6 +198,9 @@ SURROGATES: dict[str, Callable[[Rl, Sampled, Tensor], Tensor]] = {
     "dppo_tv": _dppo_tv,
     "dppo_kl": _dppo_kl,
     "fipo": _fipo,
+    "clip_cov": _clip_cov,
+    "kl_cov": _kl_cov,
+    "dro": _dro,
     "reinforce": _reinforce,
 }
 """Name -> loss of each token, [T], from options, tokens and log importance ratios."""
@@ -215,20 +249,19 @@ def off_policy_rows(limit: float, s: Sampled) -> Tensor:
         return ((s.advantage_T >= 0) | (drift_T <= limit)).to(s.logp_T.dtype)
 
 
-def token_losses(cfg: Rl, s: Sampled, entropy_limit: float | None = None) -> dict[str, Tensor]:
+def token_losses(cfg: Rl, s: Sampled) -> dict[str, Tensor]:
     """The terms of the loss at each token, [T] each, before shares: `policy`, and `kl` and `entropy` where asked for.
 
-    entropy_limit: tokens with a lower entropy take no part in `policy` and `entropy`; the step's quantile of
-    `--rl.entropy-quantile`.
+    Tokens with an entropy below the limit `entropy` take no part in `policy` and `entropy`.
     """
     log_T = log_importance(cfg.level, s)
     policy_T = SURROGATES[cfg.surrogate](cfg, s, log_T)
     if cfg.off_policy_limit is not None:
         policy_T = policy_T * off_policy_rows(cfg.off_policy_limit, s)
     is_live_T = None
-    if entropy_limit is not None:
+    if "entropy" in s.limits:
         assert s.entropy_T is not None
-        is_live_T = (s.entropy_T.detach() >= entropy_limit).to(policy_T.dtype)
+        is_live_T = (s.entropy_T.detach() >= s.limits["entropy"]).to(policy_T.dtype)
         policy_T = policy_T * is_live_T
     if s.engine_T is not None and cfg.mismatch != "none" and cfg.surrogate != "vespo":
         policy_T = policy_T * mismatch_weights(cfg, s)

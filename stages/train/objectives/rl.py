@@ -21,8 +21,7 @@ from postmill.stages.train.objectives.policy_loss import (
     token_losses,
 )
 from postmill.stages.train.objectives.rl_options import SHARE_MEASURES, Rl
-
-_LIMIT = "entropy_limit"
+from postmill.stages.train.objectives.token_choice import choice_of, draws
 
 
 def live_tokens(batch: Batch) -> Tensor:
@@ -45,41 +44,46 @@ def row_shares(cfg: Rl, tokens_R: Tensor, batch: Batch, norms: Mapping[str, floa
     return torch.full_like(tokens_R, 1.0 / over)
 
 
+def _places(batch: Batch, at_N: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Row of each live token and its number in the row, [N]; how many a row has, [R]."""
+    row_N = batch.row_T[at_N]
+    count_R = torch.bincount(row_N, minlength=len(batch.row_R))
+    first_R = count_R.cumsum(0) - count_R
+    return row_N, torch.arange(len(at_N), device=at_N.device) - first_R[row_N], count_R
+
+
 class RlLoss:
     """The loss of `options`."""
 
     def __init__(self, options: Rl) -> None:
-        self.needs, self._options = options.needs, options
+        self.needs, self._options, self._choice = options.needs, options, choice_of(options)
 
     def ask(self, batch: Batch, norms: Mapping[str, float]) -> Ask:
         """Log-probs of the sampled tokens, and entropies where they are used."""
         return Ask(self.needs.stats)
 
     def summary(self, outputs: Outputs, batch: Batch) -> Tensor:
-        """[R, S]: entropies of the row's live tokens, then NaN. S is the longest row's number of them."""
+        """[R, S]: what is seen of the row's live tokens, one after the other, then NaN. The longest row has S."""
         at_N = live_tokens(batch)
-        assert outputs.entropy_T is not None
-        row_N = batch.row_T[at_N]
-        count_R = torch.bincount(row_N, minlength=len(batch.row_R))
-        first_R = count_R.cumsum(0) - count_R
-        place_N = torch.arange(len(at_N), device=at_N.device) - first_R[row_N]
-        found = outputs.entropy_T.new_full((len(count_R), int(count_R.max())), float("nan"))
-        return found.index_put((row_N, place_N), outputs.entropy_T[at_N])
+        choice = self._choice
+        assert choice is not None
+        seen_NK = choice.seen(self._sampled(outputs, batch, at_N))
+        row_N, place_N, count_R = _places(batch, at_N)
+        found = seen_NK.new_full((len(count_R), int(count_R.max()), choice.width), float("nan"))
+        return found.index_put((row_N, place_N), seen_NK).flatten(1)
 
     def constants(self, summary_RS: Tensor, norms: Mapping[str, float], past: Past = ()) -> dict[str, float]:
-        """The entropy from which on a token of this step is trained on."""
-        known = summary_RS[~summary_RS.isnan()].double().sort()[0]
-        at = (1.0 - self._options.entropy_quantile) * (len(known) - 1)
-        low = int(at)
-        high = min(low + 1, len(known) - 1)
-        return {_LIMIT: float(known[low] + (at - low) * (known[high] - known[low]))}
+        """The limits of this step."""
+        assert self._choice is not None
+        seen_NK = summary_RS.reshape(-1, self._choice.width).double()
+        return self._choice.limits(seen_NK[~seen_NK[:, 0].isnan()])
 
     def loss(self, outputs: Outputs, batch: Batch, norms: Mapping[str, float], constants: Mapping[str, float]) -> Loss:
         """The live rows of `batch`."""
         cfg = self._options
-        s = self._sampled(outputs, batch, live_tokens(batch))
+        s = self._sampled(outputs, batch, live_tokens(batch))._replace(limits=constants)
         share_N = row_shares(cfg, s.row_sum(torch.ones_like(s.logp_T)), batch, norms)[s.row_T]
-        terms = token_losses(cfg, s, constants.get(_LIMIT))
+        terms = token_losses(cfg, s)
         parts = {name: (term_N * share_N).sum() for name, term_N in terms.items()}
         total = torch.stack(list(parts.values())).sum()
         return Loss(total, {name: part.detach() for name, part in parts.items()}, self._metrics(s, batch))
@@ -105,6 +109,7 @@ class RlLoss:
             ref_T=column("ref_logp"),
             engine_T=engine_N,
             entropy_T=None if outputs.entropy_T is None else outputs.entropy_T[at_N],
+            draw_T=draws(batch.row_R[row_N], _places(batch, at_N)[1]) if self._options.is_by_covariance else None,
         )
 
     def _metrics(self, s: Sampled, batch: Batch) -> dict[str, tuple[Tensor, str]]:

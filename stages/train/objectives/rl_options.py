@@ -27,7 +27,20 @@ SHARE_MEASURES: dict[Share, str] = {
 class Rl(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="rl"):
     """Learn from sampled answers and their advantages."""
 
-    surrogate: Literal["ppo", "cispo", "sapo", "vespo", "gmpo", "dppo_tv", "dppo_kl", "fipo", "reinforce"] = "ppo"
+    surrogate: Literal[
+        "ppo",
+        "cispo",
+        "sapo",
+        "vespo",
+        "gmpo",
+        "dppo_tv",
+        "dppo_kl",
+        "fipo",
+        "clip_cov",
+        "kl_cov",
+        "dro",
+        "reinforce",
+    ] = "ppo"
     """What is made of a token's ratio and advantage: `ppo` is the clipped surrogate of GRPO and its kin."""
     level: Literal["token", "sequence", "sequence_token"] = "token"
     """What a ratio is of: each token; the whole answer (GSPO); or the answer with the gradient of the token."""
@@ -55,6 +68,17 @@ class Rl(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, 
     """How far a token's probability may have moved under `dppo_tv` and `dppo_kl`."""
     fipo_half_life: Annotated[float, Meta(gt=0)] = 32.0
     """Tokens after which a later token counts half under `fipo`."""
+    cov_share: Annotated[float, Meta(gt=0, le=1)] = 2e-4
+    """Share of the step's tokens that `clip_cov` leaves out and `kl_cov` holds: those whose log-prob and advantage are
+    both far above the mean."""
+    cov_low: float = 1.0
+    """Least covariance of a token that `clip_cov` may leave out."""
+    cov_high: float = 5.0
+    """Greatest covariance of such a token."""
+    cov_kl: Annotated[float, Meta(ge=0)] = 1.0
+    """What `kl_cov` makes these tokens pay for each nat that they moved."""
+    dro_beta: Annotated[float, Meta(ge=0)] = 0.05
+    """What `dro` makes tokens pay for the square of the nats that they moved."""
     kl: Literal["k1", "k2", "k3"] = "k3"
     """Estimate of the divergence from the reference."""
     kl_coef: Annotated[float, Meta(ge=0)] = 0.0
@@ -100,6 +124,16 @@ class Rl(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, 
         if self.surrogate == "gmpo" and self.share != "seq_mean_token_mean":
             raise ValueError("surrogate gmpo is a value of a whole answer: it needs share seq_mean_token_mean")
 
+        if self.is_by_covariance and self.entropy_quantile < 1:
+            raise ValueError(
+                f"surrogate {self.surrogate} chooses tokens itself: it leaves no room for entropy_quantile"
+            )
+
+    @property
+    def is_by_covariance(self) -> bool:
+        """Whether tokens are chosen by their covariance."""
+        return self.surrogate in ("clip_cov", "kl_cov")
+
     @property
     def needs(self) -> Needs:
         """See `Needs`."""
@@ -119,7 +153,7 @@ class Rl(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, 
             own=("old_logp",),
             sampled=True,
             compares_sampler=self.mismatch != "none" or self.old == "engine" or self.off_policy_limit is not None,
-            coupling="step_constants" if self.entropy_quantile < 1 else "row",
+            coupling="step_constants" if self.entropy_quantile < 1 or self.is_by_covariance else "row",
             measures=tuple(dict.fromkeys((SHARE_MEASURES[self.share], "sampled"))),
         )
 
@@ -141,6 +175,9 @@ PRESETS: dict[str, Rl] = {
     "gmpo": Rl(surrogate="gmpo", share="seq_mean_token_mean", clip_low=0.4, clip_high=0.4),
     "dppo": Rl(surrogate="dppo_tv"),
     "fipo": Rl(surrogate="fipo", clip_high=0.2),
+    "clip_cov": Rl(surrogate="clip_cov", clip_high=0.2),
+    "kl_cov": Rl(surrogate="kl_cov"),
+    "dro": Rl(surrogate="dro"),
     "reinforce": Rl(surrogate="reinforce"),
 }
 """Published methods as options."""

@@ -24,6 +24,7 @@ from postmill.stages.train.objectives.policy_loss import (  # noqa: E402
 )
 from postmill.stages.train.objectives.rl import RlLoss, row_shares  # noqa: E402
 from postmill.stages.train.objectives.rl_options import PRESETS, Rl  # noqa: E402
+from postmill.stages.train.objectives.token_choice import draws  # noqa: E402
 
 B, T = 6, 9
 LENGTHS = [9, 3, 7, 1, 5, 8]
@@ -193,7 +194,65 @@ def test_gmpo_is_that_of_trl(case):
     assert float((gradient - logp.grad).abs().max()) < 1e-12
 
 
-@pytest.mark.parametrize("name", PRESETS)
+def verl_cov(case, name, share, low=-9.0, high=9.0):
+    """verl 0.8's `compute_policy_loss_clip_cov` and `_kl_cov` in their own words; who is drawn comes from outside."""
+    logp = case.logp.clone().requires_grad_()
+    mask, advantage = case.mask.bool(), case.advantage[:, None].expand(B, T)
+    ratio = (logp - case.old).exp()
+    far = advantage - advantage[mask].mean()
+    cov = far * (logp.detach() - logp.detach()[mask].mean())
+    count = max(int(share * int(mask.sum())), 1)
+    if name == "kl_cov":
+        chosen = torch.zeros_like(cov, dtype=torch.bool)
+        chosen[mask] = cov[mask] >= cov[mask].topk(count).values[-1]
+        losses = torch.where(chosen, -advantage * ratio + (logp - case.old).abs(), -advantage * ratio)
+    else:
+        losses1, losses2 = -advantage * ratio, -advantage * ratio.clamp(0.8, 1.2)
+        chosen = mask & (cov > low) & (cov < high) & ~(losses2 > losses1)
+        losses = torch.maximum(losses1, losses2) * (~chosen if share == 1 else 1.0)
+    (losses * mask).sum().div(mask.sum()).backward()
+    return (losses * mask).sum().div(mask.sum()).detach(), logp.grad, int(chosen.sum()), count
+
+
+@pytest.mark.parametrize(("name", "share"), [("kl_cov", 0.3), ("kl_cov", 1e-4), ("clip_cov", 1.0)])
+def test_losses_by_covariance_are_those_of_verl(case, name, share):
+    cfg = Rl(surrogate=name, cov_share=share, cov_low=0.1, cov_high=0.6, clip_high=0.2, mismatch="none")
+    value, gradient, num_chosen, _ = verl_cov(case, name, share, 0.1, 0.6)
+    assert 0 < num_chosen < sum(LENGTHS)
+    mine, mine_gradient = ours(case, cfg, with_engine=False)
+    against("rl", "verl's losses by covariance", (mine, mine_gradient), (value, gradient))
+    assert float(mine) == pytest.approx(float(value), abs=1e-12)
+    assert float((mine_gradient - gradient).abs().max()) < 1e-12
+
+
+def test_clip_cov_draws_as_many_tokens_as_its_share_from_the_band(case):
+    case.advantage[4] = 0.2  # a token of no advantage has no gradient to lose
+    _, every, num_band, count = verl_cov(case, "clip_cov", 0.1, 0.05, 5.0)
+    assert 1 < count < num_band
+    cfg = Rl(surrogate="clip_cov", cov_share=0.1, cov_low=0.05, clip_high=0.2, mismatch="none")
+    _, gradient = ours(case, cfg, with_engine=False)
+    is_dropped = (gradient == 0) & (every != 0)
+    assert int(is_dropped.sum()) == count
+    assert torch.equal(gradient[~is_dropped], every[~is_dropped])
+
+
+def test_draws_are_even_and_no_two_tokens_share_theirs():
+    found = draws(torch.arange(400).repeat_interleave(50), torch.arange(50).repeat(400))
+    assert len(found.unique()) == 20_000
+    assert found.histc(10, 0, 1).tolist() == pytest.approx([2000] * 10, rel=0.08)
+    assert draws(torch.tensor([3]), torch.tensor([7])).item() == found[3 * 50 + 7].item()
+
+
+def test_dro_pays_for_the_square_of_the_way(case):
+    value, gradient = ours(case, Rl(surrogate="dro", dro_beta=0.4, mismatch="none"), with_engine=False)
+    advantage, way = case.advantage[:, None], case.logp - case.old
+    expected = ((-advantage * case.logp + 0.2 * way**2) * case.mask).sum() / case.mask.sum()
+    assert float(value) == pytest.approx(float(expected), abs=1e-12)
+    slope = (-advantage + 0.4 * way) * case.mask / case.mask.sum()
+    assert float((gradient - slope).abs().max()) < 1e-12
+
+
+@pytest.mark.parametrize("name", [name for name in PRESETS if name != "clip_cov"])
 def test_the_first_step_has_ratio_one(case, name):
     """On-policy, every surrogate has the gradient of REINFORCE: -share * advantage (times its own factor)."""
     case.old = case.logp.clone()
@@ -293,3 +352,5 @@ def test_options_that_do_not_fit_are_refused():
         Rl(surrogate="gmpo")
     with pytest.raises(ValueError, match="old engine leaves no mismatch to correct"):
         Rl(old="engine")
+    with pytest.raises(ValueError, match="kl_cov chooses tokens itself: it leaves no room for entropy_quantile"):
+        Rl(surrogate="kl_cov", entropy_quantile=0.2)

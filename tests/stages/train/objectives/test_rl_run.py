@@ -218,6 +218,8 @@ VARIANTS = {
     "gspo": PRESETS["gspo"],
     "prompts": Rl(share="group_mean_token_mean"),
     "entropy": Rl(entropy_quantile=0.4),
+    "clip-cov": Rl(surrogate="clip_cov", cov_share=0.2, cov_low=-0.5),
+    "kl-cov": Rl(surrogate="kl_cov", cov_share=0.2, old="current"),
     "off-policy": Rl(off_policy_limit=0.01, mismatch="geometric_mask", mismatch_low=0.5),
 }
 
