@@ -5,14 +5,16 @@ One JSON object a line, or one JSON list of them.
 `question` or `messages` is asked; `answer` (or `expect`) is one text or several; `score` names the rule; `choices` are
 offered with letters; `tools` are those that an `agent` may call; `group` names a part of the summary; `id` names the
 row, by default by its place. `images` and `audios` are files below the folder of the questions, one for each `<image>`
-and `<audio>` of the text.
+and `<audio>` of the text. `objects` names things in pictures, for each `<ref-object>` of the text, and has the boxes of
+which one is expected, in pixels.
 """
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import msgspec
+from msgspec import Meta
 
 from postmill.io.errors import BAD_DATA, USAGE, ArtifactError, ConfigError, one_line
 from postmill.io.json_file import numbered_lines
@@ -21,6 +23,7 @@ from postmill.stages.eval.config import Eval, Rule
 from postmill.stages.shared.measures import read_box
 
 Message = dict[str, str]
+OBJECT = "<ref-object>"
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
@@ -39,10 +42,34 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
     """For each `<image>` of the messages."""
     sounds: list[Path] = []
     """For each `<audio>`."""
+    names: list[str] = []
+    """For each `<ref-object>`."""
+    boxed: int | None = None
+    """The picture whose boxes are expected, in its pixels; unset where answers are read as they are."""
 
     def prompt(self) -> str:
         """The conversation as canonical JSON: what two answers must share to be compared."""
-        return msgspec.json.encode(self.messages).decode()
+        return msgspec.json.encode(self.named("{name}")).decode()
+
+    def named(self, form: str) -> list[Message]:
+        """The messages with names of objects in their places. form: how a name is written, with `{name}`."""
+        if not self.names:
+            return self.messages
+        names = iter(self.names)
+
+        def fill(text: str) -> str:
+            return re.sub(OBJECT, lambda _: form.replace("{name}", next(names)), text)
+
+        return [message | {"content": fill(message["content"])} for message in self.messages]
+
+
+class _Objects(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Things in a picture, as rows to train on have them."""
+
+    ref: list[str] = []
+    bbox: list[tuple[float, float, float, float]] = []
+    bbox_type: Literal["real"] = "real"
+    image_id: list[Annotated[int, Meta(ge=0)]] = []
 
 
 class _Line(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -56,6 +83,7 @@ class _Line(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     expect: str | int | float | list[str] | None = None
     images: list[str] = []
     audios: list[str] = []
+    objects: _Objects = _Objects()
     choices: list[str] = []
     tools: list[str | dict[str, Any]] = []
     score: Rule | None = None
@@ -123,6 +151,10 @@ def _checked(cfg: Eval, folder: Path, line: _Line, place: str, default_id: str) 
         raise fail("has both answer and expect; keep one")
     expected = line.answer if line.answer is not None else line.expect
     answers = [] if expected is None else expected if isinstance(expected, list) else [str(expected)]
+    boxed = _boxed(line, answers, fail)
+    if boxed is not None:
+        answers = [", ".join(f"{number:g}" for number in box) for box in line.objects.bbox]
+        line.score = line.score or "iou"
     rule = (line.score or ("choice" if line.choices else cfg.score)) if answers else None
     if rule in ("exact", "contains", "contains_all") and not all(answer.strip(" .!\t\n") for answer in answers):
         raise fail("an answer is empty, and everything contains nothing; write what is expected, or leave answer out")
@@ -148,7 +180,33 @@ def _checked(cfg: Eval, folder: Path, line: _Line, place: str, default_id: str) 
         tools=[_tool_name(tool, fail) for tool in line.tools],
         pictures=_files(folder, "image", line.images, messages, fail),
         sounds=_files(folder, "audio", line.audios, messages, fail),
+        names=_names(line.objects.ref, messages, fail),
+        boxed=boxed,
     )
+
+
+def _boxed(line: _Line, answers: list[str], fail: Any) -> int | None:
+    """The picture whose boxes are expected. Raises ArtifactError (65) for boxes that cannot be."""
+    boxes, which = line.objects.bbox, set(line.objects.image_id) or {0}
+    if not boxes:
+        return None
+    if answers:
+        raise fail("has both an answer and objects with boxes; keep one")
+    if line.score not in (None, "iou"):
+        raise fail(f"score is {line.score}, and boxes are compared by iou; leave score out")
+    if len(which) > 1 or max(which) >= len(line.images):
+        raise fail(f"boxes of picture {sorted(which)}; expected one picture, of the {len(line.images)} in images")
+    if broken := [box for box in boxes if box[0] < 0 or box[1] < 0 or box[0] >= box[2] or box[1] >= box[3]]:
+        raise fail(f"the box {list(broken[0])} encloses nothing; give x1, y1, x2, y2 in pixels of the picture")
+    return which.pop()
+
+
+def _names(names: list[str], messages: list[Message], fail: Any) -> list[str]:
+    """Names of objects, which need as many places in the texts."""
+    num_places = sum(message["content"].count(OBJECT) for message in messages)
+    if names and num_places != len(names):
+        raise fail(f"has {len(names)} names of objects and {num_places} places; write {OBJECT} once for each")
+    return names
 
 
 def _check_answers(rule: Rule | None, answers: list[str], fail: Any) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pyarrow as pa
 
 from postmill.io.errors import BAD_DATA, FAILED, MISMATCH, USAGE, ArtifactError, ConfigError, StageError
@@ -30,6 +31,9 @@ from postmill.stages.shared.media.decode import decode
 from postmill.stages.shared.media.prompt import to_parts
 
 ITEMS, SCORES, REPORT = "items.arrow", "scores.arrow", "report.md"
+BOXES = "boxes.json"
+"""For each question whose answer is a box: pixels of its picture for 1 in the model's numbers, across and down."""
+Scales = dict[str, tuple[float, float]]
 
 
 def run(cfg: Eval, inputs: Inputs, out: Out) -> Result:
@@ -87,16 +91,19 @@ def _side(  # noqa: PLR0917  every one of them is needed, and named at the one c
     """Answers of one model, from it or from the artifact that has them, written with scores; and versions used."""
     versions: dict[str, str] = {}
     if tested.kind == "eval":
-        replies = _read_replies(tested, questions)
+        replies, scales = _read_replies(tested, questions), _read_scales(tested, questions)
     else:
         assert tested.path is not None
         asked = [base, tested] if tested.kind == "adapter" and base else [tested]
         wanted = Wanted.of(asked, dtype=cfg.dtype, batch_size=cfg.batch_size, threads=out.threads)
         with open_engine(cfg.engine, cfg.endpoint, wanted) as engine:
-            replies = _ask(cfg, questions, engine, wanted.folders, out, prefix)
+            replies, scales = _ask(cfg, questions, engine, wanted.folders, out, prefix)
             versions = engine.about.versions
-    side = Side(replies, {q.item_id: score(q, replies[q.item_id].output) for q in questions})
+    scores = {q.item_id: score(q, replies[q.item_id].output, scales.get(q.item_id)) for q in questions}
+    side = Side(replies, scores)
     _write(out, prefix, questions, side)
+    if scales:
+        (out.dir / f"{prefix}{BOXES}").write_bytes(msgspec.json.encode(scales, order="sorted"))
     return side, versions
 
 
@@ -133,14 +140,15 @@ def _journal(prefix: str) -> str:
 
 def _ask(  # noqa: PLR0917  every one of them is needed
     cfg: Eval, questions: list[Question], engine: Engine, folders: list[Path], out: Out, prefix: str
-) -> dict[str, Answer]:
-    """The answer to every question, taking over what an earlier run of the same work got."""
+) -> tuple[dict[str, Answer], Scales]:
+    """The answer to every question, taking over what an earlier run of the same work got; and what boxes count."""
     speaker = Speaker(folders)
+    scales: Scales = {}
     stop_ids = engine.about.stop_ids or speaker.eos_ids
     prompts: dict[str, list[int] | str] = {}
     requests = []
     for question in questions:
-        prompt, inputs = _prompt(speaker, question)
+        prompt, inputs = _prompt(speaker, question, scales)
         prompts[question.item_id] = prompt
         if isinstance(prompt, list):
             read: Callable[[], dict[str, Any]] | None = functools.partial(dict, inputs) if inputs else None
@@ -171,20 +179,32 @@ def _ask(  # noqa: PLR0917  every one of them is needed
             answers[key] = Answer(
                 item_id=key, prompt_ids=prompt, output=text, output_ids=reply.ids, finish_reason=reply.finish
             )
-    return answers
+    return answers, scales
 
 
-def _prompt(speaker: Speaker, question: Question) -> tuple[list[int] | str, dict[str, Any]]:
-    """Ids up to where the answer begins, or why they cannot be had; and what the model reads of its pictures."""
+def _prompt(speaker: Speaker, question: Question, scales: Scales) -> tuple[list[int] | str, dict[str, Any]]:
+    """Ids up to where the answer begins, or why they cannot be had; and what the model reads of its pictures.
+
+    `scales` gets what the numbers of the answer's box count.
+    """
+    form = speaker.boxes if question.names or question.boxed is not None else None
+    if question.boxed is not None and form is None:
+        return "the model's family writes no boxes; ask one that does", {}
     if not question.pictures and not question.sounds and not speaker.reads_pictures:
-        return speaker.prompt_ids(question.messages), {}
+        return speaker.prompt_ids(question.named("{name}")), {}
     try:
         pictures = [decode(read_media(path), str(path)) for path in question.pictures]
         sounds = [speaker.hear(read_media(path), str(path)) for path in question.sounds]
     except ArtifactError as error:
         return str(error), {}
-    prompt = speaker.picture_prompt(to_parts(question.messages, pictures, sounds))
-    return (prompt, {}) if isinstance(prompt, str) else prompt
+    messages = question.named(form.name if form else "{name}")
+    prompt = speaker.picture_prompt(to_parts(messages, pictures, sounds))
+    if isinstance(prompt, str):
+        return prompt, {}
+    if form and question.boxed is not None:
+        picture = pictures[question.boxed]
+        scales[question.item_id] = form.pixels_of_one(picture.size, prompt[1], question.boxed)
+    return prompt
 
 
 def _write(out: Out, prefix: str, questions: list[Question], side: Side) -> None:
@@ -213,6 +233,20 @@ def _write(out: Out, prefix: str, questions: list[Question], side: Side) -> None
         ok=[s.ok for s in scores],
         reason=[s.reason for s in scores],
     )
+
+
+def _read_scales(tested: Input, questions: list[Question]) -> Scales:
+    """What numbers of boxes count, as the model was asked. Raises ArtifactError (78) where it was not."""
+    assert tested.artifact is not None
+    file = tested.artifact.file(BOXES)
+    found = msgspec.json.decode(file.read_bytes(), type=Scales) if file.is_file() else {}
+    for question in questions:
+        if question.boxed is not None and question.item_id not in found:
+            raise ArtifactError(
+                f"{tested.path}: question {question.item_id!r} was not asked for a box there; ask the model again",
+                MISMATCH,
+            )
+    return found
 
 
 def _table(path: Path, schema: pa.Schema, **columns: list[Any]) -> None:

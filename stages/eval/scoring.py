@@ -2,7 +2,7 @@
 
 import re
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 
 import msgspec
@@ -22,10 +22,16 @@ class Score(msgspec.Struct, frozen=True):
     """Between 0 and 1, for rules that measure; others are all right or all wrong."""
 
 
-def score(question: Question, output: str | None) -> Score:
-    """Compare one output with what its question expects."""
+def score(question: Question, output: str | None, pixels_of_one: Sequence[float] | None = None) -> Score:
+    """Compare one output with what its question expects.
+
+    pixels_of_one: of the picture, for 1 in the numbers of a box, across and down; unset where they are compared as
+    they are.
+    """
     if output is None or question.rule is None:
         return Score(None, "not answered" if output is None else "nothing to compare with")
+    if pixels_of_one is not None:
+        return _iou_in_pixels(output, question, pixels_of_one)
     return RULES[question.rule](output, question)
 
 
@@ -69,6 +75,16 @@ def _iou(output: str, question: Question) -> Score:
         return Score(False, "no box", 0.0)
     best = max(overlap(box, other) for other in wanted)
     return Score(best > 0.5, f"overlap {best:.3f}", best)
+
+
+def _iou_in_pixels(output: str, question: Question, scale: Sequence[float]) -> Score:
+    """As `_iou`, with the answer's box in pixels of the picture, as the expected ones are."""
+    said = read_box(output)
+    if said is None:
+        return Score(False, "no box", 0.0)
+    box = [side * scale[at % 2] for at, side in enumerate(said)]
+    found = _iou(", ".join(f"{side:.4f}" for side in box), question)
+    return Score(found.ok, f"{found.reason}, box {', '.join(f'{side:.0f}' for side in box)}", found.value)
 
 
 def _anls(output: str, question: Question) -> Score:

@@ -7,6 +7,7 @@ from typing import Any
 
 from postmill.io.errors import BAD_DATA, ArtifactError
 from postmill.stages.shared.hf import load_processor, load_tokenizer
+from postmill.stages.shared.media.boxes import BoxForm
 from postmill.stages.shared.media.prompt import KINDS, said_token
 
 _REPLACEMENT = "\ufffd"
@@ -145,6 +146,11 @@ class Speaker:
         """Whether the folder has a processor. Its template may read nothing but lists of parts."""
         names = ("processor_config.json", "preprocessor_config.json")
         return any((self._folder / name).is_file() for name in names)
+
+    @functools.cached_property
+    def boxes(self) -> BoxForm | None:
+        """How the model writes boxes; None for one that does not."""
+        return BoxForm.of(self._folder) if self.reads_pictures else None
 
     @functools.cached_property
     def _processor(self) -> Any:
