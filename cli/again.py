@@ -1,5 +1,7 @@
 """`postmill again COMMAND ...`: run a command until it is done, for programs that know only success and failure."""
 
+import ctypes
+import signal
 import sys
 import time
 
@@ -11,7 +13,7 @@ AGAIN = (STOPPED, UNAVAILABLE)
 USAGE = """
 Run a command of postmill, and run it again while its exit code asks for that.
 
-usage: postmill again [--attempts N] [--pause SECONDS] COMMAND ...
+usage: postmill again [--attempts N] [--pause SECONDS] [--with-parent] COMMAND ...
 
   postmill again train packed/ -m base/ -o run/
 
@@ -20,7 +22,9 @@ the exit code: data and options do not get better by waiting. A signal is passed
 
   --attempts N      how often at most (default: 20)
   --pause SECONDS   how long to wait for a service (default: 60)
+  --with-parent     stop the command safely when the program that started this one ends: many do not pass a signal on
 """
+_PR_SET_PDEATHSIG = 1
 
 
 def run(argv: list[str]) -> int:
@@ -31,13 +35,18 @@ def run(argv: list[str]) -> int:
         if name in ("-h", "--help"):
             sys.stdout.write(USAGE.strip() + "\n")
             return 0
+        if name == "--with-parent" and not has_value:
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+            continue
         value = value if has_value else rest.pop(0) if rest else ""
         if name == "--attempts" and value.isdecimal() and int(value) >= 1:
             attempts = int(value)
         elif name == "--pause" and value.replace(".", "", 1).isdecimal():
             pause = float(value)
         else:
-            raise ConfigError(f"again: {name} {value}: expected --attempts N or --pause SECONDS before the command")
+            raise ConfigError(
+                f"again: {name} {value}: expected --attempts N, --pause SECONDS or --with-parent before the command"
+            )
     if not rest:
         raise ConfigError("again: no command; see postmill again --help")
     code = STOPPED

@@ -37,8 +37,10 @@ def to_make(steps: list[Step]) -> str:
                 f"{step.name}: make cannot hold an option of several lines; put it into a file, or use shell"
             )
         rules.append(f"{made[step.name]}: {' '.join([*needs, '$(THIS)'])}\n\t{command} > /dev/null\n\ttouch $@\n")
+    # a make that is stopped removes targets that are new: never a manifest
     head = "# usage: make -f FILE\n\nSHELL := /bin/sh\nTHIS := $(firstword $(MAKEFILE_LIST))\n.PHONY: all\n"
-    return f"{note()}{head}all: {' '.join(made.values())}\n\n" + "\n".join(rules)
+    goals = " ".join(made.values())
+    return f"{note()}{head}.PRECIOUS: {goals}\nall: {goals}\n\n" + "\n".join(rules)
 
 
 def to_snakemake(steps: list[Step]) -> str:

@@ -24,8 +24,11 @@ def argv_of(step: Step) -> list[str]:
 
 
 def again(step: Step) -> str:
-    """A line for a shell that comes back only when the step is done or will not be."""
-    return shlex.join(["postmill", "again", *argv_of(step)[1:]])
+    """A line for a shell that comes back only when the step is done or will not be; killing what waits for it stops it.
+
+    A shell and DVC end at a signal and leave what they had started to itself.
+    """
+    return shlex.join(["postmill", "again", "--with-parent", *argv_of(step)[1:]])
 
 
 def local_inputs(step: Step, outputs: set[str]) -> list[str]:

@@ -5,6 +5,7 @@ import pprint
 from postmill.cli.again import AGAIN
 from postmill.cli.chain import Step
 from postmill.cli.export_parts import NOTE, argv_of
+from postmill.io.errors import STOPPED
 
 _AIRFLOW = '''"""{note}"""
 
@@ -31,7 +32,7 @@ class Stage(BaseOperator):
 
     def execute(self, context):
         self.child = subprocess.Popen(self.command)
-        code = self.child.wait()
+        code = self.child.wait()  # on_kill comes in the middle of it
         if code in AGAIN:
             raise AirflowException(f"{{self.command[1]}}: exit code {{code}}: the same command goes on")
         if code:
@@ -40,7 +41,6 @@ class Stage(BaseOperator):
     def on_kill(self):
         if self.child is not None and self.child.poll() is None:
             self.child.send_signal(signal.SIGTERM)
-            self.child.wait()
 
 
 with DAG({name!r}, schedule=None, max_active_runs=1):
@@ -71,11 +71,14 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import ray
 
 AGAIN = {again}
 """Stopped safely, and a service that is not there: tried again. Every other code ends the run at once."""
+STOPPED = {stopped}
+"""What this program ends with when it was told to stop."""
 STAGES = {stages}
 """Stage -> its command, and the stages it comes after."""
 GPUS = {gpus}
@@ -96,11 +99,13 @@ def stage(name, command, folder, *before):
         return failed[0]
     child = subprocess.Popen(command, cwd=folder)
     try:
-        code = child.wait()
+        while child.poll() is None:  # Ray cannot interrupt a wait
+            time.sleep(0.1)
     finally:
         if child.poll() is None:  # told to stop: the stage saves
             child.send_signal(signal.SIGTERM)
             child.wait()
+    code = child.returncode
     if code in AGAIN:
         raise Again(f"{{name}}: exit code {{code}}")
     return name, code
@@ -115,7 +120,13 @@ def main():
         shares = [f"{{number}}/{{count}}" for number in range(1, count + 1)] if count > 1 else []
         parts = [task.remote(name, [*command, "--shard", share], os.getcwd(), *needs) for share in shares]
         tasks[name] = task.remote(name, command, os.getcwd(), *needs, *parts)
-    for name, code in ray.get(list(tasks.values())):
+    signal.signal(signal.SIGTERM, lambda *_: [ray.cancel(task) for task in tasks.values()])
+    try:
+        ended = ray.get(list(tasks.values()))
+    except ray.exceptions.TaskCancelledError:
+        ray.wait(list(tasks.values()), num_returns=len(tasks))
+        return STOPPED
+    for name, code in ended:
         if code:
             print(f"{{name}}: exit code {{code}}", file=sys.stderr)
             return code
@@ -131,4 +142,6 @@ def to_ray(steps: list[Step]) -> str:
     """A program that runs each stage as a task of Ray, side by side where none needs the other."""
     gpus = {step.name: step.ranks for step in steps if step.ranks > 1}
     shards = {step.name: 1 for step in steps if step.stage.shards}
-    return _RAY.format(note="\n".join(NOTE), again=AGAIN, stages=_shown(steps), gpus=gpus, shards=shards)
+    return _RAY.format(
+        note="\n".join(NOTE), again=AGAIN, stopped=STOPPED, stages=_shown(steps), gpus=gpus, shards=shards
+    )

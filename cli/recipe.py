@@ -22,9 +22,8 @@ usage: postmill recipe list
   postmill recipe import axolotl.yml > recipe.toml
 
   --of TOOL        whose config FILE is: ms-swift, llama-factory, axolotl, trl or deepspeed (default: told by its
-                   options). FILE is YAML, TOML or JSON, or a shell script with commands of ms-swift; what
-                   could not be carried over is
-                   said line by line on stderr, and in the recipe
+                   options). FILE is YAML, TOML or JSON, or a shell script with commands of ms-swift or TRL; what
+                   could not be carried over is said line by line on stderr, and in the recipe
   --strict         fail (1) if anything could not be carried over
   --to FORM        shell, make, airflow, snakemake, dvc, slurm, k8s or ray; printed on stdout
   -o, -m, --set, --from, --to-section

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from postmill.cli.coming_from.common import PEFT, SCHEDULES, TRAINER, bins_per_step, optimizer
-from postmill.cli.coming_from.rule import Rule, carry, is_true, missing, needless, whole, yes
+from postmill.cli.coming_from.rule import Rule, carry, is_true, missing, needless, number, several, whole, yes
 
 
 def datasets(value: Any, _: Mapping[str, Any]) -> list[str] | None:
@@ -18,6 +18,17 @@ def datasets(value: Any, _: Mapping[str, Any]) -> list[str] | None:
     return [name for name in names if name] or None
 
 
+def _copies(value: Any, config: Mapping[str, Any]) -> str | None:
+    """Several groups of processes, each with all weights in shards."""
+    return "hsdp" if several(value, config) and several(config.get("dp_shard_size"), config) else None
+
+
+def _share_of_rate(value: Any, config: Mapping[str, Any]) -> float | None:
+    """A lowest rate as a share of the highest."""
+    lowest, highest = number(value), number(config.get("learning_rate"))
+    return lowest / highest if lowest and highest else None
+
+
 def task(config: Mapping[str, Any]) -> str:
     """What is learned."""
     if config.get("rl"):
@@ -29,8 +40,18 @@ def task(config: Mapping[str, Any]) -> str:
     return "pt" if config.get("pretraining_dataset") else "sft"
 
 
+def tuner(config: Mapping[str, Any]) -> str:
+    """Without an adapter all weights are trained, with LISA a few layers at a time."""
+    return "lisa" if whole(config.get("lisa_n_layers"), config) else "full"
+
+
 OWN: list[Rule] = [
-    carry("base_model model", "model"),
+    carry(
+        "base_model model",
+        "model",
+        convert=lambda value, config: "@".join(filter(None, (str(value), str(config.get("revision_of_model") or "")))),
+    ),
+    needless("revision_of_model", "behind the model: owner/name@revision"),
     carry(
         "datasets pretraining_dataset",
         "data",
@@ -49,9 +70,14 @@ OWN: list[Rule] = [
     carry("optimizer", "train.optimizer", "its kind: paged and 8-bit forms have no counterpart", convert=optimizer),
     carry("lr_scheduler", "train.schedule", values=SCHEDULES),
     carry("cosine_min_lr_ratio", "train.min_lr"),
-    carry("adapter", "train.tuner", values={"qlora": "lora", "": "full"}, note="qlora is lora with train --quant nf4"),
+    carry("eta_min", "train.min_lr", "a share of the rate", convert=_share_of_rate),
+    carry("adapter", "train.tuner", values={"qlora": "lora", "": None}, note="qlora is lora with train --quant nf4"),
     carry("peft_use_rslora", "train.rslora", convert=yes(True)),
-    missing("chat_template", "the model's own is rendered; another one: tokenize --chat-template FILE"),
+    missing(
+        "chat_template",
+        "the model's own is rendered, as with tokenizer_default; another one: tokenize --chat-template FILE",
+        off=("tokenizer_default",),
+    ),
     carry("train_on_inputs", "tokenize.loss_scale", convert=yes("all")),
     carry("val_set_size", "tokenize.val_ratio", "once more with split = validation, then train.valid"),
     carry("shuffle_merged_datasets", "pack.strategy", convert=lambda value, _: None if is_true(value) else "in_order"),
@@ -64,7 +90,17 @@ OWN: list[Rule] = [
     carry("kto_desirable_weight", "train.desirable"),
     carry("kto_undesirable_weight", "train.undesirable"),
     carry("use_eaft", "train.objective", convert=yes("eaft")),
-    carry("eaft_alpha", "train.alpha"),
+    carry("eaft_alpha", "train.eaft.alpha"),
+    missing("eaft_k", "the entropy is that of all tokens"),
+    carry("lisa_n_layers", "train.layers", convert=whole),
+    carry("lisa_step_interval", "train.every", convert=whole),
+    needless("lisa_layers_attribute", "layers are found"),
+    carry("early_stopping_patience", "train.patience", "needs --valid-every", convert=whole),
+    carry("loss_watchdog_threshold", "train.watchdog"),
+    carry("loss_watchdog_patience", "train.watchdog_steps", convert=whole),
+    carry("expert_parallel_size", "train.ep", convert=several),
+    carry("dp_replicate_size", "train.shard", "hsdp: copies of sharded weights", convert=_copies),
+    carry("center_rewards_coefficient", "train.centring"),
     carry(
         "liger_rms_norm liger_glu_activation liger_layer_norm liger_rope liger_swiglu liger_rms_norm_gated",
         "train.liger",
@@ -73,8 +109,7 @@ OWN: list[Rule] = [
     carry("flash_attention", "train.attention", convert=yes("flash")),
     carry("save_steps", "train.save_every", convert=whole),
     missing("evals_per_epoch saves_per_epoch", "train --valid-every and --save-every count steps: choose them"),
-    missing("revision_of_model", "write it behind the model: owner/name@revision"),
-    carry("num_labels", "train.labels"),
+    carry("num_labels", "train.labels", "a reward model has one", drop=(1, "1")),
     carry("adam_eps", "train.eps"),
     needless("rl reward_model process_reward_model", "decides the objective and the chain"),
     needless(
@@ -111,7 +146,6 @@ OWN: list[Rule] = [
         "kernels are chosen by themselves; the loss never holds the logits",
     ),
     needless("plugins", "what they add is built in, or named by its own option"),
-    needless("loss_watchdog_threshold loss_watchdog_patience", "a run that diverges stops by itself (79)"),
     needless(
         "lora_model_dir peft auto_resume_from_checkpoints torchdistx_path experimental_skip_move_to_device "
         "flash_optimum device_map debug test_value ddp_timeout",
@@ -124,17 +158,15 @@ OWN: list[Rule] = [
         "training on a base in few bits is not there",
     ),
     missing("activation_offloading", "not there"),
-    missing("early_stopping_patience", "keep_best keeps the best checkpoint; nothing stops early"),
     missing(
-        "unfrozen_parameters lisa_n_layers lisa_step_interval lisa_layers_attribute relora relora_prune_ratio "
+        "unfrozen_parameters relora relora_prune_ratio "
         "relora_cpu_offload jagged_restart_steps jagged_restart_warmup_steps jagged_restart_anneal_steps "
         "reinit_weights freeze_mm_modules",
         "not there; tuners are adapters, or all weights",
     ),
     missing("tokens resize_token_embeddings_to_32x", "new tokens: add them to the tokenizer first"),
     missing(
-        "expert_parallel_size dp_replicate_size expert_parallel_num_nvl_bytes expert_parallel_token_capacity "
-        "llama4_linearized_experts",
+        "expert_parallel_num_nvl_bytes expert_parallel_token_capacity llama4_linearized_experts",
         "not there",
     ),
     missing("trl vllm ebft diffusion curriculum_sampling", "sampling is a stage of its own: rollout, reward"),
@@ -145,7 +177,7 @@ OWN: list[Rule] = [
     ),
     missing("do_causal_lm_eval eval_causal_lm_metrics eval_max_new_tokens", "postmill eval asks questions afterwards"),
     missing(
-        "center_rewards_coefficient lr_quadratic_warmup cosine_constant_lr_ratio eta_min cls_model_config "
+        "lr_quadratic_warmup cosine_constant_lr_ratio cls_model_config "
         "model_config base_model_ignore_patterns streaming full_finetune",
         "not there",
     ),

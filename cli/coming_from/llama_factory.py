@@ -4,7 +4,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from postmill.cli.coming_from.common import PEFT, TRAINER, bins_per_step
-from postmill.cli.coming_from.rule import Rule, carry, frozen_parts, is_true, missing, needless, texts, yes
+from postmill.cli.coming_from.rule import (
+    Rule,
+    carry,
+    frozen_parts,
+    is_true,
+    missing,
+    needless,
+    several,
+    texts,
+    whole,
+    yes,
+)
 
 
 def datasets(value: Any, config: Mapping[str, Any]) -> list[str]:
@@ -14,8 +25,26 @@ def datasets(value: Any, config: Mapping[str, Any]) -> list[str]:
     return [f"{config.get('dataset_dir', 'data')}/{name}.json{count}" if "." not in name else name for name in names]
 
 
+def _is_said(config: Mapping[str, Any], *names: str) -> bool:
+    return any(is_true(config.get(name, False)) for name in names)
+
+
+def _tuner(value: Any, config: Mapping[str, Any]) -> str | None:
+    """Blocks of layers in turn, and new ones, are tuners of their own here."""
+    if _is_said(config, "use_badam", "use_llama_pro"):
+        return None
+    return "full" if value == "freeze" else str(value)
+
+
+def _new_blocks(value: Any, config: Mapping[str, Any]) -> int | None:
+    """Layers that LLaMA-Pro adds; without it, which of the old ones are trained: there is no option for that."""
+    return whole(value, config) if _is_said(config, "use_llama_pro") else None
+
+
 def task(config: Mapping[str, Any]) -> str:
     """What is learned."""
+    if "export_dir" in config:
+        return "export"
     stage = str(config.get("stage", "sft"))
     loss = str(config.get("pref_loss", ""))
     return loss if stage == "dpo" and loss in ("orpo", "simpo") else stage
@@ -28,7 +57,16 @@ OWN: list[Rule] = [
     ),
     needless("max_samples dataset_dir", "part of the data: file#count"),
     carry("cutoff_len", "tokenize.max_length", "pack.row_tokens too"),
-    carry("finetuning_type", "train.tuner", values={"freeze": "full", "oft": "oft"}),
+    carry("use_badam", "train.tuner", convert=yes("badam")),
+    carry("use_llama_pro", "train.tuner", convert=yes("llama-pro")),
+    carry(
+        "finetuning_type",
+        "train.tuner",
+        convert=_tuner,
+    ),
+    carry("badam_switch_interval", "train.every", convert=whole),
+    carry("badam_switch_mode", "train.order"),
+    carry("freeze_trainable_layers", "train.blocks", "with use_llama_pro: the new layers", convert=_new_blocks),
     carry(
         "per_device_train_batch_size micro_batch_size",
         "train.bins_per_step",
@@ -48,7 +86,22 @@ OWN: list[Rule] = [
     carry("val_size", "tokenize.val_ratio", "once more with split = validation, then train.valid"),
     carry("use_dft_loss", "train.objective", convert=yes("dft")),
     carry("use_eaft_loss", "train.objective", convert=yes("eaft")),
+    carry("use_asft_loss", "train.objective", convert=yes("asft")),
+    carry("asft_alpha", "train.asft.alpha"),
     carry("use_muon", "train.optimizer", convert=yes("muon")),
+    carry("use_galore", "train.optimizer", convert=yes("galore")),
+    carry("use_apollo", "train.optimizer", convert=yes("apollo")),
+    carry("galore_rank", "train.galore.rank", convert=whole),
+    carry("galore_scale", "train.galore.scale"),
+    carry("galore_update_interval", "train.galore.gap", convert=whole),
+    carry("apollo_rank", "train.apollo.rank", convert=whole),
+    carry("apollo_scale", "train.apollo.scale"),
+    carry("apollo_update_interval", "train.apollo.gap", convert=whole),
+    needless(
+        "galore_layerwise apollo_layerwise galore_target apollo_target galore_proj_type apollo_proj apollo_proj_type"
+        " badam_verbose badam_mode",
+        "all matrices of the layers, projected as their papers have it",
+    ),
     carry(
         "oft_target", "train.targets", convert=lambda value, config: None if value == "all" else texts(value, config)
     ),
@@ -60,6 +113,8 @@ OWN: list[Rule] = [
     ),
     carry("cp_size context_parallel_size", "train.cp"),
     carry("tensor_model_parallel_size", "train.tp"),
+    carry("pipeline_model_parallel_size", "train.pp", convert=several),
+    carry("expert_model_parallel_size", "train.ep", convert=several),
     carry(
         "dist_config",
         "train.shard",
@@ -69,9 +124,9 @@ OWN: list[Rule] = [
         "peft_config",
         "train.tuner",
         "its members by their own names",
-        convert=lambda value, _: str(value.get("name", "lora")) if isinstance(value, dict) else None,
+        convert=lambda value, _: _tuner(value.get("name", "lora"), {}) if isinstance(value, dict) else None,
     ),
-    missing("adapter_name_or_path", "the adapter to go on from, or to merge: train --from, or merge"),
+    carry("adapter_name_or_path", "train.from"),
     needless("optim_config", "train.optimizer and its options"),
     needless("stage", "decides the objective and the chain"),
     needless("template", "the model's own chat template is rendered; another: tokenize --chat-template"),
@@ -121,21 +176,20 @@ OWN: list[Rule] = [
     missing(
         "use_kt kt_config kt_cpu_activation kt_weight_path kt_non_expert_weight_path", "KTransformers is not there"
     ),
-    missing(
-        "use_galore galore_layerwise galore_target galore_rank galore_scale use_apollo apollo_layerwise "
-        "apollo_target apollo_rank apollo_scale apollo_scale_type use_badam badam_mode badam_switch_mode "
-        "badam_switch_interval badam_verbose use_adam_mini",
-        "not there",
+    missing("apollo_scale_type use_adam_mini", "not there"),
+    missing("freeze_trainable_modules mixture_of_depths", "not there; tuners are adapters, or all weights"),
+    needless(
+        "sequence_parallel use_distributed_optimizer bias_activation_fusion apply_rope_fusion overlap_param_gather "
+        "overlap_grad_reduce moe_grouped_gemm moe_token_dispatcher_type",
+        "how Megatron works inside",
     ),
-    missing(
-        "freeze_trainable_layers freeze_trainable_modules use_llama_pro mixture_of_depths use_asft_loss asft_alpha",
-        "not there; tuners are adapters, or all weights",
-    ),
-    missing(
-        "pipeline_model_parallel_size expert_model_parallel_size sequence_parallel use_distributed_optimizer "
-        "bias_activation_fusion apply_rope_fusion overlap_param_gather overlap_grad_reduce moe_grouped_gemm "
-        "moe_token_dispatcher_type recompute_granularity",
-        "Megatron is not there; tensor and context parallel are",
-    ),
+    carry("recompute_granularity", "train.gradient_checkpointing", convert=lambda value, _: True if value else None),
 ]
+OF_TASKS: dict[str, list[Rule]] = {
+    "export": [
+        carry("adapter_name_or_path", "merge.parts", convert=texts),
+        carry("export_quantization_bit", "quantize.scheme", convert=lambda value, _: f"w{value}a16"),
+    ]
+}
+"""Rules that go before the others where a config is for that."""
 RULES = [*OWN, *TRAINER, *PEFT]

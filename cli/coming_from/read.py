@@ -21,7 +21,14 @@ TOOLS: dict[str, Any] = {
     "deepspeed": deepspeed,
 }
 """Tool -> its table and its `task`."""
-_COMMAND = re.compile(r"(?:^|\s)(?:swift|megatron)\s+([a-z]+)\b((?:[^\n]*\\\n)*[^\n]*)", re.M)
+_REST = r"((?:[^\n]*\\\n)*[^\n]*)"
+_COMMANDS = {
+    "ms-swift": re.compile(r"(?:^|\s)(?:swift|megatron)\s+([a-z]+)\b" + _REST, re.M),
+    "trl": re.compile(
+        r"(?:^|\s)(?:trl\s+|\S*scripts/)(sft|dpo|kto|grpo|reward|cpo|orpo|prm)\w*(?:\.py)?(?=\s)" + _REST, re.M
+    ),
+}
+"""Tool -> its commands in a shell script: a verb, and flags that may go on behind a backslash."""
 _SIGNS = {
     "axolotl": {"base_model", "sequence_len", "micro_batch_size"},
     "llama-factory": {"finetuning_type", "cutoff_len", "template", "stage", "train_dataset", "dist_config"},
@@ -69,18 +76,24 @@ def _tool(path: Path, options: Mapping[str, Any]) -> str:
 
 
 def _commands(path: Path) -> list[Config]:
-    """Commands of ms-swift in a shell script."""
-    text = path.read_text(encoding="utf-8")
+    """Commands of ms-swift and TRL in a shell script."""
+    commands = commands_in(path.read_text(encoding="utf-8"), str(path))
+    if not commands:
+        raise ConfigError(f"{path}: no command of ms-swift or TRL in it, as swift sft --model ...")
+    return commands
+
+
+def commands_in(text: str, name: str) -> list[Config]:
+    """Commands in a text, with the lines of their flags in the file `name`."""
+    found = [(match.start(), tool, match) for tool, form in _COMMANDS.items() for match in form.finditer(text)]
     commands = []
-    for match in _COMMAND.finditer(text):
+    for _, tool, match in sorted(found, key=lambda item: item[0]):
         first = text.count("\n", 0, match.start(2)) + 1
         options: dict[str, Any] = {"": match[1]}
-        places = {"": f"{path}:{first}"}
+        places = {"": f"{name}:{first}"}
         for number, line in enumerate(match[2].split("\n"), first):
-            _words(line.rstrip("\\ "), options, places, f"{path}:{number}")
-        commands.append(Config("ms-swift", options, places))
-    if not commands:
-        raise ConfigError(f"{path}: no command of ms-swift in it, as swift sft --model ...")
+            _words(line.rstrip("\\ "), options, places, f"{name}:{number}")
+        commands.append(Config(tool, options, places))
     return commands
 
 
@@ -102,5 +115,6 @@ def _words(line: str, options: dict[str, Any], places: dict[str, str], place: st
 
 def rules_of(tool: str, task: str = "") -> dict[str, Rule]:
     """Their option -> what it becomes; a task's own word goes before a tool's, and that before what several share."""
-    rules: list[Rule] = TOOLS[tool].RULES
-    return rules_by_name([*grpo.RULES, *rules] if task == "grpo" else rules)
+    module = TOOLS[tool]
+    before = grpo.RULES if task == "grpo" else getattr(module, "OF_TASKS", {}).get(task, [])
+    return rules_by_name([*before, *module.RULES])

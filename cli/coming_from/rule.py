@@ -36,9 +36,9 @@ def needless(theirs: str, note: str) -> Rule:
     return Rule(theirs=tuple(theirs.split()), note=note)
 
 
-def missing(theirs: str, note: str) -> Rule:
-    """Options of something that is not there."""
-    return Rule(theirs=tuple(theirs.split()), note=note, is_missing=True)
+def missing(theirs: str, note: str, off: tuple[Any, ...] = ()) -> Rule:
+    """Options of something that is not there. off: values that ask for nothing."""
+    return Rule(theirs=tuple(theirs.split()), note=note, is_missing=True, drop=off)
 
 
 def number(value: Any) -> float | None:
@@ -58,6 +58,12 @@ def whole(value: Any, _: Mapping[str, Any]) -> int | None:
     """A count; 0 and below say nothing."""
     found = number(value)
     return int(found) if found and found > 0 else None
+
+
+def several(value: Any, config: Mapping[str, Any]) -> int | None:
+    """A size of a mesh; one process is no mesh."""
+    found = whole(value, config)
+    return found if found and found > 1 else None
 
 
 def yes(ours: Any) -> Convert:

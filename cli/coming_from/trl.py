@@ -1,4 +1,4 @@
-"""TRL's YAML: fields of its configs, and of the script's arguments."""
+"""TRL's YAML, and its commands in a shell script: fields of its configs, and of the script's arguments."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,7 +8,11 @@ from postmill.cli.coming_from.rule import Rule, carry, is_true, missing, needles
 
 
 def task(config: Mapping[str, Any]) -> str:
-    """What is learned, from fields that only one trainer has."""
+    """What is learned: the command's verb, or fields that only one trainer has."""
+    if "" in config:
+        verb = str(config[""])
+        loss = str(config.get("loss_type", ""))
+        return {"reward": "rm", "cpo": "simpo" if loss == "simpo" else "cpo"}.get(verb, verb)
     if "num_generations" in config or "reward_funcs" in config:
         return "grpo"
     if "desirable_weight" in config or "undesirable_weight" in config:
@@ -22,6 +26,11 @@ def dataset(value: Any, config: Mapping[str, Any]) -> list[str]:
     """A name on Hugging Face, with its subset."""
     subset = f":{config['dataset_config']}" if config.get("dataset_config") else ""
     return [f"hf:{value}{subset}" if not str(value).startswith((".", "/")) else str(value)]
+
+
+def tuner(_: Mapping[str, Any]) -> str:
+    """Without `use_peft` all weights are trained."""
+    return "full"
 
 
 OWN: list[Rule] = [
@@ -74,7 +83,8 @@ OWN: list[Rule] = [
     needless(
         "compute_environment distributed_type num_machines num_processes machine_rank rdzv_backend "
         "same_network main_training_function mixed_precision downcast_bf16 debug tpu_env tpu_use_cluster "
-        "tpu_use_sudo gpu_ids enable_cpu_affinity",
+        "tpu_use_sudo gpu_ids enable_cpu_affinity accelerate_config config_file no_remove_unused_columns "
+        "lora_task_type",
         "how accelerate starts processes: postmill launch --ranks, or torchrun",
     ),
     carry(

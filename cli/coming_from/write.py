@@ -74,7 +74,7 @@ def convert(config: Config) -> Imported:
             lines.append(Line(name, value, place, "unknown", f"no option of {config.tool} that is known here{near}"))
             continue
         if not rule.ours:
-            is_off = value in (None, False, "", 0) or str(value).lower() in ("false", "none", "no")
+            is_off = value in (None, False, "", 0, *rule.drop) or str(value).lower() in ("false", "none", "no")
             status = "missing" if rule.is_missing and not is_off else "needless"
             lines.append(Line(name, value, place, status, "off here too" if rule.is_missing and is_off else rule.note))
             continue
@@ -132,10 +132,8 @@ def _put(rule: Rule, value: Any, top: dict[str, Any], sections: dict[str, dict[s
 
 def _complete(task: str, sections: dict[str, dict[str, Any]], config: Config, top: dict[str, Any]) -> None:
     """What the chain needs beside what was carried over, in the order in which people read it."""
-    if "train" in sections and "objective" not in sections["train"]:
-        objective = _OBJECTIVES.get(task, task)
-        if objective:
-            sections["train"]["objective"] = objective
+    if "train" in sections:
+        _complete_train(task, sections["train"], config)
     if task == "grpo":
         grpo.complete(sections, config.options, config.tool)
     if task == "kto":
@@ -148,6 +146,8 @@ def _complete(task: str, sections: dict[str, dict[str, Any]], config: Config, to
     if task == "pt":
         sections["tokenize"].setdefault("truncation", "split")
     _row_tokens(sections)
+    if task == "export" and not sections["quantize"]:
+        sections.pop("quantize")  # they merge, and no more
     if "quantize" in sections:
         _calibrate(sections, "data" in top)
     if "train" in sections and "val_ratio" in sections.get("tokenize", {}):
@@ -159,6 +159,16 @@ def _complete(task: str, sections: dict[str, dict[str, Any]], config: Config, to
         sections.pop("merge", None)
     if "merge" in sections and "quantize" in sections:
         sections["merge"].setdefault("parts", "data")
+
+
+def _complete_train(task: str, train: dict[str, Any], config: Config) -> None:
+    """What is learned, and of which weights, where the config leaves that to its tool."""
+    objective = _OBJECTIVES.get(task, task)
+    if objective:
+        train.setdefault("objective", objective)
+    tuner = getattr(TOOLS[config.tool], "tuner", None)
+    if tuner is not None:
+        train.setdefault("tuner", tuner(config.options))
 
 
 def _row_tokens(sections: dict[str, dict[str, Any]]) -> None:

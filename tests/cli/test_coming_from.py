@@ -126,6 +126,19 @@ def imported(tmp_path: Path, name: str, text: str, tool: str = "") -> tuple[Impo
             },
         ),
         ("c.yml", AXOLOTL + "rl: dpo\nrl_beta: 0.2\n", "dpo", {"train.beta": 0.2, "train.scores": ["ref=score"]}),
+        (
+            "full.yml",
+            AXOLOTL.replace("adapter: lora\n", "")
+            + "revision_of_model: abc\ndp_shard_size: 2\ndp_replicate_size: 2\neta_min: 2e-5\n",
+            "sft",
+            {"model": "org/base@abc", "train.tuner": "full", "train.shard": "hsdp", "train.min_lr": 0.1},
+        ),
+        (
+            "lisa.yml",
+            AXOLOTL.replace("adapter: lora\n", "") + "lisa_n_layers: 4\nlisa_step_interval: 20\n",
+            "sft",
+            {"train.tuner": "lisa", "train.layers": 4, "train.every": 20},
+        ),
         ("q.yml", AXOLOTL + "load_in_4bit: true\n", "sft", {"train.quant": "nf4"}),
         ("d.yml", AXOLOTL + "rl: orpo\norpo_alpha: 0.3\n", "orpo", {"train.objective": "orpo", "train.beta": 0.3}),
         ("a.yaml", FACTORY, "sft", {"data": ["data/chats.json#100"], "train.bins_per_step": 8, "train.epochs": 3}),
@@ -148,6 +161,34 @@ def imported(tmp_path: Path, name: str, text: str, tool: str = "") -> tuple[Impo
             "sft",
             {"train.tuner": "lora", "train.rank": 4, "train.alpha": 8},
         ),
+        (
+            "merge.yaml",
+            "model_name_or_path: org/base\nadapter_name_or_path: saves/sft\ntemplate: qwen3\nexport_dir: out\n",
+            "export",
+            {"model": "org/base", "merge.parts": ["saves/sft"]},
+        ),
+        (
+            "galore.yaml",
+            FACTORY.replace("finetuning_type: lora", "finetuning_type: full")
+            + "use_galore: true\ngalore_rank: 128\ngalore_scale: 2.0\npipeline_model_parallel_size: 2\n",
+            "sft",
+            {"train.optimizer": "galore", "train.galore.rank": 128, "train.galore.scale": 2.0, "train.pp": 2},
+        ),
+        (
+            "badam.yaml",
+            FACTORY.replace("finetuning_type: lora", "finetuning_type: full")
+            + "use_badam: true\nbadam_switch_mode: ascending\nbadam_switch_interval: 50\n",
+            "sft",
+            {"train.tuner": "badam", "train.order": "ascending", "train.every": 50},
+        ),
+        (
+            "trl.sh",
+            "# as their README has it\naccelerate launch trl/scripts/dpo.py \\\n    --model_name_or_path org/base \\\n"
+            "    --dataset_name org/pairs --learning_rate 5.0e-7 --beta 0.2 --use_peft --lora_r 16\n",
+            "dpo",
+            {"data": ["hf:org/pairs"], "train.beta": 0.2, "train.tuner": "lora", "train.rank": 16},
+        ),
+        ("full.sh", "trl sft --model_name_or_path org/base --dataset_name o/d\n", "sft", {"train.tuner": "full"}),
         (
             "a.sh",
             SWIFT,
@@ -342,22 +383,20 @@ def test_deepspeed_s_json_becomes_options_of_train(tmp_path: Path, capsys: pytes
 
 def test_what_is_not_carried_over_is_said_with_its_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "x.yml"
-    path.write_text(
-        "base_model: b\nsequence_len: 64\nlisa_step_interval: 2\nlora_rr: 3\nlearning_rate: high\nlisa_n_layers:\n"
-    )
+    path.write_text("base_model: b\nsequence_len: 64\nreinit_weights: 2\nlora_rr: 3\nlearning_rate: high\nrelora:\n")
     assert run(["import", str(path), "--strict"]) == 1
     out, err = capsys.readouterr()
-    assert f"{path}:3: lisa_step_interval: not there; tuners are adapters, or all weights" in err
+    assert f"{path}:3: reinit_weights: not there; tuners are adapters, or all weights" in err
     assert f"{path}:4: lora_rr: no option of axolotl that is known here; did you mean lora_r?" in err
-    assert f"{path}:5: learning_rate:" in err and "lisa_n_layers: needless; off here too" in err
-    assert "# not carried over: lisa_step_interval = 2" in out
+    assert f"{path}:5: learning_rate:" in err and "relora: needless; off here too" in err
+    assert "# not carried over: reinit_weights = 2" in out
     assert "lr" not in tomllib.loads(out)["train"]
 
 
 def test_a_file_that_nobody_knows_is_refused(tmp_path: Path) -> None:
     for name, text, words in (
         ("x.yml", "a: 1\n", "cannot tell whose config this is"),
-        ("x.sh", "echo hello\n", "no command of ms-swift in it"),
+        ("x.sh", "echo hello\n", "no command of ms-swift or TRL in it"),
         ("y.yml", "", "no options in it"),
     ):
         (tmp_path / name).write_text(text)

@@ -3,16 +3,13 @@
 import ast
 import json
 import os
-import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
+import exports
 import pytest
-import tiny_model
 import tiny_tokenizer
 
 from postmill.cli import again
@@ -26,30 +23,6 @@ from postmill.stages.runner import Options, run_stage
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = "[tokenize]\nsystem = \"say $HOME {x} ${y} 'z'\"\n[pack]\nrow_tokens = 64\n"
 TRAIN = "[train]\nsteps = 12\nbins_per_step = 1\nrank = 2\n"
-SBATCH = """#!/bin/sh
-# Slurm on one machine: jobs in the order they are submitted, requeued when they ask for it
-set -eu
-id=$(($(cat "$FAKE/last" 2> /dev/null || echo 0) + 1)); echo "$id" > "$FAKE/last"
-cat > "$FAKE/job-$id"
-for word; do case $word in
-  --job-name=*) name=${word#*=};;
-  --dependency=afterok:*) for need in $(echo "${word#*:}" | tr : ' '); do
-    [ "$(cat "$FAKE/code-$need")" = 0 ] || { echo 1 > "$FAKE/code-$id"; echo "$id"; exit 0; }
-  done;;
-esac; done
-while :; do
-  rm -f "$FAKE/requeue-$id"
-  SLURM_JOB_ID=$id sh "$FAKE/job-$id" >&2 & job=$!
-  if [ "$name" = train ] && [ ! -e "$FAKE/killed" ]; then
-    until [ -s out/train.checkpoints/metrics.jsonl ]; do sleep 0.05; done
-    touch "$FAKE/killed"; kill -TERM $job
-  fi
-  code=0; wait $job || code=$?
-  [ -e "$FAKE/requeue-$id" ] || break
-done
-echo $code > "$FAKE/code-$id"; echo "$name $code" >> "$FAKE/log"; echo "$id"
-"""
-SCONTROL = '#!/bin/sh\ntouch "$FAKE/requeue-$2"\n'
 
 
 @pytest.fixture(scope="module")
@@ -66,18 +39,9 @@ def here(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "base").symlink_to(base)
     (tmp_path / "chats.jsonl").write_text('{"query": "q", "response": "a"}\n' * 3)
     (tmp_path / "r.toml").write_text(RECIPE)
-    fake = tmp_path / "bin"
-    fake.mkdir()
-    for name, text in (
-        ("sbatch", SBATCH),
-        ("scontrol", SCONTROL),
-        ("postmill", f'#!/bin/sh\nexec {sys.executable} -P -m postmill.cli.main "$@"\n'),
-    ):
-        (fake / name).write_text(text)
-        (fake / name).chmod(0o755)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PATH", f"{fake}:{os.environ['PATH']}")
-    monkeypatch.setenv("FAKE", str(fake))
+    for name, value in exports.write_programs(tmp_path / "bin").items():
+        monkeypatch.setenv(name, value)
     return tmp_path
 
 
@@ -99,7 +63,7 @@ def expected(sections: tuple[str, ...] = ("tokenize", "pack")) -> list[str]:
     return digests("direct", sections)
 
 
-COMMANDS = {"make": ["make", "-s", "-f", "file"], "shell": ["sh", "file"], "slurm": ["sh", "file", "--partition", "x"]}
+COMMANDS = {form: exports.COMMANDS[form] for form in ("make", "shell", "slurm")}
 
 
 @pytest.mark.parametrize("form", COMMANDS)
@@ -179,42 +143,12 @@ def test_the_dag_names_every_command(here: Path) -> None:
     assert digests() == expected()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("form", ["slurm", "shell", "make"])
-def test_a_run_that_is_stopped_in_the_middle_ends_equal(here: Path, form: str) -> None:
-    Path("r.toml").write_text(RECIPE + TRAIN)
-    Path("base").unlink()
-    tiny_model.write_model(here / "base", vocab_size=263)
-    (here / "base" / "chat_template.jinja").unlink(missing_ok=True)
-    tiny_tokenizer.write_tokenizer(here / "base")
-    write(form, "file")
-    sections = ("tokenize", "pack", "train")
-    if form == "slurm":
-        done = subprocess.run(COMMANDS[form], capture_output=True, text=True, check=False)
-        assert done.returncode == 0 and "going on after step" in done.stderr, done.stderr
-    else:
-        child = subprocess.Popen(COMMANDS[form], stderr=subprocess.PIPE, text=True, start_new_session=True)
-        metrics = Path("out/train.checkpoints/metrics.jsonl")
-        while not (metrics.exists() and metrics.read_bytes()) and child.poll() is None:
-            time.sleep(0.02)
-        os.killpg(child.pid, signal.SIGTERM)
-        assert child.communicate()[0] is None and child.returncode not in (0, None)
-        deadline = time.monotonic() + 60
-        while Path("out/.train.lock").exists() and time.monotonic() < deadline:
-            time.sleep(0.1)  # the stage saves after the shell is gone
-        subprocess.run(COMMANDS[form], capture_output=True, check=True)
-    assert digests(sections=sections) == expected(sections)
-
-
 def other(name: str) -> str:
-    """Another program, from the environment that `make programs` fills, or the path."""
-    found = ROOT / ".cache" / name / "bin" / ("python" if name in ("airflow", "kubernetes", "ray") else name)
-    if found.exists():
-        return str(found)
-    on_the_path = shutil.which(name)
-    if on_the_path is None:
+    """Another program; skips the test where there is none."""
+    found = exports.other(name)
+    if found is None:
         pytest.skip(f"{name} is not installed; make programs")
-    return on_the_path
+    return found
 
 
 @pytest.mark.slow
