@@ -61,6 +61,7 @@ OWN = {
     "self-cognition": {"tokenize.model_name": "Mill", "tokenize.model_author": "us"},
     "embedding": {"train.pooling": "last"},
     "gguf": {"quantize.scheme": "q8_0"},
+    "moe": {"train.bins_per_step": "2"},
     **{key: {"tokenize.max_length": "900", "pack.row_tokens": "1024"} for key in ("vision", "ocr", "grounding")},
 }
 """What a recipe needs because the model here is another than its own."""

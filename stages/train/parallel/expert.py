@@ -7,7 +7,7 @@ that has it, and the results come back: two exchanges forward, two backward, by 
 
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from postmill.io.errors import USAGE, ConfigError
@@ -39,6 +39,8 @@ def split(model: Any, mesh: DeviceMesh, alone: DeviceMesh) -> list[nn.Parameter]
     dealt: list[nn.Parameter] = []
     for name, module in list(model.named_modules()):
         own = generic_name(name)
+        if hasattr(module, "base_layer"):  # peft's layers around experts: tokens travel inside of them
+            continue
         for parameter, _ in list(module.named_parameters(recurse=False)):
             if f"{own}.{parameter}" in plan:
                 ALL_PARALLEL_STYLES[plan[f"{own}.{parameter}"]].shard_param(module, parameter, mesh)
@@ -46,4 +48,29 @@ def split(model: Any, mesh: DeviceMesh, alone: DeviceMesh) -> list[nn.Parameter]
         if plan.get(own) == "ep_dispatch_experts":
             style = ALL_PARALLEL_STYLES["ep_dispatch_experts"]
             style.install_forward(module, mesh, tp_mesh=alone, ep_implementation="all_to_all")
-    return dealt
+    # adapters of stacks: peft's layers around a module whose parameter they add to
+    wrappers = [module for module in model.modules() if hasattr(module, "parameter_name") and hasattr(module, "lora_A")]
+    now = dict(_deal_adapter(wrapper, mesh) for wrapper in wrappers)
+    return [now.get(parameter, parameter) for parameter in dealt]
+
+
+def _deal_adapter(wrapper: Any, mesh: DeviceMesh) -> tuple[nn.Parameter, nn.Parameter]:
+    """Let the adapter of a stack add what is of this rank's experts. Returns the stack before and after.
+
+    The factors stay whole on every rank, or in shards like other weights, and so do their gradients: of the experts of
+    others a rank's are 0, so that the sum over all ranks is right. The stack is no DTensor then: peft adds to it.
+    """
+    experts = wrapper.get_base_layer()
+    before = experts._parameters[wrapper.parameter_name]
+    after = nn.Parameter(before.to_local().detach(), requires_grad=False)
+    experts._parameters[wrapper.parameter_name] = after
+    count = after.shape[0]
+    mine = slice(mesh.get_local_rank() * count, (mesh.get_local_rank() + 1) * count)
+    whole = wrapper.get_delta_factors
+
+    def factors(name: str) -> tuple[Tensor, Tensor, float]:
+        left, right, scaling = whole(name)
+        return left[mine], right[mine], scaling
+
+    wrapper.get_delta_factors = factors
+    return before, after

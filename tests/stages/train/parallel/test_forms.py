@@ -135,6 +135,23 @@ def test_an_adapter_is_cut_with_its_layers(world, tmp_path, form):
         assert y["grad_norm"] == pytest.approx(x["grad_norm"], rel=1e-5)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("ranks", "form"), [(2, {"ep": 2}), (2, {"ep": 2, "shard": "fsdp"}), (4, {"ep": 2})])
+def test_an_adapter_of_experts_goes_where_they_are(world, tmp_path, ranks, form):
+    stacks = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+    cfg = changed(ONE, tuner=Lora(rank=2, targets=["q_proj"], parameters=stacks), steps=3, clip=0.1)
+    one, several = alone(world, cfg, "qwen3-moe"), tmp_path / "several"
+    pids = fork_ranks([changed(cfg, **form)] * ranks, given(world, "qwen3-moe"), several)
+    assert [wait_code(pid) for pid in pids] == [0] * ranks
+    a, b = (load_file(path / "adapter_model.safetensors") for path in (one, several))
+    assert a.keys() == b.keys() and any("experts" in name for name in a)
+    for name, tensor in a.items():
+        torch.testing.assert_close(b[name], tensor, rtol=1e-4, atol=1e-5, msg=name)
+    for x, y in zip(metrics(one), metrics(several), strict=True):
+        assert y["loss"] == pytest.approx(x["loss"], rel=1e-5)
+        assert y["grad_norm"] == pytest.approx(x["grad_norm"], rel=1e-5)
+
+
 @pytest.mark.parametrize(
     "form", [{"tp": 2}, pytest.param({"cp": 2, "shard": "fsdp"}, marks=pytest.mark.slow), {"pp": 2}]
 )
