@@ -123,7 +123,14 @@ class Run:
         folder.mkdir()
         for name in ("base", "chats.jsonl"):
             (folder / name).symlink_to(world / name)
-        self._environment = os.environ | write_programs(folder / "bin") | {"AIRFLOW_HOME": str(folder / "airflow")}
+        self._environment = (
+            os.environ
+            | write_programs(folder / "bin")
+            | {
+                "AIRFLOW_HOME": str(folder / "airflow"),
+                "RAY_raylet_start_wait_time_s": "600",  # it gives up after a minute, which others may need
+            }
+        )
         self._argv = self._write()
 
     def _write(self) -> list[str]:

@@ -12,6 +12,7 @@ from postmill.cli.coming_from.rule import (
     missing,
     needless,
     number,
+    several,
     texts,
     whole,
     yes,
@@ -100,6 +101,8 @@ OWN: list[Rule] = [
     carry("eval_interval", "train.valid_every", "needs --valid", convert=whole),
     carry("sequence_parallel_size context_parallel_size", "train.cp"),
     carry("tensor_model_parallel_size", "train.tp"),
+    carry("expert_model_parallel_size", "train.ep", convert=several),
+    carry("pipeline_model_parallel_size", "train.pp", convert=several),
     carry("attention_backend", "train.attention", convert=lambda value, _: "flash" if value == "flash" else None),
     carry("beta", "train.beta"),
     carry("loss_type", "train.dpo.loss"),
@@ -232,11 +235,10 @@ OWN: list[Rule] = [
         "an engine of rollout or serve, not of train",
     ),
     missing(
-        "pipeline_model_parallel_size expert_model_parallel_size expert_tensor_parallel_size "
-        "decoder_first_pipeline_num_layers decoder_last_pipeline_num_layers moe_expert_capacity_factor "
-        "mtp_num_layers offload_bridge optimizer_cpu_offload optimizer_offload_fraction fp8_recipe fp8_format "
-        "fp8_param_gather",
-        "Megatron is not there; tensor and context parallel are",
+        "expert_tensor_parallel_size decoder_first_pipeline_num_layers decoder_last_pipeline_num_layers "
+        "moe_expert_capacity_factor mtp_num_layers offload_bridge optimizer_cpu_offload optimizer_offload_fraction "
+        "fp8_recipe fp8_format fp8_param_gather",
+        "Megatron is not there; its meshes are",
     ),
     missing(
         "teacher_model teacher_deepspeed teacher_model_server offload_teacher_model gkd_logits_topk lmbda sft_alpha",
@@ -254,12 +256,13 @@ OWN: list[Rule] = [
         "not carried over; see the options of train --objective rl",
     ),
     carry("use_galore", "train.optimizer", convert=yes("galore")),
-    needless(
-        "lisa_activated_layers llamapro_num_new_blocks", "train --tuner lisa --layers, --tuner llama-pro --blocks"
-    ),
+    carry("lisa_activated_layers", "train.layers", convert=whole),
+    carry("lisa_step_interval", "train.every", convert=whole),
+    carry("llamapro_num_new_blocks", "train.blocks", convert=whole),
+    carry("early_stop_interval", "train.patience", "needs --valid-every", convert=whole),
     missing(
         "galore_optim_per_parameter galore_quantization lora_ga_batch_size lora_ga_iters lora_ga_max_length "
-        "lora_ga_direction lora_ga_scale lora_ga_stable_gamma reft_intervention_type early_stop_interval use_ray "
+        "lora_ga_direction lora_ga_scale lora_ga_stable_gamma reft_intervention_type use_ray "
         "rope_scaling to_ollama data_parallel_size",
         "not there",
     ),

@@ -188,6 +188,13 @@ def imported(tmp_path: Path, name: str, text: str, tool: str = "") -> tuple[Impo
             "dpo",
             {"data": ["hf:org/pairs"], "train.beta": 0.2, "train.tuner": "lora", "train.rank": 16},
         ),
+        (
+            "megatron.sh",
+            "megatron sft --model org/moe --use_hf true --dataset o/d --tuner_type full --expert_model_parallel_size 8"
+            " --pipeline_model_parallel_size 1 --micro_batch_size 1\n",
+            "sft",
+            {"train.tuner": "full", "train.ep": 8},
+        ),
         ("full.sh", "trl sft --model_name_or_path org/base --dataset_name o/d\n", "sft", {"train.tuner": "full"}),
         (
             "a.sh",
