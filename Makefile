@@ -112,14 +112,17 @@ site: setup ## the documentation as a site, in build/site
 man: setup ## manual pages out of the help, in build/man
 	$(BIN)/python docs/man.py build/man
 
-sbom: setup ## what is installed and compiled in, with licences, as CycloneDX, in build/sbom
+sbom: setup ## what is installed, compiled in and, of npm, tested with, with licences, as CycloneDX, in build/sbom
 	mkdir -p build/sbom
 	$(BIN)/uv venv -q --allow-existing .cache/sbom
 	$(BIN)/uv pip install -q --python .cache/sbom/bin/python cyclonedx-bom
 	.cache/sbom/bin/cyclonedx-py environment $(BIN)/python -o build/sbom/python.json
 	cargo metadata --locked --format-version 1 --filter-platform x86_64-unknown-linux-gnu | $(BIN)/python docs/crates.py > build/sbom/crates.json
+	npm install --silent --prefix .cache/axe axe-core
+	npm pkg set --prefix .cache/axe name=postmill-tests version=0.0.0
+	npm sbom --prefix .cache/axe --sbom-format cyclonedx > build/sbom/npm.json
 
-dist: setup ## sdist and wheel, in dist/
+dist: man ## sdist and wheel, with manual pages, in dist/
 	$(BIN)/uv build -q -o dist .
 
 lock: ## resolve requirements-dev.in again

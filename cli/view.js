@@ -131,6 +131,7 @@ async function start() {
   main.before(bar);
   open(bar.firstChild, tabs[0][1]);
   document.body.dataset.ready = "yes";
+  performance.mark("ready");
 }
 
 start().catch((fault) => { document.getElementById("main").textContent = `This page needs a browser of 2023 or newer. ${fault}`; });

@@ -7,6 +7,7 @@ import tomllib
 import zipfile
 from pathlib import Path
 
+import man
 import pytest
 
 from postmill.stages.table import STAGES
@@ -56,6 +57,7 @@ def test_the_images_name_extras_that_exist() -> None:
 
 @pytest.mark.slow
 def test_the_sdist_makes_a_wheel_with_every_file(tmp_path: Path) -> None:
+    pages = man.write(ROOT / "build" / "man")
     uv = [str(Path(sys.executable).with_name("uv")), "build", "-q", "--no-build-isolation"]
     uv += ["--python", sys.executable, "-o", str(tmp_path)]
     subprocess.run([*uv, "--sdist", str(ROOT)], check=True, cwd=tmp_path)
@@ -71,3 +73,5 @@ def test_the_sdist_makes_a_wheel_with_every_file(tmp_path: Path) -> None:
     ).stdout.split("\n")  # fmt: skip
     missing = [name for name in tracked if name and f"postmill/{name}" not in packed]
     assert not missing
+    placed = {name.rpartition("/")[2] for name in packed if name.endswith(".1") and "/data/share/man/man1/" in name}
+    assert placed == {page.name for page in pages}

@@ -200,6 +200,7 @@ async function begin() {
     if (!at("panel-runs").hidden && !document.hidden) showJobs().catch(() => {});
   }, 2000);
   document.body.dataset.ready = "yes";
+  performance.mark("ready");
 }
 
 function openTabQuietly() {
