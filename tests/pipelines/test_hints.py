@@ -1,4 +1,6 @@
-"""Someone who only follows what messages say gets from raw rows to a served model, through forty mistakes.
+"""Someone who only follows what messages say gets from raw rows to a served model, through more than sixty mistakes.
+
+With `-s` each command is printed as it was in the end, with the number of messages that were followed.
 
 `follow` stands for that person: it knows what the words of a remedy mean ("did you mean", "pass --flag VALUE", "raise
 --flag", "leave it out", ...) and the few things that only the person can know, as which model is theirs. It knows no
@@ -110,6 +112,7 @@ def insist(words: list[str]) -> int:
     for hints in range(MOST_HINTS + 1):
         code, message = run(words)
         if code == 0:
+            print(f"{hints} mended: {shlex.join(words)}")
             return hints
         assert hints < MOST_HINTS, f"{shlex.join(words)}: {message}"
         words = follow(words, message)
