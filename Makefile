@@ -14,7 +14,7 @@ CARGO  := PYO3_PYTHON=$(CURDIR)/$(BIN)/python cargo
 # Where this is set, each of the hundreds of processes that tests start would compile its modules again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo test test-slow test-gpu test-engines lint bench bench-smoke instructions fuzz assets programs rivals engines site man sbom dist lock clean help
+.PHONY: setup demo test test-slow test-gpu test-engines lint lint-python lint-rust bench bench-smoke instructions fuzz assets programs rivals engines site man sbom dist lock clean help
 .DELETE_ON_ERROR:
 
 help:
@@ -54,12 +54,16 @@ test-gpu: setup ## what needs a CUDA device
 test-engines: assets engines ## what needs an engine or a harness in an environment of its own
 	$(RUN) $(BIN)/pytest tests/stages/shared/engine/test_child.py tests/stages/eval
 
-lint: setup ## style, types, Rust lints
+lint: lint-python lint-rust ## style, types, Rust lints; with `make -j2` both languages at a time
+
+lint-python: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(CARGO) clippy -q --release --workspace --all-targets -- -D warnings
+
+lint-rust: setup
 	cargo fmt --check
+	$(CARGO) clippy -q --release --workspace --all-targets -- -D warnings
 
 bench-smoke: setup ## every benchmark at toy size: they run, and their results are exact
 	$(RUN) $(BIN)/python bench/run.py --smoke

@@ -52,6 +52,12 @@ STAGE = Stage(
         ),
         "model": Port(kinds=("model",), flag="-m", help="the model to ask: a folder, or owner/name on Hugging Face"),
         "adapter": Port(kinds=("adapter",), flag="--adapter", help="an adapter to put on it", required=False),
+        "prompts": Port(
+            kinds=("prompts",),
+            flag="--prompts",
+            help="prompts to read in place of those of the rows, line by line: of a teacher that knows more",
+            required=False,
+        ),
     },
     output="scores",
     example="postmill score packed/ -m base/ -o reference/",

@@ -16,24 +16,22 @@ from numpy.typing import NDArray
 from torch.nn.functional import normalize
 
 from postmill.io.arrays import from_numpy, list_of, to_numpy
-from postmill.io.errors import BAD_DATA, FAILED, MISMATCH, USAGE, ArtifactError, ConfigError, StageError
-from postmill.io.json_file import load_json
+from postmill.io.errors import FAILED, MISMATCH, USAGE, ArtifactError, ConfigError, StageError
 from postmill.io.manifest import Artifact
 from postmill.io.packed import PackedReader, TokenRows, token_tables
-from postmill.io.partners import Partners
 from postmill.io.schemas import SCORES_V1
 from postmill.io.scores import SCORES
 from postmill.io.table import TableReader, TableWriter
 from postmill.stages.progress import Meter, Progress
 from postmill.stages.protocol import Input, Inputs, Out, Result
 from postmill.stages.score.config import Score
+from postmill.stages.score.reading import Reading
 from postmill.stages.shared import attention, hf
 from postmill.stages.shared.apart import settle
 from postmill.stages.shared.asked import Ask
 from postmill.stages.shared.batch import collate
 from postmill.stages.shared.forward import Forward
 from postmill.stages.shared.heads import Head
-from postmill.stages.shared.media.pixels import Pixels
 from postmill.stages.shared.saved_head import find_head
 from postmill.stages.shared.stats import Stat
 
@@ -46,16 +44,13 @@ def run(cfg: Score, inputs: Inputs, out: Out) -> Result:
     """Make scores. Raises ArtifactError (65, 66, 78), StageError (1; 75 when stopped, with all finished parts kept)."""
     out.stop.graceful = True
     source, rows = _rows(inputs["rows"][0])
-    if cfg.partners and np.isnan(rows.columns(np.arange(len(rows)), ["label"])["label"]).all():
-        raise ArtifactError("--partners: no row has a label, which says what is an answer to judge", BAD_DATA)
-    model = inputs["model"][0]
-    _check_lengths(rows, model)
+    kind = _head_kind(cfg, inputs)
+    reading = Reading(cfg, inputs, rows, kind)
     folder = out.checkpoints / out.key.rpartition(":")[2][:16]
     folder.mkdir(parents=True, exist_ok=True)
     starts = range(0, len(rows), PART_ROWS)
     paths = [folder / f"part-{start // PART_ROWS:06d}.arrow" for start in starts]
     forward: Forward | None = None
-    pixels: Pixels | None = None
     ready = min(len(rows), PART_ROWS * sum(path.is_file() for path in paths))
     meter = Meter(len(rows), ready)
     for start, path in zip(starts, paths, strict=True):
@@ -66,8 +61,7 @@ def run(cfg: Score, inputs: Inputs, out: Out) -> Result:
         forward = forward or _load(cfg, inputs, out)
         part = np.arange(start, min(start + PART_ROWS, len(rows)))
         if forward.head.kind == "lm":
-            pixels = pixels or _pixels(cfg, rows, model)
-            _write_part(path, _score(cfg, forward, rows, part, pixels))
+            _write_part(path, _score(cfg, forward, reading, part))
         elif forward.head.kind == "token":
             _write_part(path, _token_values(cfg, forward, rows, part))
         else:
@@ -84,7 +78,7 @@ def run(cfg: Score, inputs: Inputs, out: Out) -> Result:
     out.after_commit = lambda: shutil.rmtree(out.checkpoints, ignore_errors=True)
     return Result(
         metrics={
-            "head": _head_kind(cfg, inputs),
+            "head": kind,
             "rows": len(rows),
             "tokens": count,
             "mean_logp": total / count if count else None,
@@ -105,32 +99,6 @@ def _rows(given: Input) -> tuple[Artifact, TokenRows]:
         assert given.path is not None
         return given.artifact, PackedReader(given.path).token_rows
     return given.artifact, TokenRows(token_tables(given.artifact))
-
-
-def _pixels(cfg: Score, rows: TokenRows, model: Input) -> Pixels | None:
-    """What makes pixels of the rows' pictures; None if they can have none. Raises ConfigError (2)."""
-    if not rows.have_pictures:
-        return None
-    if cfg.partners:
-        raise ConfigError("--partners: rows with pictures have no partners yet; leave it out", USAGE)
-    assert model.path is not None
-    return Pixels(model.path)
-
-
-def _check_lengths(rows: TokenRows, model: Input) -> None:
-    """Raise ArtifactError (65) if a row is longer than the model's window, or there is none."""
-    assert model.path is not None
-    if not len(rows):
-        raise ArtifactError("no rows to score; check the ledger of tokenize", BAD_DATA)
-    config = load_json(model.path / "config.json")
-    window = config.get("max_position_embeddings") or config.get("text_config", {}).get("max_position_embeddings")
-    lengths = rows.columns(np.arange(len(rows)), ["length"])["length"]
-    if isinstance(window, int) and lengths.max() > window:
-        raise ArtifactError(
-            f"row {int(lengths.argmax()):,}: {int(lengths.max()):,} tokens, {model.name} reads {window:,}; tokenize"
-            f" with --max-length {window}",
-            BAD_DATA,
-        )
 
 
 def _load(cfg: Score, inputs: Inputs, out: Out) -> Forward:
@@ -188,43 +156,36 @@ def _bins(lengths: NDArray[np.int64], bin_tokens: int) -> Iterator[NDArray[np.in
     yield order[first:]
 
 
-def _score(
-    cfg: Score, forward: Forward, rows: TokenRows, part: NDArray[np.int64], pixels: Pixels | None = None
-) -> pa.RecordBatch:
-    """The rows of `part` as SCORES_V1."""
+def _score(cfg: Score, forward: Forward, reading: Reading, part: NDArray[np.int64]) -> pa.RecordBatch:
+    """The rows of `part` as SCORES_V1. With another prompt it lies where the answer is in the row."""
     wanted = [name for name in _COLUMNS if name == "logp" or getattr(cfg, name)]
     columns = [*wanted, *(TOP if cfg.top_k else ())]
     scores: dict[str, list[NDArray[np.float32]]] = {name: [np.empty(0, np.float32)] * len(part) for name in columns}
     first = np.zeros(len(part), np.int32)
-    lengths = rows.columns(part, ["length"])["length"].astype(np.int64)
     device = next(forward.parameters()).device
-    partners = Partners(rows) if cfg.partners else None
-    for places in _bins(lengths, cfg.bin_tokens):
-        if partners is not None:
-            places = places[partners.of_row[part[places]] >= 0]  # noqa: PLW2901  # the others have no answer to score
-            if not len(places):
-                continue
-        laid = rows.lay(part[places]) if partners is None else partners.lay(part[places])
+    for places in _bins(reading.lengths(part), cfg.bin_tokens):
+        places = places[reading.readable(part[places])]  # noqa: PLW2901  the others have no answer to score
+        if not len(places):
+            continue
+        laid, shifts = reading.lay(part[places])
         spans = [_span(cfg, laid.weights[a:b]) for a, b in zip(laid.cu_seqlens, laid.cu_seqlens[1:], strict=False)]
         scored = np.zeros(len(laid.weights), np.float32)
         for border, (a, b) in zip(laid.cu_seqlens.tolist(), spans, strict=False):
             scored[border + a : border + b] = 1.0
         # what is scored is what a batch calls its mask, and that is made of weights
-        batch = collate([laid._replace(weights=scored)])
-        if pixels is not None:
-            batch = batch._replace(media=pixels.of_rows(rows, part[places], batch))
-        batch = batch.to(device)
+        batch = reading.with_pictures(collate([laid._replace(weights=scored)]), part[places]).to(device)
         with torch.no_grad():
             outputs = forward(batch, Ask(frozenset(wanted), temperature=cfg.temperature, num_top=cfg.top_k))
         for name in columns:
             values = getattr(outputs, f"{name}_TK" if name in TOP else f"{name}_T").float().cpu().numpy()
-            for border, place, (a, b) in zip(laid.cu_seqlens.tolist(), places.tolist(), spans, strict=False):
+            where = zip(laid.cu_seqlens.tolist(), places.tolist(), spans, shifts.tolist(), strict=False)
+            for border, place, (a, b), shift in where:
                 # what is said of a token stands at the token before it
                 scores[name][place] = values[border + a - 1 : border + b - 1].ravel() if b > a else values[:0].ravel()
-                first[place] = a
+                first[place] = a - shift if b > a else 0
         if not all(np.isfinite(scores[name][place]).all() for name in wanted for place in places.tolist()):
             raise StageError(f"rows {part[places].tolist()[:4]}: log-probs are not finite; check the model", FAILED)
-    return _batch(rows.columns(part, ["row_id"])["row_id"], first, scores)
+    return _batch(reading.rows.columns(part, ["row_id"])["row_id"], first, scores)
 
 
 def _values(cfg: Score, forward: Forward, rows: TokenRows, part: NDArray[np.int64]) -> pa.RecordBatch:

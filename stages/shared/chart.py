@@ -87,8 +87,9 @@ def svg(series: Sequence[Series], *, legend: str, label: str) -> str:
             parts.append(_line([at(p) for p in running_mean(one.points)], COLOURS[one.colour % len(COLOURS)], 2))
     for one in series:
         if one.is_dots:
-            places = (at(p).split(",") for p in one.points)
+            places = [at(p).split(",") for p in one.points]
             fill = COLOURS[one.colour % len(COLOURS)]
+            parts.append(_line([",".join(place) for place in places], PALE[one.colour % len(PALE)], 1))
             parts += [f'<circle cx="{x}" cy="{y}" r="3.5" fill="{fill}"/>' for x, y in places]
     parts.append(f'<text x="{_LEFT}" y="16">{legend}</text></svg>')
     return "\n".join(parts) + "\n"

@@ -45,6 +45,7 @@ def test_runs_are_drawn_over_one_another_as_svg(runs, tmp_path, capsys):
     )  # two runs: a line and its mean each
     valid = ElementTree.parse(tmp_path / "x-valid_loss.svg").getroot()
     assert len(list(valid.findall(".//{*}circle"))) == 4 + 2
+    assert [len(line.get("points").split()) for line in valid.findall(".//{*}polyline")][-2:] == [4, 2]
 
 
 def test_what_can_be_drawn_is_listed_and_what_cannot_is_named(runs, tmp_path, capsys):

@@ -142,11 +142,16 @@ class Child:
 
 
 @contextlib.contextmanager
-def running(child: Child) -> Iterator[UrlEngine]:
-    """Its engine; the server ends with the block. Raises StageError (69), with its last words, if it ended before."""
+def running(child: Child, *, keep: bool = False) -> Iterator[UrlEngine]:
+    """Its engine. The server ends with the block, or if it is to be kept, with a block that fails.
+
+    Raises StageError (69), with its last words, if it ended before.
+    """
+    is_good = False
     try:
         yield child.engine
         child.check()
+        is_good = True
     except StageError as error:
         try:
             child.check()
@@ -154,7 +159,8 @@ def running(child: Child) -> Iterator[UrlEngine]:
             raise ended from error
         raise
     finally:
-        child.close()
+        if not (is_good and keep):
+            child.close()
 
 
 def start_vllm(options: Vllm, wanted: Wanted) -> Child:
@@ -173,7 +179,8 @@ def start_vllm(options: Vllm, wanted: Wanted) -> Child:
         rank = _rank(adapter)
         argv += ["--enable-lora", "--max-lora-rank", str(rank), "--lora-modules", f"{_NAME}={adapter}"]
     if not on_gpu:
-        argv += ["--enforce-eager"]
+        # a prompt that is read in two parts takes back a seed's draw, which vLLM's generator on CPUs cannot
+        argv += ["--enforce-eager", "--no-enable-chunked-prefill"]
     argv += options.engine_arguments
     more = {"VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1", "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"}
     if not on_gpu:

@@ -159,16 +159,14 @@ def _held(engine: Transformers, wanted: Wanted, kept: Kept) -> Iterator[Any]:
 @contextmanager
 def _held_server(options: Vllm | Command, wanted: Wanted, kept: Kept) -> Iterator[Any]:
     """The same of a server: it goes on where it takes the adapter that is wanted now, and else another is started."""
+    from postmill.stages.shared.engine.child import running
+
     made_from = (options, wanted.base_digest, wanted.dtype, wanted.batch_size, wanted.threads)
     child: Child | None = kept.take("engine", made_from)
     if child is not None and not child.swap(wanted):
         child.close()
         child = None
     child = child or options.start(wanted)
-    try:
-        yield child.engine
-        child.check()
-    except BaseException:
-        child.close()
-        raise
+    with running(child, keep=True) as engine:
+        yield engine
     kept.keep("engine", made_from, child)

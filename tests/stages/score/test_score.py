@@ -110,11 +110,11 @@ def test_a_part_that_is_done_is_not_computed_again(world, tmp_path, monkeypatch)
     calls = []
     compute = score_run._score
 
-    def stop_after_two(cfg, forward, rows, part, pixels):
+    def stop_after_two(cfg, forward, reading, part):
         if len(calls) == 2:
             raise KeyboardInterrupt  # as a kill: nothing is tidied up
         calls.append(len(part))
-        return compute(cfg, forward, rows, part, pixels)
+        return compute(cfg, forward, reading, part)
 
     monkeypatch.setattr(score_run, "_score", stop_after_two)
     with pytest.raises(KeyboardInterrupt):

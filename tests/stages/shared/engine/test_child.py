@@ -113,7 +113,7 @@ def test_a_held_server_takes_the_adapter_that_is_wanted(world, monkeypatch):
     command = f"{MAIN} serve {{model}} --adapter policy={{adapter}} --port {{port}} --log none"
     command += f" --adapter-dir {world} --admin-key-file {{key_file}}"
     started, start = [], child.start_command
-    monkeypatch.setattr(child, "start_command", lambda *given: started.append(given) or start(*given))
+    monkeypatch.setattr(child, "start_command", lambda *given: started.append(start(*given)) or started[-1])
     requests, kept = [Request(key=str(n), prompt_ids=[5 + n, 9], seed=n) for n in range(3)], Kept()
     for name in ("lora", "other", "lora"):
         given = {"prompts": [world / "prompts"], "model": [world / "base"], "policy": [world / name]}
@@ -126,6 +126,10 @@ def test_a_held_server_takes_the_adapter_that_is_wanted(world, monkeypatch):
         assert [(reply.ids, reply.logp) for reply in replies] == [(reply.ids, reply.logp) for reply in expected]
         assert engine.loaded.digest == wanted.digest
     assert len(started) == 1
+    opened = open_engine(Command(engine_command=command), Endpoint(), wanted, kept)
+    with pytest.raises(StageError, match="was ended by SIGKILL"), opened as engine:
+        started[0]._process.kill()
+        engine.answer(requests, Sampling(max_new_tokens=8))
     kept.close()
     assert not children_of(f"serve {world / 'base'}")
 
