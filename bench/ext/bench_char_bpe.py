@@ -27,7 +27,7 @@ SMOKE_BYTES = 150_000
 SHARE = 40
 BLOCK = 2_000
 PEAK = """
-import json, resource, sys
+import json, re, sys
 from postmill import _native
 tokenizer = _native.Tokenizer(open(sys.argv[1], "rb").read())
 block = []
@@ -37,7 +37,7 @@ for line in open(sys.argv[2]):
         tokenizer.encode_batch(block)
         block = []
 tokenizer.encode_batch(block)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+print(int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) / 1024)
 """
 
 Turns = list[dict[str, str]]
