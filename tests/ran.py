@@ -31,6 +31,7 @@ _OF_EXAMPLES = {
     "python/hf_trainer.py": "../stages/test_door.py::test_a_loop_of_ones_own_and_trainer_see_the_loss_that_train_sees",
     "python/plain_loop.py": "../stages/test_door.py::test_a_loop_of_ones_own_and_trainer_see_the_loss_that_train_sees",
     "python/trl_sft.py": "../stages/test_door.py::test_trl_takes_the_tokens_as_they_are",
+    "sounds/transcribe.py": "test_sounds.py::test_whisper_writes_down_what_is_read_aloud",
 }
 """File below examples -> its test, below tests/examples."""
 
