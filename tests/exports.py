@@ -129,7 +129,7 @@ class Run:
             | {
                 "AIRFLOW_HOME": str(folder / "airflow"),
                 "RAY_worker_niceness": "0",
-            "RAY_raylet_start_wait_time_s": "600",  # it gives up after a minute, which others may need
+                "RAY_raylet_start_wait_time_s": "600",  # it gives up after a minute, which others may need
             }
         )
         self._argv = self._write()
