@@ -78,13 +78,16 @@ fuzz: setup ## random chat templates for FUZZ_S seconds (3600): none may panic, 
 bench: assets ## every benchmark; appends to bench/results/
 	$(BIN)/python bench/run.py
 
-programs: setup ## Snakemake, DVC, Airflow, Ray, DeepSpeed, axe-core and trackers, each in a place of its own, for slow tests
-	for p in snakemake dvc airflow ray kubernetes; do $(BIN)/uv venv -q --allow-existing .cache/$$p; done
+programs: setup ## Snakemake, DVC, Airflow, Ray, DeepSpeed, axe-core, trackers and environments, each in a place of its own, for slow tests
+	for p in snakemake dvc airflow ray kubernetes mcp openenv verifiers; do $(BIN)/uv venv -q --allow-existing .cache/$$p; done
 	$(BIN)/uv pip install -q --python .cache/snakemake/bin/python snakemake
 	$(BIN)/uv pip install -q --python .cache/dvc/bin/python dvc
 	$(BIN)/uv pip install -q --python .cache/airflow/bin/python apache-airflow-task-sdk
 	$(BIN)/uv pip install -q --python .cache/ray/bin/python ray
 	$(BIN)/uv pip install -q --python .cache/kubernetes/bin/python kubernetes-validate
+	$(BIN)/uv pip install -q --python .cache/mcp/bin/python 'mcp>=2'
+	$(BIN)/uv pip install -q --python .cache/openenv/bin/python 'openenv-core>=0.3'
+	$(BIN)/uv pip install -q --python .cache/verifiers/bin/python 'verifiers>=0.4'
 	$(BIN)/uv pip install -q --python $(BIN)/python --no-deps --target .cache/deepspeed deepspeed==0.19.8 hjson py-cpuinfo einops msgpack
 	npm install --silent --prefix .cache/axe axe-core
 	for p in tensorboard trackio mlflow-skinny wandb swanlab; do $(BIN)/uv pip install -q --python $(BIN)/python --target .cache/trackers/$$p $$p; done

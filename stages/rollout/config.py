@@ -89,7 +89,7 @@ STAGE = Stage(
             required=False,
             resolver="postmill.stages.rollout.inputs:resolve",
             help="an environment that answers the model, turn after turn: file.py:Class, or a program that speaks lines"
-            " of JSON",
+            " of JSON, with its arguments in quotes",
         ),
         "guide": Port(
             kinds=("function",),
@@ -99,10 +99,10 @@ STAGE = Stage(
             help="for --search, a function(row, text) that gives a number to the start of an answer: file.py:function",
         ),
         "prm": Port(
-            kinds=("model",),
+            kinds=("model", "adapter"),
             flag="--prm",
             required=False,
-            help="for --search, a model that judges steps: of --objective prm or value",
+            help="for --search, a model or an adapter that judges steps: of --objective prm or value",
         ),
         "tools": Port(
             kinds=("function",),
@@ -114,6 +114,6 @@ STAGE = Stage(
         ),
     },
     output="rollouts",
-    implied="postmill.stages.shared.base_model:imply_base",
+    implied="postmill.stages.shared.base_model:imply_searched",
     example="postmill rollout prompts/ -m base/ -o rollouts/ --samples 8 --max-new-tokens 64",
 )

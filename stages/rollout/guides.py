@@ -34,23 +34,26 @@ class ModelGuide:
     """A model with a head of tokens, read at the last token so far: the probability that the step is right (--objective
     prm), or what is still to be earned (--objective value)."""
 
-    def __init__(self, folder: FilePath, *, threads: int) -> None:
-        """Raises ArtifactError (78) for a model of another kind."""
+    def __init__(self, folders: Sequence[FilePath], *, threads: int) -> None:
+        """folders: a model, or a base and an adapter. Raises ArtifactError (78) for a model of another kind."""
         import torch
 
         from postmill.stages.shared import attention, hf
         from postmill.stages.shared.forward import Forward
         from postmill.stages.shared.saved_head import find_head
 
-        head = find_head(folder)
+        base, *adapters = folders
+        head = find_head(base, *adapters)
         if head.kind != "token" or head.outputs > 2:
             raise ArtifactError(
-                f"--prm {folder}: does not judge steps; train one with --objective prm or value", MISMATCH
+                f"--prm {folders[-1]}: does not judge steps; train one with --objective prm or value", MISMATCH
             )
         torch.set_num_threads(threads)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         kernel = attention.choose("auto", device, torch.float32)
-        net = hf.load_model(folder, "float32", attention=kernel, head=head)
+        net = hf.load_model(base, "float32", attention=kernel, head=head)
+        if adapters:
+            net = hf.base_of(hf.add_adapters(net, dict.fromkeys(adapters, 1.0)))
         self._forward = Forward(net.to(device), compute_dtype=torch.float32, backend="reference", head=head).eval()
         self._device = device
 

@@ -26,6 +26,7 @@ from postmill.stages.rollout.dialogue import Dialogue
 from postmill.stages.rollout.episodes import Episode, Episodes
 from postmill.stages.rollout.guides import FunctionGuide, ModelGuide
 from postmill.stages.rollout.host import Host, python_argv
+from postmill.stages.rollout.inputs import argv_of
 from postmill.stages.rollout.rows import Branch, Ended, Sample, digest16, metrics_of, write_samples
 from postmill.stages.rollout.search import Searcher
 from postmill.stages.rollout.tries import Guide
@@ -265,7 +266,7 @@ def _search(
 ) -> tuple[list[Sample], dict[str, Any]]:
     """The best answers to each prompt, and what looking for them cost. Raises ConfigError (2) without one guide."""
     engine, ended, sampling = model
-    if len(inputs["guide"]) + len(inputs["prm"]) != 1 or inputs["env"] or inputs["tools"]:
+    if bool(inputs["guide"]) == bool(inputs["prm"]) or inputs["env"] or inputs["tools"]:
         raise ConfigError("--search needs what judges beginnings of answers: --guide or --prm, and nothing else", USAGE)
 
     def ask(requests: Sequence[Request], most: int, is_step: bool) -> dict[str, Reply]:
@@ -276,9 +277,8 @@ def _search(
     with contextlib.ExitStack() as stack:
         guide: Guide
         if inputs["prm"]:
-            path = inputs["prm"][0].path
-            assert path is not None
-            guide = ModelGuide(path, threads=out.threads)
+            folders = [item.path for item in inputs["prm"] if item.path is not None]
+            guide = ModelGuide(folders, threads=out.threads)
         else:
             item, turns = inputs["guide"][0], cfg.turns
             reference = f"{item.path}:{item.name.rpartition(':')[2]}"
@@ -305,8 +305,8 @@ def _program(inputs: Inputs, memory_mb: int) -> list[str]:
         raise ConfigError("--tools: an environment has tools of its own; leave out --env or --tools", USAGE)
     given = env or tools
     references = [f"{item.path}:{item.name.rpartition(':')[2]}" for item in given]
-    if env and env[0].path is not None and env[0].path.suffix != ".py":
-        return [str(env[0].path.resolve())]
+    if env and (argv := argv_of(env[0])) is not None:
+        return argv
     return python_argv("env" if env else "tools", references, memory_mb)
 
 

@@ -58,6 +58,19 @@ def imply_served(inputs: Inputs) -> Inputs:
     return inputs
 
 
+def imply_searched(inputs: Inputs) -> Inputs:
+    """As `imply_base`; an adapter that judges steps has a base of its own, which goes before it at its port.
+
+    Raises ArtifactError: 66, 78 as `imply_base`.
+    """
+    found = imply_base({port: items for port, items in inputs.items() if port != "prm"})
+    judges = inputs.get("prm", [])
+    if judges and judges[0].kind == "adapter":
+        alone = imply_base({"prm": judges})
+        judges = [msgspec.structs.replace(alone["model"][0], port="prm"), *judges]
+    return inputs | found | {"prm": judges}
+
+
 def trained_stop_ids(path: Path) -> list[int]:
     """The stop ids that training gave the adapter or model in `path`; none if it does not say."""
     if not (path / TRAINING).is_file():

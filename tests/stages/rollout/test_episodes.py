@@ -16,7 +16,7 @@ from postmill.io.errors import ArtifactError, ConfigError  # noqa: E402
 from postmill.stages.rollout.dialogue import Dialogue  # noqa: E402
 from postmill.stages.rollout.episodes import Episode, Episodes  # noqa: E402
 from postmill.stages.rollout.host import Host, Talk, python_argv  # noqa: E402
-from postmill.stages.rollout.inputs import resolve  # noqa: E402
+from postmill.stages.rollout.inputs import argv_of, resolve  # noqa: E402
 from postmill.stages.rollout.rows import Ended, metrics_of  # noqa: E402
 from postmill.stages.rollout.turns_options import Turns  # noqa: E402
 from postmill.stages.shared.engine.protocol import Reply  # noqa: E402
@@ -226,6 +226,20 @@ def test_a_program_speaks_lines_of_json(world):
     assert [value for _, value in episode.branch.rewards] == [0.5, 0.5]
 
 
+def test_a_program_is_given_its_arguments_and_counts_by_the_content_of_its_files(world):
+    program = world.folder / "my env.py"
+    program.write_text((PROGRAM % sys.executable).replace("[::-1]", " + sys.argv[1]"))
+    command = f"{sys.executable} '{program}' ' and more'"
+    [given] = resolve("env", command)
+    episode = world.episode()
+    world.run([episode], lambda key, turn: ["abc", "end"][turn], argv_of(given))
+    assert [message["content"] for message in episode.transcript] == ["abc", "abc and more", "end", "end and more"]
+    assert resolve("env", command)[0].digest == given.digest
+    assert resolve("env", command.replace("and more", "or less"))[0].digest != given.digest
+    program.write_text(program.read_text() + "# changed")
+    assert resolve("env", command)[0].digest != given.digest
+
+
 THINKING = TEMPLATE.replace("m.content", "(m.content.split('</think>')[-1] if m.role == 'assistant' else m.content)", 1)
 TRIMMING = TEMPLATE.replace("m.content", "(m.content | trim)", 1)
 
@@ -331,3 +345,7 @@ def test_wrong_references_are_said_in_one_line(tmp_path):
     plain.write_text("")
     with pytest.raises(ConfigError, match="make it executable"):
         resolve("env", str(plain))
+    with pytest.raises(ArtifactError, match="no-such-program: no such program"):
+        resolve("env", "no-such-program game.py")
+    with pytest.raises(ConfigError, match="No closing quotation; quote it as for a shell"):
+        resolve("env", "python 'game.py")

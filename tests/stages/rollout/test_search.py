@@ -206,8 +206,13 @@ def test_steps_of_a_tree_are_labels_for_a_process_reward_model(work):
     cfg = make(Train, objective="prm", tuner="full", epochs=1, bins_per_step=1)
     given = {"packed": [str(work / "packed")], "model": [str(work / "base")]}
     run_stage(TRAIN, cfg, given, work / "learned", Options(threads=1))
-    rows, _ = rollout(work, "by-learned", {"prm": [str(work / "learned")]}, **options | {"playouts": 0, "samples": 1})
-    assert len(rows) == 3
+    given |= {"packed": [str(work / "packed")]}
+    cfg = make(Train, objective="prm", epochs=1, bins_per_step=1)
+    run_stage(TRAIN, cfg, given, work / "learned-adapter", Options(threads=1))
+    for name in ("learned", "learned-adapter"):
+        guide = {"prm": [str(work / name)]}
+        rows, _ = rollout(work, f"by-{name}", guide, **options | {"playouts": 0, "samples": 1})
+        assert len(rows) == 3
 
 
 def test_a_model_judges_prefixes_as_transformers_reads_them(work):
@@ -215,7 +220,7 @@ def test_a_model_judges_prefixes_as_transformers_reads_them(work):
     base = transformers.AutoConfig.from_pretrained(work / "base", num_labels=2)
     model = transformers.AutoModelForTokenClassification.from_config(base).float().eval()
     model.save_pretrained(work / "prm")
-    guide = ModelGuide(work / "prm", threads=1)
+    guide = ModelGuide([work / "prm"], threads=1)
     prompts = [{"input_ids": [5, 6, 7]}, {"input_ids": [9]}]
     paths = [Path(prompt=0, tree=0, key="0", ids=[1, 2]), Path(prompt=1, tree=0, key="0", ids=[3, 4, 8])]
     found = guide([(prompt, path, "") for prompt, path in zip(prompts, paths, strict=True)])
