@@ -1,12 +1,12 @@
 """`postmill again COMMAND ...`: run a command until it is done, for programs that know only success and failure."""
 
-import ctypes
 import signal
 import sys
 import time
 
 from postmill.cli.child import run_child
 from postmill.io.errors import STOPPED, UNAVAILABLE, ConfigError
+from postmill.stages.shared.child_limits import end_with_parent
 
 AGAIN = (STOPPED, UNAVAILABLE)
 """Exit codes after which the same command goes on."""
@@ -24,7 +24,6 @@ the exit code: data and options do not get better by waiting. A signal is passed
   --pause SECONDS   how long to wait for a service (default: 60)
   --with-parent     stop the command safely when the program that started this one ends: many do not pass a signal on
 """
-_PR_SET_PDEATHSIG = 1
 
 
 def run(argv: list[str]) -> int:
@@ -36,7 +35,7 @@ def run(argv: list[str]) -> int:
             sys.stdout.write(USAGE.strip() + "\n")
             return 0
         if name == "--with-parent" and not has_value:
-            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+            end_with_parent(signal.SIGTERM)
             continue
         value = value if has_value else rest.pop(0) if rest else ""
         if name == "--attempts" and value.isdecimal() and int(value) >= 1:

@@ -17,9 +17,9 @@ def bare_environment() -> dict[str, str]:
     return seen | {"OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
 
 
-def end_with_parent() -> None:
-    """Have the kernel end this process when the one that started it is gone."""
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+def end_with_parent(number: int = signal.SIGKILL) -> None:
+    """Have the kernel send this process a signal when the one that started it is gone."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, number)
 
 
 def limit_self(memory_mb: int) -> None:
