@@ -21,8 +21,6 @@ MOST_SIDE = 320
 """Pixels of a copy's longer side."""
 MOST_BYTES = 3_000_000
 """Of all copies of a page."""
-MOST_PIXELS = 1 << 26
-"""Of a picture that is decoded for its copy."""
 MOST_BOXES = 100
 """Drawn on a picture."""
 _SMALL = 128
@@ -141,7 +139,7 @@ def _copy(medium: Medium) -> tuple[str, int, int]:
     from postmill.stages.shared.media.decode import decode
 
     data, place = medium.frames()[0] if medium.kind == "video" else (medium.load(), medium.place)
-    seen = decode(data, place, MOST_PIXELS)
+    seen = decode(data, place)
     form, how = ("PNG", {}) if max(seen.size) <= _SMALL else ("JPEG", {"quality": 80})
     seen.thumbnail((MOST_SIDE, MOST_SIDE))
     out = io.BytesIO()

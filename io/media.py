@@ -72,6 +72,9 @@ class Medium(NamedTuple):
 _NOUNS = {"image": "picture", "audio": "sound", "video": "video"}
 
 
+MOST_PIXELS = 1 << 26
+"""Of a picture: 8,192 by 8,192, some 200 MB once it is decoded. `MOST_PIXELS` in ext/rust/core/src/media/header.rs is
+the same, and a test compares them."""
 MOST_BYTES = 256 << 20
 """Of a file: what `tokenize` reads, too."""
 

@@ -149,6 +149,7 @@ def pictures() -> dict[str, Bad]:
             "bmp 0 high": Bad(bmp(5, 0), "media_empty"),
             "gif 0 wide": Bad(gif(GIF_FRAME + b"\2\1\0\0\x3b", 0, 8), "media_empty"),
             "png of 30000 x 30000": Bad(png(30000, 30000, data=b""), "media_too_large"),
+            "small png that fills a GiB": Bad(png(12000, 14000, colour=6, data=b""), "media_too_large"),
             "png of 2 billion squared": Bad(png(2**31 - 1, 2**31 - 1, data=b""), "media_too_large"),
             "jpeg of 65500 x 65500": Bad(jpeg(height=b"\xff\xdc", width=b"\xff\xdc"), "media_too_large"),
             "gif of 65535 x 65535": Bad(gif(GIF_FRAME + b"\2\1\0\0\x3b", 65535, 65535), "media_too_large"),

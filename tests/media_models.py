@@ -37,6 +37,8 @@ FAMILIES = (
     "idefics3",
     "smolvlm",
     "paligemma",
+    "pixtral",
+    "llama4",
 )
 
 
@@ -125,6 +127,16 @@ def processor(name: str, **image: Any) -> Any:
         images = t.SiglipImageProcessor(size={"height": 56, "width": 56}, **image)
         images.image_seq_length = 16
         return t.PaliGemmaProcessor(images, tokenizer(image_token))
+    if name == "pixtral":
+        names = {"image_token": "[IMG]", "image_break_token": "[IMG_BREAK]", "image_end_token": "[IMG_END]"}
+        own = {"patch_size": 14, "spatial_merge_size": 2, "chat_template": CHATML.replace("OPEN", "[IMG]")}
+        images = t.PixtralImageProcessor(**({"patch_size": 14, "size": {"longest_edge": 1540}} | image))
+        return t.PixtralProcessor(images, tokenizer(names), **own)
+    if name == "llama4":
+        marks = ("image_start", "image_end", "patch", "tile_x_separator", "tile_y_separator")
+        tok = tokenizer({"image_token": "<|image|>"}, tuple(f"<|{mark}|>" for mark in marks))
+        template = CHATML.replace("OPEN", "<|image|>")
+        return t.Llama4Processor(t.Llama4ImageProcessor(**image), tok, patch_size=14, chat_template=template)
     if name == "llava":
         images = t.CLIPImageProcessor(size={"shortest_edge": 84}, crop_size={"height": 84, "width": 84}, **image)
         return t.LlavaProcessor(

@@ -16,8 +16,6 @@ from postmill.stages.shared.media.decode import decode
 KINDS = ("image_url", "image", "input_audio")
 MOST_MEDIA = 64
 """Pictures and sounds in one request."""
-MOST_PIXELS = 1 << 26
-"""Of one picture: 8,192 by 8,192, 200 MB once it is decoded."""
 
 
 def read_picture(part: dict[str, Any], place: str) -> dict[str, Any]:
@@ -95,6 +93,6 @@ def _decoded(part: dict[str, Any], hear: Callable[[bytes, str], Any]) -> dict[st
     try:
         if part["type"] == "audio":
             return {"type": "audio", "audio": hear(part["audio"], part["place"])}
-        return {"type": "image", "image": decode(part["image"], part["place"], MOST_PIXELS)}
+        return {"type": "image", "image": decode(part["image"], part["place"])}
     except (ArtifactError, ConfigError) as error:
         raise ApiError(400, f"invalid_{part['type']}", f"{error}.", part["place"]) from None

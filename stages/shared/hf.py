@@ -12,6 +12,7 @@ from postmill.io.errors import MISMATCH, USAGE, ArtifactError, ConfigError
 from postmill.io.json_file import load_json
 from postmill.io.model_folder import ADAPTER_CONFIG
 from postmill.stages.shared.heads import AUTO_CLASS, LM, PROBLEM_TYPE, Head
+from postmill.stages.shared.media.processor import load_processor as load_processor_of
 
 
 def need(*packages: str, remedy: str) -> dict[str, str]:
@@ -239,7 +240,17 @@ def load_processor(path: Path) -> Any:
 
 def load_image_processor(path: Path) -> Any:
     """What turns pictures into what the model in `path` reads of them."""
-    return _transformers().AutoImageProcessor.from_pretrained(path, local_files_only=True)
+    cell = pixtral_cell(path)
+    known = {"patch_size": {"height": cell, "width": cell}} if cell else {}
+    return _transformers().AutoImageProcessor.from_pretrained(path, local_files_only=True, **known)
+
+
+def pixtral_cell(path: Path) -> int:
+    """Pixels of a cell's side, which Pixtral's processor tells its image processor; 0 for other families."""
+    processor = load_processor_of(path, {})
+    if processor is None or processor.name != "PixtralProcessor":
+        return 0
+    return int(processor.own.get("patch_size", 16)) * int(processor.own.get("spatial_merge_size", 1))
 
 
 def load_feature_extractor(path: Path) -> Any:

@@ -17,7 +17,7 @@ import tiny_audio
 from blake3 import blake3
 
 from postmill.io.errors import BAD_DATA, NO_INPUT, ArtifactError
-from postmill.io.media import MOST_BYTES, Medium
+from postmill.io.media import MOST_BYTES, MOST_PIXELS, Medium
 from postmill.io.schemas import TOKENS_V1, with_media
 from postmill.io.table import TableReader
 from postmill.stages.runner import Options, run_stage
@@ -99,6 +99,26 @@ def test_a_hostile_reference_is_one_line(name: str, found: dict[str, Any]) -> No
 def test_nobody_was_asked_and_memory_is_bounded(found: dict[str, Any]) -> None:
     assert found["connections"] == []
     assert found["peak_bytes"] < 1 << 30
+
+
+def test_the_most_pixels_are_one_number(tmp_path: Path) -> None:
+    """Where headers are read and where pictures are decoded, in the same words."""
+    side = 8192
+    assert side * side == MOST_PIXELS
+    media_models.save_processor(tmp_path / "model", "qwen2_5_vl")
+    said = []
+    for name, width in (("most.png", side), ("over.png", side + 1)):
+        (tmp_path / name).write_bytes(bad_media.png(width, side, data=b""))
+        row = {"query": "<image>?", "response": "a", "images": [name]}
+        given = {"data": [str(media_models.write_lines(tmp_path / f"{name}.jsonl", [row]))]}
+        given["model"] = [str(tmp_path / "model")]
+        try:
+            run_stage(STAGE, Tokenize(), given, tmp_path / f"{name}-out", Options())
+        except ArtifactError as error:
+            said.append(str(error).partition("the picture has ")[2])
+    with pytest.raises(ArtifactError, match="the most is 67108864; shrink it first: mogrify") as refused:
+        decode((tmp_path / "over.png").read_bytes(), "over.png")
+    assert said == [str(refused.value).partition("the picture has ")[2]]
 
 
 GOOD = {

@@ -4,24 +4,23 @@ import io
 from typing import Any
 
 from postmill.io.errors import BAD_DATA, ArtifactError
+from postmill.io.media import MOST_PIXELS
 
 FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "BMP")
 """What `tokenize` reads, too."""
-MOST_PIXELS = 178_956_970
-"""What Pillow refuses to open."""
 
 
-def decode(data: bytes, place: str, most_pixels: int = MOST_PIXELS) -> Any:
+def decode(data: bytes, place: str) -> Any:
     """A picture as PIL has it, in three colours, upright. `place` is what the message calls it.
 
-    Raises ArtifactError (65) for one that is damaged, has more than `most_pixels`, or that processors read wrong: 16
-    bits a channel, several frames. Size and form are looked at before anything is decoded.
+    Raises ArtifactError (65) for one that is damaged, has more than MOST_PIXELS, or that processors read wrong: 16 bits
+    a channel, several frames. Size and form are looked at before anything is decoded.
     """
     from PIL import Image, ImageOps
 
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            fault = _fault(image, most_pixels)
+            fault = _fault(image)
             if fault:
                 raise ArtifactError(f"{place}: {fault}", BAD_DATA)
             return ImageOps.exif_transpose(image).convert("RGB")
@@ -34,10 +33,11 @@ def decode(data: bytes, place: str, most_pixels: int = MOST_PIXELS) -> Any:
         ) from error
 
 
-def _fault(image: Any, most_pixels: int) -> str:
+def _fault(image: Any) -> str:
     width, height = image.size
-    if width * height > most_pixels:
-        return f"the picture has {width} by {height} pixels, the most is {most_pixels}; shrink it first"
+    if width * height > MOST_PIXELS:
+        shrink = f"mogrify -resize '{MOST_PIXELS}@>' FILE"
+        return f"the picture has {width} by {height} pixels, the most is {MOST_PIXELS}; shrink it first: {shrink}"
     if image.mode.startswith("I"):
         return "the picture has 16 bits a channel; save it with 8"
     if getattr(image, "n_frames", 1) > 1:

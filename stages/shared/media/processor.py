@@ -61,6 +61,8 @@ def processor_digest(folder: Path) -> str:
     """Of all that decides what a folder's processors make of a file, wherever it is said."""
     found = load_processor(folder, {})
     parts = [found.image, found.sound, found.video] if found else []
+    if found and found.name == "PixtralProcessor":  # which tells its image processor the size of a cell
+        parts.append({name: found.own.get(name) for name in ("patch_size", "spatial_merge_size")})
     return digest_bytes(msgspec.json.encode(parts, order="sorted"))
 
 

@@ -94,6 +94,8 @@ def test_ids_are_those_of_the_processor(name: str, tmp_path: Path) -> None:
         assert row["input_ids"] == processor_ids(processor, name, messages, files), files
         assert [media["reference"] for media in row["media"]] == [Path(file).name for file in files]
         feature = max(set(row["input_ids"]), key=row["input_ids"].count)
+        if name == "pixtral":  # of a picture of one pixel it has one
+            feature = processor.image_token_id
         for media in row["media"]:
             inside = row["input_ids"][media["start"] : media["end"]]
             assert inside.count(feature) == media["features"] > 0

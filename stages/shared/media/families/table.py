@@ -24,6 +24,8 @@ FAMILIES = {
     "Idefics3Processor": "idefics3:family",
     "SmolVLMProcessor": "idefics3:family",
     "PaliGemmaProcessor": "paligemma:family",
+    "PixtralProcessor": "pixtral:family",
+    "Llama4Processor": "llama4:family",
 }
 """A function `(Processor) -> dict`: the members of `Family` in ext/rust/core/src/media/mod.rs."""
 

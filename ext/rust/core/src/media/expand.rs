@@ -85,6 +85,9 @@ fn write(writing: &Writing, item: &Item, text: &mut String) -> Vec<usize> {
         let [_, rows, columns] = plan.grid;
         for row in 1..=rows {
             for column in 1..=columns {
+                if column > 1 {
+                    text.push_str(&marks.between);
+                }
                 let mark = marks.tile.replace("{row}", &row.to_string()).replace("{column}", &column.to_string());
                 let _ = text.write_str(&mark);
                 run(text, plan.tile_features);
@@ -94,6 +97,12 @@ fn write(writing: &Writing, item: &Item, text: &mut String) -> Vec<usize> {
         text.push_str(if rows == 0 { &marks.alone } else { &marks.whole });
         run(text, plan.tile_features);
         text.push_str(&marks.end);
+    } else if let Some(marks) = &writing.rows {
+        let [_, rows, columns] = plan.grid;
+        for row in 1..=rows {
+            run(text, columns);
+            text.push_str(if row == rows { &marks.end } else { &marks.row_end });
+        }
     } else {
         run(text, plan.features);
     }

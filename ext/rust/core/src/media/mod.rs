@@ -78,6 +78,9 @@ pub(crate) struct Writing {
     /// Marks around the tiles of a picture, where each has its own.
     #[serde(default)]
     pub(crate) tiles: Option<TileMarks>,
+    /// Marks after the rows of features of a picture, where each has its own.
+    #[serde(default)]
+    pub(crate) rows: Option<RowMarks>,
     /// From size to tokens.
     pub(crate) rule: Rule,
 }
@@ -88,6 +91,9 @@ pub(crate) struct Writing {
 pub(crate) struct TileMarks {
     /// Before each tile; `{row}` and `{column}` count from 1.
     pub(crate) tile: Box<str>,
+    /// Between the tiles of a row.
+    #[serde(default)]
+    pub(crate) between: Box<str>,
     /// After each row of tiles.
     pub(crate) row_end: Box<str>,
     /// Before the whole picture, behind its tiles.
@@ -95,6 +101,16 @@ pub(crate) struct TileMarks {
     /// Before the whole picture, where it is alone.
     pub(crate) alone: Box<str>,
     /// After the whole picture.
+    pub(crate) end: Box<str>,
+}
+
+/// How the rows of a picture's features are told apart.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct RowMarks {
+    /// After each row but the last.
+    pub(crate) row_end: Box<str>,
+    /// After the last.
     pub(crate) end: Box<str>,
 }
 

@@ -76,6 +76,28 @@ pub(crate) enum Rule {
         /// Whether tiles are cut at all.
         split: bool,
     },
+    /// Cells that cover the picture, shrunk to a longest edge where it is longer (Pixtral).
+    Cover {
+        /// Pixels of a cell's side.
+        cell: usize,
+        /// Patches of a cell's side; a cell is one feature.
+        merge: usize,
+        /// The longest edge.
+        longest_edge: usize,
+    },
+    /// Tiles of the canvas that shrinks a picture least, or enlarges it least, and the whole picture (Llama 4).
+    Fit {
+        /// Pixels of a tile's side.
+        tile: usize,
+        /// Most tiles.
+        max_tiles: usize,
+        /// Features of a tile.
+        features: usize,
+        /// Patches of a tile.
+        patches: usize,
+        /// Enlarge pictures as far as a canvas allows.
+        largest: bool,
+    },
     /// A spectrum of windows, halved by a convolution and by pooling (Whisper's encoder with Qwen2-Audio's pooling).
     Spectrum {
         /// Samples a second that the tower hears.
@@ -182,6 +204,27 @@ impl Rule {
                 let patches = tiles * cells * cells;
                 FeaturePlan { features, grid: [tiles, h / side, w / side], patches, tile_features: cells * cells }
             }
+            Self::Cover { cell, merge, longest_edge } => {
+                let (rows, columns) = cover(height, width, cell, longest_edge);
+                let features = rows * columns;
+                if features == 0 {
+                    let message = format!("a side of the picture, {width} by {height} pixels, would shrink to none");
+                    return Err(RowError::new("media_size", format!("{message}; cut it into several")));
+                }
+                let grid = [1, rows, columns];
+                FeaturePlan { features, grid, patches: features * merge * merge, tile_features: columns }
+            }
+            Self::Fit { tile, max_tiles, features, patches, largest } => {
+                let (rows, columns) = fit(height, width, tile, max_tiles, largest);
+                let (tiles, grid) =
+                    if rows * columns > 1 { (rows * columns + 1, [rows, columns]) } else { (1, [0, 0]) };
+                FeaturePlan {
+                    features: tiles * features,
+                    grid: [tiles, grid[0], grid[1]],
+                    patches: tiles * patches,
+                    tile_features: features,
+                }
+            }
             Self::Spectrum { .. } => {
                 return Err(RowError::new("media", "the family's rule counts no pictures; report this".to_owned()));
             }
@@ -272,6 +315,41 @@ fn canvas(height: usize, width: usize, tile: usize, least: usize, most: usize) -
         }
     }
     best
+}
+
+/// Rows and columns of cells. Source: `get_resize_output_image_size` of Pixtral's image processor.
+fn cover(height: usize, width: usize, cell: usize, longest: usize) -> (usize, usize) {
+    let (h, w) = (height as f64, width as f64);
+    let ratio = (h / longest as f64).max(w / longest as f64);
+    let shrunk = |side: usize, exact: f64| if ratio > 1.0 { (exact / ratio).floor() as usize } else { side };
+    // Python's (0 - 1) // cell + 1 is 0
+    (shrunk(height, h).div_ceil(cell), shrunk(width, w).div_ceil(cell))
+}
+
+/// Rows and columns of tiles. Source: `get_best_fit` of Llama 4's image processor, which reckons in float32.
+fn fit(height: usize, width: usize, tile: usize, most: usize, largest: bool) -> (usize, usize) {
+    let mut ratios: Vec<(f64, Vec<(usize, usize)>)> = vec![];
+    for tiles in (1..=most).rev() {
+        for rows in (1..=tiles).filter(|rows| tiles % rows == 0) {
+            let grid = (rows, tiles / rows);
+            let ratio = grid.0 as f64 / grid.1 as f64;
+            match ratios.iter_mut().find(|(known, _)| known.to_bits() == ratio.to_bits()) {
+                Some((_, grids)) => grids.push(grid),
+                None => ratios.push((ratio, vec![grid])),
+            }
+        }
+    }
+    let grids: Vec<(usize, usize)> = ratios.into_iter().flat_map(|(_, grids)| grids).collect();
+    let scale_of = |&(rows, columns): &(usize, usize)| {
+        let (down, across) = ((rows * tile) as f32 / height as f32, (columns * tile) as f32 / width as f32);
+        down.min(across)
+    };
+    let enlarging = grids.iter().map(scale_of).filter(|scale| *scale >= 1.0);
+    let shrinking = grids.iter().map(scale_of).filter(|scale| *scale < 1.0);
+    let chosen = if largest { enlarging.reduce(f32::max) } else { enlarging.reduce(f32::min) };
+    let chosen = chosen.or_else(|| shrinking.reduce(f32::max));
+    let fitting = grids.iter().filter(|grid| Some(scale_of(grid)) == chosen);
+    fitting.min_by_key(|(rows, columns)| rows * columns).copied().unwrap_or((1, 1))
 }
 
 /// The size that keeps most pixels of the picture and wastes least. Source: `select_best_resolution` of transformers.
