@@ -80,6 +80,9 @@ def _rows(folder: Path, number: int, num_files: int) -> list[str]:
 
 def _pixels(folder: Path, files: list[Path]) -> Case:
     """Pictures of a step made by two threads, and by a collator."""
+    from transformers import Qwen2_5_VLConfig
+
+    Qwen2_5_VLConfig().save_pretrained(folder / "model")  # which says what the tower takes
     seconds = folder / "pixels-seconds"
 
     def rival(which: str, name: str, note: str) -> Rival:
