@@ -19,6 +19,7 @@ from harness import Case, Rival
 WIDTH, HEIGHT = 640, 427
 PROCESSES = 2
 RIVALS = Path(__file__).parent / "rivals"
+sys.path.insert(1, str(RIVALS))
 
 
 def cases(smoke: bool) -> Iterator[Case]:
@@ -122,7 +123,6 @@ def _same(folder: Path, argv: list[str]) -> dict[str, Any]:
     shutil.rmtree(folder / "tokens", ignore_errors=True)
     subprocess.run(argv, check=True, stdout=subprocess.DEVNULL)
     first = next(iter(TableReader(folder / "tokens" / "tokens.arrow", TOKENS_V1))).column("input_ids")[0].as_py()
-    sys.path.insert(1, str(RIVALS))
     import processor_ids
 
     processor_ids.begin(str(folder / "model"))

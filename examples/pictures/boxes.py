@@ -117,8 +117,9 @@ def run(folder: Path) -> Found:
     tokens, packed, trained = folder / "tokens", folder / "packed", folder / "run"
     seconds = postmill("tokenize", folder / "train.jsonl", "-m", folder / "model", "-o", tokens)
     seconds += postmill("pack", tokens, "-o", packed, "--row-tokens", 2432)
-    fixed = ("--bins-per-step", 1, "--adamw.beta2", 0.98, "--tuner", "full", "--lr", 2e-3, "--warmup", 30)
-    train_s = postmill("train", packed, "-m", folder / "model", "-o", trained, *fixed)
+    step = ("--tuner", "full", "--bins-per-step", 1, "--adamw.beta2", 0.98)
+    schedule = ("--epochs", 1, "--lr", 2e-3, "--warmup", 30)
+    train_s = postmill("train", packed, "-m", folder / "model", "-o", trained, *step, *schedule)
     asked = ("--ask", folder / "held-out.jsonl", "--max-new-tokens", 32)
     seconds += postmill("eval", trained, "-o", folder / "answers", *asked)
     return Found(metrics(folder / "answers")["accuracy"], train_s, seconds + train_s)
