@@ -16,7 +16,7 @@ import numpy as np
 import torch
 import transformers as t
 from PIL import Image
-from tiny import NUM_TRAINED, TEMPLATE, digits, metrics, postmill, token_ids, tokenizer, write_lines
+from tiny import NUM_TRAINED, TEMPLATE, TEXT, digits, metrics, postmill, token_ids, tokenizer, write_lines
 
 SIDE, MARGIN = 128, 16
 PLACES = [
@@ -74,21 +74,7 @@ def write_model(folder: Path) -> None:
     own = tokenizer()
     rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [6, 5, 5], "mrope_interleaved": True}
     config = t.Qwen3VLConfig(
-        text_config={
-            "vocab_size": 264,
-            "hidden_size": 128,
-            "intermediate_size": 512,
-            "num_hidden_layers": 4,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 4,
-            "head_dim": 32,
-            "max_position_embeddings": 2048,
-            "rope_parameters": rope,
-            "tie_word_embeddings": True,
-            "pad_token_id": 256,
-            "bos_token_id": None,
-            "eos_token_id": 258,
-        },
+        text_config=TEXT | {"head_dim": 32, "rope_parameters": rope},
         vision_config={
             "depth": 3,
             "hidden_size": 96,

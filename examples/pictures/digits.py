@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 import transformers as t
 from PIL import Image
-from tiny import NUM_TRAINED, TEMPLATE, digits, metrics, postmill, token_ids, tokenizer, write_lines
+from tiny import NUM_TRAINED, TEMPLATE, TEXT, digits, metrics, postmill, token_ids, tokenizer, write_lines
 
 QUESTION = "<image>What digit is this?"
 
@@ -50,20 +50,7 @@ def write_model(folder: Path) -> None:
 
     own = tokenizer()
     config = t.Qwen2_5_VLConfig(
-        text_config={
-            "vocab_size": 264,
-            "hidden_size": 128,
-            "intermediate_size": 512,
-            "num_hidden_layers": 4,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 4,
-            "max_position_embeddings": 2048,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [4, 6, 6]},
-            "tie_word_embeddings": True,
-            "pad_token_id": 256,
-            "bos_token_id": None,
-            "eos_token_id": 258,
-        },
+        text_config=TEXT | {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [4, 6, 6]}},
         vision_config={
             "depth": 3,
             "hidden_size": 96,

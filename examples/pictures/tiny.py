@@ -32,6 +32,20 @@ TEMPLATE = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 NUM_TRAINED = 1437
+TEXT = {
+    "vocab_size": 264,
+    "hidden_size": 128,
+    "intermediate_size": 512,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 2048,
+    "tie_word_embeddings": True,
+    "pad_token_id": 256,
+    "bos_token_id": None,
+    "eos_token_id": 258,
+}
+"""The language model of a model, but for how its positions turn."""
 
 
 def digits() -> list[tuple[Image.Image, str]]:

@@ -18,15 +18,12 @@ def example(name: str, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 @pytest.mark.slow
 @pytest.mark.timeout(3000)
-def test_held_out_digits_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = example("digits", monkeypatch).run(tmp_path)
-    assert found.accuracy >= 0.94
-    assert found.train_s <= 120
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(3000)
-def test_held_out_digits_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = example("boxes", monkeypatch).run(tmp_path)
-    assert found.accuracy >= 0.95
-    assert found.train_s <= 300
+@pytest.mark.parametrize(
+    ("name", "least", "most_s"), [("digits", 0.94, 120), ("boxes", 0.95, 300)], ids=["digits", "boxes"]
+)
+def test_held_out_digits_are_read_and_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, least: float, most_s: float
+) -> None:
+    found = example(name, monkeypatch).run(tmp_path)
+    assert found.accuracy >= least
+    assert found.train_s <= most_s
