@@ -236,7 +236,7 @@ impl ChatEncoder {
             .detach(|| pipeline::encode_chunk(&self.encoder, &self.read, &chunk))
             .map_err(|error| to_python(py, &error))?;
         let counts = PyDict::new(py);
-        for (name, sum) in &encoded.counts.sums {
+        for (name, sum) in encoded.counts.sums() {
             counts.set_item(name, sum)?;
         }
         counts.set_item("length_histogram", encoded.counts.length_histogram)?;

@@ -3,6 +3,7 @@
 //! One call is single-threaded and depends on nothing but its arguments; whoever maps it over chunks in order gets the
 //! same bytes with any number of threads.
 use crate::encode::conversation::{EncodedRow, RowContext};
+use crate::encode::counts::Counts;
 use crate::encode::encoder::Encoder;
 use crate::encode::tokens::{LedgerLine, RowId, RowMeta, TokensBuilder, TokensReader, ledger_batch};
 use crate::encode::truncate::{Kept, Outcome, Truncation};
@@ -11,10 +12,9 @@ use crate::input::lines::{self, Endings, Lines, Record};
 use crate::json::to_canonical;
 use crate::rows::group::{RIGHT, WRONG};
 use crate::rows::{self, Purpose, RowOptions};
-use crate::types::{Body, Json, Role, Row};
+use crate::types::{Body, Role, Row};
 use crate::weigh::sequence::{WeighScratch, Weigher};
 use arrow_array::RecordBatch;
-use std::collections::{BTreeMap, BTreeSet};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use xxhash_rust::xxh3::xxh3_128;
@@ -51,65 +51,6 @@ pub struct Encoded {
     pub ledger: RecordBatch,
     /// Sums over the chunk.
     pub counts: Counts,
-}
-
-/// Sums that the manifest reports. Every one adds up over chunks.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct Counts {
-    /// By name: `rows_in`, `kept`, `rows`, `tokens`, `trained_tokens`, `rendered_bytes`, `encode_calls`, `straddles`,
-    /// `rows_with_nan`, `special_look_alikes`, `rows_with_look_alikes`, `unwritten_thinking`, `unwritten_parts`,
-    /// `masked_turns`, `byte_order_marks`, `crlf_lines`.
-    pub sums: BTreeMap<&'static str, i64>,
-    /// Rows with at least 2^k and under 2^(k+1) tokens, at k.
-    pub length_histogram: Vec<i64>,
-    /// First closing token of every turn that has one.
-    pub closing_ids: BTreeSet<i32>,
-    /// Number of the first line that ends in CRLF.
-    pub first_crlf: Option<u64>,
-    /// Which of the columns to rename or leave out some row has.
-    pub columns_seen: BTreeSet<Box<str>>,
-    /// Columns that nobody read, of the first hundred.
-    pub columns_unused: BTreeSet<Box<str>>,
-}
-
-/// Column names that are kept to be said: rows may have names of their own.
-const MOST_UNUSED: usize = 100;
-
-impl Counts {
-    /// Add to a sum.
-    pub fn add(&mut self, name: &'static str, by: usize) {
-        *self.sums.entry(name).or_insert(0) += by as i64;
-    }
-
-    fn see_columns(&mut self, row: &Json, options: &RowOptions) {
-        let Json::Object(members) = row else { return };
-        for old in options.columns.iter().map(|(old, _)| old).chain(&options.drop) {
-            let in_messages = |value: &Json| match value {
-                Json::Array(items) => items.iter().any(|item| item.member(old).is_some()),
-                _ => false,
-            };
-            if !self.columns_seen.contains(old) && members.iter().any(|(name, value)| name == old || in_messages(value))
-            {
-                self.columns_seen.insert(old.clone());
-            }
-        }
-    }
-
-    fn see_unused(&mut self, names: Vec<Box<str>>) {
-        for name in names {
-            if self.columns_unused.len() < MOST_UNUSED && !self.columns_unused.contains(&name) {
-                self.columns_unused.insert(name);
-            }
-        }
-    }
-
-    fn length(&mut self, tokens: usize) {
-        let bucket = tokens.max(1).ilog2() as usize;
-        if self.length_histogram.len() <= bucket {
-            self.length_histogram.resize(bucket + 1, 0);
-        }
-        self.length_histogram[bucket] += 1;
-    }
 }
 
 /// How rows are read and what happens to bad ones.
@@ -160,8 +101,8 @@ pub fn encode_chunk(encoder: &Encoder, read: &ReadOptions, chunk: &Chunk) -> Res
     };
     let endings = for_each_record(read, chunk, |record, line, number| run.record(record, line, number, read))?;
     if chunk.copy == 0 {
-        run.counts.add("byte_order_marks", usize::from(endings.bom));
-        run.counts.add("crlf_lines", endings.num_crlf as usize);
+        run.counts.byte_order_marks += i64::from(endings.bom);
+        run.counts.crlf_lines += endings.num_crlf as i64;
         run.counts.first_crlf = endings.first_crlf;
     }
     Ok(Encoded { rows: run.rows.finish()?, ledger: ledger_batch(&run.ledger)?, counts: run.counts })
@@ -272,7 +213,7 @@ impl ChunkRun<'_> {
     ) -> Result<(), Error> {
         let line = record.as_ref().map_or(line, |record| record.line);
         let bytes = record.as_ref().map_or(&[][..], |record| &self.chunk.data[record.range.clone()]);
-        self.counts.add("rows_in", 1);
+        self.counts.rows_in += 1;
         let id = row_id(bytes, self.chunk.source, number, self.chunk.copy, 0, &mut self.buffer);
         if self.chunk.duplicates.binary_search(&number).is_ok() {
             self.drop_row(id, line, "duplicate", 0);
@@ -280,7 +221,7 @@ impl ChunkRun<'_> {
         }
         let parsed = record.and_then(|record| {
             let (value, has_nan) = rows::parse_record(self.chunk.data, &record, &read.rows)?;
-            self.counts.add("rows_with_nan", usize::from(has_nan));
+            self.counts.rows_with_nan += i64::from(has_nan);
             self.counts.see_columns(&value, &read.rows);
             rows::normalize(value, &read.rows)
         });
@@ -412,15 +353,15 @@ impl ChunkRun<'_> {
         let mut before = 0;
         let mut look_alikes = 0;
         for side in sides.iter() {
-            self.counts.add("encode_calls", side.encode_calls);
-            self.counts.add("rendered_bytes", side.rendered_bytes);
+            self.counts.encode_calls += side.encode_calls as i64;
+            self.counts.rendered_bytes += side.rendered_bytes as i64;
             look_alikes += side.look_alikes;
-            self.counts.add("unwritten_thinking", side.unwritten_thinking);
-            self.counts.add("unwritten_parts", side.unwritten_parts);
+            self.counts.unwritten_thinking += side.unwritten_thinking as i64;
+            self.counts.unwritten_parts += side.unwritten_parts as i64;
             before += side.ids.len();
         }
-        self.counts.add("special_look_alikes", look_alikes);
-        self.counts.add("rows_with_look_alikes", usize::from(look_alikes > 0));
+        self.counts.special_look_alikes += look_alikes as i64;
+        self.counts.rows_with_look_alikes += i64::from(look_alikes > 0);
         let (mut truncated, mut masked) = (false, 0);
         let mut left_out: Vec<usize> = vec![];
         let longest = self.encoder.longest_answer(sides);
@@ -455,16 +396,16 @@ impl ChunkRun<'_> {
         } else if !left_out.is_empty() {
             self.note(meta.id, line, "truncated", "one_token_text", (before, after));
         } else {
-            self.counts.add("kept", 1);
+            self.counts.kept += 1;
         }
         if masked > 0 {
-            self.counts.add("masked_turns", masked);
+            self.counts.masked_turns += masked as i64;
             self.note(meta.id, line, "masked", "cut_turn", (before, after));
         }
         for (index, side) in sides.iter().enumerate().filter(|(index, _)| !left_out.contains(index)) {
             let pair = places.get(index).map(|place| (meta.id, *place));
             let id = if index == 0 { meta.id } else { self.part_id(meta.id, index as u32) };
-            self.counts.add("straddles", side.straddles);
+            self.counts.straddles += side.straddles as i64;
             let label = labels.get(index).copied().or(meta.label);
             self.push(&RowMeta { id, pair, label, ..*meta }, side, 0..side.ids.len())?;
         }
@@ -493,9 +434,9 @@ impl ChunkRun<'_> {
                 message.loss_scale.clear();
             });
             self.encoder.chat(messages, side, out)?;
-            self.counts.add("encode_calls", out.encode_calls);
-            self.counts.add("rendered_bytes", out.rendered_bytes);
-            self.counts.add("unwritten_thinking", out.unwritten_thinking);
+            self.counts.encode_calls += out.encode_calls as i64;
+            self.counts.rendered_bytes += out.rendered_bytes as i64;
+            self.counts.unwritten_thinking += out.unwritten_thinking as i64;
             let before = out.ids.len();
             if let Outcome::Dropped(reason) = self.encoder.fit(out, None, &mut self.scratch)? {
                 gone = Some((reason, before));
@@ -510,7 +451,7 @@ impl ChunkRun<'_> {
                 let (reason, tokens) = gone.unwrap_or(("nothing_to_train", 0));
                 self.drop_row(meta.id, line, reason, tokens);
             }
-            (_, None) => self.counts.add("kept", 1),
+            (_, None) => self.counts.kept += 1,
             (_, Some((reason, tokens))) => self.note(meta.id, line, "truncated", reason, (tokens, 0)),
         }
         Ok(())
@@ -539,16 +480,16 @@ impl ChunkRun<'_> {
             Kept::from(keep).clip_spans(&mut spans);
         }
         let (trained, _) = crate::weigh::sequence::totals(&spans);
-        self.counts.add("rows", 1);
-        self.counts.add("tokens", ids.len());
-        self.counts.add("trained_tokens", trained as usize);
-        self.counts.length(ids.len());
+        self.counts.rows += 1;
+        self.counts.tokens += ids.len() as i64;
+        self.counts.trained_tokens += i64::from(trained);
+        self.counts.see_length(ids.len());
         for turn in side.turns.iter().filter(|turn| turn.closing < turn.generated_end) {
             if let Some(id) = side.ids.get(turn.closing as usize) {
                 self.counts.closing_ids.insert(*id);
             }
         }
-        self.counts.add("pictures", side.media.len());
+        self.counts.pictures += side.media.len() as i64;
         self.rows.push(meta, ids, &side.turns, &spans, &side.media)
     }
 }
