@@ -1,5 +1,6 @@
 //! The tokenizer alone for Python: text in, ids out as arrays.
 
+use crate::arrow::{Chunks, to_capsules};
 use crate::buffer::Array;
 use crate::error::to_python;
 use arrow_array::{Array as _, ArrayRef, LargeListArray, LargeStringArray, StringArray, StringViewArray, UInt32Array};
@@ -14,9 +15,7 @@ use postmill_core::tokenizer::vocabulary::TokenNames;
 use pyo3::exceptions::{PyIndexError, PyTypeError, PyUnicodeDecodeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::pybacked::{PyBackedBytes, PyBackedStr};
-use pyo3::types::{PyCapsule, PyTuple};
-use pyo3_arrow::ffi::to_array_pycapsules;
-use pyo3_arrow::input::AnyArray;
+use pyo3::types::PyTuple;
 use std::sync::Arc;
 
 enum Inner {
@@ -82,10 +81,9 @@ impl Tokenizer {
                 let texts: Vec<&str> = texts.iter().map(|text| text.as_str(py)).collect::<PyResult<_>>()?;
                 Ok(self.run(py, &texts, threads)?.into())
             }
-            Texts::Arrow(array) => {
-                let chunks = array.into_chunked_array()?;
+            Texts::Arrow(Chunks(chunks)) => {
                 let mut texts = vec![];
-                chunks.chunks().iter().try_for_each(|chunk| strings(chunk, &mut texts))?;
+                chunks.iter().try_for_each(|chunk| strings(chunk, &mut texts))?;
                 Ok(self.run(py, &texts, threads)?.into())
             }
         }
@@ -141,7 +139,7 @@ impl Text {
 #[derive(FromPyObject)]
 enum Texts {
     List(Vec<Text>),
-    Arrow(AnyArray),
+    Arrow(Chunks),
 }
 
 /// The texts of an Arrow array. Raises `TypeError` for other types, and for nulls.
@@ -207,15 +205,15 @@ impl Encoded {
     fn __arrow_c_array__<'py>(
         &self,
         py: Python<'py>,
-        requested_schema: Option<Bound<'py, PyCapsule>>,
+        requested_schema: Option<Bound<'py, PyAny>>,
     ) -> PyResult<Bound<'py, PyTuple>> {
+        let _ = requested_schema; // readers cast
         let item = Arc::new(Field::new("item", DataType::UInt32, false));
         let offsets = OffsetBuffer::new(self.offsets.clone());
         let ids = Arc::new(UInt32Array::new(self.ids.clone(), None));
         let lists = LargeListArray::try_new(item, offsets, ids, None);
         let lists = lists.map_err(|error| PyValueError::new_err(error.to_string()))?;
-        let field = Arc::new(Field::new("ids", lists.data_type().clone(), false));
-        Ok(to_array_pycapsules(py, field, &lists, requested_schema)?)
+        to_capsules(py, &Field::new("ids", lists.data_type().clone(), false), &lists)
     }
 }
 

@@ -1,22 +1,24 @@
-//! Arrays of numbers for Python without `NumPy`, whose import takes longer than encoding a megabyte.
+//! Arrays of numbers for Python without `NumPy`, whose import takes longer than encoding a megabyte, and those of `NumPy`
+//! where callers want them.
 
-use arrow_buffer::ScalarBuffer;
-use pyo3::exceptions::{PyBufferError, PyIndexError};
+use arrow_buffer::{ArrowNativeType, Buffer, ScalarBuffer};
+use pyo3::buffer::{Element, PyBuffer};
+use pyo3::exceptions::{PyBufferError, PyIndexError, PyTypeError};
 use pyo3::ffi;
 use pyo3::prelude::*;
 use std::ffi::{CStr, c_int, c_void};
 use std::ptr;
 
 /// What an [`Array`] can hold.
-#[derive(Debug, Clone)]
-pub enum Numbers {
+#[derive(Debug)]
+enum Held {
     /// Ids, places.
     U32(ScalarBuffer<u32>),
     /// Offsets.
     I64(ScalarBuffer<i64>),
 }
 
-impl Numbers {
+impl Held {
     fn len(&self) -> usize {
         match self {
             Self::U32(numbers) => numbers.len(),
@@ -43,26 +45,19 @@ impl Numbers {
 /// A flat array that cannot change. `memoryview(a)` and `numpy.asarray(a)` share its memory.
 #[pyclass(frozen, sequence, module = "postmill._native")]
 pub struct Array {
-    numbers: Numbers,
+    numbers: Held,
     len: isize,
-}
-
-impl From<Numbers> for Array {
-    fn from(numbers: Numbers) -> Self {
-        let len = numbers.len() as isize;
-        Self { numbers, len }
-    }
 }
 
 impl From<ScalarBuffer<u32>> for Array {
     fn from(numbers: ScalarBuffer<u32>) -> Self {
-        Numbers::U32(numbers).into()
+        Self { len: numbers.len() as isize, numbers: Held::U32(numbers) }
     }
 }
 
 impl From<ScalarBuffer<i64>> for Array {
     fn from(numbers: ScalarBuffer<i64>) -> Self {
-        Numbers::I64(numbers).into()
+        Self { len: numbers.len() as isize, numbers: Held::I64(numbers) }
     }
 }
 
@@ -116,5 +111,28 @@ impl Array {
             (*view).obj = slf.into_ptr();
         }
         Ok(())
+    }
+}
+
+/// A flat array of `NumPy`, which callers may change, so it has memory of its own. `dtype`: that of `numbers`.
+///
+/// # Errors
+/// What Python raises: `NumPy` may not be there.
+pub fn to_numpy<'py, T: ArrowNativeType>(py: Python<'py>, numbers: Vec<T>, dtype: &str) -> PyResult<Bound<'py, PyAny>> {
+    let words: ScalarBuffer<u32> = Buffer::from_vec(numbers).into();
+    py.import("numpy")?.call_method1("array", (Array::from(words),))?.call_method1("view", (dtype,))
+}
+
+/// The numbers of a flat array: a copy, for Python may write to it while the lock is released.
+pub struct Numbers<T>(pub Vec<T>);
+
+impl<T: Element> FromPyObject<'_, '_> for Numbers<T> {
+    type Error = PyErr;
+
+    fn extract(object: Borrowed<'_, '_, PyAny>) -> PyResult<Self> {
+        match PyBuffer::<T>::get(&object) {
+            Ok(numbers) if numbers.dimensions() == 1 => numbers.to_vec(object.py()).map(Self),
+            _ => Err(PyTypeError::new_err(format!("expected a flat array of {}", std::any::type_name::<T>()))),
+        }
     }
 }

@@ -1,6 +1,7 @@
 //! The tokenizer of conversations for Python: bytes in, Arrow out, the interpreter lock released in between.
 #![allow(clippy::needless_pass_by_value)] // arguments are extracted by value
 
+use crate::arrow::{Batch, Table};
 use crate::error::to_python;
 use postmill_core::agents::AgentFormat;
 use postmill_core::encode::encoder::Encoder;
@@ -21,7 +22,6 @@ use postmill_core::weigh::Spec;
 use pyo3::buffer::PyBuffer;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
-use pyo3_arrow::{PyRecordBatch, PyTable};
 use std::borrow::Cow;
 
 type Pairs = Vec<(String, String)>;
@@ -218,7 +218,7 @@ impl ChatEncoder {
         selection: Option<Vec<u64>>,
         duplicates: Vec<u64>,
         folder: Option<&str>,
-    ) -> PyResult<(PyRecordBatch, PyRecordBatch, Bound<'py, PyDict>)> {
+    ) -> PyResult<(Batch, Batch, Bound<'py, PyDict>)> {
         let data = bytes_of(data)?;
         let selection = selection.as_deref();
         let chunk = Chunk {
@@ -245,20 +245,20 @@ impl ChatEncoder {
         let unused: Vec<&str> = encoded.counts.columns_unused.iter().map(|name| &**name).collect();
         counts.set_item("columns_unused", unused)?;
         counts.set_item("closing_ids", encoded.counts.closing_ids.into_iter().collect::<Vec<_>>())?;
-        Ok((PyRecordBatch::new(encoded.rows), PyRecordBatch::new(encoded.ledger), counts))
+        Ok((Batch(encoded.rows), Batch(encoded.ledger), counts))
     }
 
     /// `encode_chats(data, threads=1, file="chats") -> table`: the rows of whole JSON Lines as an Arrow table, through
     /// `__arrow_c_stream__`. `file` is what errors call them. Raises `NativeError`.
     #[pyo3(signature = (data, threads = 1, file = "chats"))]
-    fn encode_chats(&self, py: Python<'_>, data: &Bound<'_, PyAny>, threads: usize, file: &str) -> PyResult<PyTable> {
+    fn encode_chats(&self, py: Python<'_>, data: &Bound<'_, PyAny>, threads: usize, file: &str) -> PyResult<Table> {
         let data = bytes_of(data)?;
         let made = py
             .detach(|| pipeline::encode_lines(&self.encoder, &self.read, &data, file, threads))
             .map_err(|error| to_python(py, &error))?;
         let batches = made.into_iter().map(|encoded| encoded.rows).collect();
         let schema = if self.encoder.reads_media() { with_media(&tokens_schema()) } else { tokens_schema() };
-        PyTable::try_new(batches, schema)
+        Ok(Table { schema, batches })
     }
 
     /// `content_hashes(data, source, first_line, first_record, copy=0, selection=None) -> [(record, hash)]`: numbers that
@@ -283,10 +283,9 @@ impl ChatEncoder {
     }
 
     /// `reweight(rows) -> rows`: a batch of tokens with this encoder's loss scale. Encodes nothing. Raises `NativeError`.
-    fn reweight(&self, py: Python<'_>, rows: PyRecordBatch) -> PyResult<PyRecordBatch> {
-        let batch = rows.into_inner();
-        py.detach(|| pipeline::reweight(&batch, self.encoder.weigher()))
-            .map(PyRecordBatch::new)
+    fn reweight(&self, py: Python<'_>, rows: Batch) -> PyResult<Batch> {
+        py.detach(|| pipeline::reweight(&rows.0, self.encoder.weigher()))
+            .map(Batch)
             .map_err(|error| to_python(py, &error))
     }
 

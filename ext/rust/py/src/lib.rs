@@ -1,6 +1,7 @@
 //! Python face of `postmill-core`.
 // Python hands values over and names no lifetimes; the two engines live for as long as their process.
 #![allow(clippy::needless_pass_by_value, clippy::elidable_lifetime_names, clippy::large_enum_variant)]
+mod arrow;
 mod bpe;
 mod buffer;
 mod encode;

@@ -1,7 +1,6 @@
 //! Reading raw rows for Python: lines, chunks, other formats as JSON Lines, and one normalized row at a time for `show`.
 #![allow(clippy::needless_pass_by_value)] // arguments are extracted by value
 
-use numpy::{IntoPyArray, PyArray1};
 use postmill_core::error::{Error, RowError};
 use postmill_core::input::arrow_rows;
 use postmill_core::input::json_files::Splitter;
@@ -10,8 +9,9 @@ use postmill_core::json::to_canonical;
 use postmill_core::rows::{self, RowOptions};
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
-use pyo3_arrow::PyRecordBatch;
 
+use crate::arrow::Batch;
+use crate::buffer::to_numpy;
 use crate::error::to_python;
 
 /// The exception of a row: as every `NativeError`, and with the attributes `reason`, `column` (or None) and `path`.
@@ -69,8 +69,8 @@ fn chunk_bounds(py: Python<'_>, data: &[u8], offset: u64, chunk_bytes: usize, wh
 
 /// `record_hashes(data, at_file_start, seed) -> uint64 array`: a hash of each record's bytes.
 #[pyfunction]
-fn record_hashes<'py>(py: Python<'py>, data: &[u8], at_file_start: bool, seed: u64) -> Bound<'py, PyArray1<u64>> {
-    py.detach(|| lines::record_hashes(data, at_file_start, seed)).into_pyarray(py)
+fn record_hashes<'py>(py: Python<'py>, data: &[u8], at_file_start: bool, seed: u64) -> PyResult<Bound<'py, PyAny>> {
+    to_numpy(py, py.detach(|| lines::record_hashes(data, at_file_start, seed)), "u8")
 }
 
 /// `normalize_lines(data, file, columns, model_name, model_author) -> [canonical JSON]` of the rows of a JSON Lines file.
@@ -125,11 +125,10 @@ fn is_column(name: &str) -> bool {
 
 /// `batch_to_lines(batch) -> bytes`: an Arrow record batch as JSON Lines. Raises `ValueError` for a type without JSON form.
 #[pyfunction]
-fn batch_to_lines<'py>(py: Python<'py>, batch: PyRecordBatch) -> PyResult<Bound<'py, PyBytes>> {
-    let batch = batch.into_inner();
+fn batch_to_lines<'py>(py: Python<'py>, batch: Batch) -> PyResult<Bound<'py, PyBytes>> {
     let lines: Result<String, Error> = py.detach(|| {
         let mut out = String::new();
-        arrow_rows::append_lines(&batch, &mut out)?;
+        arrow_rows::append_lines(&batch.0, &mut out)?;
         Ok(out)
     });
     lines.map(|lines| PyBytes::new(py, lines.as_bytes())).map_err(|error| to_python(py, &error))
