@@ -56,8 +56,8 @@ class _Watch:
     def _start(self, part: str) -> "subprocess.Popen[bytes]":
         head, tail = self._argv
         program = [sys.executable, "-P", "-m", "postmill.cli.main", "loop", *head, part, *tail]
-        # what the last one prints, the folder of the last weights, is ours to print
-        stdout = None if part == "train" else subprocess.DEVNULL
+        # the last one prints the folder of the last weights; it may be killed after that and print it again
+        stdout = subprocess.PIPE if part == "train" else subprocess.DEVNULL
         environment = os.environ | {PARENT: str(os.getpid())}
         return subprocess.Popen(program, stdout=stdout, env=environment, start_new_session=True)
 
@@ -77,7 +77,11 @@ class _Watch:
                 return FAILED
             sys.stderr.write(f"loop: {part} was ended by {name}; it is started again\n")
             self._children[part] = self._start(part)
-        return 0 if all(code == 0 for code in codes.values()) else None
+        if any(code != 0 for code in codes.values()):
+            return None
+        said, _ = self._children["train"].communicate()
+        sys.stdout.write(os.fsdecode(said))
+        return 0
 
     def end(self) -> None:
         """Ask all to stop, then make them."""

@@ -64,7 +64,7 @@ def main() -> None:
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else ".")
     every, draw = questions(48 + 96 + 1200, seed=0), random.Random(1)
     files = {
-        "warm": [solved(a, b, by_call=number % 3 == 0, draw=draw) for number, (a, b) in enumerate(every[:48])],
+        "warm": [solved(a, b, by_call=number % 5 == 0, draw=draw) for number, (a, b) in enumerate(every[:48])],
         "held_out": [row_of(a, b) for a, b in every[48:144]],
         "ask": [row_of(a, b) for a, b in every[144:]],
     }
