@@ -5,6 +5,7 @@ template) is every file's; so are the crate's types and errors, which use nothin
 """
 
 import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -66,3 +67,22 @@ def test_folders_of_the_core_use_what_stands_before_them(folder: str) -> None:
 
 def test_every_folder_of_the_core_has_its_place() -> None:
     assert {path.stem for path in CORE.iterdir()} - {"lib"} == set(FOLDERS)
+
+
+ITEM = re.compile(r"\bpub(?:\([^)]*\))? (?:const |unsafe )*(?:fn|struct|enum|trait|const|static|type|mod) (\w+)")
+
+
+def test_what_is_public_in_the_core_is_used_by_somebody() -> None:
+    """By the core itself, by Python's face of it, an example or a fuzzer; a test alone is no reason."""
+    everywhere = [
+        path for path in CORE.parents[1].rglob("*.rs") if path.name != "tests.rs" and "tests" not in path.parts
+    ]
+    texts = {
+        path: re.sub(r"//.*", "", path.read_text(encoding="utf-8")) for path in everywhere if "target" not in path.parts
+    }
+    code = {path: re.split(r"#\[cfg\(test\)\]\s*(?:mod \w+ \{|pub)", text)[0] for path, text in texts.items()}
+    named = Counter(name for text in code.values() for name in re.findall(r"\w+", text))
+    items = {name: path for path, text in code.items() if CORE in path.parents for name in ITEM.findall(text)}
+    assert len(items) > 500
+    unused = [f"{path.relative_to(CORE)}: {name}" for name, path in items.items() if named[name] < 2]
+    assert not unused, f"nobody uses {', '.join(unused)}"

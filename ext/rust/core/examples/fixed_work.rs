@@ -170,7 +170,7 @@ fn main() {
         }
         "pack" => {
             let lengths: Vec<u32> = (0..100_000).map(|_| 1 + numbers.skewed(2000) as u32).collect();
-            measured(|| best_fit(&lengths, None, 4096).unwrap().num_bins())
+            measured(|| best_fit(&lengths, None, 4096).unwrap().starts.len())
         }
         _ => std::process::exit(2),
     };

@@ -1,4 +1,5 @@
 //! What the header of a sound says: how long it is, how many samples a second, and whether its last bytes are there.
+use super::header::le32;
 use crate::error::RowError;
 
 /// Length and form of a sound.
@@ -14,10 +15,6 @@ pub(crate) struct Sound {
 
 fn le16(bytes: &[u8], at: usize) -> Option<u16> {
     Some(u16::from_le_bytes(bytes.get(at..at + 2)?.try_into().ok()?))
-}
-
-fn le32(bytes: &[u8], at: usize) -> Option<u32> {
-    Some(u32::from_le_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
 }
 
 /// Read the header of a WAV file.

@@ -28,11 +28,3 @@ pub struct Plan {
     /// Rows that fit no bin, ascending; a group that does not fit is here with all its rows.
     pub over_long: Vec<u32>,
 }
-
-impl Plan {
-    /// How many bins there are.
-    #[must_use]
-    pub fn num_bins(&self) -> usize {
-        self.starts.len().saturating_sub(1)
-    }
-}

@@ -13,7 +13,7 @@
 //! characters recur, where sentences do not.
 
 use super::pages::Pages;
-use super::tables::Tables;
+use super::tables::{Tables, only_char};
 use super::unicode::{decode, decode_wide_inside};
 
 const EMPTY: u64 = u64::MAX;
@@ -246,11 +246,6 @@ fn borders(token: &[u8], mut found: impl FnMut(Border)) {
             _ => Border::Broken(token[at - 1], first),
         });
     }
-}
-
-fn only_char(text: &str) -> Option<char> {
-    let mut chars = text.chars();
-    chars.next().filter(|_| chars.next().is_none())
 }
 
 #[cfg(test)]

@@ -207,12 +207,6 @@ impl Bpe {
     pub(crate) fn has_seams(&self) -> bool {
         self.raw.leaves_seams() && self.normalized.leaves_seams()
     }
-
-    /// The pre-tokenizer.
-    #[must_use]
-    pub fn pattern(&self) -> Pattern {
-        self.scanner.pattern()
-    }
 }
 
 /// Where in the old text the place `at` of the new text lies.

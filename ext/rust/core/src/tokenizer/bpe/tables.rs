@@ -404,7 +404,7 @@ impl Tables {
         let mut characters = vec![(NONE, 0); 0x1_0000];
         for id in 0..len as u32 {
             let bytes = self.token(id);
-            let Some(c) = std::str::from_utf8(bytes).ok().filter(|_| bytes.len() > 1).and_then(single_char) else {
+            let Some(c) = std::str::from_utf8(bytes).ok().filter(|_| bytes.len() > 1).and_then(only_char) else {
                 continue;
             };
             let Some(place) = characters.get_mut(c as usize) else { continue };
@@ -453,7 +453,8 @@ fn ends_whole(token: &[u8]) -> bool {
     (1..=token.len().min(4)).any(|len| char_len(token[token.len() - len]) == len)
 }
 
-fn single_char(text: &str) -> Option<char> {
+/// The character that `text` is alone.
+pub(super) fn only_char(text: &str) -> Option<char> {
     let mut chars = text.chars();
     chars.next().filter(|_| chars.next().is_none())
 }
