@@ -15,7 +15,20 @@ from postmill.io.errors import STOPPED, StageError
 from postmill.io.manifest import Artifact
 
 METRICS, TIMING, STATUS = "metrics.jsonl", "timing.jsonl", "status.json"
-_OF_TRAIN = ("loss", "grad_norm", "lr", "nats", "entropy", "ratio", "clipped", "mismatch", "mismatch_dropped", "kl")
+_OF_TRAIN = (
+    "loss",
+    "grad_norm",
+    "lr",
+    "nats",
+    "entropy",
+    "ratio",
+    "clipped",
+    "mismatch",
+    "mismatch_dropped",
+    "kl",
+    "mu",
+    "demonstrations",
+)
 
 
 class Record:

@@ -171,6 +171,7 @@ class Rounds:
             write_json(folder / "skipped.json", {"reason": "no_advantage"})
             return line | {"skipped": True}
         packed = self._stage(self._placed(pack, folders, folder / pack.name))
+        epochs = train.config.epochs if "--epochs" in train.options else 1
         trained = self._stage(
             self._placed(
                 train,
@@ -181,9 +182,10 @@ class Rounds:
                 keep_state=True,
                 save_every=0,
                 schedule="constant",
-                epochs=train.config.epochs if "--epochs" in train.options else 1,
+                epochs=epochs,
                 bins_per_step=-(-int(packed.manifest.metrics["bins"]) // loop.updates),
                 lr=train.config.peak_lr * loop.rate(number),
+                **({"mu_start": number * loop.updates * epochs} if train.inputs.get("demonstrations") else {}),
             )
         )
         line |= of_training(trained) | self._learn_values(number)

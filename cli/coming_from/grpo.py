@@ -58,6 +58,15 @@ RULES: list[Rule] = [
     carry("top_entropy_quantile", "train.entropy_quantile"),
     carry("tau_pos sapo_temperature_pos", "train.sapo_tau_pos"),
     carry("tau_neg sapo_temperature_neg", "train.sapo_tau_neg"),
+    carry("chord_mu_peak", "train.mu"),
+    carry("chord_mu_valley", "train.mu_valley"),
+    carry("chord_mu_warmup_steps", "train.mu_warmup", convert=whole),
+    carry("chord_mu_decay_steps", "train.mu_decay", convert=whole),
+    carry("chord_enable_phi_function", "train.phi"),
+    needless("chord_sft_per_device_train_batch_size", "train's demonstration_bins say how many bins a step has"),
+    missing(
+        "chord_sft_dataset", "a section of tokenize and one of pack for them; train's demonstrations name the second"
+    ),
     carry(
         "scale_rewards",
         "reward.advantage",

@@ -100,6 +100,19 @@ def check_watched(cfg: Train, prompts: Input | None, *, has_valid: bool) -> None
             raise ConfigError(f"--sample-prompts {what}; leave one of the two out", USAGE)
 
 
+def check_demonstrations(cfg: Train) -> None:
+    """Raise ConfigError (2) for an objective or a layout that takes no second loss."""
+    others = {
+        f"--objective {tag(cfg.objective)}: its loss is not one of tokens": cfg.objective.needs.head.kind != "lm"
+        or cfg.objective.needs.coupling == "step_gradients",
+        f"--pp {cfg.parallel.pp}: the stages pass one kind of bins": cfg.parallel.pp > 1,
+        f"--shard {cfg.parallel.shard}: DeepSpeed takes one backward pass a step": cfg.parallel.is_zero,
+    }
+    for what, is_asked in others.items():
+        if is_asked:
+            raise ConfigError(f"--demonstrations {what}; leave one of the two out", USAGE)
+
+
 def _check_pipeline(cfg: Train, tuner: str) -> None:
     """Raise ConfigError (2) for what cannot be had of a model whose layers lie on several ranks."""
     needs = cfg.objective.needs

@@ -7,6 +7,7 @@ import msgspec
 from msgspec import Meta
 
 from postmill.stages.spec import LAST_BITS, SAME_BYTES, Port, Stage
+from postmill.stages.train.chord_options import Chord
 from postmill.stages.train.objectives.options import OBJECTIVES, Sft
 from postmill.stages.train.optimizers import OPTIMIZERS, AdamW
 from postmill.stages.train.parallel.options import Parallel
@@ -152,6 +153,7 @@ class Train(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     parallel: Parallel = Parallel()
     checkpoints: Checkpoints = Checkpoints()
     measure: Measure = Measure()
+    chord: Chord = Chord()
 
     def __post_init__(self) -> None:
         if self.checkpoints.keep_best and not self.measure.valid_every:
@@ -229,6 +231,12 @@ STAGE = Stage(
             many=True,
             required=False,
             help="rewards of the rollouts that were packed, for --objective rl",
+        ),
+        "demonstrations": Port(
+            kinds=("packed",),
+            flag="--demonstrations",
+            required=False,
+            help="a packed artifact of given answers to learn beside the objective, see --mu",
         ),
     },
     output=output_kind,

@@ -31,6 +31,7 @@ from postmill.stages.train.begin import fix_numerics, launched, resume
 from postmill.stages.train.checkpoint import METRICS, SAMPLES, Position
 from postmill.stages.train.columns import BatchSource
 from postmill.stages.train.config import Train
+from postmill.stages.train.demonstrations import Demonstrations, Share
 from postmill.stages.train.finish import finish
 from postmill.stages.train.held import Held, keep, take
 from postmill.stages.train.look import Look
@@ -77,6 +78,7 @@ class Ready(NamedTuple):
     channels: Channels | None
     given: Input
     """What the first step started from."""
+    demonstrations: Demonstrations | None
 
 
 def train(
@@ -90,10 +92,12 @@ def train(
     own_loss: Sequence[Input] = (),
     prompts: Input | None = None,
     stored: Sequence[Input] = (),
+    demonstrations: Data | None = None,
 ) -> Result:
     """Take all steps, from the newest checkpoint on, and save. See `run`.
 
-    start: what the first one starts with. stored: pixels that were made before.
+    start: what the first one starts with. stored: pixels that were made before. demonstrations: what is learned beside
+    the objective.
     """
     objective = build_objective(cfg.objective, own_loss)
     accelerator, layout = launched(cfg)
@@ -148,6 +152,7 @@ def train(
             valid=valid and BatchSource(valid.reader, objective.needs, valid.scores, pixels=valid.pixels),
             channels=read_channels(data.reader) if cfg.measure.channel_loss else None,
             given=start or base,
+            demonstrations=demonstrations and Demonstrations(cfg, demonstrations, layout.num_data),
         )
         _take_steps(ready)
         result = _finished(ready, base, start, sizes)
@@ -176,10 +181,11 @@ def _take_step(ready: Ready, number: int, meter: Meter) -> None:
     cfg, layout = run.cfg, run.learner.layout
     step, lr, last = steps[number], cfg.lr_at(number, steps.total), number + 1 == steps.total
     _begin(run, number)
+    shown = ready.demonstrations
     gradient = accumulate(
         cfg,
         ready.forward,
-        ready.objective,
+        ready.objective if shown is None else Share(ready.objective, 1 - shown.share(number)),
         ready.source,
         step,
         layout=layout,
@@ -188,6 +194,8 @@ def _take_step(ready: Ready, number: int, meter: Meter) -> None:
         past=run.record.lines,
         upcoming=steps[number + 1] if ready.data.pixels and not last else None,
     )
+    if shown is not None:
+        gradient = shown.add(gradient, ready.forward, layout, number)
     run.tuner.before_update(run.learner.net)
     norm = layout.clip(run.learner.parameters.values(), cfg.clip or math.inf)
     loss, grad_norm = run.finite(ready.data.reader, step, gradient, norm)

@@ -13,9 +13,17 @@ from postmill.io.rewards import RewardsReader
 from postmill.io.scores import ScoresReader
 from postmill.stages.protocol import Input, Inputs, Out, Result
 from postmill.stages.train.answers import check_one_answer
-from postmill.stages.train.checks import check_data, check_objective, check_quantized, check_request, check_watched
+from postmill.stages.train.checks import (
+    check_data,
+    check_demonstrations,
+    check_objective,
+    check_quantized,
+    check_request,
+    check_watched,
+)
 from postmill.stages.train.config import Train
 from postmill.stages.train.left_out import say_left_out
+from postmill.stages.train.objectives.options import Sft
 from postmill.stages.train.objectives.own_options import Own
 from postmill.stages.train.origin import check_start
 from postmill.stages.train.plan import Data, Steps
@@ -41,6 +49,7 @@ def run(cfg: Train, inputs: Inputs, out: Out) -> Result:
     if inputs["valid"] and cfg.objective.needs.sampled:
         raise ConfigError("--valid: samples have no validation loss; sample and reward with the trained model", USAGE)
     valid = _open(cfg, inputs["valid"][0], model, _scores(inputs, "valid.")) if inputs["valid"] else None
+    shown = _demonstrations(cfg, inputs["demonstrations"][0], model) if inputs["demonstrations"] else None
 
     prompts = inputs["sample_prompts"][0] if inputs["sample_prompts"] else None
     check_watched(cfg, prompts, has_valid=valid is not None)
@@ -60,7 +69,17 @@ def run(cfg: Train, inputs: Inputs, out: Out) -> Result:
         own_loss=inputs["own_loss"],
         prompts=prompts,
         stored=inputs["pixels"],
+        demonstrations=shown,
     )
+
+
+def _demonstrations(cfg: Train, packed: Input, model: Input) -> Data:
+    """Raises ConfigError (2) where their loss cannot stand beside the objective's."""
+    check_demonstrations(cfg)
+    assert packed.path is not None
+    data = Data(PackedReader(packed.path))
+    check_data(packed, data.reader, model, Sft().needs)
+    return data
 
 
 def _open(
