@@ -28,6 +28,7 @@ FAMILIES = (
     "qwen2_vl",
     "qwen2_5_vl",
     "qwen3_vl",
+    "qwen2_5_omni",
     "glm4v",
     "internvl",
     "llava",
@@ -71,6 +72,16 @@ def processor(name: str, **image: Any) -> Any:
     import transformers as t
 
     image_token = {"image_token": "<image>"}
+    if name == "qwen2_5_omni":
+        marks = ("vision_bos", "vision_eos", "audio_bos", "audio_eos")
+        names = {f"{mark}_token": f"<|{mark}|>" for mark in marks}
+        tok = tokenizer(names | {"image_token": "<|IMAGE|>", "video_token": "<|VIDEO|>", "audio_token": "<|AUDIO|>"})
+        sound = "{% elif c['type'] == 'audio' %}<|audio_bos|><|AUDIO|><|audio_eos|>{% else %}{{ c['text']"
+        template = CHATML.replace("{% else %}{{ c['text']", sound)
+        template = template.replace("OPEN", "<|vision_bos|><|IMAGE|><|vision_eos|>")
+        hears = t.WhisperFeatureExtractor(feature_size=16, chunk_length=2)
+        parts = t.Qwen2VLImageProcessor(**image), t.Qwen2VLVideoProcessor(), hears
+        return t.Qwen2_5OmniProcessor(*parts, tok, chat_template=template)
     if name.startswith("qwen"):
         tok = tokenizer(
             {"image_token": "<|image_pad|>", "video_token": "<|video_pad|>"}, ("<|vision_start|>", "<|vision_end|>")

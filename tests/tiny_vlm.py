@@ -7,8 +7,11 @@ from typing import Any
 import media_models
 
 MODELS = (
+    "qwen2_vl",
     "qwen2_5_vl",
     "qwen3_vl",
+    "qwen2_5_omni",
+    "glm4v",
     "llava",
     "llava_next",
     "llava_onevision",
@@ -17,6 +20,8 @@ MODELS = (
     "smolvlm",
     "gemma3",
     "paligemma",
+    "pixtral",
+    "llama4",
 )
 _SMALL_IMAGES: dict[str, dict[str, Any]] = {
     "internvl": {"size": {"height": 56, "width": 56}, "max_patches": 4},
@@ -32,6 +37,8 @@ _SMALL_IMAGES: dict[str, dict[str, Any]] = {
         "size": {"height": 56, "width": 56},
         "image_grid_pinpoints": [[56, 112], [112, 56], [112, 112]],
     },
+    "pixtral": {"size": {"longest_edge": 112}},
+    "llama4": {"size": {"height": 56, "width": 56}, "max_patches": 4},
 }
 
 
@@ -65,6 +72,23 @@ def config(name: str, processor: Any) -> Any:
         "num_attention_heads": 4,
         "patch_size": 14,
     }
+    if name == "qwen2_5_omni":
+        rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]}
+        text = _text(size, rope_parameters=rope)
+        text.pop("head_dim")
+        vision = {"depth": 2, "hidden_size": 32, "intermediate_size": 48, "num_heads": 4, "out_hidden_size": 32}
+        audio = {"d_model": 32, "encoder_layers": 2, "encoder_attention_heads": 4, "encoder_ffn_dim": 48}
+        return t.Qwen2_5OmniThinkerConfig(
+            text_config=text,
+            vision_config=vision | {"patch_size": 14, "window_size": 56, "fullatt_block_indexes": [1]},
+            audio_config=audio | {"num_mel_bins": 16, "max_source_positions": 100, "n_window": 20, "output_dim": 32},
+            image_token_index=number("<|IMAGE|>"),
+            video_token_index=number("<|VIDEO|>"),
+            audio_token_index=number("<|AUDIO|>"),
+            audio_start_token_id=number("<|audio_bos|>"),
+            audio_end_token_id=number("<|audio_eos|>"),
+            vision_start_token_id=number("<|vision_bos|>"),
+        )
     if name.startswith("qwen"):
         ids = {
             "image_token_id": number("<|image_pad|>"),
@@ -78,8 +102,38 @@ def config(name: str, processor: Any) -> Any:
             vision |= {"patch_size": 16, "num_position_embeddings": 36, "deepstack_visual_indexes": [0, 1]}
             return t.Qwen3VLConfig(text_config=_text(size, rope_parameters=rope), vision_config=vision, **ids)
         rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]}
+        if name == "qwen2_vl":
+            vision = {"depth": 2, "embed_dim": 32, "hidden_size": 32, "mlp_ratio": 2, "num_heads": 4, "patch_size": 14}
+            return t.Qwen2VLConfig(text_config=_text(size, rope_parameters=rope), vision_config=vision, **ids)
         vision |= {"patch_size": 14, "window_size": 56, "fullatt_block_indexes": [1]}
         return t.Qwen2_5_VLConfig(text_config=_text(size, rope_parameters=rope), vision_config=vision, **ids)
+    if name == "glm4v":
+        rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1], "partial_rotary_factor": 1.0}
+        vision = {"depth": 2, "hidden_size": 32, "intermediate_size": 48, "num_heads": 4, "out_hidden_size": 32}
+        names = {"image_token": "image", "video_token": "video"}
+        names |= {"image_start_token": "begin_of_image", "image_end_token": "end_of_image"}
+        return t.Glm4vConfig(
+            text_config=_text(size, rope_parameters=rope),
+            vision_config=vision | {"patch_size": 14, "image_size": 84},
+            **{f"{key}_id": number(f"<|{text}|>") for key, text in names.items()},
+        )
+    if name == "pixtral":
+        return t.Mistral3Config(
+            text_config=_text(size, model_type="mistral", sliding_window=None),
+            vision_config=vit | {"model_type": "pixtral", "image_size": 112, "head_dim": 8},
+            image_token_index=number("[IMG]"),
+            vision_feature_layer=-1,
+        )
+    if name == "llama4":
+        wide = {"projector_input_dim": 32, "projector_output_dim": 32, "vision_output_dim": 32}
+        sparse = {"intermediate_size_mlp": 48, "num_local_experts": 2, "no_rope_layers": [1, 0]}
+        return t.Llama4Config(
+            text_config=_text(size, **sparse, bos_token_id=None, eos_token_id=None),
+            vision_config=vit | wide | {"image_size": 56, "intermediate_size": 128},
+            image_token_index=number("<|patch|>"),
+            boi_token_index=number("<|image_start|>"),
+            eoi_token_index=number("<|image_end|>"),
+        )
     if name == "gemma3":
         return t.Gemma3Config(
             text_config=_text(size, sliding_window=24, layer_types=["sliding_attention", "full_attention"]),

@@ -20,7 +20,7 @@ from postmill.stages.protocol import Input, Inputs, Out, Result
 from postmill.stages.shared import hf
 from postmill.stages.shared.in_order import in_order
 from postmill.stages.shared.media import pixels
-from postmill.stages.shared.media.processor import processor_digest
+from postmill.stages.shared.media.families.table import processor_digest
 
 _BATCH_BYTES = 16 << 20
 """Of tensors that are written together."""

@@ -7,6 +7,7 @@ Tensor letters: N heads, K key/value heads, T tokens of the bin, L tokens of a r
 """
 
 import itertools
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -47,6 +48,15 @@ def choose(wanted: str, device: torch.device, dtype: torch.dtype, *, determinist
 
     AttentionInterface.register(VARLEN, flash_attention(flash_attn_varlen_func, dtype, deterministic=deterministic))
     return VARLEN
+
+
+def most_tokens(config: Any) -> int:
+    """The longest bin whose rows are here what they are alone: Llama 4 cuts attention into chunks, and scales it by
+    how far a token is from the start of the whole input."""
+    text = config.get_text_config()
+    chunk = getattr(text, "attention_chunk_size", None) or sys.maxsize
+    scaled = text.floor_scale - 1 if getattr(text, "attn_temperature_tuning", False) else sys.maxsize
+    return min(chunk, scaled)
 
 
 def flash_attention(

@@ -20,6 +20,7 @@ from postmill.stages.shared.batch import Batch
 from postmill.stages.shared.context import Context
 from postmill.stages.shared.decode import decode, decode_answers, own_answer_logits
 from postmill.stages.shared.heads import LM, Head
+from postmill.stages.shared.hf import decoder_of
 from postmill.stages.shared.inserts import Inserts, prompt_ends
 from postmill.stages.shared.lm_head import LmHead
 from postmill.stages.shared.media.tower import read_media
@@ -83,6 +84,7 @@ class Forward(nn.Module):
         self._has_types = getattr(config, "type_vocab_size", 0) == 2
         # encoders have no cache, and some do not know the word
         self._no_cache = {"use_cache": False} if hasattr(config, "use_cache") else {}
+        self._most_tokens = attention.most_tokens(config)
         self._context: Context | None = None
         self._stage: Stage | None = None
         self._each_row = False
@@ -240,10 +242,17 @@ class Forward(nn.Module):
     def _hidden(self, batch: Batch) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Last hidden states, [T, H], each row for itself; and the routers' logits of each layer if they are used.
 
-        Both of the slice of `batch` that this rank computes.
+        Both of the slice of `batch` that this rank computes. Raises ConfigError (2) for a bin of more tokens than a
+        family's layers see whole.
         """
+        if batch.row_starts[-1] > self._most_tokens:
+            raise ConfigError(
+                f"a bin has {batch.row_starts[-1]} tokens, {self.model.config.model_type} layers see at most"
+                f" {self._most_tokens} as one; pack with --row-tokens {self._most_tokens}",
+                USAGE,
+            )
         mine = self._part(batch)
-        decoder = self.model.get_decoder() if self.head.kind == "lm" else self.model.base_model
+        decoder = decoder_of(self.model) if self.head.kind == "lm" else self.model.base_model
         inputs, received = self._read(batch, mine)
         positions, media = mine.position_ids_1T + self._first_position, batch.media
         blank: list[Tensor] = []

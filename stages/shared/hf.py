@@ -12,7 +12,7 @@ from postmill.io.errors import MISMATCH, USAGE, ArtifactError, ConfigError
 from postmill.io.json_file import load_json
 from postmill.io.model_folder import ADAPTER_CONFIG
 from postmill.stages.shared.heads import AUTO_CLASS, LM, PROBLEM_TYPE, Head
-from postmill.stages.shared.media.processor import load_processor as load_processor_of
+from postmill.stages.shared.media.families.table import image_options
 
 
 def need(*packages: str, remedy: str) -> dict[str, str]:
@@ -191,6 +191,13 @@ NOT_COMPUTED = {
 """Methods of PEFT whose effect is lost, or wrong, where rows are laid end to end through the model's own layers."""
 
 
+def decoder_of(model: Any) -> Any:
+    """The layers of a model's decoder, without its head: where transformers' own look ends at a model with a head
+    inside another, as in Llama 4, those inside it."""
+    found = model.get_decoder() if hasattr(model, "get_decoder") else model.base_model
+    return found.model if hasattr(found, "lm_head") else found
+
+
 def base_of(net: Any) -> Any:
     """The transformers model inside a peft model, or the model itself."""
     return net.get_base_model() if hasattr(net, "peft_config") else net
@@ -240,17 +247,7 @@ def load_processor(path: Path) -> Any:
 
 def load_image_processor(path: Path) -> Any:
     """What turns pictures into what the model in `path` reads of them."""
-    cell = pixtral_cell(path)
-    known = {"patch_size": {"height": cell, "width": cell}} if cell else {}
-    return _transformers().AutoImageProcessor.from_pretrained(path, local_files_only=True, **known)
-
-
-def pixtral_cell(path: Path) -> int:
-    """Pixels of a cell's side, which Pixtral's processor tells its image processor; 0 for other families."""
-    processor = load_processor_of(path, {})
-    if processor is None or processor.name != "PixtralProcessor":
-        return 0
-    return int(processor.own.get("patch_size", 16)) * int(processor.own.get("spatial_merge_size", 1))
+    return _transformers().AutoImageProcessor.from_pretrained(path, local_files_only=True, **image_options(path))
 
 
 def load_feature_extractor(path: Path) -> Any:

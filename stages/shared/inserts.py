@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from postmill.io.errors import BAD_DATA, MISMATCH, USAGE, ArtifactError, ConfigError
 from postmill.io.model_folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from postmill.stages.shared.hf import decoder_of
 
 Site = Literal["attention", "mlp"]
 _NAMES: dict[Site, tuple[str, ...]] = {
@@ -233,7 +234,7 @@ def insert(model: Any, config: Kind) -> Inserts:
 
     Raises ConfigError (2) for a model without layers, or layers without the parts that are asked for.
     """
-    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model.base_model
+    decoder = decoder_of(model)
     layers = next((child for child in decoder.children() if isinstance(child, nn.ModuleList)), None)
     if layers is None or getattr(model.config, "is_encoder_decoder", False):
         raise ConfigError(f"{type(model).__name__}: has no single list of layers to put anything between", USAGE)

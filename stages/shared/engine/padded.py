@@ -68,8 +68,11 @@ class Group:
         """
         ids_1T = torch.tensor([prompt_ids], device=self._device)
         mask_1T = torch.ones_like(ids_1T)
-        inputs = {name: value.to(self._device) for name, value in made.items()}
-        if "mm_token_type_ids" not in inputs:  # PaliGemma would count from 1 here, and from 0 in later passes
+        dtype = self._model.dtype  # Llama 4's processor gives bfloat16, whatever the model is
+        inputs = {n: t.to(self._device, dtype if t.is_floating_point() else t.dtype) for n, t in made.items()}
+        if not any(
+            hasattr(module, "rope_deltas") for module in self._model.modules()
+        ):  # PaliGemma would count from 1 here, and from 0 in later passes
             inputs["position_ids"] = torch.arange(len(prompt_ids), device=self._device)[None]
         result = self._model(input_ids=ids_1T, attention_mask=mask_1T, use_cache=True, logits_to_keep=1, **inputs)
         # an adapter wraps the model that knows

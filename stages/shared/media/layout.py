@@ -23,6 +23,8 @@ _COUNTING_MODELS = ("llava_onevision",)
 """Pictures that are alone in their row are cut into tiles, others not."""
 _TIMED_MODELS = ("qwen2_5_vl",)
 """Positions in a video are seconds."""
+_UNTYPED_MODELS = ("qwen2_5_omni_thinker",)
+"""They find what is a picture by its token, and are not told."""
 _UNUSED = ("num_patches", "num_crops", "rows", "cols")
 """What processors make for themselves and models do not take."""
 
@@ -46,6 +48,8 @@ class RowsLayout(msgspec.Struct, frozen=True):
     """What the model's towers read: image, audio."""
     counts_rows: bool
     """Whether the tower is told which pictures are alone in their row."""
+    types_tokens: bool
+    """Whether the model is told which tokens stand for pictures."""
 
     @classmethod
     def of(cls, folder: Path) -> "RowsLayout":
@@ -64,7 +68,17 @@ class RowsLayout(msgspec.Struct, frozen=True):
         pace = float(vision.get("tokens_per_second", 4)) if kind in _TIMED_MODELS else 0.0
         names = {"image": "vision_config", "audio": "audio_config"}
         towers = tuple(tower for tower, name in names.items() if config.get(name))
-        return cls(merge, both, image, sound, video, pace, towers, kind in _COUNTING_MODELS)
+        return cls(
+            merge,
+            both,
+            image,
+            sound,
+            video,
+            pace,
+            towers,
+            kind in _COUNTING_MODELS,
+            bool(merge) and kind not in _UNTYPED_MODELS,
+        )
 
     def tower_inputs(self, made: dict[str, Tensor]) -> dict[str, Tensor]:
         """Of what the processor makes, that which the model takes."""
@@ -75,16 +89,17 @@ class RowsLayout(msgspec.Struct, frozen=True):
         if not self.merge:
             return None
         lengths = np.diff(np.asarray(starts))
+        seen = [[picture for picture in row if picture.kind != "audio"] for row in pictures]  # sounds count on as text
         rows = [
             mrope_positions(int(n), row, self.merge, self.tokens_per_second)
-            for n, row in zip(lengths, pictures, strict=True)
+            for n, row in zip(lengths, seen, strict=True)
         ]
         return torch.from_numpy(np.concatenate(rows, axis=1))[:, None]
 
     def prompt_inputs(self, ids_T: Tensor, pictures: Sequence[Medium]) -> dict[str, Tensor]:
         """What transformers' own forward pass is told of a prompt beside its pictures: which tokens stand for them."""
         is_feature_1T = (ids_T == self.feature).long()[None]
-        found = {"mm_token_type_ids": is_feature_1T + 2 * (ids_T == self.video).long()} if self.merge else {}
+        found = {"mm_token_type_ids": is_feature_1T + 2 * (ids_T == self.video).long()} if self.types_tokens else {}
         seconds = [seconds_of(picture) for picture in pictures if picture.kind == "video"]
         if seconds and self.tokens_per_second:
             found["second_per_grid_ts"] = torch.tensor(seconds)

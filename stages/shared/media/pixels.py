@@ -23,8 +23,8 @@ from postmill.io.pixels import PixelsReader
 from postmill.stages.shared import hf
 from postmill.stages.shared.attention import Blocks
 from postmill.stages.shared.media.decode import decode
+from postmill.stages.shared.media.families.table import processor_digest
 from postmill.stages.shared.media.layout import RowsLayout
-from postmill.stages.shared.media.processor import processor_digest
 from postmill.stages.shared.media.sound import decode_sound, resample
 
 CACHE_BYTES = 1 << 30
@@ -196,8 +196,12 @@ class Pixels:
         return self.layout.tower_inputs({name: torch.from_numpy(value) for name, value in stored.items()})
 
     def processed(self, item: Medium) -> dict[str, Tensor]:
-        """What the folder's processor of its kind makes of an item. Raises ArtifactError (65, 66) as `media`."""
-        return {name: value for name, value in self._processed(item).items() if isinstance(value, Tensor)}
+        """What the folder's processor of its kind makes of an item. Raises ArtifactError (65, 66) as `media`.
+
+        Llama 4's bfloat16 becomes float32, which has the same values and which NumPy knows.
+        """
+        made = {name: value for name, value in self._processed(item).items() if isinstance(value, Tensor)}
+        return {name: value.float() if value.dtype == torch.bfloat16 else value for name, value in made.items()}
 
     def _processed(self, item: Medium) -> dict[str, Any]:
         processor = self.processor(item.kind)

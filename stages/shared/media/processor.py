@@ -8,7 +8,6 @@ from typing import Any
 
 import msgspec
 
-from postmill.io.digest import digest_bytes
 from postmill.io.errors import USAGE, ConfigError
 from postmill.io.json_file import load_json
 
@@ -55,15 +54,6 @@ class Processor(msgspec.Struct, frozen=True):
             given = self.image.get(name)
             raise ConfigError(f"{self.name}: {name} is {given!r}, expected the side of a square", USAGE)
         return size
-
-
-def processor_digest(folder: Path) -> str:
-    """Of all that decides what a folder's processors make of a file, wherever it is said."""
-    found = load_processor(folder, {})
-    parts = [found.image, found.sound, found.video] if found else []
-    if found and found.name == "PixtralProcessor":  # which tells its image processor the size of a cell
-        parts.append({name: found.own.get(name) for name in ("patch_size", "spatial_merge_size")})
-    return digest_bytes(msgspec.json.encode(parts, order="sorted"))
 
 
 def load_processor(folder: Path, texts: dict[str, str]) -> Processor | None:

@@ -25,8 +25,8 @@ def read_media(model: Any, media: Media, ids_1T: Tensor, inputs: dict[str, Any])
     """`inputs` with what the towers of a transformers model make of the rows' pictures and sounds."""
     blank = [_blank(model, kind, seen) for kind, seen in media.seen.items() if not seen.which_N]
     read = {kind: seen for kind, seen in media.seen.items() if seen.which_N}
-    if "audio" in read:
-        return MediaInputs({"inputs_embeds": _with_sounds(model, ids_1T, read["audio"])}, False, blank)
+    if "audio" in read or (read and model.base_model is model):
+        return MediaInputs({"inputs_embeds": _mixed(model, ids_1T, read)}, False, blank)
     if not read and media.blocks is None:
         return MediaInputs(inputs, False, blank)
     more: dict[str, Any] = {} if media.blocks is None else {"blocks": media.blocks}
@@ -35,12 +35,30 @@ def read_media(model: Any, media: Media, ids_1T: Tensor, inputs: dict[str, Any])
     return MediaInputs(inputs | more, True, blank)
 
 
-def _with_sounds(model: Any, ids_1T: Tensor, seen: Seen) -> Tensor:
-    """Embeddings of the tokens, those of sounds as the tower heard them, each distinct one once."""
-    heard = features_of(hear(model.base_model, **seen.inputs), seen.lengths_D, seen.which_N)
-    embeddings_1TH = model.get_input_embeddings()(ids_1T)
-    is_feature_1T1 = (ids_1T == model.config.audio_token_id)[..., None]
-    found: Tensor = embeddings_1TH.masked_scatter(is_feature_1T1, torch.cat(heard).to(embeddings_1TH.dtype))
+def _mixed(model: Any, ids_1T: Tensor, read: dict[str, Seen]) -> Tensor:
+    """Embeddings of the tokens, those of sounds and pictures as the towers read them, each distinct one once.
+
+    For models whose layer around tower and decoder takes no sounds that were heard before, and for Llama 4, which has
+    no such layer that gives hidden states.
+    """
+    found_1TH: Tensor = model.get_input_embeddings()(ids_1T)
+    for kind, seen in read.items():
+        if kind == "audio":
+            pieces = features_of(hear(model.base_model, **seen.inputs), seen.lengths_D, seen.which_N)
+        elif model.base_model is model:
+            pieces = features_of(_projected(model, seen), seen.lengths_D, seen.which_N)
+        else:
+            pieces = _encoded(model, kind, seen).pooler_output
+        is_feature_1T1 = (ids_1T == getattr(model.config, f"{kind}_token_id"))[..., None]
+        found_1TH = found_1TH.masked_scatter(is_feature_1T1, torch.cat(list(pieces)).to(found_1TH.dtype))
+    return found_1TH
+
+
+def _projected(model: Any, seen: Seen) -> Tensor:
+    """[P, F, H]: features of each tile. The processor gives bfloat16, the tower reads what its weights are."""
+    projector = model.multi_modal_projector
+    pixels = seen.inputs["pixel_values"].to(next(projector.parameters()).dtype)
+    found: Tensor = projector(model.get_image_features(pixels, return_dict=True).last_hidden_state)
     return found
 
 
@@ -48,6 +66,8 @@ def _blank(model: Any, kind: str, seen: Seen) -> Tensor:
     """0, at the cost of a picture: this rank's rows have none, and others wait for what its tower computes."""
     if kind == "audio":
         pieces = hear(model.base_model, **seen.inputs)
+    elif model.base_model is model:
+        pieces = [_projected(model, seen)]
     else:
         found = model.base_model.get_image_features(**seen.inputs, return_dict=True)
         layers = [found.pooler_output, *(getattr(found, "deepstack_features", None) or ())]

@@ -10,6 +10,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
 from postmill.stages.shared.forward import Forward
+from postmill.stages.shared.hf import decoder_of
 
 
 def shard(forward: Forward, mesh: DeviceMesh, apart: set[nn.Parameter]) -> None:
@@ -18,7 +19,7 @@ def shard(forward: Forward, mesh: DeviceMesh, apart: set[nn.Parameter]) -> None:
     In place. Gradients are averaged over all ranks of `mesh`. Parameters in `apart` stay as they are.
     """
     names = set(getattr(forward.model, "_no_split_modules", None) or [])
-    for module in forward.model.get_decoder().modules():
+    for module in decoder_of(forward.model).modules():
         if type(module).__name__ in names:
             fully_shard(module, mesh=mesh, ignored_params=apart)
     # by default the outermost group stays gathered after its forward pass, and after a validation there is no

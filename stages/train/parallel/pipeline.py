@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from postmill.io.errors import USAGE, ConfigError
 from postmill.stages.shared.forward import Forward
+from postmill.stages.shared.hf import decoder_of
 from postmill.stages.train.parallel.options import IN_STAGES
 
 
@@ -103,7 +104,7 @@ def cut(forward: Forward, stage: Stage) -> dict[int, int]:
     """Leave this rank the layers of `stage`, in place. Returns by `id` of a parameter which stage saves it."""
     model = forward.model
     check(model, stage.count)
-    decoder = model.get_decoder()
+    decoder = decoder_of(model)
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     last, num_layers = stage.count - 1, len(decoder.layers)
     owner: list[tuple[nn.Module, int]] = [(embedding, 0), (decoder.norm, last), (head, last)]

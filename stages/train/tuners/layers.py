@@ -5,11 +5,12 @@ from typing import Any
 from torch import nn
 
 from postmill.io.errors import USAGE, ConfigError
+from postmill.stages.shared.hf import decoder_of
 
 
 def layers_of(model: Any) -> nn.ModuleList:
     """The list of decoder layers. Raises ConfigError (2) for a model that has no such list."""
-    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model.base_model
+    decoder = decoder_of(model)
     found = next((child for child in decoder.children() if isinstance(child, nn.ModuleList)), None)
     if found is None:
         raise ConfigError(f"{type(model).__name__}: has no list of layers; choose another --tuner", USAGE)

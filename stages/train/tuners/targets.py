@@ -56,15 +56,12 @@ def find_targets(base: Any, wanted: list[str], tuner: str) -> list[str]:
 
 def _of_part(base: Any, word: str, parts: dict[str, str], tuner: str) -> list[str]:
     """Whole names of what a word for modules means in a model that reads pictures."""
-    from transformers.pytorch_utils import Conv1D
-
     if word not in PARTS and word not in GROUPS:
         known = ", ".join([*PARTS, *GROUPS])
         raise ConfigError(f"--{tuner}.targets {word}: names cannot stand beside one of {known}; give either", USAGE)
     part, heads = (word if word in PARTS else "language"), _heads(base)
-    kinds = (nn.Linear, Conv1D)
     if word in PARTS or word == "all-linear":
-        found = [name for name, m in base.named_modules() if isinstance(m, kinds) and m not in heads]
+        found = [name for name, m in base.named_modules() if _is_linear(m) and m not in heads]
     else:
         ends = GROUPS[word](base)
         found = [name for name, _ in base.named_modules() if _last(name) in ends]
@@ -72,11 +69,16 @@ def _of_part(base: Any, word: str, parts: dict[str, str], tuner: str) -> list[st
 
 
 def _linear(base: Any) -> set[str]:
-    from transformers.pytorch_utils import Conv1D
-
     heads, unused = _heads(base), _READ_PAST.get(base.config.model_type, set())
-    kinds = (nn.Linear, Conv1D)  # GPT-2's linear layers are of a class of their own
-    return {_last(name) for name, m in base.named_modules() if isinstance(m, kinds) and m not in heads} - unused
+    return {_last(name) for name, m in base.named_modules() if _is_linear(m) and m not in heads} - unused
+
+
+def _is_linear(module: Any) -> bool:
+    """Whether it is a linear layer that gives one tensor, to which an adapter's can be added: Llama 4's router is one
+    that gives scores and logits."""
+    from transformers.pytorch_utils import Conv1D  # GPT-2's linear layers are of a class of their own
+
+    return isinstance(module, (nn.Linear, Conv1D)) and not type(module).__name__.endswith("Router")
 
 
 _READ_PAST = {

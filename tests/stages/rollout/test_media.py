@@ -49,7 +49,9 @@ def write_prompts(folder: Path, name: str) -> Any:
     return processor
 
 
-@pytest.fixture(scope="module", params=["qwen2_5_vl", "llava", "gemma3", "paligemma", "llava_onevision"])
+@pytest.fixture(
+    scope="module", params=["qwen2_5_vl", "qwen2_5_omni", "llava", "gemma3", "paligemma", "llava_onevision", "llama4"]
+)
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp(request.param)
     processor = write_prompts(folder, request.param)
@@ -73,6 +75,10 @@ def own_logp(case: dict[str, Any], row: dict[str, Any]) -> torch.Tensor:
     pads = (ids == (tok.image_token_id if name == "gemma3" else case["processor"].image_token_id)).long()
     if name == "qwen2_5_vl" and row["media"]:
         inputs["mm_token_type_ids"] = pads
+    if name == "qwen2_5_omni":
+        inputs["attention_mask"] = torch.ones_like(ids)
+    if name == "llama4" and row["media"]:
+        inputs["pixel_values"] = inputs["pixel_values"].float()
     if name == "gemma3":
         inputs["token_type_ids"] = pads
     if name == "paligemma":

@@ -1,6 +1,5 @@
 """Rows with pictures in training: packed they are what they are alone, and the whole model is what transformers has."""
 
-import functools
 from pathlib import Path
 from typing import Any
 
@@ -9,66 +8,20 @@ import numpy as np
 import pytest
 import tiny_vlm
 import torch
+from media_case import LOGP, TOLERANCE, Case, largest, plain_model, trained, weights_of
 
+from postmill.io.errors import ConfigError
 from postmill.io.packed import PackedReader
-from postmill.stages.shared import attention, hf
-from postmill.stages.shared.asked import Ask
-from postmill.stages.shared.batch import Batch, collate
+from postmill.stages.shared import attention
 from postmill.stages.shared.forward import Forward
-from postmill.stages.shared.media.pixels import Pixels
 
 pytest.importorskip("torchvision")
 pytest.importorskip("num2words")
-LOGP = Ask(stats=frozenset({"logp"}))
-TOLERANCE = 1e-5
-"""Of log-probabilities around 10 in float32: one part in a million."""
-
-
-class Case:
-    """A tiny model, its rows, and both ways to see them."""
-
-    def __init__(self, folder: Path, name: str) -> None:
-        self.name, self.folder = name, folder / "model"
-        self.processor = tiny_vlm.write_model(self.folder, name)
-        data = tiny_vlm.write_rows(folder / "data", pictures=1 if name == "paligemma" else 2)
-        self.packed = tiny_vlm.write_packed(folder / "packed", self.folder, data)
-        self.reader = PackedReader(self.packed)
-        kernel = attention.choose("per-row", torch.device("cpu"), torch.float32)
-        self.net = hf.load_model(self.folder, torch.float32, attention=kernel)
-        self.forward = Forward(self.net, compute_dtype=torch.float32, backend="reference").eval()
-        self.pixels = Pixels(self.folder)
-
-    def batch(self, rows: list[int]) -> Batch:
-        """Rows laid end to end, every token scored."""
-        tokens, ordinals = self.reader.token_rows, np.array(rows)
-        laid = tokens.lay(ordinals)
-        weights = np.ones_like(laid.weights)
-        weights[laid.cu_seqlens[:-1]] = 0
-        batch = collate([laid._replace(weights=weights)])
-        media = self.pixels.media(
-            tokens.pictures(ordinals), batch.input_ids_1T[0], batch.row_starts, tokens.answers(ordinals)
-        )
-        return batch._replace(media=media)
-
-    def logp(self, batch: Batch) -> list[torch.Tensor]:
-        """Log-probabilities of each row's tokens but the first."""
-        with torch.no_grad():
-            found = self.forward(batch, LOGP).logp_T
-        lengths = np.diff(batch.row_starts).tolist()
-        return [piece[:-1] for piece in found.split(lengths)]
 
 
 @pytest.fixture(scope="module", params=tiny_vlm.MODELS)
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
     return Case(tmp_path_factory.mktemp(request.param), request.param)
-
-
-@functools.lru_cache(maxsize=1)
-def plain_model(folder: Path) -> Any:
-    """The model as transformers loads it; each row of a case asks for it."""
-    from transformers import AutoModelForMultimodalLM
-
-    return AutoModelForMultimodalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
 def own_logp(case: Case, row: int, **more: Any) -> torch.Tensor:
@@ -83,16 +36,22 @@ def own_logp(case: Case, row: int, **more: Any) -> torch.Tensor:
     if pictures:
         images = [Image.open(picture.place).convert("RGB") for picture in pictures]
         nested = [images] if case.name in ("idefics3", "smolvlm") else images
-        inputs = dict(case.processor.image_processor(images=nested, return_tensors="pt"))
+        # the size of a cell, which Pixtral's processor tells its image processor
+        known = {"patch_size": {"height": 28, "width": 28}} if case.name == "pixtral" else {}
+        inputs = dict(case.processor.image_processor(images=nested, return_tensors="pt", **known))
         for name in ("num_patches", "num_crops", "rows", "cols"):
             inputs.pop(name, None)
         if case.name == "llava_onevision":
             inputs["batch_num_images"] = torch.tensor([len(pictures)])
+        if case.name == "llama4":
+            inputs["pixel_values"] = inputs["pixel_values"].float()
     tok = case.processor.tokenizer
     feature = tok.image_token_id if case.name == "gemma3" else case.processor.image_token_id
     pads = (ids == feature).long()
-    if case.name in ("qwen2_5_vl", "qwen3_vl") and pictures:
+    if case.name in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "glm4v") and pictures:
         inputs["mm_token_type_ids"] = pads
+    if case.name == "qwen2_5_omni":
+        inputs["attention_mask"] = torch.ones_like(ids)
     if case.name == "gemma3":
         inputs["token_type_ids"] = pads
     if case.name == "paligemma":
@@ -101,10 +60,6 @@ def own_logp(case: Case, row: int, **more: Any) -> torch.Tensor:
     with torch.no_grad():
         logits = net(input_ids=ids, use_cache=False, **inputs, **more).logits[0]
     return logits[:-1].log_softmax(-1).gather(-1, ids[0, 1:, None]).squeeze(-1)
-
-
-def largest(ours: list[torch.Tensor], others: list[torch.Tensor]) -> float:
-    return max(float((a - b).abs().max()) for a, b in zip(ours, others, strict=True))
 
 
 def test_rows_are_what_transformers_makes_of_them(case: Case) -> None:
@@ -155,17 +110,6 @@ def test_a_picture_that_occurs_twice_is_seen_once(case: Case) -> None:
     assert largest(case.logp(batch), case.logp(one) * 3) < TOLERANCE
 
 
-def trained(case: Case, folder: Path, valid: bool = False, **options: Any) -> Path:
-    from postmill.stages.options import make
-    from postmill.stages.runner import Options, run_stage
-    from postmill.stages.train.config import STAGE, Train
-
-    given = {"packed": [str(case.packed)], "model": [str(case.folder)]}
-    cfg = make(Train, **({"steps": 2, "bins_per_step": 1, "lr": 1e-2, "warmup": 0.0} | options))
-    run_stage(STAGE, cfg, given | ({"valid": [str(case.packed)]} if valid else {}), folder, Options())
-    return folder
-
-
 def logits(folder: Path, case: Case) -> torch.Tensor:
     """Of the first row, by transformers alone."""
     copy = Case.__new__(Case)
@@ -173,19 +117,13 @@ def logits(folder: Path, case: Case) -> torch.Tensor:
     return own_logp(copy, 0)
 
 
-def weights_of(folder: Path) -> dict[str, torch.Tensor]:
-    from transformers import AutoModelForMultimodalLM
-
-    return AutoModelForMultimodalLM.from_pretrained(folder, dtype=torch.float32).state_dict()
-
-
 @pytest.mark.parametrize("part", ["vision", "projector", "language"])
 def test_a_part_can_be_frozen(case: Case, part: str, tmp_path: Path) -> None:
     """The saved model loads in transformers under its own names, and what was frozen is as it was."""
     from postmill.stages.shared.media.groups import group_of
 
-    if case.name not in ("qwen2_5_vl", "qwen3_vl", "llava", "gemma3"):
-        pytest.skip("four layouts of names are enough")
+    if case.name not in ("qwen2_5_vl", "qwen3_vl", "llava", "gemma3", "pixtral", "llama4", "glm4v"):
+        pytest.skip("seven layouts of names are enough")
     out = trained(case, tmp_path / "run", tuner="full", freeze=[part], valid=part == "vision")
     before, after = weights_of(case.folder), weights_of(out)
     parts = group_of(case.net)
@@ -201,8 +139,8 @@ def test_an_adapter_merges_into_a_model_that_loads(case: Case, tmp_path: Path) -
     from postmill.stages.merge.config import STAGE, Merge
     from postmill.stages.runner import Options, run_stage
 
-    if case.name not in ("qwen2_5_vl", "llava", "gemma3", "smolvlm"):
-        pytest.skip("four layouts of names are enough")
+    if case.name not in ("qwen2_5_vl", "llava", "gemma3", "smolvlm", "pixtral", "llama4", "glm4v"):
+        pytest.skip("seven layouts of names are enough")
     targets = ["vision", "language"] if case.name == "llava" else ["all-linear"]
     adapter = trained(case, tmp_path / "adapter", tuner="lora", rank=4, targets=targets)
     merged = tmp_path / "merged"
@@ -277,3 +215,15 @@ def test_ranks_agree_where_one_has_no_pictures(case: Case, tmp_path: Path) -> No
     for x, y in zip(one, two, strict=True):
         assert y["loss"] == pytest.approx(x["loss"], rel=1e-5)
         assert y["grad_norm"] == pytest.approx(x["grad_norm"], rel=1e-4)
+
+
+def test_a_bin_that_the_layers_do_not_see_whole_is_refused(case: Case) -> None:
+    """Llama 4 scales attention by how far a token is from the start of the input, so far from the start of its bin."""
+    if case.name != "llama4":
+        pytest.skip("others see bins of any length")
+    assert attention.most_tokens(case.net.config) == 8191
+    forward = Forward(case.net, compute_dtype=torch.float32, backend="reference")
+    batch = case.batch([0])
+    ids = torch.zeros((1, 8192), dtype=torch.long)
+    with pytest.raises(ConfigError, match="pack with --row-tokens 8191"):
+        forward(batch._replace(input_ids_1T=ids, row_starts=(0, 8192), media=None), LOGP)

@@ -6,10 +6,10 @@ from postmill.stages.shared.media.boxes import plain_boxes
 from postmill.stages.shared.media.processor import Processor
 
 
-def family(processor: Processor) -> dict[str, Any]:
-    """Source: `smart_resize` in transformers' image_processing_qwen2_vl.py."""
-    token = processor.token("image_token", "<|image_pad|>")
-    video = processor.token("video_token", "<|video_pad|>")
+def family(processor: Processor, image: str = "<|image_pad|>", video: str = "<|video_pad|>") -> dict[str, Any]:
+    """image, video: their tokens where the folder does not name them. Source: `smart_resize` in transformers'
+    image_processing_qwen2_vl.py."""
+    token, video = processor.token("image_token", image), processor.token("video_token", video)
     size = processor.image.get("size") or {}
     least = processor.image.get("min_pixels") or size.get("shortest_edge", 56 * 56)
     most = processor.image.get("max_pixels") or size.get("longest_edge", 28 * 28 * 1280)
