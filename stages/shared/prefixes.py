@@ -32,12 +32,12 @@ class Shared(NamedTuple):
         return self._replace(token_S=self.token_S.to(device), place_T=self.place_T.to(device))
 
 
-def share(ids_T: NDArray[np.int64], row_starts: tuple[int, ...]) -> Shared | None:
-    """The segments of rows that lie end to end; None where no token would be saved."""
+def share(ids_T: NDArray[np.int64], row_starts: tuple[int, ...], *, least: float = 0.0) -> Shared | None:
+    """The segments of rows that lie end to end; None where no more than the part `least` of the tokens is saved."""
     rows = [ids_T[start:end] for start, end in itertools.pairwise(row_starts)]
     order = sorted(range(len(rows)), key=lambda row: rows[row].astype(">i8").tobytes())
     alike = [_alike(rows[a], rows[b]) for a, b in itertools.pairwise(order)]
-    if not any(alike):
+    if sum(alike) <= least * len(ids_T):
         return None
     place_T = np.empty(len(ids_T), np.int64)
     tokens: list[NDArray[np.int64]] = []

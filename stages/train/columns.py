@@ -19,6 +19,10 @@ from postmill.stages.train.labels import label_lists, step_labels
 from postmill.stages.train.objectives.needs import Needs
 from postmill.stages.train.plan import SAMPLER, TOP, Data, TokenScores
 
+_WORTH_SHARING = 1 / 8
+"""Part of a batch's tokens that has to be saved: rows in pieces cost attention more calls, and most chats begin with
+the same few tokens of their template."""
+
 
 class BatchSource:
     """Bins as batches."""
@@ -86,7 +90,8 @@ class BatchSource:
                 columns[name] = values
         batch = collate(bins, columns, self._groups(rows))
         if self._shares:
-            batch = batch._replace(shared=share(batch.input_ids_1T[0].numpy(), batch.row_starts))
+            ids_T = batch.input_ids_1T[0].numpy()
+            batch = batch._replace(shared=share(ids_T, batch.row_starts, least=_WORTH_SHARING))
         return self._with_media(batch, rows)
 
     def _with_media(self, batch: Batch, rows: NDArray[np.int64]) -> Batch:

@@ -50,8 +50,8 @@ class Compute(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     gradient_checkpointing: Annotated[bool, LAST_BITS] = False
     """Compute each layer again in the backward pass: less memory, about a third more time."""
     shared_prefixes: Annotated[bool, LAST_BITS] = True
-    """Compute once what rows of a bin begin with alike: the prompt of several samples, or of a pair. For samples and
-    pairs, where nothing random (dropout) makes rows different and attention is per-row."""
+    """Compute once what rows of a bin begin with alike: a system message, the prompt of several samples or of a pair.
+    Where an eighth of the tokens is saved, nothing random (dropout) makes rows different and attention is per-row."""
     deterministic: bool = True
     """Use deterministic kernels, so that a resumed run equals an unbroken one bit for bit."""
 
@@ -180,7 +180,7 @@ def output_kind(cfg: Any) -> str:
 
 STAGE = Stage(
     name="train",
-    version=1,
+    version=2,
     config=Train,
     inputs={
         "packed": Port(kinds=("packed",), help="a packed artifact: the bins to train on"),

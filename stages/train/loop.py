@@ -119,8 +119,7 @@ def train(
         wrapped = layout.wrap(forward) if held else _wrapped(cfg, forward, layout, data.reader)
         learner = _learner(cfg, tuner, net, model.trainable(net), layout)
         checkpoint.restore_optimizer(begun, learner)
-        joins = objective.needs.sampled or objective.needs.group == "pair"
-        shares = joins and cfg.compute.shared_prefixes and forward.share_prefixes()
+        shares = cfg.compute.shared_prefixes and forward.share_prefixes()
         own = start_scores(
             data, objective.needs, wrapped, layout, resumed=resumed and resumed[0], num_steps=steps.total, shares=shares
         )
@@ -149,7 +148,8 @@ def train(
             source=BatchSource(
                 data.reader, objective.needs, {**data.scores, **own}, data.rewards, data.pixels, shares=shares
             ),
-            valid=valid and BatchSource(valid.reader, objective.needs, valid.scores, pixels=valid.pixels),
+            valid=valid
+            and BatchSource(valid.reader, objective.needs, valid.scores, pixels=valid.pixels, shares=shares),
             channels=read_channels(data.reader) if cfg.measure.channel_loss else None,
             given=start or base,
             demonstrations=demonstrations and Demonstrations(cfg, demonstrations, layout.num_data),

@@ -113,6 +113,7 @@ def test_a_stranger_tunes_a_real_model(tmp_path: Path, capsys: pytest.CaptureFix
     times += follow([str(python.parent / "postmill")], commands, tmp_path / "hub", work)
 
     assert (work / "out" / "merge" / "model.safetensors").is_file()
+    assert "Millstone" in (work / "answers" / "report.md").read_text(encoding="utf-8")
     lines = [json.loads(line) for line in (work / "out" / "train" / "metrics.jsonl").read_text().splitlines()]
     assert lines[-1]["loss"] < lines[0]["loss"]
     with capsys.disabled():
