@@ -14,6 +14,11 @@ from postmill.io.schemas import SCORES_V1
 from postmill.io.table import TableReader
 
 SCORES = "scores.arrow"
+ABSENT = -1e4
+"""Log-prob of a likeliest token that the vocabulary of the rows does not have; its id is -1. No probability is left."""
+NO_TEXT = 1.0
+"""In place of a log-prob, where scores come from tokens of another tokenizer: nothing is known of the text up to here.
+NaN: the text goes on, and the next number is of all of it."""
 
 
 class ScoresReader:

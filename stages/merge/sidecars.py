@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from postmill.io.errors import MISMATCH, ArtifactError
-from postmill.io.json_file import load_json
+from postmill.io.json_file import load_json, write_json
 from postmill.io.model_folder import ADAPTER_CONFIG, TRAINING, model_files, tokenizer_files
 from postmill.io.safetensors_file import INDEX
 from postmill.stages.merge.plan import Plan
 from postmill.stages.shared.base_model import configured_stop_ids, trained_stop_ids
+from postmill.stages.shared.saved_head import recorded_head
 
 _CONFIGS = ("config.json", "generation_config.json")
 _NOT_OF_A_MODEL = (ADAPTER_CONFIG, TRAINING, INDEX)
@@ -35,7 +36,15 @@ def write_sidecars(base: Path, adapters: list[Path], target: Path, plan: Plan, d
         save_json(target / "config.json", config)
     else:
         shutil.copyfile(base / "config.json", target / "config.json")
+    _keep_answers(base, adapters, target)
     return _write_generation_config(base, adapters, target)
+
+
+def _keep_answers(base: Path, adapters: list[Path], target: Path) -> None:
+    """A generative reranker is a language model in all its files: which tokens answer stands beside them."""
+    head = next((head for path in (*reversed(adapters), base) if (head := recorded_head(path)) is not None), None)
+    if head is not None and head.kind == "answers":
+        write_json(target / TRAINING, {"head": head})
 
 
 def check_tokenizer(adapters: list[Path], plan: Plan) -> None:

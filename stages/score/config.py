@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from postmill.stages.shared.answer_tokens import answers_head
 from postmill.stages.spec import LAST_BITS, Port, Stage
 
 
@@ -17,6 +18,9 @@ class Score(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     pooling: Literal["auto", "last", "mean", "cls"] = "auto"
     """What a row's vector is made of: its last token, the mean over its tokens, or its first. auto: what the model was
     trained with, and last for one that was not trained for it."""
+    answers: list[str] = []
+    """Score each row as generative rerankers do: by the logit of the first of two tokens, like yes,no, less that of the
+    second. Unset: as the model was trained."""
     normalize: bool = True
     """Divide each vector by its length."""
 
@@ -41,6 +45,12 @@ class Score(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     bin_tokens: Annotated[int, Meta(ge=1), LAST_BITS] = 4096
     """Tokens computed at a time; a longer row is computed alone."""
 
+    def __post_init__(self) -> None:
+        if self.answers:
+            answers_head(self.answers)
+            if self.head != "auto":
+                raise ValueError(f"answers and head {self.head}: two heads; leave one of them out")
+
 
 STAGE = Stage(
     name="score",
@@ -56,6 +66,18 @@ STAGE = Stage(
             kinds=("prompts",),
             flag="--prompts",
             help="prompts to read in place of those of the rows, line by line: of a teacher that knows more",
+            required=False,
+        ),
+        "onto": Port(
+            kinds=("tokens", "packed"),
+            flag="--onto",
+            help="the same rows by another tokenizer, of a student: what is said of the text is written on its tokens",
+            required=False,
+        ),
+        "onto_tokenizer": Port(
+            kinds=("tokenizer",),
+            flag="--onto-tokenizer",
+            help="that tokenizer: the folder of the student's model",
             required=False,
         ),
     },

@@ -25,8 +25,10 @@ from postmill.io.table import TableReader, TableWriter
 from postmill.stages.progress import Meter, Progress
 from postmill.stages.protocol import Input, Inputs, Out, Result
 from postmill.stages.score.config import Score
+from postmill.stages.score.onto import Onto
 from postmill.stages.score.reading import Reading
 from postmill.stages.shared import attention, hf
+from postmill.stages.shared.answer_tokens import answers_head
 from postmill.stages.shared.apart import settle
 from postmill.stages.shared.asked import Ask
 from postmill.stages.shared.batch import collate
@@ -45,6 +47,7 @@ def run(cfg: Score, inputs: Inputs, out: Out) -> Result:
     out.stop.graceful = True
     source, rows = _rows(inputs["rows"][0])
     kind = _head_kind(cfg, inputs)
+    onto = _onto(cfg, inputs, rows)
     reading = Reading(cfg, inputs, rows, kind)
     folder = out.checkpoints / out.key.rpartition(":")[2][:16]
     folder.mkdir(parents=True, exist_ok=True)
@@ -71,10 +74,15 @@ def run(cfg: Score, inputs: Inputs, out: Out) -> Result:
     total, count = 0.0, 0
     for path in paths:
         for batch in TableReader(path, SCORES_V1):
-            table.write(batch)
             logp = to_numpy(batch.column("logp").values)
             total, count = total + float(logp.sum(dtype=np.float64)), count + len(logp)
+            if onto is None:
+                table.write(batch)
+    for written in () if onto is None else onto.write(paths):
+        table.write(_batch(*written))
     table.close()
+    if onto is not None:
+        Progress.show(f"score: {onto.metrics()['aligned_text']:.1%} of the trained text is the same in both")
     out.after_commit = lambda: shutil.rmtree(out.checkpoints, ignore_errors=True)
     return Result(
         metrics={
@@ -82,15 +90,27 @@ def run(cfg: Score, inputs: Inputs, out: Out) -> Result:
             "rows": len(rows),
             "tokens": count,
             "mean_logp": total / count if count else None,
+            **({} if onto is None else onto.metrics()),
         },
-        digests=dict(source.manifest.digests),
+        digests=dict((source if onto is None else _rows(inputs["onto"][0])[0]).manifest.digests),
         versions=hf.need("torch", "transformers", remedy="pip install 'postmill[train]'"),
     )
 
 
 def _head_kind(cfg: Score, inputs: Inputs) -> str:
     paths = [item.path for port in ("model", "adapter") for item in inputs[port] if item.path is not None]
+    if cfg.answers:
+        return "answers"
     return find_head(paths[0], paths[1] if len(paths) > 1 else None).kind if cfg.head == "auto" else cfg.head
+
+
+def _onto(cfg: Score, inputs: Inputs, rows: TokenRows) -> Onto | None:
+    if not inputs["onto"]:
+        if inputs["onto_tokenizer"]:
+            raise ConfigError("--onto-tokenizer: of which rows? give --onto too, or leave it out", USAGE)
+        return None
+    artifact, others = _rows(inputs["onto"][0])
+    return Onto(cfg, inputs, rows, others, artifact.manifest.digests.get("tokenizer"))
 
 
 def _rows(given: Input) -> tuple[Artifact, TokenRows]:
@@ -128,6 +148,8 @@ def _load(cfg: Score, inputs: Inputs, out: Out) -> Forward:
 
 def _head(cfg: Score, model: Path, adapter: Path | None) -> Head:
     """What is asked for. Raises ArtifactError (78) for classes of a model that has no classifier."""
+    if cfg.answers:
+        return answers_head(cfg.answers)
     head = find_head(model, adapter)
     kind = head.kind if cfg.head == "auto" else cfg.head
     if kind == "sequence" and head.kind != kind:
@@ -141,7 +163,8 @@ def _head(cfg: Score, model: Path, adapter: Path | None) -> Head:
             MISMATCH,
         )
     pooling = head.pooling if cfg.pooling == "auto" else cfg.pooling
-    return Head(kind=kind, outputs=head.outputs, pooling=pooling)
+    answers = head.answers if kind == "answers" else None
+    return Head(kind=kind, outputs=head.outputs, pooling=pooling, answers=answers)
 
 
 def _bins(lengths: NDArray[np.int64], bin_tokens: int) -> Iterator[NDArray[np.int64]]:

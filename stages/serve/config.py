@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from postmill.stages.shared.answer_tokens import answers_head
 from postmill.stages.spec import Port, Stage
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -54,6 +55,9 @@ class Serve(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     head: Literal["auto", "pool"] = "auto"
     """auto: text, or what the model was trained for: embeddings, classes, relevance, a reward. pool: embeddings of any
     model."""
+    answers: list[str] = []
+    """Answer /rerank and /score as generative rerankers do: by how likely the first of two tokens, like yes,no, is
+    behind both texts. Unset: as the model was trained."""
     pooling: Literal["auto", "last", "mean", "cls"] = "auto"
     """What an embedding is made of: the text's last token, the mean over its tokens, or its first. auto: what the model
     was trained with, and mean for one that was not trained for it."""
@@ -66,6 +70,10 @@ class Serve(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         if self.host not in _LOOPBACK and not self.key_file and not self.no_auth:
             raise ValueError(f"host {self.host!r} can be reached by other machines; pass --key-file FILE, or --no-auth")
 
+        if self.answers:
+            answers_head(self.answers)
+            if self.head != "auto":
+                raise ValueError(f"answers and head {self.head}: two heads; leave one of them out")
         if bool(self.admin_key_file) != bool(self.adapter_dir):
             raise ValueError("admin_key_file and adapter_dir belong together: pass both, or none")
 

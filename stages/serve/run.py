@@ -20,6 +20,7 @@ from postmill.stages.serve.config import Serve
 from postmill.stages.serve.service import Defaults, Service
 from postmill.stages.serve.worker import Worker
 from postmill.stages.shared.agent_formats.table import FORMATS
+from postmill.stages.shared.answer_tokens import answers_head
 from postmill.stages.shared.engine.local import LocalEngine
 from postmill.stages.shared.engine.pooled import PooledEngine
 from postmill.stages.shared.engine.text import Speaker
@@ -86,6 +87,8 @@ def load(cfg: Serve, inputs: Inputs, *, threads: int) -> Service:
 
 def find_served_head(cfg: Serve, folders: list[Path]) -> Head:
     """What answers: the language model, or the head that was trained or asked for."""
+    if cfg.answers:
+        return answers_head(cfg.answers)
     head = find_head(folders[0], folders[1] if len(folders) > 1 else None)
     is_embedder = head.kind == "pool" or (folders[0] / "modules.json").is_file()  # of sentence-transformers
     if cfg.head == "auto" and not is_embedder:

@@ -31,6 +31,7 @@ ALIGNMENT: dict[str, Literal["token", "row"]] = {
     "ref_top_logp": "token",
     "returns": "token",
     "step_label": "token",
+    "teacher_logp": "token",
     "teacher_top_ids": "token",
     "teacher_top_logp": "token",
     "values": "token",

@@ -19,7 +19,7 @@ from postmill.stages.shared.asked import Ask, Outputs, joined, part_of
 from postmill.stages.shared.batch import Batch
 from postmill.stages.shared.context import Context
 from postmill.stages.shared.decode import decode, decode_answers, own_answer_logits
-from postmill.stages.shared.heads import LM, Head
+from postmill.stages.shared.heads import LM, WITH_LM_HEAD, Head
 from postmill.stages.shared.hf import decoder_of
 from postmill.stages.shared.inserts import Inserts, prompt_ends
 from postmill.stages.shared.lm_head import LmHead
@@ -179,6 +179,8 @@ class Forward(nn.Module):
         """What a head other than the language model's says of the hidden states of the whole batch."""
         if self.head.kind == "sequence":
             found = classifier.sequence_values(self.model, hidden_TH, batch)
+        elif self.head.kind == "answers":
+            found = self.lm_head.between(hidden_TH[batch.points_N], self.model.answer_ids)
         elif self.head.kind == "token":
             assert ask.points_N is not None
             found = classifier.token_values(self.model, hidden_TH[ask.points_N])
@@ -189,8 +191,8 @@ class Forward(nn.Module):
         return Outputs(pooled_RH=found) if self.head.kind == "pool" else Outputs(values_NC=found)
 
     def own_logits(self, ids_1T: Tensor) -> Tensor:
-        """What the model itself says of one row, to compare with: [1, T, V], [1, C] or [1, T, C] of a classifier; the
-        hidden states, [1, T, H], without a head."""
+        """What the model itself says of one row, to compare with: [1, T, V], [1, C] or [1, T, C] of a classifier, or
+        [1, 1] of two answers; the hidden states, [1, T, H], without a head."""
         if self.is_encoder_decoder:
             return own_answer_logits(self.model, ids_1T)
         if self.prompt is not None:
@@ -200,6 +202,9 @@ class Forward(nn.Module):
         types = {"token_type_ids": token_types(ids_1T, (0, ids_1T.shape[1]))} if self._has_types else {}
         found = self.model(input_ids=ids_1T, **types, **self._no_cache)
         logits: Tensor = found.last_hidden_state if self.head.kind == "pool" else found.logits
+        if self.head.kind == "answers":
+            yes, no = self.model.answer_ids
+            return (logits[:, -1, yes] - logits[:, -1, no])[:, None]
         return logits
 
     def hidden(self, batch: Batch) -> Tensor:
@@ -252,7 +257,7 @@ class Forward(nn.Module):
                 USAGE,
             )
         mine = self._part(batch)
-        decoder = decoder_of(self.model) if self.head.kind == "lm" else self.model.base_model
+        decoder = decoder_of(self.model) if self.head.kind in WITH_LM_HEAD else self.model.base_model
         inputs, received = self._read(batch, mine)
         positions, media = mine.position_ids_1T + self._first_position, batch.media
         blank: list[Tensor] = []

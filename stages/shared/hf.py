@@ -11,7 +11,8 @@ from typing import Any
 from postmill.io.errors import MISMATCH, USAGE, ArtifactError, ConfigError
 from postmill.io.json_file import load_json
 from postmill.io.model_folder import ADAPTER_CONFIG
-from postmill.stages.shared.heads import AUTO_CLASS, LM, PROBLEM_TYPE, Head
+from postmill.stages.shared.answer_tokens import answer_ids
+from postmill.stages.shared.heads import AUTO_CLASS, LM, PROBLEM_TYPE, WITH_LM_HEAD, Head
 from postmill.stages.shared.media.families.table import image_options
 
 
@@ -60,7 +61,7 @@ def load_model(path: Path, dtype: Any, *, attention: str | None = None, head: He
     quant: nf4, fp4 or int8 quantizes plain weights while they load, by bitsandbytes.
     A classifier that is not there is drawn from torch's generator. Never runs code from the folder.
     Raises ArtifactError (78) for a family that cannot compute attention that way, or a classifier of another size;
-    ConfigError (2) for quantized weights whose package is not installed.
+    ConfigError (2) for quantized weights whose package is not installed, or answers that are no tokens.
     """
     transformers: Any = importlib.import_module("transformers")
     torch: Any = importlib.import_module("torch")
@@ -68,7 +69,7 @@ def load_model(path: Path, dtype: Any, *, attention: str | None = None, head: He
     if attention is not None and not is_encoder_decoder(path):  # whose rows are computed one by one, with biases
         options["attn_implementation"] = _for_decoder(path, attention)
     kind = _class_of(transformers, path)
-    if head.kind != "lm":
+    if head.kind not in WITH_LM_HEAD:
         kind = getattr(transformers, AUTO_CLASS[head.kind])
         options |= {} if head.kind == "pool" else {"num_labels": head.outputs}
         options |= {"problem_type": PROBLEM_TYPE[head.problem]} if head.problem else {}
@@ -76,11 +77,11 @@ def load_model(path: Path, dtype: Any, *, attention: str | None = None, head: He
     quantization = load_json(path / "config.json").get("quantization_config")
     if quantization:
         base: Any = importlib.import_module("postmill.stages.shared.quantized_base")
-        if base.is_ours(quantization) and head.kind == "lm":
+        if base.is_ours(quantization) and head.kind in WITH_LM_HEAD:
             empty = build_empty(path)
             if attention is not None:
                 empty.set_attn_implementation(attention)
-            return base.load_packed(path, empty, dtype)
+            return _with_answers(base.load_packed(path, empty, dtype), path, head)
         base.check_packages(path, quantization)
     if quant != "none":
         need("bitsandbytes", remedy=f"pip install 'postmill[qlora]', or leave --quant {quant} out")
@@ -111,7 +112,14 @@ def load_model(path: Path, dtype: Any, *, attention: str | None = None, head: He
             # backward pass, and rounds to bfloat16
             module.support_avx512bf16_for_cpu = False
     _drop_as_said(model, head)
-    return model.eval()
+    return _with_answers(model.eval(), path, head)
+
+
+def _with_answers(model: Any, path: Path, head: Head) -> Any:
+    """The model, which knows the ids of the two tokens that its head compares."""
+    if head.answers is not None:
+        model.answer_ids = answer_ids(path, head.answers)
+    return model
 
 
 def _drop_as_said(model: Any, head: Head) -> None:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from postmill.kernels.gather_logits import gather_logits
 from postmill.kernels.loss_scale_ce.api import Backend, loss_scale_ce
 from postmill.kernels.loss_scale_ce.terms import LossOutput
 from postmill.kernels.loss_scale_ce.vocab_parallel import loss_scale_ce_vocab_parallel
@@ -80,6 +81,15 @@ class LmHead:
         logp_NK, ids_NK = top.likeliest(head, ask.num_top, ask.temperature)
         empty_TK = logp_NK.new_zeros(len(hidden_TH), ask.num_top)
         return empty_TK.index_copy(0, at_N, logp_NK), empty_TK.long().index_copy(0, at_N, ids_NK)
+
+    def between(self, hidden_RH: Tensor, answers: tuple[int, int]) -> Tensor:
+        """[R, 1] float32: the logit of the first of two entries of the vocabulary, less that of the second. Its sigmoid
+        is the probability of the first among both."""
+        head = top.HeadOf(**whole_head(self.of(hidden_RH)))
+        ids_R2 = torch.tensor([answers], device=hidden_RH.device).expand(len(hidden_RH), 2).contiguous()
+        logits_R2 = gather_logits(head.hidden_TH, head.weight_VH, ids_R2, head.bias_V)
+        first_R1, second_R1 = head.scaled(logits_R2, 1.0).split(1, dim=1)
+        return (first_R1 - second_R1).float()
 
     def of(self, hidden_TH: Tensor) -> dict[str, Any]:
         """What the loss kernel is given of the head."""

@@ -24,7 +24,7 @@ def find_head(model: Path, adapter: Path | None = None) -> Head:
     Raises ArtifactError (65) for a record of a head that cannot be read.
     """
     for folder in (adapter, model):
-        said = _recorded(folder) if folder is not None else None
+        said = recorded_head(folder) if folder is not None else None
         if said is not None:
             return said
     pooling = _sentence_transformers(model)
@@ -39,7 +39,8 @@ def find_head(model: Path, adapter: Path | None = None) -> Head:
     return LM
 
 
-def _recorded(folder: Path) -> Head | None:
+def recorded_head(folder: Path) -> Head | None:
+    """What training wrote of it beside its result; None for the language model's own. Raises ArtifactError (65)."""
     if not (folder / TRAINING).is_file():
         return None
     said = load_json(folder / TRAINING).get("head")

@@ -207,9 +207,7 @@ def check_objective(place: str, data: Data, needs: Needs) -> None:
             )
     if data.rewards is not None:
         _check_rewards(place, data.rewards, needs)
-    for scores in data.scores.values():
-        if isinstance(scores, ScoresReader):
-            scores.check(data.reader)
+    _check_scores(data, needs)
     if needs.group == "pair":
         _check_pairs(place, data.reader)
     if needs.group == "list":
@@ -218,6 +216,17 @@ def check_objective(place: str, data: Data, needs: Needs) -> None:
         step_labels(data.reader, data.reader.layout()[0])
     if needs.head.problem is not None:
         check_labels(data.reader, data.reader.layout()[0], needs.head)
+
+
+def _check_scores(data: Data, needs: Needs) -> None:
+    for scores in data.scores.values():
+        if not isinstance(scores, ScoresReader):
+            continue
+        scores.check(data.reader)
+        if "aligned_text" in scores.artifact.manifest.metrics and "teacher_top_ids" not in needs.columns:
+            raise ConfigError(
+                f"{scores.artifact.path}: a teacher with another tokenizer; only --objective gkd learns of one", USAGE
+            )
 
 
 def _check_rewards(place: str, rewards: RewardsReader, needs: Needs) -> None:

@@ -127,4 +127,4 @@ def _of_row(forward: Forward, row: np.ndarray[Any, Any], device: torch.device) -
         return logp
     if forward.head.kind == "pool":
         return {"last": own[:, -1], "mean": own.mean(1), "cls": own[:, 0]}[forward.head.pooling]
-    return own if forward.head.kind == "sequence" else own[0]
+    return own if forward.head.kind in ("sequence", "answers") else own[0]

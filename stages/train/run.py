@@ -12,6 +12,7 @@ from postmill.io.packed import PackedReader
 from postmill.io.rewards import RewardsReader
 from postmill.io.scores import ScoresReader
 from postmill.stages.protocol import Input, Inputs, Out, Result
+from postmill.stages.shared.answer_tokens import answer_ids
 from postmill.stages.train.answers import check_one_answer
 from postmill.stages.train.checks import (
     check_data,
@@ -40,6 +41,9 @@ def run(cfg: Train, inputs: Inputs, out: Out) -> Result:
         raise ConfigError("--objective own and its function go together; write --objective file.py:function", USAGE)
     model = inputs["model"][0]
     check_quantized(cfg, model)
+    answers = cfg.objective.needs.head.answers
+    if answers is not None and model.path is not None:
+        answer_ids(model.path, answers)
     start = inputs["from"][0] if inputs["from"] else None
     if start is not None:
         check_start(cfg, start, model)

@@ -36,7 +36,7 @@ class PooledEngine:
 
     def __init__(self, folders: list[Path], head: Head, *, dtype: str = "auto", threads: int = 1) -> None:
         """folders: a model, or a base and an adapter. Raises ArtifactError (78) for a head that reads single tokens."""
-        if head.kind not in ("pool", "sequence"):
+        if head.kind not in ("pool", "sequence", "answers"):
             raise ArtifactError(f"{folders[-1]}: a head of kind {head.kind} says nothing of a whole text", MISMATCH)
         self._folders, self._dtype, self._threads, self.head = folders, dtype, threads, head
         self._waiting: deque[Request] = deque()

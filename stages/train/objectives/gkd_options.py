@@ -38,7 +38,7 @@ class Gkd(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
         """See `Needs`."""
         return Needs(
             stats=frozenset({"logp", "lse"}),
-            columns=("teacher_top_ids", "teacher_top_logp"),
+            columns=("teacher_top_ids", "teacher_top_logp", "teacher_logp"),
             measures=("tokens",),
             temperature=self.temperature,
         )

@@ -1,4 +1,5 @@
-"""Losses of rerankers, with v the score of a text for its query.
+"""Losses of rerankers, with v the score of a text for its query: a classifier's number, or z_yes - z_no of the language
+model's head behind the text (Qwen3-Reranker, <https://arxiv.org/abs/2506.05176>).
 
     pointwise  mean over texts of the binary cross-entropy of v with whether the text fits
     listwise   mean over texts that fit of -log softmax of v / tau over the text itself and those that do not fit
@@ -27,7 +28,7 @@ class RerankerLoss:
         self.needs, self._options = options.needs, options
 
     def ask(self, batch: Batch, norms: Mapping[str, float]) -> Ask:
-        """The classifier's numbers, which a sequence head gives unasked."""
+        """The scores, which such a head gives unasked."""
         return Ask()
 
     def loss(self, outputs: Outputs, batch: Batch, norms: Mapping[str, float], constants: Mapping[str, float]) -> Loss:

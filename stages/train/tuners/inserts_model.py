@@ -20,7 +20,7 @@ def insert_tuner(config: Kind) -> Tuner:
     """The tuner that puts what `config` says between the layers."""
 
     def start(given: Start) -> Any:
-        if given.head.kind not in ("lm", "pool"):
+        if given.head.kind not in ("lm", "pool", "answers"):
             raise ConfigError("--tuner: a classifier would not be trained; use --tuner lora", USAGE)
         model = given.load(given.base, given.dtype)
         torch.manual_seed(given.seed)

@@ -108,6 +108,29 @@ def test_rerankers_read_both_texts_together(folder):
         assert (answer.status_code, error["code"], error["param"]) == (400, "unsupported_parameter", "model")
 
 
+def test_a_language_model_ranks_by_how_likely_one_of_two_answers_is(folder):
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    yes, no = tokenizer.convert_tokens_to_ids(["y", "n"])
+
+    def chance(query, document):
+        with torch.no_grad():
+            logits = model(tokenizer(f"{query}\n{document}", return_tensors="pt").input_ids).logits[0, -1]
+        return float(torch.stack([logits[no], logits[yes]]).log_softmax(0)[1].exp())
+
+    documents = ["one", "another one", "x"]
+    chances = [chance("which", document) for document in documents]
+    with serving(folder, answers=["y", "n"]) as server:
+        asked = {"model": "base", "query": "which", "documents": documents}
+        results = httpx2.post(f"{server.url}/v1/rerank", json=asked).json()["results"]
+        pairs = {"model": "base", "text_1": "which", "text_2": documents}
+        scores = httpx2.post(f"{server.url}/v1/score", json=pairs).json()["data"]
+        refused = httpx2.post(f"{server.url}/v1/classify", json={"model": "base", "input": "a"})
+    assert [item["index"] for item in results] == sorted(range(3), key=lambda at: -chances[at])
+    assert [item["score"] for item in scores] == pytest.approx(chances, abs=1e-5)
+    assert refused.status_code == 400
+
+
 def test_classes_have_shares(folder):
     path = classifier(folder, folder.parent / "classes", 3)
     model = transformers.AutoModelForSequenceClassification.from_pretrained(path)
