@@ -167,7 +167,7 @@ def pieces(mine: list[bytes], other: list[bytes]) -> list[tuple[int, int]]:
     same = int(differs[0]) if len(differs) else shorter
     ends = [np.cumsum([len(token) for token in tokens], dtype=np.int64) for tokens in (mine, other)]
     ends = [end - lead for end, lead in zip(ends, leads, strict=True)]
-    borders = np.intersect1d(*ends)
+    borders = np.intersect1d(ends[0], ends[1])
     borders = borders[(borders > 0) & (borders <= same)]
     counts = [np.searchsorted(end, borders, side="right").tolist() for end in ends]
     return list(zip(*counts, strict=True))

@@ -11,7 +11,10 @@ HINT = "write the name that tokenizer.json has for it, as in --answers yes,no"
 
 
 def answers_head(answers: list[str]) -> Head:
-    """The head that compares both. Raises ValueError unless there are two, and they differ."""
+    """The head that compares both, given one by one or as `yes,no`. Raises ValueError unless there are two, and they
+    differ."""
+    if len(answers) == 1:
+        answers = answers[0].split(",")
     if len(answers) != 2 or answers[0] == answers[1]:
         raise ValueError(f"answers: {','.join(answers)!r}, expected two tokens, the one for a text that fits first")
     return Head(kind="answers", answers=(answers[0], answers[1]))

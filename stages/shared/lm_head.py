@@ -88,8 +88,8 @@ class LmHead:
         head = top.HeadOf(**whole_head(self.of(hidden_RH)))
         ids_R2 = torch.tensor([answers], device=hidden_RH.device).expand(len(hidden_RH), 2).contiguous()
         logits_R2 = gather_logits(head.hidden_TH, head.weight_VH, ids_R2, head.bias_V)
-        first_R1, second_R1 = head.scaled(logits_R2, 1.0).split(1, dim=1)
-        return (first_R1 - second_R1).float()
+        scaled_R2 = head.scaled(logits_R2, 1.0).float()
+        return scaled_R2[:, :1] - scaled_R2[:, 1:]
 
     def of(self, hidden_TH: Tensor) -> dict[str, Any]:
         """What the loss kernel is given of the head."""

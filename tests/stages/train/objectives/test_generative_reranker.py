@@ -156,7 +156,7 @@ def test_learns_and_stays_a_language_model_that_score_reads(world, tmp_path):
 
 def test_a_merged_adapter_is_a_reranker_still(world, tmp_path):
     ports = {"packed": [str(world / "packed")], "model": [str(world / "base")]}
-    cfg = make(Train, objective=Reranker(answers=["yes", "no"]), tuner="lora", bins_per_step=2, epochs=3, lr=1e-2)
+    cfg = make(Train, objective=Reranker(answers=["yes,no"]), tuner="lora", bins_per_step=2, epochs=3, lr=1e-2)
     run_stage(STAGE, cfg, ports, tmp_path / "run", Options(threads=1))
     assert json.loads((tmp_path / "run" / "adapter_config.json").read_text())["task_type"] == "CAUSAL_LM"
     beside = read(world / "base", world / "packed", tmp_path / "scores", adapter=[str(tmp_path / "run")])
