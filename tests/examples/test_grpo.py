@@ -59,7 +59,7 @@ def test_products_have_their_solutions_and_the_tool_knows_them(tmp_path: Path, m
     for row in rows["held_out"]:
         a, _, b = row["messages"][1]["content"].removesuffix("?").split(" ")
         assert calc(f"{a}*{b}") == row["solution"]
-    assert sum(len(row["messages"]) == 5 for row in rows["warm"]) == 16
+    assert sum(len(row["messages"]) == 5 for row in rows["warm"]) == 10
     for text in ("__import__('os')", "2**999999", "1/0", "x"):
         with pytest.raises((ValueError, SyntaxError)):
             calc(text)

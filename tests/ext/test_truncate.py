@@ -27,7 +27,7 @@ def test_prompt_and_answer_keep_their_starts(question: int, answer: int, prompt_
     [row], [line], counts = run(enc, chat("x" * question, "y" * answer))
     closed = "<end><bot>" if prompt_kept == question else ""
     assert shown(enc, row) == [("<bos><user>" + "x" * prompt_kept + closed, 0.0), (answer_kept, 1.0)]
-    assert row["length"] == 20 and "kept" not in counts
+    assert row["length"] == 20 and counts["kept"] == 0
     before = question + answer + 5
     assert [line[name] for name in ("action", "reason", "tokens_before", "tokens_after")] == [
         "truncated", "proportional", before, 20,
