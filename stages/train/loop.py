@@ -102,7 +102,9 @@ def train(
     objective = build_objective(cfg.objective, own_loss)
     accelerator, layout = launched(cfg)
     try:
-        data, valid = _with_pixels(cfg, base, data, valid, stored, num_ranks=accelerator.num_processes)
+        pixels = _pixels_of(cfg, base, [data, valid, demonstrations], stored, num_ranks=accelerator.num_processes)
+        data = data._replace(pixels=pixels)
+        valid, demonstrations = (other and other._replace(pixels=pixels) for other in (valid, demonstrations))
         steps = Steps(cfg, data.reader, layout.num_data, data.rewards)
         resumed = resume(out, accelerator)
         conditions = fix_numerics(cfg, out, accelerator, layout, resumed)
@@ -252,15 +254,14 @@ def _samples(
     return Samples(prompts.path, base.path, max_tokens=cfg.measure.sample_tokens, before=before, folder=out.checkpoints)
 
 
-def _with_pixels(
-    cfg: Train, base: Input, data: Data, valid: Data | None, stored: Sequence[Input], *, num_ranks: int
-) -> tuple[Data, Data | None]:
-    """The data with what makes pixels of their pictures, if rows can have any. Raises ConfigError (2)."""
-    readers = [given.reader for given in (data, valid) if given]
-    if not any(reader.token_rows.have_pictures for reader in readers):
+def _pixels_of(
+    cfg: Train, base: Input, sets: Sequence[Data | None], stored: Sequence[Input], *, num_ranks: int
+) -> Pixels | None:
+    """What makes pixels of the pictures in `sets`, if rows can have any. Raises ConfigError (2)."""
+    if not any(data.reader.token_rows.have_pictures for data in sets if data):
         if stored:
             raise ConfigError("--pixels: the rows have no pictures; leave it out", USAGE)
-        return data, valid
+        return None
     if cfg.neftune_alpha:
         raise ConfigError("--neftune-alpha: noise on rows with pictures is not supported; leave it out", USAGE)
     if cfg.parallel.cp > 1:
@@ -269,8 +270,7 @@ def _with_pixels(
         raise ConfigError("--objective: it cannot see pictures yet; pack rows without them", USAGE)
     assert base.path is not None
     kept = PixelsReader([given.path for given in stored if given.path]) if stored else None
-    pixels = Pixels(base.path, num_ranks=num_ranks, stored=kept)
-    return data._replace(pixels=pixels), valid._replace(pixels=pixels) if valid else None
+    return Pixels(base.path, num_ranks=num_ranks, stored=kept)
 
 
 def _load(

@@ -1,5 +1,6 @@
 """Rows with pictures in training: packed they are what they are alone, and the whole model is what transformers has."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,19 @@ def logits(folder: Path, case: Case) -> torch.Tensor:
     return own_logp(copy, 0)
 
 
+def test_demonstrations_are_seen_with_their_pictures(case: Case, tmp_path: Path) -> None:
+    """A step of all rows, half of its loss from the same rows as demonstrations, is a step of all rows."""
+    bins, lines = len(case.reader), []
+    for name, ports in (("alone", []), ("both", ["demonstrations"])):
+        options = {"steps": 1, "bins_per_step": bins, "demonstration_bins": bins, "mu": 0.5}
+        out = trained(case, tmp_path / name, ports, tuner="full", **options)
+        lines.append(json.loads((out / "metrics.jsonl").read_text()))
+    alone, both = lines
+    assert both["demonstrations"] == pytest.approx(alone["loss"], rel=1e-5)
+    assert both["loss"] == pytest.approx(alone["loss"], rel=1e-5)
+    assert both["grad_norm"] == pytest.approx(alone["grad_norm"], rel=1e-4)
+
+
 @pytest.mark.parametrize("part", ["vision", "projector", "language"])
 def test_a_part_can_be_frozen(case: Case, part: str, tmp_path: Path) -> None:
     """The saved model loads in transformers under its own names, and what was frozen is as it was."""
@@ -124,7 +138,7 @@ def test_a_part_can_be_frozen(case: Case, part: str, tmp_path: Path) -> None:
 
     if case.name not in ("qwen2_5_vl", "qwen3_vl", "llava", "gemma3", "pixtral", "llama4", "glm4v"):
         pytest.skip("seven layouts of names are enough")
-    out = trained(case, tmp_path / "run", tuner="full", freeze=[part], valid=part == "vision")
+    out = trained(case, tmp_path / "run", tuner="full", freeze=[part], ports=["valid"] if part == "vision" else [])
     before, after = weights_of(case.folder), weights_of(out)
     parts = group_of(case.net)
     assert before.keys() == after.keys()

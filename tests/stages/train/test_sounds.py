@@ -8,19 +8,12 @@ import numpy as np
 import pytest
 import tiny_audio
 import torch
+from media_case import LOGP, TOLERANCE, Rows, largest
+from tiny_vlm import write_packed
 
 from postmill.io.errors import ArtifactError
-from postmill.io.packed import PackedReader
-from postmill.stages.shared import attention, hf
-from postmill.stages.shared.asked import Ask
-from postmill.stages.shared.batch import Batch, collate
-from postmill.stages.shared.forward import Forward
 from postmill.stages.shared.media.pixels import Pixels
 from postmill.stages.shared.media.sound import decode_wav, resample
-
-LOGP = Ask(stats=frozenset({"logp"}))
-TOLERANCE = 1e-5
-"""Of log-probabilities around 10 in float32: one part in a million."""
 
 
 def write_rows(folder: Path) -> Path:
@@ -37,37 +30,15 @@ def write_rows(folder: Path) -> Path:
     return media_models.write_lines(folder / "rows.jsonl", rows)
 
 
-class Case:
-    """A tiny model, its rows, and both ways to see them."""
+class Case(Rows):
+    """A tiny model that hears, and its rows."""
 
     def __init__(self, folder: Path) -> None:
-        from tiny_vlm import write_packed
-
-        self.folder = folder / "model"
-        self.processor = tiny_audio.write_model(self.folder)
+        self.processor = tiny_audio.write_model(folder / "model")
         (folder / "data").mkdir()
-        self.packed = write_packed(folder / "packed", self.folder, write_rows(folder / "data"))
-        self.reader = PackedReader(self.packed)
-        kernel = attention.choose("per-row", torch.device("cpu"), torch.float32)
-        self.net = hf.load_model(self.folder, torch.float32, attention=kernel)
-        self.forward = Forward(self.net, compute_dtype=torch.float32, backend="reference").eval()
-        self.pixels = Pixels(self.folder)
-
-    def batch(self, rows: list[int]) -> Batch:
-        """Rows laid end to end, every token scored."""
-        tokens, ordinals = self.reader.token_rows, np.array(rows)
-        laid = tokens.lay(ordinals)
-        weights = np.ones_like(laid.weights)
-        weights[laid.cu_seqlens[:-1]] = 0
-        batch = collate([laid._replace(weights=weights)])
-        return batch._replace(media=self.pixels.of_rows(tokens, ordinals, batch))
-
-    def logp(self, batch: Batch) -> list[torch.Tensor]:
-        """Log-probabilities of each row's tokens but the first."""
-        with torch.no_grad():
-            found = self.forward(batch, LOGP).logp_T
-        assert found is not None
-        return [piece[:-1] for piece in found.split(np.diff(batch.row_starts).tolist())]
+        super().__init__(
+            folder / "model", write_packed(folder / "packed", folder / "model", write_rows(folder / "data"))
+        )
 
     def own_logp(self, row: int) -> torch.Tensor:
         """The same by transformers' own model and feature extractor."""
@@ -96,10 +67,6 @@ class Case:
 @pytest.fixture(scope="module")
 def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
     return Case(tmp_path_factory.mktemp("sounds"))
-
-
-def largest(ours: list[torch.Tensor], others: list[torch.Tensor]) -> float:
-    return max(float((a - b).abs().max()) for a, b in zip(ours, others, strict=True))
 
 
 def test_rows_are_what_transformers_makes_of_them_alone_and_packed(case: Case) -> None:

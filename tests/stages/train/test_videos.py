@@ -8,19 +8,12 @@ import numpy as np
 import pytest
 import tiny_vlm
 import torch
+from media_case import TOLERANCE, Rows, largest
 
 from postmill.io.errors import ArtifactError
 from postmill.io.ledger import read_ledger
-from postmill.io.packed import PackedReader
-from postmill.stages.shared import attention, hf
-from postmill.stages.shared.asked import Ask
-from postmill.stages.shared.batch import Batch, collate
-from postmill.stages.shared.forward import Forward
-from postmill.stages.shared.media.pixels import Pixels
 
 pytest.importorskip("torchvision")
-LOGP = Ask(stats=frozenset({"logp"}))
-TOLERANCE = 1e-5
 FPS = {0: 2, 1: 24, 2: 29.97, 3: 1}
 COUNTS = {0: 3, 1: 14, 2: 8, 3: 1}
 
@@ -46,34 +39,14 @@ def write_rows(folder: Path) -> Path:
     return media_models.write_lines(folder / "rows.jsonl", rows)
 
 
-class Case:
-    """A tiny model, its rows, and both ways to see them."""
+class Case(Rows):
+    """A tiny model that sees videos, and its rows."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder / "model"
-        self.processor = tiny_vlm.write_model(self.folder, "qwen2_5_vl")
+        self.processor = tiny_vlm.write_model(folder / "model", "qwen2_5_vl")
         (folder / "data").mkdir()
-        self.packed = tiny_vlm.write_packed(folder / "packed", self.folder, write_rows(folder / "data"), 2048)
-        self.reader = PackedReader(self.packed)
-        kernel = attention.choose("per-row", torch.device("cpu"), torch.float32)
-        self.net = hf.load_model(self.folder, torch.float32, attention=kernel)
-        self.forward = Forward(self.net, compute_dtype=torch.float32, backend="reference").eval()
-        self.pixels = Pixels(self.folder)
-
-    def batch(self, rows: list[int]) -> Batch:
-        """Rows laid end to end, every token scored."""
-        tokens, ordinals = self.reader.token_rows, np.array(rows)
-        laid = tokens.lay(ordinals)
-        weights = np.ones_like(laid.weights)
-        weights[laid.cu_seqlens[:-1]] = 0
-        batch = collate([laid._replace(weights=weights)])
-        return batch._replace(media=self.pixels.of_rows(tokens, ordinals, batch))
-
-    def logp(self, batch: Batch) -> list[torch.Tensor]:
-        with torch.no_grad():
-            found = self.forward(batch, LOGP).logp_T
-        assert found is not None
-        return [piece[:-1] for piece in found.split(np.diff(batch.row_starts).tolist())]
+        data = write_rows(folder / "data")
+        super().__init__(folder / "model", tiny_vlm.write_packed(folder / "packed", folder / "model", data, 2048))
 
     def own(self, row: int) -> Any:
         """The processor's tensors of a row's conversation."""
@@ -102,10 +75,6 @@ class Case:
 @pytest.fixture(scope="module")
 def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
     return Case(tmp_path_factory.mktemp("videos"))
-
-
-def largest(ours: list[torch.Tensor], others: list[torch.Tensor]) -> float:
-    return max(float((a - b).abs().max()) for a, b in zip(ours, others, strict=True))
 
 
 def test_ids_and_positions_are_the_processors_and_the_models(case: Case) -> None:
