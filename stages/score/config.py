@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from postmill.stages.shared.answer_tokens import answers_head
+from postmill.stages.shared.answer_tokens import check_answers
 from postmill.stages.spec import LAST_BITS, Port, Stage
 
 
@@ -46,10 +46,7 @@ class Score(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Tokens computed at a time; a longer row is computed alone."""
 
     def __post_init__(self) -> None:
-        if self.answers:
-            answers_head(self.answers)
-            if self.head != "auto":
-                raise ValueError(f"answers and head {self.head}: two heads; leave one of them out")
+        check_answers(self.answers, self.head)
 
 
 STAGE = Stage(

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from postmill.io.arrays import to_numpy
 from postmill.io.errors import MISMATCH, USAGE, ArtifactError, ConfigError
+from postmill.io.manifest import Artifact
 from postmill.io.model_folder import tokenizer_digest
 from postmill.io.packed import TokenRows
 from postmill.io.schemas import SCORES_V1
@@ -59,8 +60,8 @@ class _Said(NamedTuple):
 class Onto:
     """The rows of another tokenization, each with the row that the model read."""
 
-    def __init__(self, cfg: Score, inputs: Inputs, read: TokenRows, rows: TokenRows, tokenizer: str | None) -> None:
-        """read: what the model scores. rows: what is written on, made by a tokenizer of this digest.
+    def __init__(self, cfg: Score, inputs: Inputs, read: TokenRows, rows: TokenRows, source: Artifact) -> None:
+        """read: what the model scores. rows: what is written on, those of `source`.
 
         Raises ConfigError (2) for what does not go together, ArtifactError (78) for rows that the model did not read,
         or another tokenizer.
@@ -74,6 +75,7 @@ class Onto:
             )
         mine, other = given[0].path, inputs["model"][0].path
         assert mine is not None and other is not None
+        self.source, tokenizer = source, source.manifest.digests.get("tokenizer")
         if tokenizer is not None and tokenizer_digest(mine) != tokenizer:
             raise ArtifactError(f"--onto-tokenizer {mine}: the rows of --onto are of another tokenizer", MISMATCH)
         self._k, self._read, self._rows = cfg.top_k, read, rows

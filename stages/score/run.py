@@ -92,7 +92,7 @@ def run(cfg: Score, inputs: Inputs, out: Out) -> Result:
             "mean_logp": total / count if count else None,
             **({} if onto is None else onto.metrics()),
         },
-        digests=dict((source if onto is None else _rows(inputs["onto"][0])[0]).manifest.digests),
+        digests=dict((source if onto is None else onto.source).manifest.digests),
         versions=hf.need("torch", "transformers", remedy="pip install 'postmill[train]'"),
     )
 
@@ -110,7 +110,7 @@ def _onto(cfg: Score, inputs: Inputs, rows: TokenRows) -> Onto | None:
             raise ConfigError("--onto-tokenizer: of which rows? give --onto too, or leave it out", USAGE)
         return None
     artifact, others = _rows(inputs["onto"][0])
-    return Onto(cfg, inputs, rows, others, artifact.manifest.digests.get("tokenizer"))
+    return Onto(cfg, inputs, rows, others, artifact)
 
 
 def _rows(given: Input) -> tuple[Artifact, TokenRows]:

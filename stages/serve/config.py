@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from postmill.stages.shared.answer_tokens import answers_head
+from postmill.stages.shared.answer_tokens import check_answers
 from postmill.stages.spec import Port, Stage
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -70,10 +70,7 @@ class Serve(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         if self.host not in _LOOPBACK and not self.key_file and not self.no_auth:
             raise ValueError(f"host {self.host!r} can be reached by other machines; pass --key-file FILE, or --no-auth")
 
-        if self.answers:
-            answers_head(self.answers)
-            if self.head != "auto":
-                raise ValueError(f"answers and head {self.head}: two heads; leave one of them out")
+        check_answers(self.answers, self.head)
         if bool(self.admin_key_file) != bool(self.adapter_dir):
             raise ValueError("admin_key_file and adapter_dir belong together: pass both, or none")
 

@@ -20,6 +20,14 @@ def answers_head(answers: list[str]) -> Head:
     return Head(kind="answers", answers=(answers[0], answers[1]))
 
 
+def check_answers(answers: list[str], head: str) -> None:
+    """Raises ValueError for answers that are not two, or that come with another `head` than auto."""
+    if answers:
+        answers_head(answers)
+        if head != "auto":
+            raise ValueError(f"answers and head {head}: two heads; leave one of them out")
+
+
 def answer_ids(folder: Path, answers: tuple[str, str]) -> tuple[int, int]:
     """Their ids in the model's vocabulary: of the token of that name, or of the one that the text becomes.
 

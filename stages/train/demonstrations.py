@@ -6,7 +6,7 @@ at a time. Source: CHORD, <https://arxiv.org/abs/2508.11408>, whose phi is a con
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import torch
@@ -17,6 +17,7 @@ from postmill.stages.shared.batch import Batch
 from postmill.stages.train import config
 from postmill.stages.train.chord_options import Chord
 from postmill.stages.train.columns import BatchSource
+from postmill.stages.train.objectives.adaptive import weighted
 from postmill.stages.train.objectives.interface import ConstantsObjective, Loss, Objective, Past
 from postmill.stages.train.objectives.needs import Needs
 from postmill.stages.train.objectives.options import Sft
@@ -38,9 +39,7 @@ class PhiLoss:
         """The tokens of `batch`."""
         assert outputs.logp_T is not None
         p_T = outputs.logp_T.detach().exp()
-        # elsewhere the log-prob is 0, and so is the weight
-        total = (batch.weights_T * p_T * (1 - p_T) * -outputs.logp_T).sum() / norms["tokens"]
-        return Loss(total, {"nll": total.detach()}, {})
+        return weighted(p_T * (1 - p_T), outputs, batch, "tokens", norms)
 
 
 class Share:
@@ -61,16 +60,11 @@ class Share:
 
     def summary(self, outputs: Outputs, batch: Batch) -> torch.Tensor:
         """See `ConstantsObjective`."""
-        return self._constants.summary(outputs, batch)
+        return cast("ConstantsObjective", self._objective).summary(outputs, batch)
 
     def constants(self, summary_RS: torch.Tensor, norms: Mapping[str, float], past: Past = ()) -> dict[str, float]:
         """See `ConstantsObjective`."""
-        return self._constants.constants(summary_RS, norms, past)
-
-    @property
-    def _constants(self) -> ConstantsObjective:
-        objective: Any = self._objective
-        return objective  # type: ignore[no-any-return]
+        return cast("ConstantsObjective", self._objective).constants(summary_RS, norms, past)
 
 
 class Demonstrations:

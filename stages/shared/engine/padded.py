@@ -70,13 +70,12 @@ class Group:
         mask_1T = torch.ones_like(ids_1T)
         dtype = self._model.dtype  # Llama 4's processor gives bfloat16, whatever the model is
         inputs = {n: t.to(self._device, dtype if t.is_floating_point() else t.dtype) for n, t in made.items()}
-        if not any(
-            hasattr(module, "rope_deltas") for module in self._model.modules()
-        ):  # PaliGemma would count from 1 here, and from 0 in later passes
+        knowing = [module for module in self._model.modules() if hasattr(module, "rope_deltas")]
+        if not knowing:  # PaliGemma would count from 1 here, and from 0 in later passes
             inputs["position_ids"] = torch.arange(len(prompt_ids), device=self._device)[None]
         result = self._model(input_ids=ids_1T, attention_mask=mask_1T, use_cache=True, logits_to_keep=1, **inputs)
         # an adapter wraps the model that knows
-        decoder = next((m for m in self._model.modules() if getattr(m, "rope_deltas", None) is not None), None)
+        decoder = next((module for module in knowing if module.rope_deltas is not None), None)
         next_11 = mask_1T.sum(-1, keepdim=True) + (0 if decoder is None else decoder.rope_deltas.reshape(1, 1))
         self._cache = result.past_key_values
         if count > 1:

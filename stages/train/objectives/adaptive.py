@@ -36,7 +36,7 @@ class EaftLoss:
         """The tokens of `batch`."""
         assert outputs.entropy_T is not None
         doubt_T = (outputs.entropy_T.detach().clamp(min=0) / _FULL_DOUBT) ** self._alpha
-        return _weighted(doubt_T, outputs, batch, self.needs.measures[0], norms)
+        return weighted(doubt_T, outputs, batch, self.needs.measures[0], norms)
 
 
 class FocalLoss:
@@ -54,10 +54,11 @@ class FocalLoss:
         assert outputs.logp_T is not None
         # a log-prob of 0 has no slope there: rounding must not make the gradient of 0^gamma infinite
         logp_T = outputs.logp_T.clamp(max=-1e-7)
-        return _weighted((-torch.expm1(logp_T)) ** self._gamma, outputs, batch, self.needs.measures[0], norms)
+        return weighted((-torch.expm1(logp_T)) ** self._gamma, outputs, batch, self.needs.measures[0], norms)
 
 
-def _weighted(factor_T: Tensor, outputs: Outputs, batch: Batch, measure: str, norms: Mapping[str, float]) -> Loss:
+def weighted(factor_T: Tensor, outputs: Outputs, batch: Batch, measure: str, norms: Mapping[str, float]) -> Loss:
+    """The cross-entropy of trained tokens, each times `factor_T` of it, over `measure`."""
     assert outputs.logp_T is not None
     nll_T = -batch.weights_T * outputs.logp_T
     total = torch.where(batch.mask_T, factor_T * nll_T, 0).sum() / norms[measure]
